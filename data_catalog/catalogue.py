@@ -1,0 +1,305 @@
+"""The catalogue: one record of artifacts and runs that is cache, resume, refresh and provenance.
+
+SQLite (WAL) for one machine, PostgreSQL for a team: the address decides, the code is the same.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Engine, create_engine, event, select, text
+from sqlalchemy.exc import OperationalError, ProgrammingError, SQLAlchemyError
+from sqlalchemy.orm import Session
+
+from data_catalog.artifact import Artifact
+from data_catalog.errors import RunError, UsageError
+from data_catalog.manifest import Manifest
+from data_catalog.schema import ArtifactRow, EdgeRow, NameRow, RunRow, ScoreRow, SourceRow
+from data_catalog.tables import records
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+
+
+class CatalogueUnreachable(UsageError):
+    """The catalogue's address does not answer."""
+
+
+class UnknownReference(UsageError):
+    """A REF names no artifact, or more than one."""
+
+
+def now() -> datetime:
+    """The current time, UTC."""
+    return datetime.now(UTC)
+
+
+class Catalogue:
+    """A connection to the record. Every method is one short transaction."""
+
+    def __init__(self, url: str, engine: Engine) -> None:
+        self.url = url
+        self.engine = engine
+
+    @contextmanager
+    def session(self) -> Iterator[Session]:
+        """A transaction that commits at the end of the block."""
+        with Session(self.engine, expire_on_commit=False) as session, session.begin():
+            yield session
+
+    def record(self, artifact: Artifact, key: str) -> None:
+        """Enter a sealed artifact with its edges, sources and scores; again is harmless."""
+        manifest = artifact.manifest
+        with self.session() as session:
+            if session.get(ArtifactRow, artifact.digest) is not None:
+                return
+            session.add(
+                ArtifactRow(
+                    digest=artifact.digest,
+                    kind=manifest.kind,
+                    stage=manifest.stage,
+                    key=key,
+                    url=artifact.url,
+                    manifest=manifest.model_dump(mode="json"),
+                    created_at=now(),
+                )
+            )
+            session.flush()
+            for role, parent in manifest.inputs.items():
+                session.add(EdgeRow(child=artifact.digest, role=role, parent=parent))
+            for source in manifest.facts.get("sources", []):
+                session.add(
+                    SourceRow(
+                        artifact=artifact.digest,
+                        source=source["source"],
+                        licence=source["licence"],
+                        rows=source["rows"],
+                        attribution=source.get("attribution", ""),
+                    )
+                )
+            if manifest.kind == "scores":
+                columns = [c.key for c in ScoreRow.__table__.columns][2:]
+                for number, row in enumerate(records(artifact.table("scores.parquet", columns))):
+                    session.add(ScoreRow(artifact=artifact.digest, number=number, **row))
+
+    def find(self, key: str) -> Artifact | None:
+        """The newest artifact made by a job with this key."""
+        query = select(ArtifactRow).where(ArtifactRow.key == key)
+        with self.session() as session:
+            row = session.scalars(query.order_by(ArtifactRow.created_at.desc())).first()
+        return None if row is None else Artifact(row.url)
+
+    def artifacts(self, kind: str | None = None) -> list[ArtifactRow]:
+        """All artifacts, newest first."""
+        query = select(ArtifactRow).order_by(ArtifactRow.created_at.desc())
+        if kind is not None:
+            query = query.where(ArtifactRow.kind == kind)
+        with self.session() as session:
+            return list(session.scalars(query))
+
+    def resolve(self, ref: str) -> Artifact:
+        """The artifact that a name, ``name@version``, digest or unique digest prefix means.
+
+        Raises:
+            UnknownReference: nothing or more than one thing has this name.
+        """
+        name, _, version = ref.partition("@")
+        with self.session() as session:
+            named = select(NameRow).where(NameRow.name == name).order_by(NameRow.created_at.desc())
+            if version:
+                named = named.where(NameRow.version == version)
+            found = session.scalars(named).first()
+            if found is not None:
+                digests = [found.digest]
+            elif version or len(ref) < 4:
+                digests = []
+            else:
+                prefix = select(ArtifactRow.digest).where(ArtifactRow.digest.startswith(ref))
+                digests = list(session.scalars(prefix.limit(3)))
+            rows = [session.get_one(ArtifactRow, digest) for digest in digests]
+        if len(rows) != 1:
+            problem = "is ambiguous: give more digits" if rows else "names nothing"
+            raise UnknownReference(f"{ref!r} {problem}; `geofm list` shows what there is")
+        return Artifact(rows[0].url)
+
+    def get(self, digest: str) -> Artifact:
+        """The artifact with exactly this digest.
+
+        Raises:
+            UnknownReference: the catalogue does not know it.
+        """
+        with self.session() as session:
+            row = session.get(ArtifactRow, digest)
+        if row is None:
+            raise UnknownReference(f"no artifact {digest} in the catalogue {self.url}")
+        return Artifact(row.url)
+
+    def children(self, digest: str) -> list[EdgeRow]:
+        """Everything made directly from an artifact."""
+        with self.session() as session:
+            return list(session.scalars(select(EdgeRow).where(EdgeRow.parent == digest)))
+
+    def publish(self, name: str, artifact: Artifact, day: str) -> NameRow:
+        """Give an artifact a version of a name: ``name@day``, ``name@day.2`` when that is taken.
+
+        Publishing what is already the newest version changes nothing.
+        """
+        with self.session() as session:
+            versions = select(NameRow).where(NameRow.name == name)
+            rows = list(session.scalars(versions.order_by(NameRow.created_at.desc())))
+            if rows and rows[0].digest == artifact.digest:
+                return rows[0]
+            taken = {row.version for row in rows}
+            version, number = day, 1
+            while version in taken:
+                number += 1
+                version = f"{day}.{number}"
+            row = NameRow(
+                name=name,
+                version=version,
+                digest=artifact.digest,
+                created_at=now(),
+                predecessor=rows[0].version if rows else None,
+            )
+            session.add(row)
+        return row
+
+    def names(self) -> list[NameRow]:
+        """All published versions, newest first."""
+        with self.session() as session:
+            return list(session.scalars(select(NameRow).order_by(NameRow.created_at.desc())))
+
+    def sources(self, digest: str) -> list[SourceRow]:
+        """Sources and licences recorded for an artifact."""
+        with self.session() as session:
+            return list(session.scalars(select(SourceRow).where(SourceRow.artifact == digest)))
+
+    @contextmanager
+    def run(self, stage: str, key: str) -> Iterator[RunRow]:
+        """Record one execution: running, then done or failed, with times, host and metrics.
+
+        The caller sets ``artifact`` and ``metrics`` on the row it is given.
+        """
+        row = RunRow(
+            id=str(uuid.uuid4()),
+            stage=stage,
+            key=key,
+            status="running",
+            started_at=now(),
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            metrics={},
+        )
+        with self.session() as session:
+            session.add(row)
+        started = time.perf_counter()
+        try:
+            yield row
+            row.status = "done"
+        except BaseException as error:
+            row.status = "failed"
+            row.error = f"{type(error).__name__}: {error}"[:2000]
+            raise
+        finally:
+            row.finished_at = now()
+            row.seconds = time.perf_counter() - started
+            with self.session() as session:
+                session.merge(row)
+
+    def runs(self, digests: list[str] | None = None) -> list[RunRow]:
+        """Run records, oldest first; of these artifacts only where given."""
+        query = select(RunRow).order_by(RunRow.started_at)
+        if digests is not None:
+            query = query.where(RunRow.artifact.in_(digests))
+        with self.session() as session:
+            return list(session.scalars(query))
+
+
+def _sqlite_settings(connection: Any, _: Any) -> None:
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA synchronous=NORMAL")
+    cursor.execute("PRAGMA foreign_keys=ON")
+    cursor.close()
+
+
+def open_catalogue(url: str) -> Catalogue:
+    """Open a catalogue and bring its tables up to date.
+
+    Args:
+        url: a SQLAlchemy address, e.g. ``sqlite:////data/catalogue.db`` or
+            ``postgresql+psycopg://user@host/geofm``.
+
+    Raises:
+        CatalogueUnreachable: with the address (no password) and the remedy.
+    """
+    arguments = {"timeout": 60} if url.startswith("sqlite") else {}
+    try:
+        engine = create_engine(url, connect_args=arguments)
+        if url.startswith("sqlite"):
+            event.listen(engine, "connect", _sqlite_settings)
+        _migrate(engine)
+    except (SQLAlchemyError, ModuleNotFoundError) as error:
+        shown = url.rsplit("@", maxsplit=1)[-1]
+        raise CatalogueUnreachable(
+            f"cannot open the catalogue {shown} ({str(error).splitlines()[0]}); give an address "
+            "SQLAlchemy knows with --catalog or GEOFM_CATALOG, e.g. sqlite:///catalogue.db"
+        ) from error
+    return Catalogue(url, engine)
+
+
+def _migrate(engine: Engine, attempts: int = 5) -> None:
+    """Run the migrations that are missing; when two processes start at once, one waits."""
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    head = ScriptDirectory.from_config(config).get_current_head()
+    for attempt in range(attempts):
+        try:
+            with engine.connect() as connection:
+                if MigrationContext.configure(connection).get_current_revision() == head:
+                    return
+                if engine.dialect.name == "sqlite":
+                    connection.execute(text("BEGIN IMMEDIATE"))
+                config.attributes["connection"] = connection
+                command.upgrade(config, "head")
+                connection.commit()
+                return
+        except (OperationalError, ProgrammingError):
+            if attempt == attempts - 1:
+                raise
+            time.sleep(0.2 * 2**attempt)
+
+
+def costs(url: str, digests: list[str]) -> list[dict[str, Any]]:
+    """What it cost to make these artifacts: the run that sealed each.
+
+    Returns:
+        Dictionaries with ``stage``, ``digest``, ``seconds`` and ``metrics``, oldest first.
+    """
+    if not url:
+        return []
+    runs = open_catalogue(url).runs(digests)
+    made = {run.artifact: run for run in reversed(runs) if not run.metrics.get("cached")}
+    return [
+        {"stage": r.stage, "digest": r.artifact, "seconds": r.seconds, "metrics": r.metrics}
+        for r in sorted(made.values(), key=lambda run: run.started_at)
+    ]
+
+
+def manifest_of(row: ArtifactRow) -> Manifest:
+    """The manifest kept in the catalogue."""
+    try:
+        return Manifest.model_validate(row.manifest)
+    except ValueError as error:
+        raise RunError(f"the catalogue's manifest of {row.digest} is damaged: {error}") from error

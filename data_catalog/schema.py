@@ -1,0 +1,100 @@
+"""The catalogue's tables. Row-level facts stay in Parquet inside the artifacts."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import JSON, DateTime, Float, ForeignKey, Index, Integer, String, Text
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+
+class Base(DeclarativeBase):
+    """Base of all tables."""
+
+
+class ArtifactRow(Base):
+    """A sealed artifact: where it is and its whole manifest."""
+
+    __tablename__ = "artifact"
+
+    digest: Mapped[str] = mapped_column(String(64), primary_key=True)
+    kind: Mapped[str] = mapped_column(String(32), index=True)
+    stage: Mapped[str] = mapped_column(String(32))
+    key: Mapped[str] = mapped_column(String(64), index=True)
+    url: Mapped[str] = mapped_column(Text)
+    manifest: Mapped[dict[str, Any]] = mapped_column(JSON)
+    created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True))
+
+
+class EdgeRow(Base):
+    """``child`` was made from ``parent``, which played this role."""
+
+    __tablename__ = "edge"
+
+    child: Mapped[str] = mapped_column(ForeignKey("artifact.digest"), primary_key=True)
+    role: Mapped[str] = mapped_column(String(32), primary_key=True)
+    parent: Mapped[str] = mapped_column(String(64), index=True)
+
+
+class RunRow(Base):
+    """One execution of one stage: when, where, how fast, with which result."""
+
+    __tablename__ = "run"
+
+    id: Mapped[str] = mapped_column(String(36), primary_key=True)
+    stage: Mapped[str] = mapped_column(String(32))
+    key: Mapped[str] = mapped_column(String(64), index=True)
+    status: Mapped[str] = mapped_column(String(16))
+    started_at: Mapped[datetime] = mapped_column(DateTime(timezone=True))
+    finished_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+    seconds: Mapped[float | None] = mapped_column(Float)
+    host: Mapped[str] = mapped_column(String(255))
+    pid: Mapped[int] = mapped_column(Integer)
+    artifact: Mapped[str | None] = mapped_column(String(64), index=True)
+    error: Mapped[str | None] = mapped_column(Text)
+    metrics: Mapped[dict[str, Any]] = mapped_column(JSON)
+
+
+class NameRow(Base):
+    """A published version of a named dataset or model."""
+
+    __tablename__ = "name"
+    __table_args__ = (Index("ix_name_digest", "digest"),)
+
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    version: Mapped[str] = mapped_column(String(64), primary_key=True)
+    digest: Mapped[str] = mapped_column(ForeignKey("artifact.digest"))
+    predecessor: Mapped[str | None] = mapped_column(String(64))
+    created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True))
+
+
+class SourceRow(Base):
+    """A source whose material is in an artifact: licence, attribution and how many rows."""
+
+    __tablename__ = "source"
+
+    artifact: Mapped[str] = mapped_column(ForeignKey("artifact.digest"), primary_key=True)
+    source: Mapped[str] = mapped_column(String(128), primary_key=True)
+    licence: Mapped[str] = mapped_column(String(255), primary_key=True)
+    attribution: Mapped[str] = mapped_column(Text, default="")
+    rows: Mapped[int] = mapped_column(Integer)
+
+
+class ScoreRow(Base):
+    """One row of a scores artifact, so that models can be compared without opening files."""
+
+    __tablename__ = "score"
+
+    artifact: Mapped[str] = mapped_column(ForeignKey("artifact.digest"), primary_key=True)
+    number: Mapped[int] = mapped_column(Integer, primary_key=True)
+    model: Mapped[str] = mapped_column(String(128))
+    feature: Mapped[str] = mapped_column(String(32))
+    task: Mapped[str] = mapped_column(String(128))
+    protocol: Mapped[str] = mapped_column(String(32))
+    metric: Mapped[str] = mapped_column(String(32))
+    value: Mapped[float] = mapped_column(Float)
+    ci_low: Mapped[float] = mapped_column(Float)
+    ci_high: Mapped[float] = mapped_column(Float)
+    n: Mapped[int] = mapped_column(Integer)
+    seed: Mapped[int] = mapped_column(Integer)

@@ -1,0 +1,132 @@
+"""A stage: a pure function from sealed artifacts and settings to one sealed artifact.
+
+Big stages split into parts. A part has a key of its own (stage, version, settings, and the
+identity of what it covers), so a killed run, a run with other workers and next night's run all
+find the parts that are already there.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from data_catalog.artifact import Artifact
+from data_catalog.canonical import digest_of
+from data_catalog.store import Store
+
+
+@dataclass(frozen=True)
+class Part:
+    """A share of a stage's work: a key, and a small JSON payload that says what to do."""
+
+    key: str
+    payload: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Sealed:
+    """What a stage reports when it seals. ``metrics`` (times, rates) go to the run record only."""
+
+    counts: dict[str, int]
+    dropped: dict[str, int] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+    deterministic: bool = True
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One stage applied to given inputs and settings; picklable.
+
+    ``device`` and ``catalogue`` (an address) are where, not what: they never enter the key.
+    """
+
+    stage: str
+    version: str
+    seeded: bool
+    store: Store
+    inputs: dict[str, Artifact]
+    settings: Any
+    seed: int = 0
+    device: str = "auto"
+    catalogue: str = ""
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """Stage, version, settings and (where it matters) seed: what a key is made of."""
+        section: BaseModel = self.settings
+        identity = {
+            "stage": self.stage,
+            "version": self.version,
+            "settings": section.model_dump(mode="json"),
+        }
+        return {**identity, "seed": self.seed} if self.seeded else identity
+
+    @cached_property
+    def key(self) -> str:
+        """Cache key of the whole job."""
+        inputs = {role: artifact.digest for role, artifact in self.inputs.items()}
+        return digest_of({**self.identity, "inputs": inputs})
+
+    def part(self, payload: dict[str, Any], covers: Any) -> Part:
+        """A part whose key depends on the stage's identity and on what it covers alone.
+
+        Args:
+            payload: JSON, what ``work`` needs; may change without changing the key.
+            covers: JSON, the content identity of the rows it covers (digests, ids).
+        """
+        return Part(digest_of({**self.identity, "covers": covers}), payload)
+
+    @property
+    def scratch(self) -> Path:
+        """A local folder of this very job that survives kills."""
+        return self.store.scratch(self.key)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage by its functions.
+
+    ``plan(job)`` lists the parts (perhaps none); ``work(job, part, folder)`` writes one part's
+    files into an empty folder; ``seal(job, part_folders, folder)`` writes the artifact's files,
+    the part folders coming in the order of the plan. All three are module-level functions, so
+    that any runner can carry them.
+    """
+
+    name: str
+    version: str
+    kind: str
+    inputs: tuple[str, ...]
+    software: tuple[str, ...]
+    plan: Callable[[Job], list[Part]]
+    work: Callable[[Job, Part, Path], None]
+    seal: Callable[[Job, list[Path], Path], Sealed]
+    seeded: bool = False
+    #: True for a stage that asks the outside world: it runs every time, its result decides.
+    live: bool = False
+
+
+def no_parts(job: Job) -> list[Part]:
+    """``plan`` of a stage that is one piece of work."""
+    return []
+
+
+def no_work(job: Job, part: Part, folder: Path) -> None:
+    """``work`` of a stage without parts; never called."""
+    raise NotImplementedError(f"stage {job.stage} has no parts")
+
+
+def link(source: Path, target: Path) -> None:
+    """Put a part's file into an artifact: a hard link where possible, else a copy."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

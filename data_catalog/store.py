@@ -1,0 +1,180 @@
+"""Where artifacts live: published in one atomic step, never changed afterwards.
+
+Layout below the store's address (a local folder or anything fsspec knows, e.g. ``s3://...``)::
+
+    artifacts/<kind>/<digest>/    sealed artifacts
+    parts/<2 hex>/<key>/          finished parts: what a killed run does not compute again
+    work/<key>/                   a job's own scratch (checkpoints); always local
+    staging/                      what is being written; always local
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from upath import UPath
+
+from data_catalog.artifact import MANIFEST, Artifact, cache_folder
+from data_catalog.canonical import canonical, digest_of, sha256_file
+from data_catalog.errors import UsageError
+from data_catalog.manifest import FileEntry, Manifest
+
+PART = "part.json"
+
+
+class StoreNotWritable(UsageError):
+    """The store cannot be written."""
+
+
+def list_files(folder: Path) -> list[FileEntry]:
+    """Every file below a folder with digest and size, sorted by path."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    return [
+        FileEntry(
+            path=p.relative_to(folder).as_posix(), sha256=sha256_file(p), size=p.stat().st_size
+        )
+        for p in files
+    ]
+
+
+@dataclass(frozen=True)
+class Store:
+    """A store by its address. Cheap to make and to pickle; ``open_store`` checks it once."""
+
+    url: str
+
+    @cached_property
+    def root(self) -> UPath:
+        """The store's folder."""
+        return UPath(self.url)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the store is on a local file system."""
+        return self.root.protocol in ("", "file", "local")
+
+    @property
+    def local_root(self) -> Path:
+        """Where scratch and staging live: in the store itself, or in the cache beside it."""
+        if self.is_local:
+            return Path(self.root.path)
+        return cache_folder() / "stores" / digest_of(self.url)[:16]
+
+    def artifact(self, kind: str, digest: str) -> Artifact:
+        """The artifact with this digest, which need not exist."""
+        return Artifact(str(self.root / "artifacts" / kind / digest))
+
+    def has(self, artifact: Artifact) -> bool:
+        """Whether the artifact is there, whole (its manifest is written last)."""
+        return artifact.path(MANIFEST).exists()
+
+    def scratch(self, key: str) -> Path:
+        """A local folder of one job that survives kills."""
+        folder = self.local_root / "work" / key
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    @contextmanager
+    def staging(self) -> Iterator[Path]:
+        """An empty local folder; what is left in it at the end is thrown away."""
+        name = f"{socket.gethostname()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
+        folder = self.local_root / "staging" / name
+        folder.mkdir(parents=True)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def sweep(self) -> None:
+        """Remove what processes of this host left in staging when they were killed."""
+        for folder in (self.local_root / "staging").glob(f"{socket.gethostname()}.*.*"):
+            if not Path(f"/proc/{folder.name.split('.')[-2]}").exists():
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def publish(self, folder: Path, manifest: Manifest) -> Artifact:
+        """Make a staged folder an artifact: rename it, or upload it with the manifest last."""
+        manifest.check_conservation()
+        artifact = self.artifact(manifest.kind, manifest.digest)
+        (folder / MANIFEST).write_bytes(manifest.to_bytes())
+        if not self.has(artifact):
+            self._move(folder, artifact.root, last=MANIFEST)
+        return artifact
+
+    def part_folder(self, key: str) -> UPath:
+        """Where the part with this key is or will be."""
+        return self.root / "parts" / key[:2] / key
+
+    def has_part(self, key: str) -> bool:
+        """Whether the part is finished."""
+        return (self.part_folder(key) / PART).exists()
+
+    def publish_part(self, key: str, folder: Path) -> None:
+        """Keep a finished part under its key, with the digests of its files."""
+        files = [f.model_dump() for f in list_files(folder)]
+        (folder / PART).write_bytes(canonical({"key": key, "files": files}))
+        if not self.has_part(key):
+            self._move(folder, self.part_folder(key), last=PART)
+
+    def fetch_part(self, key: str) -> Path:
+        """A local folder with the files of a finished part."""
+        remote = self.part_folder(key)
+        if self.is_local:
+            return Path(remote.path)
+        copy = cache_folder() / "parts" / key
+        if not (copy / PART).exists():
+            self._download(remote, copy, last=PART)
+        return copy
+
+    def _move(self, folder: Path, target: UPath, last: str) -> None:
+        """Publish a local folder at ``target``; ``last`` is the file that says it is whole."""
+        if self.is_local:
+            place = Path(target.path)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                folder.rename(place)
+            except OSError:
+                if not (place / last).exists():  # someone else published it first, or it failed
+                    raise
+            return
+        names = [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
+        for name in sorted(names, key=lambda n: (n == last, n)):
+            (target / name).write_bytes((folder / name).read_bytes())
+
+    def _download(self, remote: UPath, copy: Path, last: str) -> None:
+        """Copy a published folder from an object store, ``last`` last."""
+        names = [p.path.removeprefix(remote.path).lstrip("/") for p in remote.rglob("*")]
+        for name in sorted(names, key=lambda n: (n == last, n)):
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            (copy / name).write_bytes((remote / name).read_bytes())
+
+
+def open_store(url: str | Path) -> Store:
+    """Open a store, make its folders, and check that it can be written.
+
+    Raises:
+        StoreNotWritable: with the address and the remedy.
+    """
+    root = UPath(str(url))
+    store = Store(str(root.absolute()) if root.protocol in ("", "file", "local") else str(root))
+    probe = store.root / "artifacts" / ".writable"
+    try:
+        if store.is_local:
+            probe.parent.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"geofm")
+        probe.unlink()
+        (store.local_root / "staging").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreNotWritable(
+            f"the store {store.url} cannot be written ({error.strerror or error}); give a folder "
+            "you may write to, or s3://bucket/prefix, with --store or GEOFM_STORE"
+        ) from error
+    store.sweep()
+    return store

@@ -1,0 +1,269 @@
+"""The recipe: one pydantic model that is the YAML file, the command line and the Prefect form.
+
+Every section belongs to one stage and is exactly that stage's settings, so changing a field
+changes the cache keys of its stage and of those after it, and of no other. ``compute`` says
+where and how fast a run happens; apart from its seed it never reaches a manifest.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+BBox = tuple[float, float, float, float]
+
+
+class Section(BaseModel):
+    """Base of all sections: unknown fields are errors, values are checked on assignment."""
+
+    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+
+
+class SearchSettings(Section):
+    """Which scenes: the query, and the identity rules that run before any download."""
+
+    stac: str = Field(
+        "planet",
+        title="STAC API",
+        description="Address of the STAC API, or `planet` for the embedded procedural Earth.",
+    )
+    collections: list[str] = Field(
+        [],
+        description="Collections to search; those the API lacks are skipped with a warning. "
+        "Empty: every collection the API offers.",
+    )
+    bbox: BBox | None = Field(
+        None, description="West, south, east, north in degrees (EPSG:4326). Empty: everywhere."
+    )
+    datetime: str | None = Field(
+        None, description="RFC 3339 instant or interval, e.g. 2024-01-01/2024-12-31."
+    )
+    max_items: int = Field(
+        10_000, ge=1, le=10_000_000, description="Stop with an error beyond this many items."
+    )
+    max_cloud_percent: float = Field(
+        100.0, ge=0, le=100, description="Drop scenes whose eo:cloud_cover exceeds this (percent)."
+    )
+    allow_hosts: list[str] = Field(
+        [],
+        description="Hosts that assets may be read from. Empty: any public host, "
+        "and the STAC API's own host.",
+    )
+
+    @field_validator("bbox")
+    @classmethod
+    def _ordered(cls, box: BBox | None) -> BBox | None:
+        if box is not None:
+            west, south, east, north = box
+            if not (-180 <= west <= 180 and -180 <= east <= 180 and -90 <= south < north <= 90):
+                raise ValueError("give W,S,E,N in degrees with S < N, e.g. 2.2,48.8,2.5,48.9")
+        return box
+
+    @field_validator("stac")
+    @classmethod
+    def _address(cls, address: str) -> str:
+        if address != "planet" and not re.match(r"https?://", address):
+            raise ValueError("give an http(s) address of a STAC API, or `planet`")
+        return address.rstrip("/")
+
+
+class CutSettings(Section):
+    """How scenes become candidate chips."""
+
+    size_px: int = Field(128, ge=16, le=2048, description="Chip edge in pixels.")
+    gsd_m: float | None = Field(
+        None,
+        gt=0,
+        le=10_000,
+        description="Ground sample distance in metres. Empty: the finest of the bands asked for.",
+    )
+    bands: list[str] = Field(
+        ["red", "green", "blue"],
+        min_length=1,
+        max_length=16,
+        description="Band common names, in the order they are stored.",
+    )
+    resampling: Literal["nearest", "bilinear", "average", "cubic"] = Field(
+        "bilinear", description="Used only for a band whose resolution differs from gsd_m."
+    )
+    max_overlap: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="Drop a chip when this share of it is already covered by chips of another "
+        "scene of the same acquisition.",
+    )
+    whole_max_mib: float = Field(
+        64.0,
+        ge=0,
+        le=4096,
+        description="Assets up to this size (MiB) are read whole and hashed, larger by window.",
+    )
+    retries: int = Field(5, ge=0, le=20, description="Attempts after the first for passing faults.")
+    timeout_s: float = Field(30.0, gt=0, le=600, description="Network timeout in seconds.")
+    max_failed: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="The run fails when a larger share of the items is quarantined.",
+    )
+
+
+class EmbedSettings(Section):
+    """The encoder whose vectors decide what is a duplicate and what is diverse."""
+
+    encoder: str = Field(
+        "efficientnet-lite0",
+        description="`efficientnet-lite0` (ImageNet weights from a package, works offline) or any "
+        "timm model with pretrained weights.",
+    )
+    size_px: int = Field(128, ge=32, le=1024, description="Chips are resized to this for encoding.")
+    batch: int = Field(64, ge=1, le=4096, description="Chips per forward pass.")
+
+
+class CurateSettings(Section):
+    """What is kept: gates, near duplicates, and the choice to a budget."""
+
+    min_valid: float = Field(0.95, ge=0, le=1, description="Least share of valid pixels.")
+    max_cloud: float = Field(0.3, ge=0, le=1, description="Largest share of cloudy pixels.")
+    max_saturated: float = Field(0.2, ge=0, le=1, description="Largest share of saturated pixels.")
+    threshold: float = Field(
+        0.95,
+        gt=0,
+        le=1,
+        description="Cosine similarity of centred embeddings from which two chips are duplicates.",
+    )
+    budget: float | None = Field(
+        None,
+        gt=0,
+        description="How many chips to keep: up to 1.0 a share of the chips left after the gates "
+        "and duplicates, above that a number of chips. Empty: all of them.",
+    )
+    method: Literal["facility-location", "random"] = Field(
+        "facility-location", description="How the budget is filled."
+    )
+    neighbours: int = Field(
+        64, ge=4, le=512, description="Neighbours per chip in the similarity graph."
+    )
+
+
+class PackSettings(Section):
+    """WebDataset shards."""
+
+    shard_mib: float = Field(64.0, gt=0, le=4096, description="Target size of a shard in MiB.")
+    name: str = Field(
+        "corpus",
+        pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$",
+        description="Name under which the dataset version is published (name@date).",
+    )
+
+
+class PretrainSettings(Section):
+    """The GFM objective (Mendieta et al. 2023, section 4) and its optimisation."""
+
+    student: str = Field(
+        "swin_base_patch4_window7_224", description="timm backbone to pretrain (Swin or ViT)."
+    )
+    student_args: dict[str, int | float | str | list[int]] = Field(
+        {}, description="Extra arguments of the timm model, e.g. embed_dim, depths, window_size."
+    )
+    student_init: Literal["random", "pretrained"] = Field(
+        "random", description="The paper starts from random weights (section 5.2)."
+    )
+    teacher: str = Field(
+        "swin_base_patch4_window7_224.ms_in22k",
+        description="Frozen teacher: any timm model, or `efficientnet-lite0` (offline).",
+    )
+    teacher_size_px: int = Field(224, ge=32, le=1024, description="Teacher's input edge (pixels).")
+    size_px: int = Field(192, ge=32, le=1024, description="Student's input edge (pixels).")
+    mask_patch_px: int = Field(32, ge=4, le=256, description="Edge of a masked patch (pixels).")
+    mask_ratio: float = Field(0.6, gt=0, lt=1, description="Share of patches masked.")
+    alpha: float = Field(
+        1.0, ge=0, le=100, description="Weight of distillation; 0 is plain masked modelling."
+    )
+    mim_weight: float = Field(
+        1.0, ge=0, le=100, description="Weight of reconstruction; 0 is distillation only."
+    )
+    distill_stage: int = Field(
+        3, ge=1, le=4, description="Student stage that is distilled, its merging included."
+    )
+    epochs: int = Field(100, ge=1, le=10_000, description="Passes over the dataset.")
+    warmup_epochs: float = Field(10.0, ge=0, description="Epochs of linear warm-up.")
+    batch: int = Field(128, ge=1, le=65_536, description="Global batch size (images).")
+    base_lr: float = Field(2e-4, gt=0, description="Learning rate per 512 images of batch.")
+    min_lr: float = Field(1e-5, ge=0, description="Final learning rate per 512 images of batch.")
+    weight_decay: float = Field(0.05, ge=0, description="AdamW decay, not on 1-D parameters.")
+    clip: float = Field(5.0, gt=0, description="Gradient norm limit.")
+    crop_scale: tuple[float, float] = Field((0.67, 1.0), description="Random crop area, shares.")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="Arithmetic of the student.")
+    checkpoint_steps: int = Field(50, ge=1, description="Steps between checkpoints.")
+
+    @model_validator(mode="after")
+    def _something_to_learn(self) -> PretrainSettings:
+        if self.alpha == 0 and self.mim_weight == 0:
+            raise ValueError("alpha and mim_weight are both 0: nothing to learn; set one above 0")
+        if self.size_px % self.mask_patch_px:
+            raise ValueError(
+                f"size_px {self.size_px} is no multiple of mask_patch_px {self.mask_patch_px}"
+            )
+        if self.warmup_epochs > self.epochs:
+            raise ValueError("warmup_epochs exceeds epochs")
+        return self
+
+
+class EvaluateSettings(Section):
+    """Downstream evaluation with frozen features."""
+
+    tasks: list[str] = Field(
+        ["planet"],
+        description="`planet` (land cover of the embedded Earth) or folders with one sub-folder "
+        "of images per class.",
+    )
+    knn: int = Field(5, ge=1, le=200, description="Neighbours of the kNN protocol.")
+    resamples: int = Field(1000, ge=100, le=100_000, description="Bootstrap resamples (95 %).")
+    test_share: float = Field(0.3, gt=0, lt=1, description="Share of images held out for testing.")
+    max_images: int = Field(5000, ge=20, description="Images used per task, balanced by class.")
+    batch: int = Field(64, ge=1, le=4096, description="Images per forward pass.")
+
+
+class ReportSettings(Section):
+    """The page of pictures."""
+
+    montage: int = Field(48, ge=4, le=400, description="Chips in a montage.")
+    clusters: int = Field(8, ge=1, le=100, description="Duplicate clusters shown.")
+
+
+class ComputeSettings(Section):
+    """Where a run happens. Only ``seed`` influences results."""
+
+    runner: Literal["threads", "processes", "dask"] = Field(
+        "threads", description="What the parts of a stage are mapped with."
+    )
+    workers: int = Field(2, ge=1, le=1024, description="Parts worked on at once.")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where models run.")
+    seed: int = Field(0, ge=0, lt=2**31, description="Seed of everything random.")
+
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+
+
+class Recipe(Section):
+    """A whole run: a name, a sentence, and one section per stage."""
+
+    name: Name = Field("custom", description="Name of the recipe.")
+    description: str = Field("", description="What it is for, in a sentence.")
+    search: SearchSettings = Field(default_factory=SearchSettings)
+    cut: CutSettings = Field(default_factory=CutSettings)
+    embed: EmbedSettings = Field(default_factory=EmbedSettings)
+    curate: CurateSettings = Field(default_factory=CurateSettings)
+    pack: PackSettings = Field(default_factory=PackSettings)
+    pretrain: PretrainSettings = Field(default_factory=PretrainSettings)
+    evaluate: EvaluateSettings = Field(default_factory=EvaluateSettings)
+    report: ReportSettings = Field(default_factory=ReportSettings)
+    compute: ComputeSettings = Field(default_factory=ComputeSettings)
+
+
+RECIPES = Path(__file__).parent / "recipes"
