@@ -13,7 +13,7 @@ import time
 from typing import Any
 
 from data_catalog.artifact import Artifact
-from data_catalog.canonical import canonical, digest_of
+from data_catalog.canonical import canonical
 from data_catalog.catalogue import Catalogue
 from data_catalog.manifest import Manifest, software_versions
 from data_catalog.progress import tick
@@ -55,15 +55,20 @@ def find(stage: Stage, job: Job, catalogue: Catalogue) -> Artifact | None:
 
 
 def plan_parts(stage: Stage, job: Job) -> list[Part]:
-    """The parts of a job; a resumed job reads its plan instead of making it again."""
-    kept = job.scratch / "plan.json"
-    if kept.exists():
-        return [Part(p["key"], p["payload"]) for p in json.loads(kept.read_bytes())]
+    """The parts of a job, kept in the store: a resumed job and its workers read the same plan."""
+    kept = job.store.plan_file(job.key)
+    if not stage.live and kept.exists():
+        return read_plan(job)
     parts = stage.plan(job)
-    beside = kept.with_name(f".plan.{digest_of([p.key for p in parts])[:8]}")
-    beside.write_bytes(canonical([{"key": p.key, "payload": p.payload} for p in parts]))
-    beside.replace(kept)
+    plan = canonical([{"key": p.key, "payload": p.payload} for p in parts])
+    job.store.write_whole(kept, plan)
     return parts
+
+
+def read_plan(job: Job) -> list[Part]:
+    """The parts that were planned for a job."""
+    plan = json.loads(job.store.plan_file(job.key).read_bytes())
+    return [Part(p["key"], p["payload"]) for p in plan]
 
 
 def work_parts(stage: Stage, job: Job, parts: list[Part]) -> int:
@@ -126,7 +131,7 @@ def run_stage(
         artifact = find(stage, job, catalogue)
         if artifact is None:
             started = time.process_time()
-            parts = plan_parts(stage, job) if not stage.live else stage.plan(job)
+            parts = plan_parts(stage, job)
             for number, part in enumerate(parts):
                 work_parts(stage, job, [part])
                 tick(stage.name, number + 1, len(parts))

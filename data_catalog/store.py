@@ -4,6 +4,7 @@ Layout below the store's address (a local folder or anything fsspec knows, e.g. 
 
     artifacts/<kind>/<digest>/    sealed artifacts
     parts/<2 hex>/<key>/          finished parts: what a killed run does not compute again
+    plans/<key>.json              the list of a job's parts
     work/<key>/                   a job's own scratch (checkpoints); always local
     staging/                      what is being written; always local
 """
@@ -107,6 +108,21 @@ class Store:
         if not self.has(artifact):
             self._move(folder, artifact.root, last=MANIFEST)
         return artifact
+
+    def plan_file(self, key: str) -> UPath:
+        """Where the list of a job's parts is kept."""
+        return self.root / "plans" / f"{key}.json"
+
+    def write_whole(self, target: UPath, data: bytes) -> None:
+        """Write a file so that a reader sees all of it or nothing."""
+        if not self.is_local:
+            target.write_bytes(data)
+            return
+        place = Path(target.path)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        beside = place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}")
+        beside.write_bytes(data)
+        beside.replace(place)
 
     def part_folder(self, key: str) -> UPath:
         """Where the part with this key is or will be."""

@@ -1,0 +1,49 @@
+# Everything sets itself up: all that is needed is Python 3.11+, make and a package index.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+UV := $(BIN)/uv
+INSTALL := $(UV) pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format bench constraints clean
+
+help:  ## Show this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(UV):
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet uv
+
+$(VENV)/.run: pyproject.toml constraints.txt | $(UV)
+	$(INSTALL) -e .
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.run
+	$(INSTALL) -e ".[test]"
+	@touch $@
+
+demo: $(VENV)/.run  ## The whole pipeline on the embedded planet (store: ./geofm-store)
+	$(BIN)/geofm demo
+
+test: $(VENV)/.test lint  ## All tests; those that need more than is here are skipped and say so
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.test  ## ruff and mypy --strict
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.test  ## Format and fix what can be fixed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.test  ## The benchmarks; results go to benchmarks/results
+	@for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+constraints: | $(UV)  ## Choose newer versions of everything: rewrites constraints.txt
+	$(UV) pip compile --quiet --universal --python-version 3.11 --all-extras --generate-hashes \
+	  --no-emit-index-url --no-annotate --no-header pyproject.toml -o constraints.txt
+
+clean:  ## Remove the environment and caches; stores stay
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache *.egg-info

@@ -1,0 +1,176 @@
+"""The command line: ``geofm``. One boundary turns errors into a message and an exit code."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from typing import Annotated
+
+import click
+import typer
+
+from data_catalog.errors import GeofmError
+from flows import cli_audit, cli_server
+from flows.console import err, set_up_logging
+from flows.options import Catalog, Json, Store
+
+app = typer.Typer(
+    name="geofm",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    help="Curate imagery from STAC into a concise dataset, pretrain a geospatial foundation model "
+    "on it, and prove where every sample came from.\n\n"
+    "Start with `geofm demo`. Results live in a store (`--store`, GEOFM_STORE, default "
+    "./geofm-store); what was done once is found there and not done again.",
+)
+
+
+@app.callback()
+def _options(
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="More log lines, and tracebacks on errors.")
+    ] = False,
+) -> None:
+    set_up_logging(verbose)
+
+
+Recipe_ = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A name from `geofm recipes`, or a YAML file.")
+]
+Stac = Annotated[
+    str,
+    typer.Option(
+        "--stac",
+        metavar="URL",
+        help="Search this STAC API instead of the recipe's: all it offers, unless "
+        "--set search.collections=…, search.bbox=… or search.datetime=… say otherwise.",
+    ),
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="SECTION.FIELD=VALUE",
+        help="Change a field; lists are comma-separated. Repeatable.",
+    ),
+]
+Runner = Annotated[
+    str,
+    typer.Option(
+        "--runner", metavar="threads|processes|dask", help="What maps the parts of a stage."
+    ),
+]
+Workers = Annotated[
+    int, typer.Option("--workers", min=0, help="Parts worked on at once (0: the recipe's).")
+]
+
+
+@app.command()
+def demo(
+    store: Store = "",
+    catalog: Catalog = "",
+    overrides: Set = None,
+    runner: Runner = "",
+    workers: Workers = 0,
+    json_: Json = False,
+) -> None:
+    """The whole pipeline on the embedded planet: search to report in a few minutes."""
+    _run("demo", "", overrides, runner, workers, store, catalog, json_, data_only=False)
+
+
+@app.command()
+def run(
+    recipe: Recipe_,
+    stac: Stac = "",
+    store: Store = "",
+    catalog: Catalog = "",
+    overrides: Set = None,
+    runner: Runner = "",
+    workers: Workers = 0,
+    json_: Json = False,
+) -> None:
+    """Search, cut, embed, curate, pack, pretrain, evaluate and report.
+
+    Example: `geofm run sentinel2-concise --stac https://my.stac/api --set search.bbox=2,48,3,49`
+    """
+    _run(recipe, stac, overrides, runner, workers, store, catalog, json_, data_only=False)
+
+
+@app.command()
+def refresh(
+    recipe: Recipe_,
+    stac: Stac = "",
+    store: Store = "",
+    catalog: Catalog = "",
+    overrides: Set = None,
+    runner: Runner = "",
+    workers: Workers = 0,
+    json_: Json = False,
+) -> None:
+    """The data half only: find what is new, fetch only that, publish a dataset version."""
+    _run(recipe, stac, overrides, runner, workers, store, catalog, json_, data_only=True)
+
+
+@app.command()
+def recipes() -> None:
+    """The recipes that come with geofm, and what they are for."""
+    from flows.console import print_table
+    from geofm.recipe_book import load_recipe, recipe_names
+
+    rows = [[name, load_recipe(name).description] for name in recipe_names()]
+    print_table("Recipes", ["name", "what it is for"], rows)
+
+
+cli_server.add_to(app)
+cli_audit.add_to(app)
+
+
+def _run(
+    name: str, stac: str, overrides: list[str] | None, runner: str, workers: int,
+    store: str, catalog: str, json_: bool, data_only: bool,
+) -> None:  # fmt: skip
+    from flows.launch import launch
+
+    changes = list(overrides or [])
+    if stac:
+        # a recipe's place and time belong to its own address: another one starts from "everything"
+        given = {change.partition("=")[0].strip() for change in changes}
+        fields = ("collections", "bbox", "datetime")
+        reset = [f for f in fields if f"search.{f}" not in given]
+        changes = [f"search.stac={stac}", *(f"search.{f}=" for f in reset), *changes]
+    changes += [f"compute.runner={runner}"] if runner else []
+    changes += [f"compute.workers={workers}"] if workers else []
+    launch(name, changes, store, catalog, json_, data_only)
+
+
+def main() -> None:
+    """Entry point: run a command, and give each failure one clear message and its exit code."""
+    try:
+        app(standalone_mode=False)
+    except click.exceptions.Exit as exit_:
+        sys.exit(exit_.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        err.print("[bold]stopped[/]; the same command again goes on where this one was")
+        sys.exit(130)
+    except GeofmError as error:
+        _show(error)
+        sys.exit(error.exit_code)
+    except Exception as error:  # noqa: BLE001  the one boundary: an unforeseen failure is exit code 3
+        _show(error)
+        err.print("This was not foreseen. `geofm -v …` shows the traceback; please report it.")
+        sys.exit(3)
+
+
+def _show(error: BaseException) -> None:
+    if "-v" in sys.argv or "--verbose" in sys.argv:
+        traceback.print_exception(error)
+    err.print("[bold red]geofm:[/] ", end="")
+    err.print(str(error) or type(error).__name__, markup=False, highlight=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,210 @@
+"""Commands of the auditor: what is there, where it came from, and the proof."""
+
+from __future__ import annotations
+
+import random
+from typing import Annotated, Any
+
+import typer
+
+from data_catalog.artifact import Artifact
+from data_catalog.errors import CheckError, UsageError
+from data_catalog.lineage import Node, ancestor, ancestry, licence_union, trace_sample
+from data_catalog.lineage import why as why_chip
+from data_catalog.verify import verify_artifact, verify_chain
+from flows.console import out, print_json, print_table, progress_bars
+from flows.options import Catalog, Json, Ref, Store
+from flows.settings import open_place
+
+SampleRef = Annotated[
+    str, typer.Argument(metavar="REF[/SAMPLE]", help="An artifact, or one sample of a dataset.")
+]
+Deep = Annotated[
+    bool, typer.Option("--deep", help="Follow the chain to everything it was made from.")
+]
+Recut = Annotated[
+    int,
+    typer.Option(
+        "--recut", min=0, metavar="N", help="Cut N samples again from the source, compare pixels."
+    ),
+]
+
+
+def list_(store: Store = "", catalog: Catalog = "", json_: Json = False) -> None:
+    """Artifacts in the store, newest first, with the names they are published under."""
+    place = open_place(store, catalog)
+    named: dict[str, list[str]] = {}
+    for name in place.catalogue.names():
+        named.setdefault(name.digest, []).append(f"{name.name}@{name.version}")
+    rows = place.catalogue.artifacts()
+    if json_:
+        print_json(
+            [{"digest": r.digest, "kind": r.kind, "names": named.get(r.digest, [])} for r in rows]
+        )
+        return
+    print_table(
+        "Artifacts", ["digest", "kind", "made", "rows", "names"],
+        [[r.digest[:12], r.kind, f"{r.created_at:%Y-%m-%d %H:%M}",
+          str(r.manifest["counts"].get("rows_out", "")), ", ".join(named.get(r.digest, []))]
+         for r in rows],
+    )  # fmt: skip
+
+
+def show(ref: Ref, store: Store = "", catalog: Catalog = "", json_: Json = False) -> None:
+    """An artifact's manifest: inputs, settings, versions, counts, drops by reason, facts."""
+    artifact = open_place(store, catalog).catalogue.resolve(ref)
+    manifest = artifact.manifest.model_dump(mode="json")
+    if json_:
+        print_json({"digest": artifact.digest, **manifest})
+        return
+    files = manifest.pop("files")
+    out.print(f"[bold]{manifest['kind']}[/] {artifact.digest}")
+    out.print_json(data=manifest)
+    size = sum(f["size"] for f in files) / 2**20
+    out.print(f"{len(files)} files, {size:.1f} MiB in {artifact.url}", highlight=False)
+
+
+def path(ref: Ref, store: Store = "", catalog: Catalog = "") -> None:
+    """An artifact's folder, for scripts."""
+    print(open_place(store, catalog).catalogue.resolve(ref).url)
+
+
+def diff(old: Ref, new: Ref, store: Store = "", catalog: Catalog = "", json_: Json = False) -> None:
+    """What changed between two dataset versions: samples added, removed, kept."""
+    catalogue = open_place(store, catalog).catalogue
+    before, after = (
+        set(
+            ancestor(catalogue, catalogue.resolve(ref), "dataset").table("index.parquet")["chip_id"]
+        )
+        for ref in (old, new)
+    )
+    added, removed = sorted(after - before), sorted(before - after)
+    kept = len(before & after)
+    if json_:
+        print_json({"added": added, "removed": removed, "kept": kept})
+        return
+    out.print(f"added {len(added)}, removed {len(removed)}, kept {kept}")
+
+
+def trace(
+    ref: SampleRef,
+    store: Store = "", catalog: Catalog = "", json_: Json = False,
+) -> None:  # fmt: skip
+    """Lineage: an artifact up to its sources, or one sample up to asset, licence and window."""
+    catalogue = open_place(store, catalog).catalogue
+    name, _, sample = ref.partition("/")
+    artifact = catalogue.resolve(name)
+    if sample:
+        found = trace_sample(catalogue, ancestor(catalogue, artifact, "dataset"), sample)
+        print_json(found) if json_ else out.print_json(data=found)
+        return
+    tree = ancestry(catalogue, artifact)
+    if json_:
+        print_json(_node(tree))
+        return
+    _print_tree(tree)
+
+
+def why(
+    chip: Annotated[str, typer.Argument(metavar="CHIP", help="Id of a candidate chip.")],
+    within: Annotated[str, typer.Option("--in", metavar="REF", help="A dataset, model or report.")],
+    store: Store = "", catalog: Catalog = "", json_: Json = False,
+) -> None:  # fmt: skip
+    """Why one candidate chip was kept or dropped, with its witness."""
+    catalogue = open_place(store, catalog).catalogue
+    found = why_chip(catalogue, catalogue.resolve(within), chip)
+    if json_:
+        print_json(found)
+        return
+    out.print(f"{found.get('decision', found.get('status'))}: {found.get('rule', found['reason'])}")
+    out.print_json(data=found)
+
+
+def licences(ref: Ref, store: Store = "", catalog: Catalog = "", json_: Json = False) -> None:
+    """The licences in an artifact's lineage, with what brings each."""
+    catalogue = open_place(store, catalog).catalogue
+    rows = licence_union(catalogue, catalogue.resolve(ref))
+    if json_:
+        print_json(rows)
+        return
+    columns = ["licence", "collection", "samples", "items"]
+    print_table("Licences", columns, [[str(row[c]) for c in columns] for row in rows])
+
+
+def verify(
+    ref: Ref,
+    deep: Deep = False,
+    recut: Recut = 0,
+    store: Store = "", catalog: Catalog = "", json_: Json = False,
+) -> None:  # fmt: skip
+    """Re-hash an artifact; name the shard and sample where a bit differs. Exit code 4 if any."""
+    catalogue = open_place(store, catalog).catalogue
+    artifact = catalogue.resolve(ref)
+    with progress_bars():
+        problems = verify_chain(catalogue, artifact) if deep else verify_artifact(artifact)
+        if artifact.kind == "dataset" and problems:
+            from geofm.shards.check import verify_shards
+
+            problems += verify_shards(artifact)
+        again = _recut(catalogue, artifact, recut) if recut else []
+    wrong = [chip for chip, expected, got in again if expected != got]
+    problems += [f"sample {chip}: cut again from the source it has other pixels" for chip in wrong]
+    if json_:
+        checked = {"recut": len(again), "recut_identical": len(again) - len(wrong)}
+        print_json({"digest": artifact.digest, "problems": problems, **checked})
+    if problems:
+        raise CheckError("\n  ".join([f"{len(problems)} problems in {ref}:", *problems]))
+    if not json_:
+        files = len(artifact.manifest.files)
+        more = f", {len(again)} samples cut again with identical pixels" if again else ""
+        out.print(f"{ref}: {files} files as sealed{', whole chain' if deep else ''}{more}")
+
+
+def _recut(catalogue: Any, artifact: Artifact, count: int) -> list[tuple[str, str, str]]:
+    """Cut ``count`` samples of a dataset again, chosen at random but the same ones each time."""
+    from geofm.imagery.recut import recut
+
+    from geofm.planet.serving import serving_source
+
+    dataset = ancestor(catalogue, artifact, "dataset")
+    chips, items = (ancestor(catalogue, dataset, kind) for kind in ("chips", "items"))
+    ids = sorted(dataset.table("index.parquet", ["chip_id"])["chip_id"])
+    if not ids:
+        raise UsageError(f"{dataset.digest[:12]} holds no samples to cut again")
+    chosen = random.Random(0).sample(ids, min(count, len(ids)))
+    with serving_source(str(items.manifest.settings["stac"])):
+        again: list[tuple[str, str, str]] = recut(chips, items, chosen)
+    return again
+
+
+def _node(node: Node) -> dict[str, Any]:
+    manifest = node.artifact.manifest
+    return {
+        "kind": node.artifact.kind, "digest": node.artifact.digest, "role": node.role,
+        "settings": manifest.settings, "counts": manifest.counts,
+        "parents": [_node(parent) for parent in node.parents],
+    }  # fmt: skip
+
+
+def _print_tree(node: Node) -> None:
+    from rich.tree import Tree
+
+    def grow(current: Node, branch: Tree) -> None:
+        for parent in current.parents:
+            manifest = parent.artifact.manifest
+            rows = manifest.counts.get("rows_out", 0)
+            label = f"[bold]{parent.artifact.kind}[/] {parent.artifact.digest[:12]}  {rows:,} rows"
+            if parent.artifact.kind == "items":
+                label += f"  from {manifest.settings['stac']}"
+            grow(parent, branch.add(label))
+
+    root = Tree(f"[bold]{node.artifact.kind}[/] {node.artifact.digest}")
+    grow(node, root)
+    out.print(root)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the auditor's commands."""
+    app.command(name="list")(list_)
+    for command in (show, path, diff, trace, why, licences, verify):
+        app.command()(command)

@@ -1,0 +1,71 @@
+"""Commands for the standing server: ``geofm up`` and ``geofm down``."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import Annotated
+
+import typer
+
+from flows.console import err, out
+from flows.options import Catalog, Store
+from flows.server import find_or_launch, stop_server, wait_for
+
+
+def up(
+    store: Store = "",
+    catalog: Catalog = "",
+    detach: Annotated[
+        bool, typer.Option("--detach", help="Leave the worker in the background.")
+    ] = False,
+) -> None:
+    """Prefect server, work pool, worker and deployments: then one click in the UI starts a run."""
+    from flows.settings import open_place
+
+    place = open_place(store, catalog)
+    server = find_or_launch()
+    wait_for(server)
+    from flows.deployments import POOL, deploy_all
+
+    names = deploy_all(place.store.url, place.catalogue.url)
+    for name in names:
+        out.print(f"deployment  {name}", highlight=False)
+    out.print(f"Prefect     {server.ui}", highlight=False)
+    command = [
+        sys.executable,
+        "-m",
+        "prefect",
+        "worker",
+        "start",
+        "--pool",
+        POOL,
+        "--type",
+        "process",
+    ]
+    if detach:
+        log = (place.store.local_root / "worker.log").open("ab")
+        worker = subprocess.Popen(  # noqa: S603
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=os.environ,
+            start_new_session=True,
+        )
+        out.print(f"worker      pid {worker.pid}, log {log.name}", highlight=False)
+        return
+    err.print("The worker runs until Ctrl-C; the server stays until `geofm down`.", highlight=False)
+    raise typer.Exit(subprocess.call(command, env=os.environ))  # noqa: S603
+
+
+def down() -> None:
+    """Stop the Prefect server that geofm started."""
+    out.print("stopped" if stop_server() else "no server of geofm's is running")
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the server's commands."""
+    app.command()(up)
+    app.command()(down)

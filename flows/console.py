@@ -1,0 +1,95 @@
+"""What a person sees in the terminal: progress on stderr, results on stdout."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.table import Table
+
+from data_catalog.progress import listen
+
+out = Console(soft_wrap=True)
+err = Console(stderr=True, soft_wrap=True)
+
+
+def set_up_logging(verbose: bool) -> None:
+    """Warnings of everybody and notes of geofm go to stderr; with ``verbose`` much more."""
+    handler = RichHandler(console=err, show_path=False, show_time=verbose, markup=False)
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    logging.getLogger("geofm").setLevel(logging.DEBUG if verbose else logging.INFO)
+
+
+@contextmanager
+def progress_bars() -> Iterator[None]:
+    """Show a bar per piece of work that ticks; plain lines where stderr is no terminal."""
+    with _bars() if err.is_terminal else _lines():
+        yield
+
+
+@contextmanager
+def _bars() -> Iterator[None]:
+    columns = (
+        TextColumn("{task.description:>10}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    bars: dict[str, TaskID] = {}
+    lock = threading.Lock()
+    with Progress(*columns, console=err) as progress:
+
+        def show(what: str, done: int, total: int, note: str) -> None:
+            with lock:
+                if what not in bars:
+                    bars[what] = progress.add_task(what, total=total, note=note)
+                progress.update(bars[what], completed=done, total=total, note=note)
+
+        with listen(show):
+            yield
+
+
+@contextmanager
+def _lines(every_s: float = 5.0) -> Iterator[None]:
+    last: dict[str, float] = {}
+
+    def show(what: str, done: int, total: int, note: str) -> None:
+        moment = time.monotonic()
+        if done == total or moment - last.get(what, -every_s) >= every_s:
+            last[what] = moment
+            print(f"{what:>10}  {done}/{total}  {note}", file=sys.stderr, flush=True)
+
+    with listen(show):
+        yield
+
+
+def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
+    """A table on stdout."""
+    table = Table(title=title, title_justify="left", header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    out.print(table)
+
+
+def print_json(value: Any) -> None:
+    """One JSON object on one line of stdout."""
+    print(json.dumps(value, ensure_ascii=False, default=str), flush=True)

@@ -1,0 +1,80 @@
+"""Starting a run from the terminal: the server, the flow, the bars, the summary."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+
+from data_catalog.progress import tick
+from flows.console import err, out, print_json, print_table, progress_bars
+from flows.server import find_or_launch, wait_for
+from geofm.recipe_book import load_recipe
+
+
+def launch(
+    name: str, overrides: list[str], store: str, catalog: str, json_: bool, data_only: bool
+) -> None:
+    """Run a recipe and print what came of it.
+
+    Args:
+        name: recipe name or YAML file.
+        overrides: ``section.field=value`` changes.
+        store: store address, or empty.
+        catalog: catalogue address, or empty.
+        json_: end with one JSON object on stdout instead of the tables.
+        data_only: stop after ``pack``.
+    """
+    from flows.settings import open_place
+
+    started = time.perf_counter()
+    recipe = load_recipe(name, overrides)
+    place = open_place(store, catalog)  # a store that cannot be written fails here, at once
+    server = find_or_launch()
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
+    with progress_bars():
+        tick("server", 0, 1, "starting Prefect" if server.pid else "")
+        wait_for(server)
+        tick("server", 1, 1, server.ui)
+        from flows.pipeline import report_page, run_flow
+        from flows.summary import run_counts, score_rows, summary_rows
+
+        _quiet()
+        run = run_flow(recipe, place.store.url, place.catalogue.url, data_only)
+    seconds = time.perf_counter() - started
+    page = report_page(run)
+    if json_:
+        print_json(
+            {
+                "artifacts": {stage: artifact.digest for stage, artifact in run.made.items()},
+                "counts": run_counts(run),
+                "seconds": round(seconds, 2),
+                "ui": server.ui,
+                "report": str(page) if page else None,
+            }
+        )
+        return
+    print_table(
+        f"{recipe.name}: {seconds:.0f} s", ["what", ""], [list(r) for r in summary_rows(run)]
+    )
+    scores = score_rows(run)
+    if scores:
+        rows = [
+            [s["model"], s["feature"], s["task"], s["protocol"],
+             f"{s['value']:.3f}", f"{s['ci_low']:.3f} to {s['ci_high']:.3f}", str(s["n"])]
+            for s in scores
+        ]  # fmt: skip
+        columns = ["model", "feature", "task", "protocol", "score", "95 % interval", "n"]
+        print_table("Scores", columns, rows)
+    if page:
+        out.print(f"report   {page}", highlight=False)
+    out.print(f"Prefect  {server.ui}", highlight=False)
+    if server.pid:
+        err.print("The Prefect server keeps running; `geofm down` stops it.", highlight=False)
+
+
+def _quiet() -> None:
+    """Leave the terminal to geofm: Prefect's and codecarbon's own lines are in the UI and log."""
+    for noisy in ("prefect", "codecarbon", "distributed", "httpx", "rasterio"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)

@@ -1,0 +1,89 @@
+"""The two flows: the data half that a schedule refreshes, and the whole way to a scored model."""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+from prefect import flow
+from prefect.artifacts import create_markdown_artifact
+from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
+from pydantic import Field
+
+from data_catalog.artifact import Artifact
+from data_catalog.errors import UsageError
+from flows.settings import open_place
+from flows.stage_flow import Run, run_stage
+from flows.summary import summary_markdown
+from geofm.planet.serving import serving_source
+from geofm.settings import ComputeSettings, Recipe
+from geofm.stages import ALL_STAGES, DATA_STAGES
+
+
+class RunnerMissing(UsageError):
+    """The task runner asked for is not installed."""
+
+
+def task_runner(compute: ComputeSettings) -> TaskRunner[Any]:
+    """Prefect's task runner for ``compute.runner`` with ``compute.workers`` workers."""
+    if compute.runner == "processes":
+        return ProcessPoolTaskRunner(max_workers=compute.workers)
+    if compute.runner == "dask":
+        try:
+            from prefect_dask.task_runners import DaskTaskRunner
+        except ImportError as error:
+            raise RunnerMissing(
+                "compute.runner is dask, which is not installed: pip install 'geofm[dask]'"
+            ) from error
+        local = {"n_workers": compute.workers, "threads_per_worker": 1, "dashboard_address": None}
+        address = os.environ.get("GEOFM_DASK")
+        return DaskTaskRunner(address=address) if address else DaskTaskRunner(cluster_kwargs=local)
+    return ThreadPoolTaskRunner(max_workers=compute.workers)
+
+
+def _run(stages: tuple[str, ...], recipe: Recipe, store: str, catalog: str) -> Run:
+    place = open_place(store, catalog)
+    run = Run(recipe, place.store, place.catalogue)
+    with serving_source(recipe.search.stac):
+        for name in stages:
+            run_stage(name, run)
+            if name == "pack":
+                day = datetime.now(UTC).strftime("%Y-%m-%d")
+                run.version = place.catalogue.publish(recipe.pack.name, run.made[name], day)
+    create_markdown_artifact(summary_markdown(run), key="geofm-summary")
+    return run
+
+
+StoreUrl = Annotated[str, Field(description="Store address; empty: GEOFM_STORE or ./geofm-store.")]
+CatalogUrl = Annotated[
+    str, Field(description="Catalogue address; empty: GEOFM_CATALOG or the store's own.")
+]
+
+
+@flow(name="geofm-pretrain", flow_run_name="{recipe.name}", persist_result=False)
+def pretrain_flow(recipe: Recipe, store: StoreUrl = "", catalog: CatalogUrl = "") -> Run:
+    """From a STAC search to a pretrained model with scores and a report."""
+    return _run(ALL_STAGES, recipe, store, catalog)
+
+
+@flow(name="geofm-refresh", flow_run_name="{recipe.name}", persist_result=False)
+def refresh_flow(recipe: Recipe, store: StoreUrl = "", catalog: CatalogUrl = "") -> Run:
+    """The data half: find what is new, fetch only that, publish a dataset version."""
+    return _run(DATA_STAGES, recipe, store, catalog)
+
+
+def run_flow(recipe: Recipe, store: str, catalog: str, data_only: bool = False) -> Run:
+    """Run a flow in this process with the recipe's task runner."""
+    chosen = refresh_flow if data_only else pretrain_flow
+    result: Run = chosen.with_options(task_runner=task_runner(recipe.compute))(
+        recipe=recipe, store=store, catalog=catalog
+    )
+    return result
+
+
+def report_page(run: Run) -> Path | None:
+    """Local path of the run's report, if it made one."""
+    report: Artifact | None = run.made.get("report")
+    return None if report is None else report.local("report.html")

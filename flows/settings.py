@@ -1,0 +1,33 @@
+"""Where a run keeps its things: the store and the catalogue, by flag or environment."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from data_catalog.catalogue import Catalogue, open_catalogue
+from data_catalog.store import Store, open_store
+
+
+@dataclass(frozen=True)
+class Place:
+    """An opened store with its catalogue."""
+
+    store: Store
+    catalogue: Catalogue
+
+
+def open_place(store: str = "", catalog: str = "") -> Place:
+    """Open the store and the catalogue.
+
+    Args:
+        store: address; empty means ``GEOFM_STORE``, else ./geofm-store.
+        catalog: SQLAlchemy address; empty means ``GEOFM_CATALOG``, else catalogue.db in the store.
+
+    Raises:
+        StoreNotWritable: the store cannot be written.
+        CatalogueUnreachable: the catalogue does not answer.
+    """
+    opened = open_store(store or os.environ.get("GEOFM_STORE") or "geofm-store")
+    url = catalog or os.environ.get("GEOFM_CATALOG")
+    return Place(opened, open_catalogue(url or f"sqlite:///{opened.local_root}/catalogue.db"))

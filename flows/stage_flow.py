@@ -1,0 +1,115 @@
+"""One stage under Prefect: from the catalogue, or planned, mapped over workers and sealed."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any, cast
+from uuid import UUID
+
+from prefect.artifacts import (
+    create_markdown_artifact,
+    create_progress_artifact,
+    update_progress_artifact,
+)
+from prefect.futures import as_completed
+
+from data_catalog.artifact import Artifact
+from data_catalog.catalogue import Catalogue
+from data_catalog.progress import tick
+from data_catalog.run import find, make_job, peak_memory_mib
+from data_catalog.schema import NameRow
+from data_catalog.stage import Job
+from data_catalog.store import Store
+from flows.tasks import plan, seal_stage, work
+from geofm.energy import Meter
+from geofm.settings import Recipe
+from geofm.stages import get_stage
+
+log = logging.getLogger("geofm.flow")
+
+#: Task runs per stage at most: the server's database grows by rows per task, not per part.
+MOST_TASKS = 32
+
+
+@dataclass
+class Run:
+    """What all stages of one run share."""
+
+    recipe: Recipe
+    store: Store
+    catalogue: Catalogue
+    made: dict[str, Artifact] = field(default_factory=dict)
+    meter: Meter = field(default_factory=Meter)
+    version: NameRow | None = None
+
+
+def ranges(parts: int, workers: int) -> list[tuple[int, int]]:
+    """Contiguous ranges that cover the parts: a few per worker, never more than MOST_TASKS."""
+    count = min(parts, MOST_TASKS, max(workers * 4, 1))
+    edges = [round(i * parts / count) for i in range(count + 1)] if count else []
+    return list(pairwise(edges))
+
+
+def run_stage(name: str, run: Run) -> Artifact:
+    """Run one stage: the artifact is the catalogue's if this very job was done before."""
+    stage, recipe = get_stage(name), run.recipe
+    inputs = {get_stage(s).kind: a for s, a in run.made.items()}
+    job = make_job(
+        stage,
+        run.store,
+        inputs,
+        getattr(recipe, name),
+        recipe.compute.seed,
+        recipe.compute.device,
+        run.catalogue.url,
+    )
+    with run.catalogue.run(name, job.key) as record:
+        found = find(stage, job, run.catalogue)
+        if found is None:
+            artifact, record.metrics = _make(job, run)
+            run.catalogue.record(artifact, job.key)
+        else:
+            artifact, record.metrics = found, {"cached": True}
+        record.artifact = artifact.digest
+    tick(name, 1, 1, "found in the catalogue" if found else "done")
+    run.made[name] = artifact
+    create_markdown_artifact(_card(name, artifact, record.metrics), key=f"geofm-{name}")
+    return artifact
+
+
+def _make(job: Job, run: Run) -> tuple[Artifact, dict[str, Any]]:
+    """Plan, map and seal one job."""
+    key = f"geofm-{job.stage}-progress"
+    bar = cast(UUID, create_progress_artifact(0.0, key=key, description=job.stage))
+    started, workers = time.perf_counter(), run.recipe.compute.workers
+    with run.meter.stage(job.stage) as energy:
+        parts = plan(job)
+        done = 0
+        futures = {work.submit(job, a, b): b - a for a, b in ranges(parts, workers)}
+        for future in as_completed(list(futures)):
+            future.result()
+            done += futures[future]
+            tick(job.stage, done, parts + 1, "parts")
+            update_progress_artifact(bar, 100.0 * done / (parts + 1))
+        artifact, metrics = seal_stage(job)
+    update_progress_artifact(bar, 100.0)
+    usual = {
+        "seconds": time.perf_counter() - started,
+        "parts": parts,
+        "workers": workers,
+        "peak_mib": peak_memory_mib(),
+    }
+    return artifact, {**usual, **energy, **metrics}
+
+
+def _card(name: str, artifact: Artifact, metrics: dict[str, Any]) -> str:
+    """A stage's result as Markdown for the UI."""
+    manifest = artifact.manifest
+    rows = [f"| {k} | {v:,} |" for k, v in manifest.counts.items()]
+    rows += [f"| dropped: {k} | {v:,} |" for k, v in manifest.dropped.items()]
+    spent = "found in the catalogue" if metrics.get("cached") else f"{metrics['seconds']:.1f} s"
+    table = "\n".join(["| what | how many |", "|---|---:|", *rows])
+    return f"### {name}: {spent}\n\n`{manifest.kind} {artifact.digest}`\n\n{table}\n"

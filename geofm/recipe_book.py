@@ -1,0 +1,102 @@
+"""Named recipes: find, load, change by ``section.field=value``, and refuse with a remedy."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+import yaml
+from pydantic import ValidationError
+
+from data_catalog.errors import UsageError
+from geofm.settings import RECIPES, Recipe, Section
+
+
+class BadRecipe(UsageError):
+    """A recipe that does not exist or does not hold together."""
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with geofm."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
+    """A recipe by name or YAML file, with ``section.field=value`` overrides applied.
+
+    Raises:
+        BadRecipe: unknown recipe, section or field, or a value out of bounds; says which
+            and what would do.
+    """
+    path = Path(name)
+    if path.suffix not in (".yaml", ".yml"):
+        path = RECIPES / f"{name}.yaml"
+        if name not in recipe_names():
+            raise BadRecipe(
+                f"there is no recipe {name!r}{_nearest(name, recipe_names())}; "
+                f"known: {', '.join(recipe_names())}, or give a .yaml file"
+            )
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, yaml.YAMLError) as error:
+        raise BadRecipe(f"cannot read the recipe {path}: {error}") from error
+    if not isinstance(content, dict):
+        raise BadRecipe(f"the recipe {path} is no mapping of sections; see `geofm recipes`")
+    content.setdefault("name", path.stem)
+    for override in overrides:
+        _apply(content, override)
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        raise BadRecipe(explain(error)) from error
+
+
+def explain(error: ValidationError) -> str:
+    """A validation error as one line per field: the field, what is wrong, what was given."""
+    lines = []
+    for problem in error.errors():
+        field = ".".join(str(part) for part in problem["loc"]) or "recipe"
+        given = "" if isinstance(problem["input"], dict) else f" (given: {problem['input']!r})"
+        lines.append(f"{field}: {problem['msg'].removeprefix('Value error, ')}{given}")
+    return "; ".join(lines)
+
+
+def _nearest(word: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _apply(content: dict[str, Any], override: str) -> None:
+    """Set one ``section.field=value`` in the raw recipe."""
+    place, equals, text = override.partition("=")
+    section, dot, name = place.strip().partition(".")
+    if not equals or not dot:
+        raise BadRecipe(f"{override!r}: write section.field=value, e.g. cut.size_px=192")
+    sections = {k: f.annotation for k, f in Recipe.model_fields.items()}
+    model = sections.get(section)
+    if not (isinstance(model, type) and issubclass(model, Section)):
+        raise BadRecipe(f"there is no section {section!r}{_nearest(section, sections)}")
+    field = model.model_fields.get(name)
+    if field is None:
+        hint = _nearest(name, model.model_fields)
+        raise BadRecipe(
+            f"section {section!r} has no field {name!r}{hint}; "
+            f"it has {', '.join(model.model_fields)}"
+        )
+    content.setdefault(section, {})[name] = _value(text.strip(), field.annotation)
+
+
+def _value(text: str, annotation: Any) -> Any:
+    """A command line value: lists are comma-separated, ``none`` empties an optional field."""
+    kinds = get_args(annotation) if type(None) in get_args(annotation) else (annotation,)
+    if text.lower() in ("none", "null", "") and type(None) in kinds:
+        return None
+    kind = next(k for k in kinds if k is not type(None))
+    origin = get_origin(kind)
+    if origin in (list, tuple):
+        return [part.strip() for part in text.split(",") if part.strip()]
+    if origin is dict:
+        return yaml.safe_load(text)
+    return text
