@@ -1,0 +1,209 @@
+"""A STAC API as a patient client sees it: pages of raw JSON, retried, within time limits."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pystac
+from pystac_client import Client
+from pystac_client.exceptions import APIError
+from pystac_client.errors import ClientTypeError
+from pystac_client.stac_api_io import StacApiIO
+from urllib3 import Retry
+
+from data_catalog.errors import RunError, UsageError
+from geofm.settings import SearchSettings
+
+log = logging.getLogger("geofm.search")
+
+Json = dict[str, Any]
+PLANET_ENV = "GEOFM_PLANET_URL"
+PAGE = 100
+ATTEMPTS = 5
+#: Seconds to connect (an address where nobody answers is soon told) and between two bytes.
+TIMEOUT = (5.0, 60.0)
+
+#: What reading a strange server's answers may raise: its errors, no JSON, JSON of another shape.
+STRANGE = (
+    APIError,
+    ClientTypeError,
+    pystac.STACError,
+    NotImplementedError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    RecursionError,
+)
+
+
+def planet_url() -> str:
+    """The embedded planet's address.
+
+    Raises:
+        RunError: when it does not run.
+    """
+    url = os.environ.get(PLANET_ENV, "")
+    if not url:
+        raise RunError(
+            f"the embedded planet does not run ({PLANET_ENV} is not set); `geofm run` starts it, "
+            "or give the address of a STAC API with search.stac"
+        )
+    return url.rstrip("/")
+
+
+def api_url(settings: SearchSettings) -> str:
+    """The address to ask."""
+    return planet_url() if settings.stac == "planet" else settings.stac
+
+
+class PatientIO(StacApiIO):  # type: ignore[misc, unused-ignore]
+    """Retries refusals (429, 5xx), lost connections, and answers cut off half way."""
+
+    def __init__(self) -> None:
+        retry = Retry(
+            total=2 * ATTEMPTS,
+            connect=2,
+            read=ATTEMPTS,
+            status=ATTEMPTS,
+            backoff_factor=0.2,
+            status_forcelist=[429, 500, 502, 503, 504],
+            allowed_methods=None,
+            respect_retry_after_header=True,
+            raise_on_status=False,
+        )
+        super().__init__(timeout=TIMEOUT, max_retries=retry)
+
+    def request(
+        self,
+        href: str,
+        method: str | None = None,
+        headers: dict[str, str] | None = None,
+        parameters: dict[str, Any] | None = None,
+    ) -> str:
+        """One request; an answer that ends too early is asked for again."""
+        for attempt in range(ATTEMPTS):
+            try:
+                text: str = super().request(href, method, headers, parameters)
+                return text
+            except APIError as error:
+                cut_off = error.status_code is None and any(
+                    word in str(error) for word in ("IncompleteRead", "ChunkedEncoding", "broken")
+                )
+                if not cut_off or attempt == ATTEMPTS - 1:
+                    raise
+                log.info("search: asking again, %s", error)
+                time.sleep(0.1 * 2**attempt)
+        raise AssertionError("unreachable")
+
+
+def open_api(url: str) -> Client:
+    """Connect to a STAC API.
+
+    Raises:
+        RunError: when nobody answers or the answer is no STAC API.
+    """
+    try:
+        return Client.open(url, stac_io=PatientIO())
+    except STRANGE as error:
+        raise RunError(_no_answer(url, error)) from error
+
+
+def _no_answer(url: str, error: BaseException) -> str:
+    if isinstance(error, json.JSONDecodeError) or not isinstance(error, APIError):
+        return (
+            f"the address {url} answers, but not as a STAC API does ({_short(error)}); check "
+            "search.stac, it must be the API's landing page"
+        )
+    if error.status_code is not None:
+        return (
+            f"the STAC API {url} answers with HTTP {error.status_code}; check search.stac and "
+            "whether the API is up, then run again"
+        )
+    return (
+        f"the STAC API {url} cannot be reached ({_short(error)}); check search.stac and the "
+        "network, then run again"
+    )
+
+
+def _short(error: BaseException) -> str:
+    """An error in at most 160 characters, without line breaks."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:160]
+
+
+def list_collections(client: Client, url: str) -> dict[str, Json]:
+    """The collections that the API offers, by id, as raw JSON.
+
+    Raises:
+        RunError: when the list can't be read.
+    """
+    found: dict[str, Json] = {}
+    try:
+        pages = client._stac_io.get_pages(f"{url.rstrip('/')}/collections")  # type: ignore[union-attr]
+        for page in pages:
+            for collection in page.get("collections", []):
+                if isinstance(collection, dict) and isinstance(collection.get("id"), str):
+                    found.setdefault(collection["id"], collection)
+    except STRANGE as error:
+        raise RunError(
+            f"the collections of {url} cannot be read ({_short(error)}); check search.stac"
+        ) from error
+    return found
+
+
+def choose_collections(offered: dict[str, Json], wanted: list[str], url: str) -> list[str]:
+    """The collections to search, sorted: those asked for that exist, or all.
+
+    Raises:
+        UsageError: when none of those asked for exists.
+        RunError: when the API has no collection at all.
+    """
+    if not offered:
+        raise RunError(f"the STAC API {url} offers no collections; check search.stac")
+    if not wanted:
+        return sorted(offered)
+    there = sorted(set(wanted) & set(offered))
+    missing = sorted(set(wanted) - set(offered))
+    names = ", ".join(sorted(offered)[:20])
+    if not there:
+        raise UsageError(
+            f"search.collections: {url} offers none of {', '.join(missing)}; it offers {names}"
+        )
+    if missing:
+        log.warning("%s lacks %s; searching %s", url, ", ".join(missing), ", ".join(there))
+    return there
+
+
+def list_items(client: Client, settings: SearchSettings, collections: list[str]) -> Iterator[Any]:
+    """The items that match, as raw JSON, page by page; what is in them nobody has checked yet.
+
+    Raises:
+        RunError: when a page can't be had.
+        UsageError: when there are more than ``max_items``.
+    """
+    listed = 0
+    try:
+        search = client.search(
+            collections=collections,
+            bbox=list(settings.bbox) if settings.bbox else None,
+            datetime=settings.datetime,
+            limit=min(PAGE, settings.max_items),
+        )
+        for item in search.items_as_dicts():
+            listed += 1
+            if listed > settings.max_items:
+                raise UsageError(
+                    f"more than search.max_items = {settings.max_items} items match; raise it, or "
+                    "narrow search.bbox, search.datetime or search.collections"
+                )
+            yield item
+    except STRANGE as error:
+        raise RunError(
+            f"the search failed after {listed} items ({_short(error)}); run again, and if it "
+            "stays so check search.bbox and search.datetime"
+        ) from error
