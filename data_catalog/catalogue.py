@@ -125,7 +125,7 @@ class Catalogue:
             elif version or len(ref) < 4:
                 digests = []
             else:
-                prefix = select(ArtifactRow.digest).where(ArtifactRow.digest.startswith(ref))
+                prefix = select(ArtifactRow.digest).where(ArtifactRow.digest.startswith(ref, autoescape=True))
                 digests = list(session.scalars(prefix.limit(3)))
             rows = [session.get_one(ArtifactRow, digest) for digest in digests]
         if len(rows) != 1:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+import sys
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +51,10 @@ def deploy_all(store: str, catalog: str) -> list[str]:
             "print_next_steps": False,
             "ignore_warnings": True,
         }
-        _source(pretrain_flow, "pretrain_flow").deploy(**common)
-        _source(refresh_flow, "refresh_flow").deploy(**common, schedule=Cron(NIGHTLY, active=False))
+        nightly = Cron(NIGHTLY, active=False)
+        with redirect_stdout(sys.stderr):  # stdout is for results
+            _source(pretrain_flow, "pretrain_flow").deploy(**common)
+            _source(refresh_flow, "refresh_flow").deploy(**common, schedule=nightly)
         made += [f"geofm-pretrain/{name}", f"geofm-refresh/{name}"]
     return made
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
-from pydantic import Field
 
 from data_catalog.artifact import Artifact
 from data_catalog.errors import UsageError
@@ -56,21 +55,27 @@ def _run(stages: tuple[str, ...], recipe: Recipe, store: str, catalog: str) -> R
     return run
 
 
-StoreUrl = Annotated[str, Field(description="Store address; empty: GEOFM_STORE or ./geofm-store.")]
-CatalogUrl = Annotated[
-    str, Field(description="Catalogue address; empty: GEOFM_CATALOG or the store's own.")
-]
-
-
 @flow(name="geofm-pretrain", flow_run_name="{recipe.name}", persist_result=False)
-def pretrain_flow(recipe: Recipe, store: StoreUrl = "", catalog: CatalogUrl = "") -> Run:
-    """From a STAC search to a pretrained model with scores and a report."""
+def pretrain_flow(recipe: Recipe, store: str = "", catalog: str = "") -> Run:
+    """From a STAC search to a pretrained model with scores and a report.
+
+    Args:
+        recipe: What to search, cut, curate, train and evaluate.
+        store: Store address; empty means GEOFM_STORE, else ./geofm-store.
+        catalog: Catalogue address; empty means GEOFM_CATALOG, else the store's own.
+    """
     return _run(ALL_STAGES, recipe, store, catalog)
 
 
 @flow(name="geofm-refresh", flow_run_name="{recipe.name}", persist_result=False)
-def refresh_flow(recipe: Recipe, store: StoreUrl = "", catalog: CatalogUrl = "") -> Run:
-    """The data half: find what is new, fetch only that, publish a dataset version."""
+def refresh_flow(recipe: Recipe, store: str = "", catalog: str = "") -> Run:
+    """The data half: find what is new, fetch only that, publish a dataset version.
+
+    Args:
+        recipe: What to search, cut, curate and pack.
+        store: Store address; empty means GEOFM_STORE, else ./geofm-store.
+        catalog: Catalogue address; empty means GEOFM_CATALOG, else the store's own.
+    """
     return _run(DATA_STAGES, recipe, store, catalog)
 
 

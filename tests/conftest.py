@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import getpass
 import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -34,3 +39,29 @@ def shared() -> Path:
     if not (folder / "worlds").is_dir():
         pytest.skip("needs the shared real imagery: set GEOFM_SHARED to its folder")
     return folder
+
+
+@pytest.fixture(scope="session")
+def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real PostgreSQL server of this test run; skips where no server is installed."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    if not found:
+        pytest.skip("needs a PostgreSQL server (Debian: apt-get install postgresql)")
+    bin_folder, data = found[-1].parent, tmp_path_factory.mktemp("postgres")
+    # PostgreSQL refuses to run as root
+    user = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
+    if user:
+        for folder in (data, *data.parents[:3]):
+            folder.chmod(0o755)
+        shutil.chown(data, "postgres")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    quiet = {"check": True, "stdout": subprocess.DEVNULL, "cwd": "/"}
+    subprocess.run([*user, bin_folder / "initdb", "-D", data / "db", "-A", "trust"], **quiet)
+    options = f"-p {port} -k {data} -c listen_addresses=127.0.0.1 -c fsync=off"
+    control = [*user, bin_folder / "pg_ctl", "-D", data / "db", "-w"]
+    subprocess.run([*control, "-l", data / "log", "-o", options, "start"], **quiet)
+    name = "postgres" if user else getpass.getuser()
+    yield f"postgresql+psycopg://{name}@127.0.0.1:{port}/postgres"
+    subprocess.run([*control, "-m", "immediate", "stop"], **quiet)

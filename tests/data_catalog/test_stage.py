@@ -1,0 +1,97 @@
+"""Cache, resume, refresh and the two laws, on a tiny chain of stages."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import replace
+
+import pytest
+
+from data_catalog.catalogue import Catalogue
+from data_catalog.manifest import ConservationError
+from data_catalog.run import find, make_job, plan_parts, run_stage, seal, work_parts
+from data_catalog.store import Store, open_store
+from tests.data_catalog.helpers import NUMBERS, SQUARES, Settings, computed
+
+
+def test_second_run_finds_everything(store: Store, catalogue: Catalogue) -> None:
+    items = run_stage(NUMBERS, store, catalogue, {}, Settings())
+    first = run_stage(SQUARES, store, catalogue, {"items": items}, Settings())
+    again = run_stage(SQUARES, store, catalogue, {"items": items}, Settings())
+    assert again.digest == first.digest
+    assert sorted(computed(store.local_root)) == list(range(6))
+    assert [run.metrics.get("cached", False) for run in catalogue.runs()] == [False, False, True]
+    assert first.manifest.inputs == {"items": items.digest}
+
+
+def test_killed_run_computes_only_what_is_missing(store: Store, catalogue: Catalogue) -> None:
+    items = run_stage(NUMBERS, store, catalogue, {}, Settings())
+    (store.local_root / "stop-at").write_text("4")
+    with pytest.raises(InterruptedError):
+        run_stage(SQUARES, store, catalogue, {"items": items}, Settings())
+    assert computed(store.local_root) == [0, 1, 2, 3]
+    assert catalogue.runs()[-1].status == "failed"
+    (store.local_root / "stop-at").unlink()
+    resumed = run_stage(SQUARES, store, catalogue, {"items": items}, Settings())
+    assert computed(store.local_root) == [0, 1, 2, 3, 4, 5]
+    assert not list((store.local_root / "staging").iterdir())
+    assert resumed.path("005.txt").read_text() == "25"
+
+
+def test_more_rows_reuse_the_parts_that_did_not_change(store: Store, catalogue: Catalogue) -> None:
+    for count in (6, 9):
+        items = run_stage(NUMBERS, store, catalogue, {}, Settings(count=count))
+        run_stage(SQUARES, store, catalogue, {"items": items}, Settings())
+    assert computed(store.local_root) == list(range(9))
+
+
+def test_order_and_place_do_not_change_the_digest(
+    store: Store, catalogue: Catalogue, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    digests = set()
+    for place in (store, open_store(tmp_path_factory.mktemp("other"))):
+        items = run_stage(NUMBERS, place, catalogue, {}, Settings())
+        job = make_job(SQUARES, place, {"items": items}, Settings(), catalogue="elsewhere")
+        parts = plan_parts(SQUARES, job)
+        moved = pickle.loads(pickle.dumps(job))
+        work_parts(SQUARES, moved, parts[3:][::-1])
+        work_parts(SQUARES, moved, parts[:3])
+        digests.add(seal(SQUARES, moved, parts)[0].digest)
+    assert len(digests) == 1
+
+
+def test_a_lost_row_is_never_published(store: Store, catalogue: Catalogue) -> None:
+    items = run_stage(NUMBERS, store, catalogue, {}, Settings())
+    with pytest.raises(ConservationError, match="6 rows in, but 5 out and 0 dropped"):
+        run_stage(SQUARES, store, catalogue, {"items": items}, Settings(lose=1))
+    assert [row.kind for row in catalogue.artifacts()] == ["items"]
+    assert not (store.local_root / "artifacts" / "chips").exists()
+
+
+def test_version_settings_and_inputs_make_the_key(store: Store, catalogue: Catalogue) -> None:
+    items = run_stage(NUMBERS, store, catalogue, {}, Settings())
+    other = run_stage(NUMBERS, store, catalogue, {}, Settings(count=2))
+    job = make_job(SQUARES, store, {"items": items}, Settings(), seed=1)
+    assert job.key == make_job(SQUARES, store, {"items": items}, Settings(), seed=2).key
+    seeded = replace(SQUARES, seeded=True)
+    keys = {
+        job.key,
+        make_job(replace(SQUARES, version="2"), store, {"items": items}, Settings()).key,
+        make_job(SQUARES, store, {"items": other}, Settings()).key,
+        make_job(SQUARES, store, {"items": items}, Settings(count=7)).key,
+        make_job(seeded, store, {"items": items}, Settings(), seed=1).key,
+        make_job(seeded, store, {"items": items}, Settings(), seed=2).key,
+    }
+    assert len(keys) == 6
+
+
+def test_a_live_stage_asks_again_and_a_wiped_store_is_noticed(
+    store: Store, catalogue: Catalogue
+) -> None:
+    live = replace(NUMBERS, live=True)
+    first = run_stage(live, store, catalogue, {}, Settings())
+    job = make_job(live, store, {}, Settings())
+    assert find(live, job, catalogue) is None
+    assert find(NUMBERS, job, catalogue) == first
+    first.path("manifest.json").unlink()
+    assert find(NUMBERS, job, catalogue) is None
