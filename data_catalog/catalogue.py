@@ -125,8 +125,8 @@ class Catalogue:
             elif version or len(ref) < 4:
                 digests = []
             else:
-                prefix = select(ArtifactRow.digest).where(ArtifactRow.digest.startswith(ref, autoescape=True))
-                digests = list(session.scalars(prefix.limit(3)))
+                begins = ArtifactRow.digest.startswith(ref, autoescape=True)
+                digests = list(session.scalars(select(ArtifactRow.digest).where(begins).limit(3)))
             rows = [session.get_one(ArtifactRow, digest) for digest in digests]
         if len(rows) != 1:
             problem = "is ambiguous: give more digits" if rows else "names nothing"

@@ -57,11 +57,14 @@ def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    quiet = {"check": True, "stdout": subprocess.DEVNULL, "cwd": "/"}
-    subprocess.run([*user, bin_folder / "initdb", "-D", data / "db", "-A", "trust"], **quiet)
+
+    def run(*command: object) -> None:
+        subprocess.run([*user, *map(str, command)], check=True, stdout=subprocess.DEVNULL, cwd="/")
+
+    run(bin_folder / "initdb", "-D", data / "db", "-A", "trust")
     options = f"-p {port} -k {data} -c listen_addresses=127.0.0.1 -c fsync=off"
-    control = [*user, bin_folder / "pg_ctl", "-D", data / "db", "-w"]
-    subprocess.run([*control, "-l", data / "log", "-o", options, "start"], **quiet)
+    control = [bin_folder / "pg_ctl", "-D", data / "db", "-w"]
+    run(*control, "-l", data / "log", "-o", options, "start")
     name = "postgres" if user else getpass.getuser()
     yield f"postgresql+psycopg://{name}@127.0.0.1:{port}/postgres"
-    subprocess.run([*control, "-m", "immediate", "stop"], **quiet)
+    run(*control, "-m", "immediate", "stop")
