@@ -1,0 +1,171 @@
+"""Stage ``embed``: one vector per usable chip, by a frozen encoder.
+
+A part is one tar of chips, so that a refresh embeds only what is new. Batches follow the order in
+the tar and one thread computes them: the vectors are the same bits for any number of workers.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import faiss  # noqa: F401  before torch: both bring an OpenMP
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+from data_catalog.canonical import canonical
+from data_catalog.errors import RunError
+from data_catalog.progress import tick
+from data_catalog.stage import Job, Part, Sealed, Stage
+from data_catalog.tables import write_table
+from geofm.curation.parts import ChipRef, chips_by_part, covers, ok_chips, read_pixels
+from geofm.encoders import Encoder, encode, load_encoder, resize
+from geofm.imagery.radiometry import to_rgb
+from geofm.settings import EmbedSettings
+
+PREPROCESSING = (
+    "unit RGB clipped to 0..1, bilinear antialiased resize, the encoder's mean and standard "
+    "deviation; pooled features, not normalised"
+)
+
+_lock = threading.Lock()
+_inside = {"count": 0, "before": 0}
+
+
+@contextmanager
+def one_torch_thread() -> Iterator[None]:
+    """Torch computes with one thread in this block; the last to leave restores the number."""
+    with _lock:
+        if _inside["count"] == 0:
+            _inside["before"] = torch.get_num_threads()
+        _inside["count"] += 1
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        with _lock:
+            _inside["count"] -= 1
+            if _inside["count"] == 0:
+                torch.set_num_threads(_inside["before"])
+
+
+@lru_cache(maxsize=2)
+def _encoder(name: str, size_px: int, device: str) -> Encoder:
+    encoder = load_encoder(name, size_px=size_px)
+    encoder.model.to(device)
+    return encoder
+
+
+def encoder_device(device: str) -> str:
+    """The CPU unless a GPU is asked for by name: vectors are an artifact's identity."""
+    return "cuda" if device == "cuda" else "cpu"
+
+
+def plan(job: Job) -> list[Part]:
+    """One part per tar of chips; its key covers the tar, its usable chips and the weights."""
+    chips, settings = job.inputs["chips"], _settings(job)
+    weights = _encoder(
+        settings.encoder, settings.size_px, encoder_device(job.device)
+    ).weights_sha256
+    return [
+        job.part({"part": part}, [weights, *covers(chips, part, refs)])
+        for part, refs in chips_by_part(chips).items()
+    ]
+
+
+def work(job: Job, part: Part, folder: Path) -> None:
+    """Embed one tar: ``embeddings.npy`` (float16 [chips, width]), ``ids.json``, ``made.json``.
+
+    Raises:
+        RunError: when the encoder gives numbers that float16 cannot hold.
+    """
+    chips, settings, name = job.inputs["chips"], _settings(job), part.payload["part"]
+    refs = chips_by_part(chips)[name]
+    device = encoder_device(job.device)
+    encoder = _encoder(settings.encoder, settings.size_px, device)
+    pixels = read_pixels(chips, name, refs)
+    rows = []
+    with one_torch_thread():
+        for first in range(0, len(refs), settings.batch):
+            batch = refs[first : first + settings.batch]
+            rows.append(_embed(encoder, batch, pixels, settings.size_px, device))
+            tick("embed", min(first + settings.batch, len(refs)), len(refs), name)
+    vectors = np.concatenate(rows)
+    if not np.isfinite(vectors).all():
+        raise RunError(
+            f"encoder {settings.encoder} gave values beyond float16 for chips of {name}; "
+            "choose another encoder (embed.encoder)"
+        )
+    np.save(folder / "embeddings.npy", vectors)
+    (folder / "ids.json").write_bytes(canonical([ref.chip_id for ref in refs]))
+    (folder / "made.json").write_bytes(canonical({"device": device}))
+
+
+def _embed(
+    encoder: Encoder,
+    refs: list[ChipRef],
+    pixels: Iterator[NDArray[Any]],
+    size_px: int,
+    device: str,
+) -> NDArray[np.float16]:
+    """Vectors float16 [len(refs), width] of the next chips."""
+    pictures = []
+    for ref in refs:
+        rgb = torch.from_numpy(to_rgb(next(pixels), ref.bands, ref.scale)).unsqueeze(0)
+        pictures.append(resize(rgb, size_px))
+    vectors = encode(encoder, torch.cat(pictures).to(device))
+    return np.asarray(vectors.float().cpu().numpy().astype(np.float16))
+
+
+def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
+    """Join the parts in the order of ``chips.parquet``."""
+    settings = _settings(job)
+    encoder = _encoder(settings.encoder, settings.size_px, encoder_device(job.device))
+    ids = ok_chips(job.inputs["chips"], ["chip_id"])["chip_id"].astype(str)
+    row_of = {chip_id: row for row, chip_id in enumerate(ids)}
+    vectors = np.zeros((len(ids), encoder.width), dtype=np.float16)
+    devices = set()
+    found = 0
+    for part in folders:
+        names = json.loads((part / "ids.json").read_bytes())
+        vectors[[row_of[name] for name in names]] = np.load(part / "embeddings.npy")
+        devices.add(json.loads((part / "made.json").read_bytes())["device"])
+        found += len(names)
+    np.save(folder / "embeddings.npy", vectors)
+    write_table(pd.DataFrame({"chip_id": ids}), folder / "ids.parquet")
+    return Sealed(
+        counts={"rows_in": len(ids), "rows_out": found},
+        facts={
+            "encoder": settings.encoder,
+            "weights_sha256": encoder.weights_sha256,
+            "size_px": settings.size_px,
+            "dim": encoder.width,
+            "dtype": "float16",
+            "preprocessing": PREPROCESSING,
+        },
+        deterministic="cuda" not in devices,
+    )
+
+
+def _settings(job: Job) -> EmbedSettings:
+    settings: EmbedSettings = job.settings
+    return settings
+
+
+STAGE = Stage(
+    name="embed",
+    version="1",
+    kind="embeddings",
+    inputs=("chips",),
+    software=("torch", "timm", "numpy"),
+    plan=plan,
+    work=work,
+    seal=seal,
+)
