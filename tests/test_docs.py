@@ -1,0 +1,71 @@
+"""What the documentation says can be typed: each command parses, each link leads somewhere."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+import typer
+
+from flows.cli import app
+from geofm.recipe_book import load_recipe
+from geofm.settings import Recipe
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def shell_lines(page: Path) -> list[str]:
+    """The lines of a page's ``sh`` blocks, comments stripped."""
+    blocks = re.findall(r"```sh\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+COMMANDS = [
+    pytest.param(line, id=f"{page.name}: {line[:60]}")
+    for page in PAGES
+    for line in shell_lines(page)
+    if "geofm " in line and line.split()[0].endswith("geofm")
+]
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_documented_commands_parse(line: str) -> None:
+    words = shlex.split(line, comments=True)[1:]
+    command = typer.main.get_command(app)
+    assert isinstance(command, click.Group)
+    name, _, rest = command.resolve_command(click.Context(command), words)
+    assert name is not None
+    inner = command.commands[name]
+    parsed = inner.make_context(name, list(rest), resilient_parsing=False)
+    for override in parsed.params.get("overrides") or []:
+        load_recipe("demo", [override])
+
+
+def test_readme_has_the_makefile_targets() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    named = {line.split()[1] for page in PAGES for line in shell_lines(page) if line[:5] == "make "}
+    assert {"demo", "test"} <= named
+    for target in named:
+        assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_relative_links_lead_somewhere(page: Path) -> None:
+    targets = re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8"))
+    for target in targets:
+        if "://" not in target:
+            assert (page.parent / target).exists(), target
+
+
+def test_every_field_of_the_recipe_is_described_and_bounded() -> None:
+    for section, field in Recipe.model_fields.items():
+        model = field.annotation
+        for name, inner in getattr(model, "model_fields", {}).items():
+            assert inner.description, f"{section}.{name} has no description"
+            numeric = inner.annotation in (int, float)
+            assert not numeric or inner.metadata, f"{section}.{name} has no bounds"
