@@ -6,7 +6,6 @@ import sys
 import traceback
 from typing import Annotated
 
-import click
 import typer
 
 from data_catalog.errors import GeofmError
@@ -18,6 +17,7 @@ app = typer.Typer(
     name="geofm",
     no_args_is_help=True,
     add_completion=False,
+    pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     help="Curate imagery from STAC into a concise dataset, pretrain a geospatial foundation model "
     "on it, and prove where every sample came from.\n\n"
@@ -147,15 +147,7 @@ def _run(
 def main() -> None:
     """Entry point: run a command, and give each failure one clear message and its exit code."""
     try:
-        app(standalone_mode=False)
-    except click.exceptions.Exit as exit_:
-        sys.exit(exit_.exit_code)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(2)
-    except (KeyboardInterrupt, click.exceptions.Abort):
-        err.print("[bold]stopped[/]; the same command again goes on where this one was")
-        sys.exit(130)
+        app()  # exits by itself: 0 done, 2 bad usage, 130 stopped
     except GeofmError as error:
         _show(error)
         sys.exit(error.exit_code)

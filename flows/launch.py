@@ -6,6 +6,8 @@ import logging
 import os
 import time
 
+import typer
+
 from data_catalog.progress import tick
 from flows.console import err, out, print_json, print_table, progress_bars
 from flows.server import find_or_launch, wait_for
@@ -41,7 +43,11 @@ def launch(
         from flows.summary import run_counts, score_rows, summary_rows
 
         _quiet()
-        run = run_flow(recipe, place.store.url, place.catalogue.url, data_only)
+        try:
+            run = run_flow(recipe, place.store.url, place.catalogue.url, data_only)
+        except KeyboardInterrupt:
+            err.print("[bold]stopped[/]; the same command again goes on where this one was")
+            raise typer.Exit(130) from None
     seconds = time.perf_counter() - started
     page = report_page(run)
     if json_:
