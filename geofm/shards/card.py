@@ -1,0 +1,133 @@
+"""The dataset card: what a stranger needs to use a dataset, in one page of Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import geopandas as gpd
+import numpy as np
+
+from data_catalog.artifact import Artifact
+from data_catalog.canonical import digest_of
+
+CARD = """# {name}
+
+{samples} image chips of {height} × {width} pixels, {band_count} bands ({bands}), {dtype}, for
+self-supervised pretraining. Made by geofm.
+
+| | |
+|---|---|
+| samples | {samples} from {items} scenes of {collections} |
+| ground sample distance | {gsd} |
+| area (west, south, east, north) | {box} |
+| dates | {dates} |
+| mean per band (unit space) | {mean} |
+| standard deviation per band | {std} |
+
+*Unit space* is reflectance divided by {white} for 16-bit data (count × scale / {white}) and
+count / 255 for 8-bit data.
+
+## Licences
+
+Using this dataset means keeping to every one of these:
+
+| licence | source | samples | attribution |
+|---|---|---|---|
+{licences}
+
+## How to read it
+
+Plain WebDataset tars: per sample `KEY.npy` (pixels, bands × height × width, offset of the
+product already applied) and `KEY.json` (scene, assets and their digests, window, CRS, transform,
+footprint, time, licence). KEY is the chip's id.
+
+```python
+import webdataset as wds
+
+for sample in wds.WebDataset("shards/{name}-00000.tar", shardshuffle=False).decode():
+    pixels, about = sample["npy"], sample["json"]
+```
+
+or with `tar -xf shards/{name}-00000.tar`. `index.parquet` has the byte range and SHA-256 of
+every member, `samples.parquet` (GeoParquet) everything about every sample, `stats.json` the
+numbers above.
+
+## How it was made
+
+| stage | version | settings | artifact |
+|---|---|---|---|
+{stages}
+
+{made}
+"""
+
+
+def write_card(
+    path: Path,
+    name: str,
+    rows: gpd.GeoDataFrame,
+    stats: Mapping[str, Any],
+    sources: Sequence[Mapping[str, Any]],
+    inputs: Mapping[str, Artifact],
+) -> None:
+    """Write ``README.md`` of a dataset from its samples, statistics and inputs."""
+    first = rows.iloc[0]
+    days = sorted(str(time)[:10] for time in rows["datetime"] if isinstance(time, str))
+    box = ", ".join(f"{degree:.4f}" for degree in rows.total_bounds)
+    text = CARD.format(
+        name=name,
+        samples=len(rows),
+        height=int(first["height"]),
+        width=int(first["width"]),
+        band_count=len(stats["bands"]),
+        bands=", ".join(stats["bands"]),
+        dtype=stats["dtype"],
+        items=rows["item_id"].nunique(),
+        collections=", ".join(sorted(rows["collection"].astype(str).unique())),
+        gsd=_gsd(rows),
+        box=f"{box} (EPSG:4326)",
+        dates=f"{days[0]} to {days[-1]}" if days else "unknown",
+        mean=", ".join(f"{value:.4f}" for value in stats["mean"]),
+        std=", ".join(f"{value:.4f}" for value in stats["std"]),
+        white=stats["white"],
+        licences="\n".join(
+            f"| {s['licence']} | {s['source']} | {s['rows']} | {_cell(s['attribution'])} |"
+            for s in sources
+        ),
+        stages="\n".join(_stage(role, artifact) for role, artifact in inputs.items()),
+        made=_made(inputs["decisions"]),
+    )
+    path.write_text(text, encoding="utf-8")
+
+
+def _cell(text: str) -> str:
+    """Text as it may stand in a table."""
+    return " ".join(str(text).split()).replace("|", "\\|")
+
+
+def _gsd(rows: gpd.GeoDataFrame) -> str:
+    """Pixel sizes in units of the chips' own CRS, smallest and largest."""
+    sizes = np.array([abs(float(transform[0])) for transform in rows["transform"]])
+    low, high = f"{sizes.min():.6g}", f"{sizes.max():.6g}"
+    unit = "m" if sizes.min() > 0.05 else "degrees"
+    return f"{low} {unit}" if low == high else f"{low} to {high} {unit}"
+
+
+def _stage(role: str, artifact: Artifact) -> str:
+    manifest = artifact.manifest
+    settings = digest_of(manifest.settings)[:12]
+    return f"| {manifest.stage} | {manifest.version} | `{settings}` | {role} `{artifact.digest}` |"
+
+
+def _made(decisions: Artifact) -> str:
+    """How many candidates there were, and why the others are not here."""
+    manifest = decisions.manifest
+    counts = manifest.counts
+    dropped = ", ".join(f"{count} by {rule}" for rule, count in sorted(manifest.dropped.items()))
+    return (
+        f"Of {counts['rows_in']} candidate chips {counts['rows_out']} were kept"
+        f"{f'; dropped: {dropped}' if dropped else ''}. Each decision, with its reason and "
+        "witness, is in `decisions.parquet` of that artifact."
+    )
