@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from upath import UPath
+
 
 def canonical(value: Any) -> bytes:
     """The one JSON encoding of a value: sorted keys, no spaces, UTF-8, no NaN.
@@ -26,7 +28,10 @@ def digest_of(value: Any) -> str:
     return hashlib.sha256(canonical(value)).hexdigest()
 
 
-def sha256_file(path: Path) -> str:
-    """SHA-256 (hex) of a file's bytes, read in 1 MiB blocks."""
+def sha256_file(path: Path | UPath) -> str:
+    """SHA-256 (hex) of a file's bytes, local or remote, read in 1 MiB blocks."""
+    total = hashlib.sha256()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while block := file.read(2**20):
+            total.update(block)
+    return total.hexdigest()

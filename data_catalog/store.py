@@ -185,7 +185,7 @@ def open_store(url: str | Path) -> Store:
         if store.is_local:
             probe.parent.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"geofm")
-        probe.unlink()
+        probe.fs.rm_file(probe.path)  # one object; some gateways refuse bulk deletion
         (store.local_root / "staging").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StoreNotWritable(

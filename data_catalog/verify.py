@@ -28,7 +28,7 @@ def verify_artifact(artifact: Artifact) -> list[str]:
         size = path.stat().st_size
         if size != entry.size:
             problems.append(f"{path}: {size} bytes instead of {entry.size}")
-        elif sha256_file(artifact.local(entry.path)) != entry.sha256:
+        elif sha256_file(path) != entry.sha256:  # the file itself, not a cached copy
             problems.append(f"{path}: content altered, its sha256 is not {entry.sha256}")
     known = {entry.path for entry in manifest.files} | {MANIFEST}
     for found in artifact.root.rglob("*"):

