@@ -1,0 +1,125 @@
+"""The three things a table of scores compares: frozen teacher, random student, trained student.
+
+The teacher is row 1 because a student that does not beat the network it was distilled from has
+gained nothing but size; the random student is the floor that pretraining has to rise above.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import faiss  # noqa: F401  before torch: both bring an OpenMP
+import torch
+
+from data_catalog.artifact import Artifact
+from geofm.encoders import encode, load_encoder
+from geofm.imagery.radiometry import rgb_index
+
+Who = Literal["teacher", "random", "model"]
+#: The order of the rows in every table.
+ORDER: tuple[Who, ...] = ("teacher", "random", "model")
+#: Student features probed: the distilled stage, and the last layer.
+STUDENT_FEATURES = ("distilled", "final")
+
+Extract = Callable[[torch.Tensor], Mapping[str, torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Something that turns images into features.
+
+    ``extract`` maps unit pixels [N, len(bands), size_px, size_px] on any device to features
+    [N, D] by name. ``fill`` (unit) stands in for a band that a task lacks.
+    """
+
+    who: Who
+    label: str
+    bands: tuple[str, ...]
+    fill: tuple[float, ...]
+    size_px: int
+    extract: Extract
+
+
+def teacher_name(model: Artifact) -> str:
+    """The frozen teacher that a model was distilled from."""
+    settings: dict[str, Any] = model.manifest.settings
+    return str(model.manifest.facts.get("teacher") or settings["teacher"])
+
+
+def describe(model: Artifact, who: Who) -> str:
+    """What a row of the table is, in words."""
+    if who == "teacher":
+        return f"frozen teacher, {teacher_name(model)}"
+    settings = model.manifest.settings
+    if who == "random":
+        return f"random init, {settings['student']}"
+    parts = []
+    if float(settings["mim_weight"]) > 0:
+        parts.append("masked modelling")
+    if float(settings["alpha"]) > 0:
+        parts.append("distillation")
+    return f"this model, {' + '.join(parts)}"
+
+
+def covers(model: Artifact, who: Who) -> list[Any]:
+    """What a subject's features depend on: the key of its part of the work.
+
+    A teacher's rows are found again for every model that was distilled from it.
+    """
+    facts, settings = model.manifest.facts, model.manifest.settings
+    if who == "teacher":
+        bands = model.json("config.json")["bands"]
+        size = settings["teacher_size_px"]
+        return [who, teacher_name(model), facts.get("teacher_weights_sha256", ""), size, bands]
+    return [who, model.digest]
+
+
+def load_subject(model: Artifact, who: Who, device: str) -> Subject:
+    """Build a subject on a device.
+
+    The random student starts from the seed that training started from: it is the very network
+    that the model was before its first step.
+    """
+    config = model.json("config.json")
+    bands, fill = tuple(config["bands"]), tuple(float(m) for m in config["mean"])
+    label = describe(model, who)
+    if who == "teacher":
+        size = int(model.manifest.settings["teacher_size_px"])
+        rgb = rgb_index(bands)
+        wanted = tuple(bands[i] for i in rgb)
+        return Subject(
+            who, label, wanted, tuple(fill[i] for i in rgb), size, _teacher(model, size, device)
+        )
+    return Subject(who, label, bands, fill, int(config["size_px"]), _student(model, who, device))
+
+
+def _teacher(model: Artifact, size_px: int, device: str) -> Extract:
+    encoder = load_encoder(teacher_name(model), size_px=size_px)
+    encoder.model.to(device)
+
+    def extract(images: torch.Tensor) -> Mapping[str, torch.Tensor]:
+        return {"final": encode(encoder, images.to(device).clamp(0, 1))}
+
+    return extract
+
+
+def _student(model: Artifact, who: Who, device: str) -> Extract:
+    from geofm.pretraining import features, load_model, random_model
+
+    trained, config = load_model(model)
+    network = trained if who == "model" else random_model(config, model.manifest.seed)
+    network = network.to(device).eval()
+
+    def extract(images: torch.Tensor) -> Mapping[str, torch.Tensor]:
+        with torch.no_grad():
+            found: Mapping[str, torch.Tensor] = features(network, config, images.to(device))
+        return found
+
+    return extract
+
+
+def feature_names(who: Who) -> Sequence[str]:
+    """Names of the features that a subject is probed at."""
+    return ("final",) if who == "teacher" else STUDENT_FEATURES
