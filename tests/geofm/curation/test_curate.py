@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from data_catalog.errors import RunError, UsageError
+from data_catalog.run import run_stage
+from data_catalog.store import open_store
+from geofm.curation import curate
+from geofm.curation.space import Space
+from geofm.settings import CurateSettings
+from tests.geofm.curation.synthetic import Chip, make_chips, make_embeddings, texture
+
+GROUPS, COPIES, WIDTH = 12, 4, 32
+
+
+def _world() -> tuple[list[Chip], np.ndarray]:
+    """48 chips in 12 groups of like vectors, then one for each gate, then copies."""
+    draw = np.random.default_rng(5)
+    chips = [
+        Chip(texture(n), item=f"scene-{n % 3}", x=500_000.0 + 40_000 * (n % 5))
+        for n in range(GROUPS * COPIES)
+    ]
+    centres = draw.normal(size=(GROUPS, WIDTH)) * 3 + 2
+    vectors = np.repeat(centres, COPIES, axis=0) + draw.normal(0, 0.15, (len(chips), WIDTH))
+    chips += [
+        Chip(np.full((3, 32, 32), 700, dtype=np.uint16)),
+        Chip(texture(100), valid=0.4),
+        Chip(texture(101), cloud=0.8),
+        Chip(texture(102), saturated=0.6),
+        Chip(texture(103), status="dropped"),
+        Chip(texture(0), item="scene-9"),  # the pixels of chip 0
+        Chip(texture(0), item="scene-9", scale=2e-4),  # the same numbers, another meaning
+    ]
+    vectors = np.concatenate([vectors, draw.normal(size=(6, WIDTH)) * 3])
+    vectors[-2] = vectors[0]
+    return chips, vectors
+
+
+def _curate(store, catalogue, *, seed=0, order=None, **fields):
+    chips, vectors = _world()
+    art = make_chips(store, chips)
+    ids = [chip.chip_id(n) for n, chip in enumerate(chips) if chip.status == "ok"]
+    order = np.arange(len(ids)) if order is None else order
+    inputs = {"chips": art, "embeddings": make_embeddings(store, np.array(ids)[order],
+                                                          vectors[order])}  # fmt: skip
+    settings = CurateSettings(**{"threshold": 0.9, **fields})
+    found = run_stage(curate.STAGE, store, catalogue, inputs, settings, seed)
+    table = found.table("decisions.parquet").set_index("chip_id")
+    space = Space(vectors.astype(np.float16), np.load(found.local("centre.npy")))
+    return found, table, {chip_id: row for row, chip_id in enumerate(ids)}, space
+
+
+def _check(table: pd.DataFrame, rows: dict[str, int], space: Space, threshold: float) -> None:
+    """What every decisions table promises."""
+    kept = table[table["decision"] == "keep"]
+    of = np.array([rows[i] for i in kept.index])
+    for chip_id, row in table[table["decision"] == "drop"].iterrows():
+        assert row["reason"]
+        if row["rule"].startswith("gate_"):
+            assert row["witness_id"] == ""
+            continue
+        assert row["witness_id"] in kept.index, row["reason"]
+        mine = np.array([rows[str(chip_id)]])
+        exact = space.similarity(mine, np.array([rows[row["witness_id"]]]))[0]
+        assert row["similarity"] == pytest.approx(exact, abs=1e-12)
+        assert row["rule"] != "near_duplicate" or row["similarity"] >= threshold
+        if row["rule"] == "selection":
+            assert row["similarity"] < threshold
+            assert row["similarity"] == max(space.similarity(np.repeat(mine, len(of)), of))
+    pairs = [space.similarity(np.full(len(of), row), of) for row in of]
+    assert (np.array(pairs) - 2 * np.eye(len(of)) < threshold).all()
+    assert (kept["witness_id"] == "").all()
+    assert kept["similarity"].isna().all()
+    assert (kept["cluster"] == kept.index).all()
+
+
+def test_one_decision_per_usable_chip_with_rules_and_witnesses(store, catalogue):
+    found, table, rows, space = _curate(store, catalogue)
+    assert set(table.index) == set(rows)
+    _check(table, rows, space, 0.9)
+    chips, _ = _world()
+    names = {n: chip.chip_id(n) for n, chip in enumerate(chips)}
+    gates = ["gate_constant", "gate_valid", "gate_cloud", "gate_saturated"]
+    assert [table.loc[names[48 + n], "rule"] for n in range(4)] == gates
+    copies = table.loc[[names[0], names[53]]]
+    assert set(copies["rule"]) <= {"kept", "identical", "near_duplicate"}
+    assert table.loc[names[54], "rule"] == "kept"  # other reflectances are other chips
+    manifest = found.manifest
+    assert manifest.counts["rows_out"] == (table["decision"] == "keep").sum() == GROUPS + 1
+    assert sum(manifest.dropped.values()) == (table["decision"] == "drop").sum()
+    certificate = manifest.facts["certificate"]
+    assert certificate["missed"] == 0
+    assert certificate["pairs"] >= GROUPS * 6
+    assert 0 < certificate["recall_lower_bound"] <= 1
+    assert manifest.facts["largest_group"] == 5
+    assert manifest.facts["covering_radius"] <= 0.1
+
+
+def test_identical_pixels_name_the_copy_that_stays(store, catalogue):
+    _, table, rows, space = _curate(store, catalogue, threshold=1.0)
+    _check(table, rows, space, 1.0)
+    gone = table[table["rule"] == "identical"]
+    assert len(gone) == 1
+    assert gone["similarity"].iloc[0] == 1.0
+    assert gone.index[0] > gone["witness_id"].iloc[0]  # equal quality: the lower id stays
+
+
+@pytest.mark.parametrize(("budget", "count"), [(0.5, 7), (5, 5), (1.0, 13)])
+@pytest.mark.parametrize("method", ["facility-location", "random"])
+def test_budget_keeps_so_many_and_all_witnesses_stay(store, catalogue, budget, count, method):
+    found, table, rows, space = _curate(store, catalogue, budget=budget, method=method)
+    assert (table["decision"] == "keep").sum() == count
+    _check(table, rows, space, 0.9)
+    assert found.manifest.counts["leaders"] == 13
+    if method == "facility-location" and budget == 5:
+        facts = found.manifest.facts
+        assert facts["facility_location"] > facts["facility_location_random"]
+
+
+def test_budget_beyond_the_pool(store, catalogue):
+    with pytest.raises(UsageError, match=r"curate\.budget asks for 500 chips.*pool has 13"):
+        _curate(store, catalogue, budget=500)
+
+
+def test_bytes_do_not_depend_on_the_order_of_the_vectors(tmp_path: Path, catalogue):
+    files = set()
+    for run in range(2):
+        order = None if run == 0 else np.random.default_rng(1).permutation(54)
+        found, *_ = _curate(open_store(tmp_path / f"s{run}"), catalogue, order=order, budget=0.5)
+        files.add(tuple(f.sha256 for f in found.manifest.files))
+    assert len(files) == 1
+
+
+def test_seed_decides_random_selection(store, catalogue):
+    kept = []
+    for seed in (0, 1):
+        _, table, *_ = _curate(store, catalogue, seed=seed, budget=6, method="random")
+        kept.append(set(table.index[table["decision"] == "keep"]))
+    assert kept[0] != kept[1]
+
+
+def test_other_settings_reuse_the_descriptors(store, catalogue, monkeypatch):
+    _curate(store, catalogue)
+    monkeypatch.setattr(curate, "describe", None)
+    _curate(store, catalogue, threshold=0.95, seed=4)
+
+
+def test_everything_gated_keeps_nothing(store, catalogue):
+    chips = [Chip(texture(n), cloud=1.0) for n in range(3)]
+    ids = [chip.chip_id(n) for n, chip in enumerate(chips)]
+    inputs = {
+        "chips": make_chips(store, chips),
+        "embeddings": make_embeddings(store, ids, np.eye(3, 8)),
+    }
+    found = run_stage(curate.STAGE, store, catalogue, inputs, CurateSettings())
+    assert found.manifest.counts["rows_out"] == 0
+    assert found.manifest.dropped == {"gate_cloud": 3}
+
+
+def test_embeddings_of_other_chips_are_refused(store, catalogue):
+    inputs = {
+        "chips": make_chips(store, [Chip(texture(0))]),
+        "embeddings": make_embeddings(store, ["x"], np.eye(1, 8)),
+    }
+    with pytest.raises(RunError, match="not of these chips"):
+        run_stage(curate.STAGE, store, catalogue, inputs, CurateSettings())

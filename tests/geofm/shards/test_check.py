@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from data_catalog.artifact import Artifact
+from geofm.shards.check import verify_shards
+from tests.geofm.shards.conftest import some_chips
+
+
+def _flip(dataset: Artifact, shard: str, byte: int, bit: int = 0) -> None:
+    path = dataset.local(shard)
+    data = bytearray(path.read_bytes())
+    data[byte] ^= 1 << bit
+    path.write_bytes(data)
+
+
+def test_a_whole_dataset_has_no_problems(pack):
+    assert verify_shards(pack(some_chips())) == []
+
+
+@pytest.mark.parametrize(
+    ("where", "expected"),
+    [
+        ("npy header", "{key}.npy: tar header differs at byte {byte}"),
+        ("npy checksum", "{key}.npy: tar header differs at byte {byte}"),
+        ("npy magic", "{key}.npy: SHA-256"),
+        ("npy last pixel", "{key}.npy: SHA-256"),
+        ("npy padding", "{key}.npy: padding differs at byte {byte}"),
+        ("json header", "{key}.json: tar header differs at byte {byte}"),
+        ("json text", "{key}.json: SHA-256"),
+        ("json padding", "{key}.json: padding differs at byte {byte}"),
+    ],
+)
+@pytest.mark.parametrize("bit", [0, 7])
+def test_one_flipped_bit_is_found_and_located(pack, where, expected, bit):
+    dataset = pack(some_chips())
+    row = dataset.table("index.parquet").iloc[7]
+    byte = {
+        "npy header": row.offset - 512 + 3,
+        "npy checksum": row.offset - 512 + 155,
+        "npy magic": row.offset,
+        "npy last pixel": row.offset + row["size"] - 1,
+        "npy padding": row.offset + row["size"],
+        "json header": row.json_offset - 200,
+        "json text": row.json_offset + 10,
+        "json padding": row.json_offset + row.json_size,
+    }[where]
+    _flip(dataset, row.shard, int(byte), bit)
+    problems = verify_shards(dataset)
+    assert len(problems) == 1
+    assert problems[0].startswith(f"{row.shard}: sample {row.key}: ")
+    assert expected.format(key=row.key, byte=byte) in problems[0]
+
+
+def test_any_flipped_bit_is_found(pack):
+    dataset = pack(some_chips(4), shard_mib=1)
+    path = dataset.local("shards/small-00000.tar")
+    whole = path.read_bytes()
+    for byte in np.random.default_rng(0).choice(len(whole), 150, replace=False):
+        _flip(dataset, "shards/small-00000.tar", int(byte), int(byte) % 8)
+        assert len(verify_shards(dataset)) == 1, byte
+        path.write_bytes(whole)
+    _flip(dataset, "shards/small-00000.tar", len(whole) - 1)
+    assert "the end of the tar differs at byte" in verify_shards(dataset)[0]
+
+
+def test_truncated_longer_missing_and_swapped(pack):
+    dataset = pack(some_chips())
+    index = dataset.table("index.parquet")
+    row = index.iloc[3]
+    path = dataset.local(row.shard)
+    whole = path.read_bytes()
+
+    path.write_bytes(whole[: int(row.offset) + 5])
+    (problem,) = verify_shards(dataset)
+    assert f"truncated at byte {row.offset + 5} of {len(whole)}: sample {row.key}" in problem
+
+    path.write_bytes(whole[:-600])
+    assert "the end of the tar is missing" in verify_shards(dataset)[0]
+
+    path.write_bytes(whole + b"more")
+    assert f"longer than written at byte {len(whole)}" in verify_shards(dataset)[0]
+
+    other = dataset.local(sorted(set(index["shard"]) - {row.shard})[0])
+    path.write_bytes(other.read_bytes())
+    assert verify_shards(dataset)
+
+    path.unlink()
+    assert verify_shards(dataset) == [
+        f"{row.shard}: missing; restore it from another copy, or pack again"
+    ]
+
+
+def test_a_damaged_index_is_a_problem_not_a_crash(pack):
+    dataset = pack(some_chips(4))
+    dataset.local("index.parquet").write_bytes(b"PAR1 no parquet PAR1")
+    (problem,) = verify_shards(dataset)
+    assert problem.startswith("index.parquet cannot be read")
