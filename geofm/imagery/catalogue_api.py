@@ -11,8 +11,8 @@ from typing import Any
 
 import pystac
 from pystac_client import Client
-from pystac_client.exceptions import APIError
 from pystac_client.errors import ClientTypeError
+from pystac_client.exceptions import APIError
 from pystac_client.stac_api_io import StacApiIO
 from urllib3 import Retry
 

@@ -127,10 +127,8 @@ def superseded(scenes: Sequence[Scene]) -> dict[int, Superseded]:
             groups[scene.collection, scene.acquisition, scene.tile].append(number)
     found: dict[int, Superseded] = {}
     for members in groups.values():
-        order = sorted(members, key=cmp_to_key(lambda a, b: compare(scenes[a], scenes[b])))
-        order.reverse()
         kept: list[int] = []
-        for number in order:
+        for number in by_priority(members, scenes):
             winner = next((k for k in kept if replaces(scenes[k], scenes[number])), None)
             if winner is None:
                 kept.append(number)
@@ -138,6 +136,15 @@ def superseded(scenes: Sequence[Scene]) -> dict[int, Superseded]:
                 reason = why(scenes[winner], scenes[number])
                 found[number] = Superseded(reason, scenes[winner].item_id)
     return found
+
+
+def by_priority(members: Sequence[int], scenes: Sequence[Scene]) -> list[int]:
+    """Positions of scenes, the one to be kept first."""
+
+    def order(a: int, b: int) -> int:
+        return compare(scenes[b], scenes[a])
+
+    return sorted(members, key=cmp_to_key(order))
 
 
 def replaces(winner: Scene, other: Scene) -> bool:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from shapely.geometry.base import BaseGeometry
 
 from data_catalog.errors import RunError
 from data_catalog.progress import tick
-from data_catalog.sources import Source, source_for, spdx_licence
+from data_catalog.sources import Source, source_for, source_named, spdx_licence
 from data_catalog.stage import Job, Sealed, Stage, no_parts, no_work
 from data_catalog.tables import write_table
 from geofm.imagery.catalogue_api import (
@@ -78,9 +79,23 @@ def seal(job: Job, folders: list[Path], out: Path) -> Sealed:
         facts={
             "collections": chosen,
             "quarantined": sum(row["status"] == "quarantined" for row in rows),
-            "sources": sorted({row["source"] for row in rows}),
+            "sources": count_sources(row for row in rows if row["status"] == "ok"),
         },
     )
+
+
+def count_sources(rows: Iterable[Mapping[str, Any]]) -> list[Json]:
+    """Rows by source profile and licence, with the attribution that the profile asks for."""
+    numbers = Counter((row["source"], row["licence"]) for row in rows)
+    return [
+        {
+            "source": name,
+            "licence": licence,
+            "rows": number,
+            "attribution": source_named(name).attribution,
+        }
+        for (name, licence), number in sorted(numbers.items())
+    ]
 
 
 def _nothing(settings: SearchSettings, collections: list[str], url: str) -> str:

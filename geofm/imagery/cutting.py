@@ -1,0 +1,301 @@
+"""Cutting one item: its windows into a tar of ``.npy`` members and a row for each window."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+from shapely.geometry.base import BaseGeometry
+
+from data_catalog.artifact import Artifact
+from data_catalog.canonical import canonical, digest_of
+from data_catalog.sources import Source, source_named
+from data_catalog.tables import records, write_table
+from geofm.imagery.chip_table import asset_frame, chip_frame, chip_id
+from geofm.imagery.chips import chip_bytes, pixel_sha256
+from geofm.imagery.grid import Cell, Grid, footprints
+from geofm.imagery.hosts import Access
+from geofm.imagery.items import Json
+from geofm.imagery.pixels import (
+    Strip,
+    channel_method,
+    chip_dtype,
+    cloud_shares,
+    is_constant,
+    radiometry,
+    read_strip,
+    saturated_share,
+)
+from geofm.imagery.quarantine import Quarantine
+from geofm.imagery.scene import Scene, open_scene
+from geofm.settings import CutSettings
+from geofm.shards.tar import write_tar
+
+CHIPS, ROWS, ASSETS, STATE = "chips.tar", "rows.parquet", "assets.parquet", "state.json"
+
+#: Cells of one row next to each other: y, first x, x after the last.
+Run = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Listed:
+    """An item as ``items.parquet`` has it."""
+
+    number: int
+    item_id: str
+    item_sha256: str
+    collection: str
+    text: str
+    geometry: BaseGeometry
+    datetime: str
+    licence: str
+    source: str
+    acquisition: str
+    baseline: str
+    cloud_cover: float
+
+    @property
+    def item(self) -> Json:
+        """The frozen item."""
+        found: Json = json.loads(self.text)
+        return found
+
+    @property
+    def profile(self) -> Source:
+        """The profile of its collection."""
+        return source_named(self.source)
+
+    @property
+    def facts(self) -> Json:
+        """The columns that are the same in all rows of the item."""
+        names = ("item_id", "item_sha256", "collection", "datetime", "licence", "source")
+        return {name: getattr(self, name) for name in names}
+
+
+@lru_cache(maxsize=2)
+def listed_items(items: Artifact) -> dict[int, Listed]:
+    """The good items of an items artifact by row number; kept, since each part asks for one."""
+    rows = records(items.table("items.parquet"))
+    return {
+        number: Listed(
+            number=number,
+            item_id=row["item_id"],
+            item_sha256=row["item_sha256"],
+            collection=row["collection"],
+            text=row["item_json"],
+            geometry=row["geometry"],
+            datetime=row["datetime"] if isinstance(row["datetime"], str) else "",
+            licence=row["licence"],
+            source=row["source"],
+            acquisition=row["acquisition"],
+            baseline=row["baseline"],
+            cloud_cover=100.0 if math.isnan(row["cloud_cover"]) else float(row["cloud_cover"]),
+        )
+        for number, row in enumerate(rows)
+        if row["status"] == "ok"
+    }
+
+
+def access_of(items: Artifact, settings: CutSettings) -> Access:
+    """What the search allowed to be read, and how patiently."""
+    search = items.manifest.settings
+    return Access(
+        stac=search["stac"],
+        allow_hosts=tuple(search["allow_hosts"]),
+        retries=settings.retries,
+        timeout_s=settings.timeout_s,
+        whole_max=int(settings.whole_max_mib * 2**20),
+    )
+
+
+def to_runs(cells: Iterable[Cell]) -> list[Run]:
+    """Cells as runs, by rows from north to south."""
+    runs: list[Run] = []
+    for x, y in sorted(cells, key=lambda cell: (-cell[1], cell[0])):
+        if runs and runs[-1][0] == y and runs[-1][2] == x:
+            runs[-1] = (y, runs[-1][1], x + 1)
+        else:
+            runs.append((y, x, x + 1))
+    return runs
+
+
+def from_runs(runs: Iterable[Iterable[int]]) -> list[Cell]:
+    """The cells of runs."""
+    return [(x, y) for y, first, end in runs for x in range(first, end)]
+
+
+def cut_cells(scene: Scene, runs: Iterable[Run]) -> Iterator[tuple[Cell, Strip]]:
+    """The pixels of each cell, read by strips so that a whole scene is never in memory."""
+    grid = scene.grid
+    for y, first, end in runs:
+        row, col = grid.window((first, y))
+        strip = read_strip(scene, row, col, grid.size, (end - first) * grid.size)
+        for x in range(first, end):
+            yield (x, y), strip.part((x - first) * grid.size, grid.size)
+
+
+def cut_item(
+    listed: Listed,
+    settings: CutSettings,
+    access: Access,
+    runs: list[Run],
+    lost: dict[Cell, str],
+    out: Path,
+) -> None:
+    """Write the part of one item: ``chips.tar``, ``rows.parquet``, ``assets.parquet``.
+
+    Args:
+        listed: the item.
+        settings: the cut.
+        access: what may be read, and how.
+        runs: the cells to cut.
+        lost: cells that another item owns, with its id; they become rows without pixels.
+        out: an empty folder.
+
+    Raises:
+        Quarantine: when the item turns out to be bad; then nothing of it is to be used.
+    """
+    source = listed.profile
+    with open_scene(listed.item, listed.geometry, source, settings, access) as scene:
+        grid = scene.grid
+        if set(from_runs(runs)) | set(lost) != set(grid.cells()):
+            raise Quarantine("changed", "the scene has other pixels than when it was planned", True)
+        rows = [
+            {**row, "status": "dropped", "reason": "overlap", "witness": lost[cell]}
+            for cell, row in window_rows(listed, settings, grid, sorted(lost)).items()
+        ]
+        cut = window_rows(listed, settings, grid, from_runs(runs))
+
+        def members() -> Iterator[tuple[str, bytes]]:
+            for cell, strip in cut_cells(scene, runs):
+                cut[cell].update(measure(strip, scene, source))
+                yield f"{cut[cell]['chip_id']}.npy", chip_bytes(strip.counts)
+
+        part = tar_name(listed, settings, runs)
+        if cut:
+            written = write_tar(out / CHIPS, members())
+            for row, member in zip(cut.values(), written, strict=True):
+                row.update(part=part, offset=member.offset, size=member.size)
+        write_table(chip_frame([*cut.values(), *rows]), out / ROWS)
+        write_table(asset_frame(asset_rows(listed, scene)), out / ASSETS)
+    write_state(out, listed, "ok", scene.grid)
+
+
+def tar_name(listed: Listed, settings: CutSettings, runs: list[Run]) -> str:
+    """Name of the item's tar in the artifact: by what is in it, not by who wrote it when."""
+    profile = listed.profile.model_dump(mode="json")
+    what = [listed.facts, settings.model_dump(mode="json"), profile, runs]
+    return f"parts/{digest_of(what)[:16]}.tar"
+
+
+def window_rows(
+    listed: Listed, settings: CutSettings, grid: Grid, cells: list[Cell]
+) -> dict[Cell, Json]:
+    """What is known of windows before their pixels are read."""
+    rows = {}
+    for cell, area in zip(cells, footprints(grid, cells), strict=True):
+        name = grid.name(cell)
+        row, col = grid.window(cell)
+        rows[cell] = {
+            **listed.facts,
+            "chip_id": chip_id(
+                listed.collection, listed.item_id, listed.item_sha256, name, settings.bands,
+                settings.size_px,
+            ),
+            "cell": name,
+            "row": row,
+            "col": col,
+            "width": grid.size,
+            "height": grid.size,
+            "gsd_m": grid.metres,
+            "crs": grid.crs,
+            "transform": grid.transform(cell),
+            "geometry": area,
+            "bands": settings.bands,
+        }  # fmt: skip
+    return rows
+
+
+def measure(strip: Strip, scene: Scene, source: Source) -> Json:
+    """Digest and fractions of a chip's pixels."""
+    how = [radiometry(channel) for channel in scene.channels]
+    cloud, shadow = cloud_shares(strip.classes, source.cloud)
+    names = [channel.band.name for channel in scene.channels]
+    scales = [one.scale for one in how]
+    return {
+        "dtype": chip_dtype(scene).name,
+        "scale": scales,
+        "dn_offset": [one.add for one in how],
+        "pixel_sha256": pixel_sha256(strip.counts),
+        "valid_fraction": float(strip.valid.mean()),
+        "cloud_fraction": cloud,
+        "shadow_fraction": shadow,
+        "saturated_fraction": saturated_share(strip, names, scales),
+        "constant": is_constant(strip.counts),
+    }
+
+
+def cut_one(scene: Scene, cell: Cell) -> NDArray[Any]:
+    """The pixels of a single cell."""
+    y = cell[1]
+    return next(cut_cells(scene, [(y, cell[0], cell[0] + 1)]))[1].counts
+
+
+def asset_rows(listed: Listed, scene: Scene) -> list[Json]:
+    """One row per band (and the cloud layer) with where it came from."""
+    rows = []
+    fetched = scene.fetched()
+    for channel in scene.all_channels:
+        bytes_, band = fetched[channel.band.asset], channel.band
+        layer = channel is scene.layer
+        how = radiometry(channel)
+        rows.append(
+            {
+                **{key: listed.facts[key] for key in ("item_id", "item_sha256", "collection")},
+                "asset": band.asset,
+                "band": band.name,
+                "href": band.href,
+                "sha256": bytes_.sha256,
+                "sha256_from": bytes_.sha256_from,
+                "etag": bytes_.etag,
+                "size": bytes_.size,
+                "scale": float("nan") if layer else how.scale,
+                "dn_offset": 0 if layer else how.add,
+                "resampling": "nearest" if layer else channel_method(scene, channel),
+            }
+        )
+    return rows
+
+
+def quarantine_item(listed: Listed, settings: CutSettings, problem: Quarantine, out: Path) -> None:
+    """Write the part of a bad item: one row that says why."""
+    for path in out.iterdir():
+        path.unlink()
+    told = {"status": "quarantined", "reason": problem.reason}
+    row = {
+        **listed.facts,
+        **told,
+        "detail": problem.detail,
+        "geometry": listed.geometry,
+        "bands": settings.bands,
+        "chip_id": chip_id(
+            listed.collection, listed.item_id, listed.item_sha256, "", settings.bands,
+            settings.size_px,
+        ),
+    }  # fmt: skip
+    write_table(chip_frame([row]), out / ROWS)
+    facts = {key: listed.facts[key] for key in ("item_id", "item_sha256", "collection")}
+    write_table(asset_frame([{**facts, **told}]), out / ASSETS)
+    write_state(out, listed, "passing" if problem.passing else "bad", None)
+
+
+def write_state(out: Path, listed: Listed, state: str, grid: Grid | None) -> None:
+    """How the part ended, for the seal: the item's row, ok, bad or passing, and its grid."""
+    content = {"number": listed.number, "state": state, "grid": vars(grid) if grid else None}
+    (out / STATE).write_bytes(canonical(content))

@@ -1,0 +1,223 @@
+"""The ground grid: where on Earth chips lie, in pixels of the scene's own CRS.
+
+Cells have ``size`` pixels of ``gsd`` CRS units and are counted from the CRS origin, so two scenes
+on the same pixels share their cells, whatever their extent. A scene whose pixels are shifted
+against the origin by a part of a pixel keeps its own pixels (nothing is resampled): its cells are
+shifted by that part and have the same numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import shapely
+from numpy.typing import NDArray
+from pyproj import CRS, Transformer
+from pyproj.exceptions import ProjError
+from shapely.geometry import box
+from shapely.geometry.base import BaseGeometry
+
+from geofm.imagery.quarantine import Quarantine
+
+#: Metres of a degree at the equator: how gsd_m is read in a geographic CRS.
+METRES_PER_DEGREE = 111_319.490793
+#: Points per edge of a footprint that is carried into another CRS.
+DENSE = 8
+
+WGS84 = "EPSG:4326"
+
+Cell = tuple[int, int]
+#: One-dimensional array of shapely geometries.
+Shapes = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The pixels of a scene and the cells on them.
+
+    Attributes:
+        crs: as ``EPSG:32631`` where there is a code, else WKT.
+        gsd: pixel edge in units of the CRS.
+        metres: the same in metres.
+        west, north: coordinates of the upper left corner.
+        height, width: pixels.
+        size: cell edge in pixels.
+    """
+
+    crs: str
+    gsd: float
+    metres: float
+    west: float
+    north: float
+    height: int
+    width: int
+    size: int
+
+    @property
+    def left(self) -> int:
+        """Pixels from the CRS origin to the left edge (rounded down)."""
+        return _pixels(self.west / self.gsd)
+
+    @property
+    def top(self) -> int:
+        """Pixels from the CRS origin up to the upper edge (rounded down)."""
+        return _pixels(self.north / self.gsd)
+
+    def cells(self) -> Iterator[Cell]:
+        """Cells (x, y) that lie in the scene with all their pixels, by rows from north to south."""
+        for y in self.rows():
+            for x in self.columns():
+                yield x, y
+
+    def columns(self) -> range:
+        """Numbers of the cells' columns, eastwards."""
+        return range(-(-self.left // self.size), (self.left + self.width) // self.size)
+
+    def rows(self) -> range:
+        """Numbers of the cells' rows, from north to south."""
+        bottom = self.top - self.height
+        return range(self.top // self.size - 1, -(-bottom // self.size) - 1, -1)
+
+    def window(self, cell: Cell) -> tuple[int, int]:
+        """Row and column of the cell's upper left pixel in the scene."""
+        x, y = cell
+        return self.top - (y + 1) * self.size, x * self.size - self.left
+
+    def transform(self, cell: Cell) -> list[float]:
+        """Affine coefficients a, b, c, d, e, f of the cell's pixels."""
+        row, col = self.window(cell)
+        return [self.gsd, 0.0, self.west + col * self.gsd, 0.0, -self.gsd,
+                self.north - row * self.gsd]  # fmt: skip
+
+    def bounds(self, cell: Cell) -> tuple[float, float, float, float]:
+        """West, south, east, north of a cell in the CRS."""
+        row, col = self.window(cell)
+        west, north = self.west + col * self.gsd, self.north - row * self.gsd
+        edge = self.size * self.gsd
+        return west, north - edge, west + edge, north
+
+    def extent(self) -> tuple[float, float, float, float]:
+        """West, south, east, north of the scene in the CRS."""
+        east, south = self.west + self.width * self.gsd, self.north - self.height * self.gsd
+        return self.west, south, east, self.north
+
+    def name(self, cell: Cell) -> str:
+        """The cell's id, e.g. ``EPSG:32631/128x10m/412/4087``: CRS, pixels and gsd, x, y."""
+        return f"{crs_name(self.crs)}/{self.size}x{self.metres:.6g}m/{cell[0]}/{cell[1]}"
+
+
+def crs_name(crs: str) -> str:
+    """A short name: the code, or ``WKT-`` and eight digits of a digest."""
+    if ":" in crs and len(crs) <= 40:
+        return crs
+    total = 0
+    for byte in crs.encode():
+        total = (total * 131 + byte) % 2**32
+    return f"WKT-{total:08x}"
+
+
+def _pixels(value: float) -> int:
+    """Whole pixels from the origin; a millionth of a pixel is rounding, not position."""
+    return math.floor(value + 1e-6)
+
+
+def metres_of(crs: str) -> float:
+    """Metres per unit of a CRS.
+
+    Raises:
+        Quarantine: ``bad_crs`` for a CRS that is not on the ground.
+    """
+    try:
+        found = CRS.from_user_input(crs)
+    except ProjError as error:
+        raise Quarantine("bad_crs", f"no CRS: {crs!a:.60}") from error
+    if found.is_geographic:
+        return METRES_PER_DEGREE
+    if not found.is_projected or not found.axis_info:
+        raise Quarantine("bad_crs", f"{crs_name(crs)} is neither geographic nor projected")
+    return float(found.axis_info[0].unit_conversion_factor)
+
+
+def make_grid(
+    crs: str,
+    transform: tuple[float, ...],
+    shape: tuple[int, int],
+    size: int,
+    gsd_m: float | None,
+) -> Grid:
+    """The grid of a scene from the pixels of its finest band.
+
+    Args:
+        crs: of the band.
+        transform: its affine coefficients a, b, c, d, e, f (north up).
+        shape: its height and width in pixels.
+        size: cell edge, pixels.
+        gsd_m: metres of a pixel; None or the band's own keeps its pixels, another value counts
+            pixels from the CRS origin.
+    """
+    unit = metres_of(crs)
+    own = transform[0]
+    gsd = own if gsd_m is None or math.isclose(gsd_m, own * unit, rel_tol=1e-6) else gsd_m / unit
+    west, north = transform[2], transform[5]
+    height, width = shape
+    if gsd != own:
+        east, south = west + width * own, north - height * own
+        west, north = math.ceil(west / gsd - 1e-6) * gsd, math.floor(north / gsd + 1e-6) * gsd
+        width = max(0, math.floor((east - west) / gsd + 1e-6))
+        height = max(0, math.floor((north - south) / gsd + 1e-6))
+    return Grid(crs, gsd, round(gsd * unit, 6), west, north, height, width, size)
+
+
+@lru_cache(maxsize=256)
+def transformer(source: str, target: str) -> Transformer:
+    """A transformation between two CRS, x before y."""
+    return Transformer.from_crs(source, target, always_xy=True)
+
+
+def to_crs(areas: Shapes, source: str, target: str) -> Shapes:
+    """Shapes in another CRS, with points along their edges where the CRS differ."""
+    if source == target or areas.size == 0:
+        return areas
+    bounds = shapely.bounds(areas)
+    step = np.maximum(bounds[:, 2] - bounds[:, 0], bounds[:, 3] - bounds[:, 1]) / DENSE
+    move = transformer(source, target)
+
+    def convert(points: NDArray[np.float64]) -> NDArray[np.float64]:
+        x, y = move.transform(points[:, 0], points[:, 1])
+        return np.column_stack([x, y])
+
+    moved: Shapes = shapely.transform(shapely.segmentize(areas, step), convert)
+    return moved
+
+
+def boxes(grid: Grid, cells: Sequence[Cell]) -> Shapes:
+    """The cells as boxes in the scene's CRS."""
+    bounds = np.array([grid.bounds(cell) for cell in cells], dtype=np.float64).reshape(-1, 4)
+    return np.asarray(shapely.box(*bounds.T))
+
+
+def footprints(grid: Grid, cells: Sequence[Cell]) -> list[BaseGeometry]:
+    """The cells on the ground, EPSG:4326; longitudes run on past 180 across the antimeridian."""
+    return [continuous(area) for area in to_crs(boxes(grid, cells), grid.crs, WGS84)]
+
+
+def extent_footprint(grid: Grid) -> BaseGeometry:
+    """The whole scene on the ground, EPSG:4326."""
+    return continuous(to_crs(np.array([box(*grid.extent())]), grid.crs, WGS84)[0])
+
+
+def continuous(area: BaseGeometry) -> BaseGeometry:
+    """An area whose longitudes do not jump: past 180 rather than back to -180."""
+    if area.is_empty or area.bounds[2] - area.bounds[0] <= 180:
+        return area
+
+    def move(points: NDArray[np.float64]) -> NDArray[np.float64]:
+        return points + np.where(points[:, :1] < 0, [360.0, 0.0], [0.0, 0.0])
+
+    moved: BaseGeometry = shapely.transform(area, move)
+    return moved

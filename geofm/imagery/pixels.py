@@ -1,0 +1,219 @@
+"""Windows of a scene as integer counts: resampled where needed, offset applied once, measured."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rasterio.windows import Window
+
+from data_catalog.sources import Cloud
+from geofm.imagery.quarantine import Quarantine
+from geofm.imagery.resample import resample, taps
+from geofm.imagery.scene import Channel, Scene, check_finite
+
+Mask = NDArray[np.bool_]
+#: Reflectance per count of floats and of integers whose scale nobody states.
+USUAL_SCALE = 1e-4
+VISIBLE = ("red", "green", "blue")
+
+
+@dataclass(frozen=True)
+class Radiometry:
+    """From stored numbers to counts (stored * gain + add); reflectance is counts * scale.
+
+    Attributes:
+        gain: 1 for integers, which stay as they are but for the offset.
+        add: counts added where a pixel is valid (the column ``dn_offset``).
+    """
+
+    scale: float
+    gain: float
+    add: int
+
+
+@dataclass(frozen=True)
+class Strip:
+    """A window of all bands.
+
+    Attributes:
+        counts: [bands, height, width], uint8 or uint16; 0 where a band has no data.
+        valid: [height, width], where all bands have data.
+        classes: [height, width] of the cloud layer, None without one.
+    """
+
+    counts: NDArray[Any]
+    valid: Mask
+    classes: NDArray[Any] | None
+
+    def part(self, col: int, width: int) -> Strip:
+        """Some columns of it."""
+        some = slice(col, col + width)
+        classes = None if self.classes is None else self.classes[:, some]
+        return Strip(self.counts[:, :, some], self.valid[:, some], classes)
+
+
+def chip_dtype(scene: Scene) -> np.dtype[Any]:
+    """uint8 when all bands are, else uint16.
+
+    Raises:
+        Quarantine: ``mixed_dtypes``: bytes and reflectance have no common scale.
+    """
+    kinds = {channel.header.dtype == "uint8" for channel in scene.channels}
+    if len(kinds) > 1:
+        raise Quarantine("mixed_dtypes", "some bands are 8-bit pictures and others are not")
+    return np.dtype(np.uint8 if kinds.pop() else np.uint16)
+
+
+def radiometry(channel: Channel) -> Radiometry:
+    """Scale, gain and offset of a band.
+
+    The offset in counts is ``round(offset / scale)``, e.g. -0.1 / 0.0001 = -1000 for Sentinel-2
+    from baseline 04.00 on.
+    """
+    band, dtype = channel.band, channel.header.dtype
+    if dtype.startswith("float"):
+        stated = band.scale or 1.0
+        return Radiometry(USUAL_SCALE, stated / USUAL_SCALE, round(band.offset / USUAL_SCALE))
+    usual = 1 / 255 if dtype == "uint8" else band.usual_scale or USUAL_SCALE
+    scale = band.scale or usual
+    return Radiometry(scale, 1.0, round(band.offset / scale))
+
+
+def read_strip(scene: Scene, row: int, col: int, height: int, width: int) -> Strip:
+    """A window of the scene's grid.
+
+    Raises:
+        Quarantine: for what is found wrong with the pixels.
+    """
+    dtype = chip_dtype(scene)
+    counts = np.zeros((len(scene.channels), height, width), dtype)
+    valid = np.ones((height, width), np.bool_)
+    for number, channel in enumerate(scene.channels):
+        method = channel_method(scene, channel)
+        stored, good = read_channel(scene, channel, (row, col, height, width), method)
+        counts[number] = to_counts(stored, good, channel, dtype)
+        valid &= good
+    classes = None
+    if scene.layer is not None:
+        classes, _ = read_channel(scene, scene.layer, (row, col, height, width), "nearest")
+    return Strip(counts, valid, classes)
+
+
+def channel_method(scene: Scene, channel: Channel) -> str:
+    """How a band is brought to the grid: empty where it is on the grid already."""
+    return scene.resampling if not on_grid(scene, channel) else ""
+
+
+def on_grid(scene: Scene, channel: Channel) -> bool:
+    """Whether a band's pixels are the grid's."""
+    to, grid = channel.header.transform, scene.grid
+    shifts = ((grid.west - to[2]) / to[0], (to[5] - grid.north) / to[0])
+    return math.isclose(to[0], grid.gsd, rel_tol=1e-9) and all(
+        abs(shift - round(shift)) < 1e-6 for shift in shifts
+    )
+
+
+def read_channel(
+    scene: Scene, channel: Channel, window: tuple[int, int, int, int], method: str
+) -> tuple[NDArray[Any], Mask]:
+    """Stored numbers of a band on the grid, and where they are valid."""
+    row, col, height, width = window
+    to, grid = channel.header.transform, scene.grid
+    east, south = (grid.west - to[2]) / to[0], (to[5] - grid.north) / to[0]
+    rows, cols = channel.header.shape
+    if on_grid(scene, channel):
+        return read_native(channel, row + round(south), col + round(east), height, width)
+    ratio = grid.gsd / to[0]
+    down = taps(row, height, ratio, south, rows, method)
+    over = taps(col, width, ratio, east, cols, method)
+    (top, bottom), (left, right) = down.span, over.span
+    stored, good = read_native(channel, top, left, bottom - top, right - left)
+    values, valid = resample(stored, good, down, over)
+    return (values if stored.dtype.kind == "f" else np.rint(values)), valid
+
+
+def read_native(
+    channel: Channel, row: int, col: int, height: int, width: int
+) -> tuple[NDArray[Any], Mask]:
+    """A window of the file, which may reach past its edge (not valid there)."""
+    rows, cols = channel.header.shape
+    top, left = max(row, 0), max(col, 0)
+    bottom, right = min(row + height, rows), min(col + width, cols)
+    stored = np.zeros((height, width), channel.header.dtype)
+    good = np.zeros((height, width), np.bool_)
+    if bottom <= top or right <= left:
+        return stored, good
+    window = Window(left, top, right - left, bottom - top)
+    inner = (slice(top - row, bottom - row), slice(left - col, right - col))
+    pixels = channel.raster.read(channel.band.index, window)
+    check_finite(channel, pixels)
+    stored[inner] = pixels
+    good[inner] = is_valid(channel, pixels, window)
+    return stored, good
+
+
+def is_valid(channel: Channel, pixels: NDArray[Any], window: Window) -> Mask:
+    """Where a band has data: by its nodata value, its mask, and NaN for floats."""
+    good = np.ones(pixels.shape, np.bool_)
+    nodata = channel.header.nodata
+    if pixels.dtype.kind == "f":
+        good &= ~np.isnan(pixels)
+    if nodata is not None and not math.isnan(nodata):
+        good &= pixels != nodata
+    if channel.header.masked:
+        good &= channel.raster.mask(channel.band.index, window)
+    return good
+
+
+def to_counts(
+    stored: NDArray[Any], good: Mask, channel: Channel, dtype: np.dtype[Any]
+) -> NDArray[Any]:
+    """Stored numbers as counts; 0 is kept for pixels without data wherever there are such."""
+    how = radiometry(channel)
+    most = int(np.iinfo(dtype).max)
+    plain = channel.header.nodata is None and not channel.header.masked and how.add == 0
+    if how.gain == 1.0 and stored.dtype.kind in "iu":
+        counts = stored.astype(np.int64) + how.add
+    else:
+        safe = np.where(good, stored, 0).astype(np.float64)
+        counts = np.rint(safe * how.gain).astype(np.int64) + how.add
+    return np.where(good, np.clip(counts, 0 if plain else 1, most), 0).astype(dtype)
+
+
+def cloud_shares(classes: NDArray[Any] | None, cloud: Cloud | None) -> tuple[float, float]:
+    """Shares of cloud and of cloud shadow among all pixels; NaN where nothing tells."""
+    if classes is None or cloud is None:
+        return math.nan, math.nan
+    layer = classes.astype(np.int64)
+    shares = []
+    for codes in (cloud.cloud, cloud.shadow):
+        if cloud.codes == "bits":
+            hit = layer & sum(1 << bit for bit in codes) != 0
+        else:
+            hit = np.isin(layer, codes)
+        shares.append(float(hit.mean()))
+    return shares[0], shares[1]
+
+
+def saturated_share(strip: Strip, bands: list[str], scales: list[float]) -> float:
+    """Share of pixels that are burnt out.
+
+    8 bit: 255 in all visible bands. 16 bit: reflectance of 1 or more in all visible bands, or the
+    largest count in any band.
+    """
+    seen = [n for n, name in enumerate(bands) if name in VISIBLE] or list(range(len(bands)))
+    counts = strip.counts
+    if counts.dtype == np.uint8:
+        return float((counts[seen] == 255).all(axis=0).mean())
+    bright = np.stack([counts[n] >= math.ceil(1 / scales[n]) for n in seen]).all(axis=0)
+    return float((bright | (counts == np.iinfo(counts.dtype).max).any(axis=0)).mean())
+
+
+def is_constant(counts: NDArray[Any]) -> bool:
+    """Whether each band has one value only."""
+    flat = counts.reshape(counts.shape[0], -1)
+    return bool((flat == flat[:, :1]).all())

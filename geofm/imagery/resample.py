@@ -1,0 +1,109 @@
+"""Resampling one band to the grid of another: separable, and the same for any window.
+
+Weights depend on the position of a pixel in the scene alone and are summed in a fixed order, so a
+chip cut by itself has the same bytes as one cut out of a long strip.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+#: A resampled pixel is valid when valid pixels carry more than this share of its weight.
+MIN_WEIGHT = 0.5
+
+
+@dataclass(frozen=True)
+class Taps:
+    """For each output pixel of an axis: which source pixels count, and how much.
+
+    Attributes:
+        index: [count, k] source pixels, inside the source.
+        weight: [count, k], sums to 1 in each row.
+        inside: [count], whether the pixel's centre lies in the source at all.
+    """
+
+    index: NDArray[np.int64]
+    weight: Floats
+    inside: NDArray[np.bool_]
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """First source pixel and the one after the last."""
+        return int(self.index.min()), int(self.index.max()) + 1
+
+
+def taps(start: int, count: int, ratio: float, shift: float, n: int, method: str) -> Taps:
+    """Weights of ``count`` output pixels from ``start``.
+
+    Args:
+        start: first output pixel of the axis.
+        count: output pixels.
+        ratio: edge of an output pixel in source pixels.
+        shift: position of output pixel 0's outer edge in source pixels.
+        n: source pixels of the axis.
+        method: nearest, bilinear, cubic or average.
+    """
+    centre = (np.arange(start, start + count) + 0.5) * ratio + shift
+    inside = (centre >= 0) & (centre <= n)
+    if method == "nearest":
+        index = np.floor(centre + 1e-9)[:, None]
+        weight = np.ones_like(index)
+    else:
+        wide = max(1.0, ratio)
+        reach = {"bilinear": wide, "cubic": 2 * wide, "average": max(ratio, 1e-9) / 2}[method]
+        most = int(np.ceil(2 * reach)) + 2
+        index = np.floor(centre - reach)[:, None] + np.arange(most)
+        if method == "average":
+            low, high = (centre - reach)[:, None], (centre + reach)[:, None]
+            weight = np.clip(np.minimum(index + 1, high) - np.maximum(index, low), 0, None)
+        else:
+            weight = _kernel(np.abs(index + 0.5 - centre[:, None]) / wide, method)
+    weight = weight / weight.sum(axis=1, keepdims=True)
+    return Taps(np.clip(index, 0, n - 1).astype(np.int64), weight, inside)
+
+
+def _kernel(distance: Floats, method: str) -> Floats:
+    """Triangle, or Keys' cubic convolution with a = -1/2."""
+    d = distance
+    if method == "bilinear":
+        return np.clip(1 - d, 0, None)
+    near = (1.5 * d - 2.5) * d * d + 1
+    far = ((-0.5 * d + 2.5) * d - 4) * d + 2
+    return np.where(d < 1, near, np.where(d < 2, far, 0.0))
+
+
+def resample(
+    pixels: NDArray[Any], valid: NDArray[np.bool_], rows: Taps, cols: Taps
+) -> tuple[Floats, NDArray[np.bool_]]:
+    """Resample a window of the source.
+
+    Args:
+        pixels: [h, w], the source between ``rows.span`` and ``cols.span``.
+        valid: [h, w]; other pixels do not count.
+        rows: taps of the vertical axis.
+        cols: taps of the horizontal axis.
+
+    Returns:
+        Values [rows, cols] (not rounded, 0 where invalid) and where they are valid.
+    """
+    share = _apply(valid.astype(np.float64), rows, cols)
+    total = _apply(np.where(valid, pixels, 0).astype(np.float64), rows, cols)
+    good = (share > MIN_WEIGHT) & rows.inside[:, None] & cols.inside[None, :]
+    return np.where(good, total / np.where(good, share, 1.0), 0.0), good
+
+
+def _apply(values: Floats, rows: Taps, cols: Taps) -> Floats:
+    """Both axes, one tap after the other."""
+    left, top = cols.span[0], rows.span[0]
+    wide = np.zeros((values.shape[0], cols.index.shape[0]))
+    for k in range(cols.index.shape[1]):
+        wide += values[:, cols.index[:, k] - left] * cols.weight[:, k]
+    out = np.zeros((rows.index.shape[0], wide.shape[1]))
+    for k in range(rows.index.shape[1]):
+        out += wide[rows.index[:, k] - top] * rows.weight[:, k, None]
+    return out

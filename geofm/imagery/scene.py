@@ -1,0 +1,234 @@
+"""A scene open for reading: its bands, checked against what the item says, on one grid.
+
+Opening checks headers only. ``probe`` also reads the last block of each band, where truncated files
+show. Both are the same code for planning and for cutting, so they can't disagree.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import shapely
+from rasterio.windows import Window
+from shapely.affinity import translate
+from shapely.geometry.base import BaseGeometry
+
+from data_catalog.sources import Source
+from geofm.imagery.bands import Band, declared_crs, find_band, find_layer
+from geofm.imagery.grid import Grid, continuous, extent_footprint, make_grid, metres_of
+from geofm.imagery.hosts import Access, Signing
+from geofm.imagery.items import Json
+from geofm.imagery.quarantine import Quarantine
+from geofm.imagery.reading import Fetched, Raster, open_asset
+from geofm.settings import CutSettings
+
+#: A raster with more pixels than this is opened only if its item states the same shape.
+MAX_PIXELS = 2**31
+#: Pixels of one compressed block; reading any pixel of it takes them all into memory.
+MAX_BLOCK = 2**26
+DTYPES = ("uint8", "uint16", "int16", "float32", "float64")
+
+
+@dataclass(frozen=True)
+class Header:
+    """What the file says of one band. ``transform`` is a, b, c, d, e, f; north is up."""
+
+    crs: str
+    transform: tuple[float, ...]
+    shape: tuple[int, int]
+    dtype: str
+    nodata: float | None
+    masked: bool
+
+
+@dataclass(frozen=True)
+class Channel:
+    """A band with the open raster it is read from."""
+
+    band: Band
+    header: Header
+    raster: Raster
+
+
+@dataclass(frozen=True)
+class Scene:
+    """All channels of an item on one grid; ``layer`` marks clouds where the item has one."""
+
+    grid: Grid
+    channels: tuple[Channel, ...]
+    layer: Channel | None
+    resampling: str
+
+    @property
+    def all_channels(self) -> tuple[Channel, ...]:
+        """Bands and the layer."""
+        return (*self.channels, self.layer) if self.layer else self.channels
+
+    def fetched(self) -> Mapping[str, Fetched]:
+        """What is known of the bytes, by asset key."""
+        return {channel.band.asset: channel.raster.fetched for channel in self.all_channels}
+
+
+@contextmanager
+def open_scene(
+    item: Json,
+    geometry: BaseGeometry,
+    source: Source,
+    settings: CutSettings,
+    access: Access,
+    whole: bool = True,
+) -> Iterator[Scene]:
+    """Open an item's bands.
+
+    Args:
+        item: a frozen item that the search found good.
+        geometry: its footprint, EPSG:4326.
+        source: the profile of its collection.
+        settings: bands, chip size, gsd.
+        access: what may be read, and how.
+        whole: read small assets whole (and check their digests).
+
+    Raises:
+        Quarantine: with the reason.
+    """
+    bands = [find_band(item, name, source) for name in settings.bands]
+    layer = find_layer(item, source.cloud.asset) if source.cloud else None
+    signing = Signing(source.sign, source.sign_when == "always")
+    wanted = [*bands, layer] if layer else bands
+    with ExitStack() as stack:
+        rasters: dict[str, Raster] = {}
+        for band in wanted:
+            if band.asset not in rasters:
+                rasters[band.asset] = stack.enter_context(
+                    open_asset(band.href, access, signing, band.sha256, whole)
+                )
+        channels = [
+            Channel(band, read_header(rasters[band.asset], band, declared_crs(item, band.asset)),
+                    rasters[band.asset])
+            for band in wanted
+        ]  # fmt: skip
+        check_together(channels)
+        own = channels[: len(bands)]
+        finest = min(own, key=lambda channel: channel.header.transform[0]).header
+        grid = make_grid(
+            finest.crs, finest.transform, finest.shape, settings.size_px, settings.gsd_m
+        )
+        check_place(grid, geometry)
+        yield Scene(grid, tuple(own), channels[-1] if layer else None, settings.resampling)
+
+
+def read_header(raster: Raster, band: Band, item_crs: str) -> Header:
+    """The header of one band, checked.
+
+    Raises:
+        Quarantine: ``shape_mismatch``, ``too_many_pixels``, ``no_crs``, ``bad_dtype``, ...
+    """
+    data, where = raster.dataset, raster.where
+    shape = (int(data.height), int(data.width))
+    if band.size is not None and band.size != shape:
+        raise Quarantine(
+            "shape_mismatch", f"{where} has {shape} pixels, its item states {band.size}"
+        )
+    if band.size is None and shape[0] * shape[1] > MAX_PIXELS:
+        raise Quarantine("too_many_pixels", f"{where} has {shape} pixels and its item states none")
+    if not 1 <= band.index <= data.count:
+        raise Quarantine("missing_band", f"{where} has {data.count} bands, not {band.index}")
+    rows, cols = data.block_shapes[band.index - 1]
+    if rows * cols > MAX_BLOCK:
+        raise Quarantine("too_many_pixels", f"{where} has blocks of {rows} x {cols} pixels")
+    dtype = str(data.dtypes[band.index - 1])
+    if dtype not in DTYPES:
+        raise Quarantine("bad_dtype", f"{where} holds {dtype}, not {', '.join(DTYPES)}")
+    crs = crs_of(data.crs) or item_crs
+    if not crs:
+        raise Quarantine("no_crs", f"neither {where} nor its item names a CRS")
+    if item_crs and crs != item_crs and ":" in crs:
+        raise Quarantine("crs_mismatch", f"{where} is in {crs}, its item states {item_crs}")
+    metres_of(crs)
+    nodata = data.nodatavals[band.index - 1]
+    flags = {flag.name for flag in data.mask_flag_enums[band.index - 1]}
+    return Header(
+        crs=crs,
+        transform=upright(raster, band),
+        shape=shape,
+        dtype=dtype,
+        nodata=float(nodata) if nodata is not None else band.nodata,
+        masked=bool(flags & {"per_dataset", "alpha"}),
+    )
+
+
+def crs_of(crs: Any) -> str:
+    """A file's CRS as ``EPSG:code`` where there is one, else WKT, empty without any."""
+    if not crs:
+        return ""
+    code = crs.to_epsg()
+    return f"EPSG:{code}" if code else str(crs.to_wkt())
+
+
+def upright(raster: Raster, band: Band) -> tuple[float, ...]:
+    """The affine of a north-up raster with square pixels.
+
+    Raises:
+        Quarantine: ``no_transform`` or ``bad_transform``.
+    """
+    to = tuple(float(v) for v in raster.dataset.transform[:6])
+    if to == (1.0, 0.0, 0.0, 0.0, 1.0, 0.0):
+        if band.transform is None:
+            raise Quarantine("no_transform", f"{raster.where} is not georeferenced")
+        to = band.transform
+    a, b, _, d, e, _ = to
+    square = b == 0 and d == 0 and a > 0 and e < 0 and math.isclose(a, -e, rel_tol=1e-6)
+    if not square or not all(math.isfinite(v) for v in to):
+        raise Quarantine("bad_transform", f"{raster.where} is not north-up with square pixels")
+    return to
+
+
+def check_together(channels: Sequence[Channel]) -> None:
+    """All bands lie in one CRS."""
+    names = {channel.header.crs for channel in channels}
+    if len(names) > 1:
+        raise Quarantine("crs_mismatch", "the bands are in different CRS")
+
+
+def check_place(grid: Grid, geometry: BaseGeometry) -> None:
+    """The pixels lie where the item says."""
+    pixels, said = extent_footprint(grid), continuous(geometry)
+    turns = [translate(said, degrees) for degrees in (0.0, 360.0, -360.0)]
+    if grid.width and not shapely.intersects(pixels, turns).any():
+        raise Quarantine("footprint_mismatch", "the pixels lie outside of the item's geometry")
+
+
+def probe(scene: Scene) -> None:
+    """Read the last block of each band: truncated and broken files show there.
+
+    Raises:
+        Quarantine: ``truncated``, ``nan_values``, ...
+    """
+    for channel in scene.all_channels:
+        rows, cols = channel.raster.dataset.block_shapes[channel.band.index - 1]
+        height, width = channel.header.shape
+        top, left = (height - 1) // rows * rows, (width - 1) // cols * cols
+        window = Window(left, top, width - left, height - top)
+        check_finite(channel, channel.raster.read(channel.band.index, window))
+
+
+def check_finite(channel: Channel, pixels: np.ndarray[Any, Any]) -> None:
+    """Floats are numbers, except where NaN itself is declared as no data.
+
+    Raises:
+        Quarantine: ``nan_values``.
+    """
+    if pixels.dtype.kind != "f":
+        return
+    bad = np.isinf(pixels)
+    if channel.header.nodata is None or not math.isnan(channel.header.nodata):
+        bad |= np.isnan(pixels)
+    if bad.any():
+        raise Quarantine(
+            "nan_values", f"{channel.raster.where} has NaN or infinite values that are not nodata"
+        )
