@@ -1,0 +1,52 @@
+"""The arithmetic of a run: threads, determinism and random state, put back afterwards."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.utils import deterministic
+
+
+def pick_device(device: str) -> str:
+    """``cpu`` or ``cuda``; ``auto`` takes a GPU where there is one."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return device
+
+
+def device_name(device: str) -> str:
+    """What the run record calls the device."""
+    return torch.cuda.get_device_name() if device == "cuda" else "cpu"
+
+
+def cpu_threads() -> int:
+    """Threads of the processor: ``OMP_NUM_THREADS``, or every core this process may use."""
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    if wanted.isdecimal() and int(wanted) > 0:
+        return int(wanted)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def arithmetic(device: str, seed: int, threads: int) -> Iterator[None]:
+    """Fixed threads, a seeded random state and, on the CPU, deterministic algorithms only."""
+    memory: Any = deterministic
+    before = torch.get_num_threads()
+    strict = torch.are_deterministic_algorithms_enabled()
+    fill = memory.fill_uninitialized_memory
+    with torch.random.fork_rng(devices=[0] if device == "cuda" else []):
+        torch.manual_seed(seed)
+        torch.set_num_threads(threads)
+        if device == "cpu":
+            torch.use_deterministic_algorithms(True)
+            memory.fill_uninitialized_memory = False
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(strict)
+            memory.fill_uninitialized_memory = fill
+            torch.set_num_threads(before)

@@ -1,0 +1,82 @@
+"""AdamW with the paper's groups, and its learning rate step by step."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from geofm.pretraining.objective import Pretrainer
+from geofm.settings import PretrainSettings
+
+#: Learning rates in the settings are per this many images of batch.
+REFERENCE_BATCH = 512
+#: Where the warm-up starts, per 512 images.
+WARMUP_LR = 1e-6
+#: Never decayed, whatever their shape.
+PLAIN = ("mask_token", "relative_position_bias_table")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Linear warm-up, then half a cosine; all rates are for the batch that is used."""
+
+    start: float
+    peak: float
+    end: float
+    warmup_steps: int
+    steps: int
+
+    def lr(self, step: int) -> float:
+        """Learning rate of step 0, 1, ..., ``steps`` - 1."""
+        if step < self.warmup_steps:
+            return self.start + (self.peak - self.start) * step / self.warmup_steps
+        done = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
+        return self.end + (self.peak - self.end) * 0.5 * (1.0 + math.cos(math.pi * done))
+
+
+def schedule(settings: PretrainSettings, steps_per_epoch: int) -> Schedule:
+    """The schedule of a run: rates times batch / 512, warm-up counted in steps."""
+    factor = settings.batch / REFERENCE_BATCH
+    return Schedule(
+        start=WARMUP_LR * factor,
+        peak=settings.base_lr * factor,
+        end=settings.min_lr * factor,
+        warmup_steps=round(settings.warmup_epochs * steps_per_epoch),
+        steps=settings.epochs * steps_per_epoch,
+    )
+
+
+def decay_groups(module: Pretrainer, weight_decay: float) -> list[dict[str, Any]]:
+    """Parameters with and without weight decay, in the order of the module.
+
+    Not decayed: 1-D tensors and biases, the mask token, relative position biases, and what timm
+    says of the backbone (position embedding, class token).
+    """
+    backbone: Any = module.student.backbone
+    spared = {f"student.backbone.{name}" for name in backbone.no_weight_decay()}
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
+    for name, parameter in module.named_parameters():
+        last = name.rpartition(".")[2]
+        is_plain = parameter.ndim <= 1 or last == "bias" or last in PLAIN or name in spared
+        (plain if is_plain else decayed).append(parameter)
+    return [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
+
+
+def build_optimiser(module: Pretrainer, settings: PretrainSettings) -> torch.optim.AdamW:
+    """AdamW, betas 0.9 and 0.999, eps 1e-8; ``set_lr`` gives it a rate before each step."""
+    groups = decay_groups(module, settings.weight_decay)
+    return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.999), eps=1e-8, fused=True)
+
+
+def set_lr(optimiser: torch.optim.Optimizer, rate: float) -> None:
+    """Give every group the learning rate of the coming step."""
+    for group in optimiser.param_groups:
+        group["lr"] = rate

@@ -1,0 +1,81 @@
+"""Stage ``pretrain``: a dataset in, a model out. One piece of work; it resumes by itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from data_catalog.stage import Job, Sealed, Stage, no_parts, no_work
+from data_catalog.tables import write_table
+from geofm.pretraining.arithmetic import cpu_threads, pick_device
+from geofm.pretraining.card import write_card
+from geofm.pretraining.data import never_drawn, open_corpus
+from geofm.pretraining.export import describe, write_model
+from geofm.pretraining.loop import Trained, train
+from geofm.settings import PretrainSettings
+
+
+def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
+    """Train, and write weights, config, metrics and card.
+
+    Raises:
+        TooFewSamples, BadStudent, WeightsMissing, Diverged, Interrupted: see ``loop.train``.
+    """
+    settings: PretrainSettings = job.settings
+    dataset = job.inputs["dataset"]
+    corpus = open_corpus(dataset)
+    device = pick_device(job.device)
+    trained = train(corpus, settings, job.seed, device, job.scratch)
+    unseen = never_drawn(corpus, job.seed, settings.epochs, settings.batch)
+    facts = {
+        **_facts(trained, settings),
+        "bands": list(corpus.bands),
+        "samples": len(corpus),
+        # sums differ in their last bits with the number of threads
+        "arithmetic": f"cpu, {cpu_threads()} threads" if device == "cpu" else device,
+    }
+    write_model(trained.module, describe(settings, corpus), folder)
+    write_table(trained.history, folder / "metrics.parquet")
+    write_card(folder / "README.md", settings, dataset, facts, job.seed)
+    return Sealed(
+        counts={
+            "rows_in": len(corpus),
+            "rows_out": len(corpus) - unseen,
+            "steps": len(trained.history),
+            "images": len(trained.history) * settings.batch,
+        },
+        dropped={"never drawn": unseen} if unseen else {},
+        facts=facts,
+        deterministic=device == "cpu",
+        metrics=trained.metrics,
+    )
+
+
+def _facts(trained: Trained, settings: PretrainSettings) -> dict[str, Any]:
+    backbone = trained.module.student.backbone
+    teacher = trained.teacher
+    return {
+        "student": settings.student.partition("@")[0],
+        "student_init": settings.student_init,
+        "parameters": sum(p.numel() for p in backbone.parameters()),
+        "teacher": settings.teacher.partition("@")[0] if teacher else "",
+        "teacher_weights_sha256": teacher.encoder.weights_sha256 if teacher else "",
+        "teacher_width": teacher.width if teacher else 0,
+        "alpha": settings.alpha,
+        "mim_weight": settings.mim_weight,
+        "distill_stage": settings.distill_stage,
+        "loss": float(trained.history["loss"].iloc[-1]),
+    }
+
+
+STAGE = Stage(
+    name="pretrain",
+    version="1",
+    kind="model",
+    inputs=("dataset",),
+    software=("torch", "timm", "numpy", "safetensors", "pytorch-lightning"),
+    plan=no_parts,
+    work=no_work,
+    seal=seal,
+    seeded=True,
+)
