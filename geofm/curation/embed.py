@@ -25,6 +25,7 @@ from data_catalog.errors import RunError
 from data_catalog.progress import tick
 from data_catalog.stage import Job, Part, Sealed, Stage
 from data_catalog.tables import write_table
+from geofm.curation.fused import CPU_BATCH, fuse_for_cpu
 from geofm.curation.parts import ChipRef, chips_by_part, covers, ok_chips, read_pixels
 from geofm.encoders import Encoder, encode, load_encoder, resize
 from geofm.imagery.radiometry import to_rgb
@@ -59,6 +60,8 @@ def one_torch_thread() -> Iterator[None]:
 @lru_cache(maxsize=2)
 def _encoder(name: str, size_px: int, device: str) -> Encoder:
     encoder = load_encoder(name, size_px=size_px)
+    if device == "cpu":
+        return fuse_for_cpu(encoder)
     encoder.model.to(device)
     return encoder
 
@@ -93,10 +96,11 @@ def work(job: Job, part: Part, folder: Path) -> None:
     pixels = read_pixels(chips, name, refs)
     rows = []
     with one_torch_thread():
-        for first in range(0, len(refs), settings.batch):
-            batch = refs[first : first + settings.batch]
+        size = min(settings.batch, CPU_BATCH) if device == "cpu" else settings.batch
+        for first in range(0, len(refs), size):
+            batch = refs[first : first + size]
             rows.append(_embed(encoder, batch, pixels, settings.size_px, device))
-            tick("embed", min(first + settings.batch, len(refs)), len(refs), name)
+            tick("embed", min(first + size, len(refs)), len(refs), name)
     vectors = np.concatenate(rows)
     if not np.isfinite(vectors).all():
         raise RunError(
@@ -120,7 +124,8 @@ def _embed(
     for ref in refs:
         rgb = torch.from_numpy(to_rgb(next(pixels), ref.bands, ref.scale)).unsqueeze(0)
         pictures.append(resize(rgb, size_px))
-    vectors = encode(encoder, torch.cat(pictures).to(device))
+    images = torch.cat(pictures).to(device, memory_format=torch.channels_last)
+    vectors = encode(encoder, images)
     return np.asarray(vectors.float().cpu().numpy().astype(np.float16))
 
 

@@ -160,7 +160,7 @@ def coverage(space: Space, pool: Indices, chosen: Indices) -> Floats:
     """Similarity of each row of ``pool`` to its most similar chosen row (1 for a chosen row)."""
     if not len(pool) or not len(chosen):
         return np.zeros(len(pool))
-    _, best = nearest(space, pool, chosen, 1)
+    _, best = nearest(space, pool, chosen, 1, slack=0)
     found = best[:, 0]
     found[np.isin(pool, chosen)] = 1.0
     return np.asarray(found)

@@ -22,8 +22,10 @@ Indices = NDArray[np.int64]
 
 #: Pools smaller than this are not centred: the mean of a few chips is mostly the chips themselves.
 CENTRE_FROM = 32
-#: Pairs compared at once, and the decimals to which a similarity is exact.
-BLOCK, DECIMALS = 8192, 12
+#: Rows converted at once; pairs compared at once (what stays in a core's cache).
+BLOCK, PAIRS = 8192, 128
+#: Decimals to which a similarity is exact.
+DECIMALS = 12
 #: How far a float32 similarity of unit vectors may be from the exact one (d <= 8192), with room.
 MARGIN = 1e-4
 
@@ -56,10 +58,11 @@ class Space:
     def similarity(self, left: Indices, right: Indices) -> Floats:
         """Exact cosine similarity of pairs of rows, rounded to 12 decimals."""
         found = np.empty(len(left))
-        for first in range(0, len(left), BLOCK):
-            part = slice(first, first + BLOCK)
-            a, b = self.exact(left[part]), self.exact(right[part])
-            found[part] = np.einsum("ij,ij->i", a, b)
+        for first in range(0, len(left), PAIRS):
+            part = slice(first, first + PAIRS)
+            # pairs often come grouped by their left row: convert each of those once
+            rows, of = np.unique(left[part], return_inverse=True)
+            found[part] = np.einsum("ij,ij->i", self.exact(rows)[of], self.exact(right[part]))
         return np.asarray(np.round(np.clip(found, -1.0, 1.0), DECIMALS), dtype=np.float64)
 
 

@@ -74,7 +74,7 @@ def write_card(
 ) -> None:
     """Write ``README.md`` of a dataset from its samples, statistics and inputs."""
     first = rows.iloc[0]
-    days = sorted(str(time)[:10] for time in rows["datetime"] if isinstance(time, str))
+    days = sorted(str(time)[:10] for time in rows["datetime"] if time)
     box = ", ".join(f"{degree:.4f}" for degree in rows.total_bounds)
     text = CARD.format(
         name=name,

@@ -88,7 +88,7 @@ class Samples:
             "crs": row["crs"],
             "transform": plain(row["transform"]),
             "geometry": _geojson(row["geometry"]),
-            "datetime": row["datetime"] if isinstance(row["datetime"], str) else None,
+            "datetime": row["datetime"] or None,
             "bands": plain(row["bands"]),
             "dtype": row["dtype"],
             "scale": plain(row["scale"]),

@@ -11,7 +11,8 @@ from data_catalog.run import make_job, plan_parts, run_stage, seal, work_parts
 from data_catalog.store import open_store
 from geofm.curation import embed
 from geofm.curation.embed import one_torch_thread
-from geofm.encoders import encode, load_encoder
+from geofm.curation.fused import fuse_for_cpu
+from geofm.encoders import Encoder, encode, load_encoder
 from geofm.imagery.radiometry import to_rgb
 from geofm.settings import EmbedSettings
 from tests.geofm.curation.synthetic import Chip, make_chips, texture
@@ -81,6 +82,34 @@ def test_no_usable_chip_gives_an_empty_matrix(store, catalogue):
     art = make_chips(store, [Chip(texture(0), status="dropped")])
     found = run_stage(embed.STAGE, store, catalogue, {"chips": art}, SETTINGS)
     assert np.load(found.local("embeddings.npy")).shape == (0, 1280)
+
+
+def test_fusing_folds_every_batch_norm_and_keeps_the_features():
+    encoder = load_encoder("efficientnet-lite0", size_px=64)
+    fused = fuse_for_cpu(encoder)
+    assert not [m for m in fused.model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert [m for m in encoder.model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    images = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(encode(fused, images), encode(encoder, images), atol=1e-4, rtol=0)
+    assert fused.weights_sha256 == encoder.weights_sha256
+
+
+def test_a_network_that_fusing_would_change_is_left_alone():
+    class Crossed(torch.nn.Module):
+        """The batch norm registered after the convolution is applied before it."""
+
+        def __init__(self):
+            super().__init__()
+            self.conv = torch.nn.Conv2d(3, 3, 3)
+            self.norm = torch.nn.BatchNorm2d(3)
+            self.norm.running_var.fill_(9.0)
+
+        def forward(self, x):
+            return self.conv(self.norm(x)).mean(dim=(2, 3))
+
+    model = Crossed().eval()
+    encoder = Encoder("crossed", model, (0.5,) * 3, (0.5,) * 3, 3, "", 16, True)
+    assert fuse_for_cpu(encoder) is encoder
 
 
 def test_torch_threads_are_restored():
