@@ -3,75 +3,75 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import geopandas as gpd
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import shapely
 
 from data_catalog.canonical import digest_of
 from geofm.imagery.items import Json
 
-_TEXTS = {
-    "chip_id", "item_id", "item_sha256", "collection", "source", "cell", "crs", "dtype",
-    "pixel_sha256", "part", "status", "reason", "detail", "witness", "datetime", "licence",
-}  # fmt: skip
-_WHOLE = {"row", "col", "width", "height", "offset", "size"}
-_SHARES = {"gsd_m", "valid_fraction", "cloud_fraction", "shadow_fraction", "saturated_fraction"}
+TEXT, WHOLE, REAL = pa.string(), pa.int64(), pa.float64()
 
-#: Columns of ``chips.parquet`` with what an item-level row has in them.
-CHIP_COLUMNS: dict[str, Any] = {
-    "chip_id": "",
-    "item_id": "",
-    "item_sha256": "",
-    "collection": "",
-    "source": "",
-    "cell": "",
-    "row": -1,
-    "col": -1,
-    "width": 0,
-    "height": 0,
-    "gsd_m": math.nan,
-    "crs": "",
-    "transform": (),
-    "geometry": None,
-    "bands": (),
-    "dtype": "",
-    "scale": (),
-    "dn_offset": (),
-    "pixel_sha256": "",
-    "valid_fraction": math.nan,
-    "cloud_fraction": math.nan,
-    "shadow_fraction": math.nan,
-    "saturated_fraction": math.nan,
-    "constant": False,
-    "part": "",
-    "offset": -1,
-    "size": 0,
-    "status": "ok",
-    "reason": "",
-    "detail": "",
-    "witness": "",
-    "datetime": "",
-    "licence": "",
+#: Columns of ``chips.parquet``: type, and what a row has that says nothing of it.
+CHIP_COLUMNS: dict[str, tuple[Any, Any]] = {
+    "chip_id": (TEXT, ""),
+    "item_id": (TEXT, ""),
+    "item_sha256": (TEXT, ""),
+    "collection": (TEXT, ""),
+    "source": (TEXT, ""),
+    "cell": (TEXT, ""),
+    "row": (WHOLE, -1),
+    "col": (WHOLE, -1),
+    "width": (WHOLE, 0),
+    "height": (WHOLE, 0),
+    "gsd_m": (REAL, math.nan),
+    "crs": (TEXT, ""),
+    "transform": (pa.list_(REAL), []),
+    "geometry": (pa.binary(), None),
+    "bands": (pa.list_(TEXT), []),
+    "dtype": (TEXT, ""),
+    "scale": (pa.list_(REAL), []),
+    "dn_offset": (pa.list_(WHOLE), []),
+    "pixel_sha256": (TEXT, ""),
+    "valid_fraction": (REAL, math.nan),
+    "cloud_fraction": (REAL, math.nan),
+    "shadow_fraction": (REAL, math.nan),
+    "saturated_fraction": (REAL, math.nan),
+    "constant": (pa.bool_(), False),
+    "part": (TEXT, ""),
+    "offset": (WHOLE, -1),
+    "size": (WHOLE, 0),
+    "status": (TEXT, "ok"),
+    "reason": (TEXT, ""),
+    "detail": (TEXT, ""),
+    "witness": (TEXT, ""),
+    "datetime": (TEXT, ""),
+    "licence": (TEXT, ""),
 }
 
 #: Columns of ``assets.parquet``.
-ASSET_COLUMNS: dict[str, Any] = {
-    "item_id": "",
-    "item_sha256": "",
-    "collection": "",
-    "asset": "",
-    "band": "",
-    "href": "",
-    "sha256": "",
-    "sha256_from": "",
-    "etag": "",
-    "size": -1,
-    "scale": math.nan,
-    "dn_offset": 0,
-    "resampling": "",
-    "status": "ok",
-    "reason": "",
+ASSET_COLUMNS: dict[str, tuple[Any, Any]] = {
+    "item_id": (TEXT, ""),
+    "item_sha256": (TEXT, ""),
+    "collection": (TEXT, ""),
+    "asset": (TEXT, ""),
+    "band": (TEXT, ""),
+    "href": (TEXT, ""),
+    "sha256": (TEXT, ""),
+    "sha256_from": (TEXT, ""),
+    "etag": (TEXT, ""),
+    "size": (WHOLE, -1),
+    "scale": (REAL, math.nan),
+    "dn_offset": (WHOLE, 0),
+    "resampling": (TEXT, ""),
+    "status": (TEXT, "ok"),
+    "reason": (TEXT, ""),
 }
 
 
@@ -82,29 +82,21 @@ def chip_id(
     return digest_of([collection, item_id, item_sha256, cell, bands, size])[:24]
 
 
-def chip_frame(rows: list[Json]) -> gpd.GeoDataFrame:
-    """Rows of ``chips.parquet``; what a row lacks is filled in."""
-    columns = {name: [row.get(name, usual) for row in rows] for name, usual in CHIP_COLUMNS.items()}
-    frame = gpd.GeoDataFrame(columns, geometry="geometry", crs=4326)
-    for name in CHIP_COLUMNS:
-        if name in _TEXTS:
-            frame[name] = frame[name].astype("str")
-        elif name in _WHOLE:
-            frame[name] = frame[name].astype("int64")
-        elif name in _SHARES:
-            frame[name] = frame[name].astype("float64")
-    for name, kind in (("transform", float), ("bands", str), ("scale", float), ("dn_offset", int)):
-        frame[name] = [[kind(value) for value in values] for values in columns[name]]
-    frame["constant"] = frame["constant"].astype("bool")
-    return frame
+def write_rows(rows: list[Json], columns: dict[str, tuple[Any, Any]], path: Path) -> None:
+    """Write a part's rows; what a row lacks is filled in, geometries become WKB."""
+    filled = [{name: row.get(name, usual) for name, (_, usual) in columns.items()} for row in rows]
+    for row in filled:
+        if row.get("geometry") is not None:
+            row["geometry"] = shapely.to_wkb(row["geometry"])
+    schema = pa.schema([(name, kind) for name, (kind, _) in columns.items()])
+    pq.write_table(pa.Table.from_pylist(filled, schema=schema), path, compression="zstd")
 
 
-def asset_frame(rows: list[Json]) -> pd.DataFrame:
-    """Rows of ``assets.parquet``."""
-    columns = {
-        name: [row.get(name, usual) for row in rows] for name, usual in ASSET_COLUMNS.items()
-    }
-    frame = pd.DataFrame(columns)
-    for name, usual in ASSET_COLUMNS.items():
-        frame[name] = frame[name].astype(type(usual))
-    return frame
+def read_rows(paths: Iterable[Path]) -> pd.DataFrame:
+    """The rows of all parts, a GeoDataFrame (EPSG:4326) where they have geometries."""
+    frame: pd.DataFrame = pa.concat_tables([pq.read_table(path) for path in paths]).to_pandas()
+    if "geometry" not in frame:
+        return frame
+    areas = shapely.from_wkb(frame["geometry"].to_numpy())
+    joined: pd.DataFrame = gpd.GeoDataFrame(frame.assign(geometry=areas), crs=4326)
+    return joined

@@ -18,14 +18,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import geopandas as gpd
-import pandas as pd
-
 from data_catalog.canonical import canonical, digest_of
 from data_catalog.errors import RunError
 from data_catalog.progress import tick
 from data_catalog.stage import Job, Part, Sealed, Stage, link
 from data_catalog.tables import read_table, records, write_table
+from geofm.imagery.chip_table import read_rows
 from geofm.imagery.cutting import (
     ASSETS,
     CHIPS,
@@ -210,10 +208,10 @@ def seal(job: Job, folders: list[Path], out: Path) -> Sealed:
     settings: CutSettings = job.settings
     listed = list(listed_items(job.inputs["items"]).values())
     folders = settle(job, listed, folders)
-    chips = gather(folders, ROWS).sort_values(
+    chips = read_rows(folder / ROWS for folder in folders).sort_values(
         ["collection", "item_id", "item_sha256", "row", "col", "chip_id"], ignore_index=True
     )
-    assets = gather(folders, ASSETS).sort_values(
+    assets = read_rows(folder / ASSETS for folder in folders).sort_values(
         ["collection", "item_id", "item_sha256", "asset", "band"], ignore_index=True
     )
     bad = chips[chips["status"] == "quarantined"]
@@ -243,13 +241,6 @@ def seal(job: Job, folders: list[Path], out: Path) -> Sealed:
             "sources": count_sources(records(good[["source", "licence"]])),
         },
     )
-
-
-def gather(folders: list[Path], name: str) -> pd.DataFrame:
-    """One table of all parts."""
-    tables = [read_table(folder / name) for folder in folders]
-    joined: pd.DataFrame = pd.concat(tables, ignore_index=True)
-    return gpd.GeoDataFrame(joined, crs=4326) if "geometry" in joined else joined
 
 
 def settle(job: Job, listed: list[Listed], folders: list[Path]) -> list[Path]:

@@ -16,8 +16,8 @@ from shapely.geometry.base import BaseGeometry
 from data_catalog.artifact import Artifact
 from data_catalog.canonical import canonical, digest_of
 from data_catalog.sources import Source, source_named
-from data_catalog.tables import records, write_table
-from geofm.imagery.chip_table import asset_frame, chip_frame, chip_id
+from data_catalog.tables import records
+from geofm.imagery.chip_table import ASSET_COLUMNS, CHIP_COLUMNS, chip_id, write_rows
 from geofm.imagery.chips import chip_bytes, pixel_sha256
 from geofm.imagery.grid import Cell, Grid, footprints
 from geofm.imagery.hosts import Access
@@ -182,8 +182,8 @@ def cut_item(
             written = write_tar(out / CHIPS, members())
             for row, member in zip(cut.values(), written, strict=True):
                 row.update(part=part, offset=member.offset, size=member.size)
-        write_table(chip_frame([*cut.values(), *rows]), out / ROWS)
-        write_table(asset_frame(asset_rows(listed, scene)), out / ASSETS)
+        write_rows([*cut.values(), *rows], CHIP_COLUMNS, out / ROWS)
+        write_rows(asset_rows(listed, scene), ASSET_COLUMNS, out / ASSETS)
     write_state(out, listed, "ok", scene.grid)
 
 
@@ -289,9 +289,9 @@ def quarantine_item(listed: Listed, settings: CutSettings, problem: Quarantine, 
             settings.size_px,
         ),
     }  # fmt: skip
-    write_table(chip_frame([row]), out / ROWS)
+    write_rows([row], CHIP_COLUMNS, out / ROWS)
     facts = {key: listed.facts[key] for key in ("item_id", "item_sha256", "collection")}
-    write_table(asset_frame([{**facts, **told}]), out / ASSETS)
+    write_rows([{**facts, **told}], ASSET_COLUMNS, out / ASSETS)
     write_state(out, listed, "passing" if problem.passing else "bad", None)
 
 

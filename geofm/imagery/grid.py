@@ -126,6 +126,7 @@ def _pixels(value: float) -> int:
     return math.floor(value + 1e-6)
 
 
+@lru_cache(maxsize=256)
 def metres_of(crs: str) -> float:
     """Metres per unit of a CRS.
 
