@@ -1,0 +1,304 @@
+"""The figures with axes of numbers: drops, distributions, training, scores, cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
+from matplotlib.patches import Patch
+from numpy.typing import NDArray
+
+from geofm.reporting.style import (
+    DROPPED,
+    INK,
+    KEPT,
+    NEUTRAL,
+    SERIES,
+    SOFT,
+    STATES,
+    Picture,
+    drawing,
+    finish,
+    quiet,
+)
+from geofm.reporting.words import count, each, reason
+
+Step = tuple[str, str, int]
+#: Bars of a cascade; the smallest reasons beyond it share one bar.
+MOST_REASONS = 10
+
+
+def funnel(scenes: tuple[int, list[Step]], chips: tuple[int, list[Step]]) -> Picture:
+    """Two cascades, from all to kept: each bar begins where the one above it ended.
+
+    Args:
+        scenes: number of scenes, and (state, reason, rows) of those that fell.
+        chips: the same for candidate chips.
+    """
+    panels = [("Scenes", *scenes), ("Candidate chips", *chips)]
+    bars = [min(len(steps), MOST_REASONS + 1) + 2 for _, _, steps in panels]
+    with drawing(0.9 + 0.34 * sum(bars)) as figure:
+        axes = figure.subplots(2, 1, gridspec_kw={"height_ratios": bars})
+        for panel, (title, total, steps) in zip(axes, panels, strict=True):
+            _cascade(panel, title, total, steps)
+        present = {s for _, _, steps in panels for s, _, _ in steps}
+        names = ["kept", *(s for s in ("dropped", "quarantined") if s in present)]
+        figure.legend(
+            handles=[Patch(color=STATES[n], label=n) for n in names],
+            loc="outside upper right", ncols=len(names),
+        )  # fmt: skip
+        told = "; ".join(
+            f"{title.lower()}: {count(total)}, "
+            + (", ".join(f"{count(n)} {reason(w)}" for _, w, n in steps) or "none dropped")
+            for title, total, steps in panels
+        )
+        return finish(figure, "funnel", f"What fell for which reason. {told}")
+
+
+def _cascade(axes: Axes, title: str, total: int, steps: list[Step]) -> None:
+    shown = list(steps[:MOST_REASONS])
+    rest = sum(n for _, _, n in steps[MOST_REASONS:])
+    if rest:
+        shown.append(("dropped", f"{len(steps) - MOST_REASONS} other reasons", rest))
+    left = total
+    labels, starts, widths, colours = ["all"], [0], [total], [NEUTRAL]
+    for state, why, rows in shown:
+        left -= rows
+        labels.append(reason(why))
+        starts.append(left)
+        widths.append(rows)
+        colours.append(STATES[state])
+    labels.append("kept")
+    starts.append(0)
+    widths.append(left)
+    colours.append(KEPT)
+    rows_at = np.arange(len(labels))
+    axes.barh(rows_at, widths, left=starts, color=colours, height=0.72)
+    axes.set_yticks(rows_at, labels)
+    axes.invert_yaxis()
+    axes.set_xlim(0, max(total, 1) * 1.12)
+    axes.set_title(title)
+    quiet(axes)
+    for at, (start, width) in enumerate(zip(starts, widths, strict=True)):
+        axes.text(
+            start + width + total * 0.006, at, count(width), va="center", color=INK, fontsize=9
+        )
+
+
+#: Column -> title and axis label of its histogram.
+MEASURES = {
+    "quality": ("Quality", "clear share × texture, 0 to 1"),
+    "entropy": ("Entropy", "grey-level entropy, bits"),
+    "cloud_fraction": ("Cloud", "share of cloudy pixels"),
+    "gradient": ("Gradient", "mean gradient, unit pixels"),
+}
+
+
+def measured(chips: pd.DataFrame) -> list[str]:
+    """The first three measures that have a value on at least one chip."""
+    return [c for c in MEASURES if c in chips and chips[c].notna().any()][:3]
+
+
+def distributions(chips: pd.DataFrame, threshold: float | None) -> Picture:
+    """Histograms of each measure over kept and dropped chips, and of similarity to the witness.
+
+    Args:
+        chips: with ``state`` and at least one of the columns of ``measured``.
+        threshold: similarity from which two chips are duplicates.
+    """
+    names = measured(chips)
+    similar = chips[chips["why"].isin(["near_duplicate", "selection"])]["similarity"].dropna()
+    panels = len(names) + bool(len(similar))
+    columns = 2 if panels > 1 else 1
+    rows = -(-panels // columns)
+    with drawing(0.4 + 2.35 * rows) as figure:
+        axes = figure.subplots(rows, columns, squeeze=False).ravel()
+        for panel, name in zip(axes, names, strict=False):
+            _histogram(panel, chips, name)
+        if len(similar):
+            _similarities(axes[len(names)], chips, similar, threshold)
+        for panel in axes[panels:]:
+            panel.set_visible(False)
+        figure.legend(
+            handles=[
+                Patch(facecolor=to_rgba(KEPT, 0.28), edgecolor=KEPT, label="kept"),
+                Patch(facecolor=to_rgba(DROPPED, 0.28), edgecolor=DROPPED, label="dropped"),
+            ],
+            loc="outside upper right", ncols=2,
+        )  # fmt: skip
+        titles = ", ".join(MEASURES[n][0].lower() for n in names)
+        return finish(
+            figure, "distributions", f"Histograms of kept and dropped chips: {titles}, similarity"
+        )
+
+
+def _edges(values: pd.Series, bins: int = 32) -> NDArray[np.float64]:
+    low, high = float(values.min()), float(values.max())
+    pad = (high - low) * 0.01 or 0.5
+    return np.linspace(low - pad, high + pad, bins + 1)
+
+
+def _histogram(axes: Axes, chips: pd.DataFrame, name: str) -> None:
+    values = chips[name].dropna()
+    edges = _edges(values)
+    for state, colour in (("dropped", DROPPED), ("kept", KEPT)):
+        part = values[chips.loc[values.index, "state"] == state]
+        if len(part):
+            axes.hist(
+                part, bins=edges.tolist(), histtype="stepfilled", linewidth=1.5,
+                facecolor=to_rgba(colour, 0.28), edgecolor=colour,
+            )  # fmt: skip
+            axes.axvline(float(part.median()), color=colour, linewidth=1.4, linestyle=(0, (4, 2)))
+    title, label = MEASURES[name]
+    axes.set(title=title, xlabel=f"{label} (dashed: median)", ylabel="chips")
+    quiet(axes, "y")
+
+
+def _similarities(
+    axes: Axes, chips: pd.DataFrame, similar: pd.Series, threshold: float | None
+) -> None:
+    edges = _edges(similar).tolist()
+    duplicate = chips.loc[similar.index, "why"] == "near_duplicate"
+    axes.hist(similar[duplicate], bins=edges, color=DROPPED, alpha=0.6, label="near duplicate")
+    if (~duplicate).any():
+        axes.hist(
+            similar[~duplicate], bins=edges, color=NEUTRAL, alpha=0.7, label="outside the budget"
+        )
+    if threshold is not None and edges[0] <= threshold <= edges[-1]:
+        axes.axvline(threshold, color=INK, linewidth=1.2, label=f"threshold {threshold:g}")
+    axes.set(title="Similarity of dropped chips to their witness", xlabel="cosine", ylabel="chips")
+    axes.legend(loc="upper left")
+    quiet(axes, "y")
+
+
+def curves(metrics: pd.DataFrame) -> Picture:
+    """Reconstruction loss, distillation loss and learning rate over the steps.
+
+    Args:
+        metrics: step, epoch, mim, distill, lr.
+    """
+    panels = [
+        ("mim", "Reconstruction", "masked L1 (normalised pixels)", SERIES[0]),
+        ("distill", "Distillation", "loss against the frozen teacher", SERIES[1]),
+        ("lr", "Learning rate", "per step", SERIES[2]),
+    ]
+    panels = [p for p in panels if p[0] in metrics and metrics[p[0]].notna().any()]
+    with drawing(2.9) as figure:
+        axes = figure.subplots(1, len(panels), squeeze=False)[0]
+        for panel, (name, title, label, colour) in zip(axes, panels, strict=True):
+            values = metrics[name].astype(float)
+            smooth = values if name == "lr" else _smooth(values)
+            if name != "lr":
+                panel.plot(metrics["step"], values, color=colour, alpha=0.28, linewidth=0.9)
+            panel.plot(metrics["step"], smooth, color=colour)
+            panel.set(title=title, xlabel="step", ylabel=label)
+            panel.margins(x=0.02)
+            if name == "lr":
+                panel.ticklabel_format(axis="y", style="sci", scilimits=(-3, 3))
+                panel.set_ylim(bottom=0)
+        ends = "; ".join(
+            f"{title.lower()} from {metrics[name].iloc[0]:.3g} to {metrics[name].iloc[-1]:.3g}"
+            for name, title, _, _ in panels
+        )
+        return finish(figure, "training", f"Training curves: {ends}")
+
+
+def _smooth(values: pd.Series) -> pd.Series:
+    window = max(len(values) // 25, 1)
+    return values.rolling(window, center=True, min_periods=1).mean()
+
+
+_SUBJECTS = {"teacher": "frozen teacher", "random": "random init", "model": "this model"}
+
+
+def score_name(model: str, feature: str) -> str:
+    """A row of the score figure: who, and at which feature."""
+    name = _SUBJECTS.get(model, model)
+    return name if model == "teacher" else f"{name}, {feature}"
+
+
+def score_dots(scores: pd.DataFrame, chance: dict[str, float]) -> Picture:
+    """Accuracy as dots with 95 % bars, a panel per task, a colour per protocol.
+
+    Args:
+        scores: model, feature, task, protocol, value, ci_low, ci_high (shares).
+        chance: task -> accuracy of guessing, where known.
+    """
+    tasks = list(dict.fromkeys(scores["task"]))
+    protocols = list(dict.fromkeys(scores["protocol"]))
+    rows = list(dict.fromkeys(zip(scores["model"], scores["feature"], strict=True)))
+    columns = min(len(tasks), 2)
+    lines = -(-len(tasks) // columns)
+    with drawing(lines * (1.0 + 0.42 * len(rows)) + 0.3) as figure:
+        axes = figure.subplots(lines, columns, squeeze=False, sharey=True).ravel()
+        for panel, task in zip(axes, tasks, strict=False):
+            _dots(panel, scores[scores["task"] == task], rows, protocols)
+            panel.set_title(task)
+            if task in chance:
+                panel.axvline(100 * chance[task], color=SOFT, linestyle=":", linewidth=1.2)
+                panel.annotate(
+                    "chance", (100 * chance[task], 1.0), xycoords=("data", "axes fraction"),
+                    xytext=(3, -2), textcoords="offset points", color=SOFT, fontsize=8.5, va="top",
+                )  # fmt: skip
+        axes[0].invert_yaxis()
+        for panel in axes[len(tasks) :]:
+            panel.set_visible(False)
+        marks = [Patch(color=SERIES[i], label=protocol_name(p)) for i, p in enumerate(protocols)]
+        figure.legend(handles=marks, loc="outside upper right", ncols=len(marks))
+        told = "; ".join(
+            f"{r.task} {score_name(r.model, r.feature)} {r.protocol} {100 * r.value:.1f} %"
+            for r in each(scores)
+        )
+        return finish(figure, "scores", f"Accuracy with 95 % intervals: {told}")
+
+
+def protocol_name(protocol: str) -> str:
+    """A protocol in words."""
+    if protocol.startswith("knn"):
+        return f"kNN, k = {protocol[3:]}"
+    return "linear probe" if protocol == "linear" else protocol
+
+
+def _dots(
+    axes: Axes, scores: pd.DataFrame, rows: Sequence[tuple[str, str]], protocols: Sequence[str]
+) -> None:
+    for at, (model, feature) in enumerate(rows):
+        if model == "model":
+            axes.axhspan(at - 0.5, at + 0.5, color="#EEF4FA", zorder=0)
+        mine = scores[(scores["model"] == model) & (scores["feature"] == feature)]
+        for row in each(mine):
+            number = protocols.index(row.protocol)
+            y = at + 0.22 * (number - (len(protocols) - 1) / 2)
+            colour = SERIES[number]
+            axes.plot([100 * row.ci_low, 100 * row.ci_high], [y, y], color=colour, linewidth=2.2)
+            axes.plot(100 * row.value, y, "o", color=colour, markersize=6, markeredgecolor="white")
+    axes.set_yticks(range(len(rows)), [score_name(*row) for row in rows])
+    axes.set_ylim(-0.6, len(rows) - 0.4)
+    axes.set_xlabel("top-1 accuracy, %")
+    quiet(axes)
+
+
+def cost_bars(stages: Sequence[tuple[str, float]]) -> Picture:
+    """Seconds per stage, in the order they ran.
+
+    Args:
+        stages: name and seconds.
+    """
+    with drawing(0.7 + 0.32 * len(stages)) as figure:
+        axes = figure.subplots()
+        names, seconds = [s for s, _ in stages], [v for _, v in stages]
+        axes.barh(names, seconds, color=SERIES[0], height=0.66)
+        axes.invert_yaxis()
+        axes.set_xlim(0, max(*seconds, 0.1) * 1.12)
+        axes.set_xlabel("seconds")
+        quiet(axes)
+        for at, value in enumerate(seconds):
+            axes.annotate(
+                f"{value:,.1f}", (value, at), xytext=(4, 0), textcoords="offset points",
+                va="center", fontsize=9,
+            )  # fmt: skip
+        told = ", ".join(f"{name} {value:.1f}" for name, value in stages)
+        return finish(figure, "cost", f"Seconds per stage: {told}")
