@@ -67,7 +67,10 @@ class Identity(Profile):
     @field_validator("strip")
     @classmethod
     def _compiles(cls, pattern: str) -> str:
-        re.compile(pattern)
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"{pattern!r} is no regular expression: {error}") from error
         return pattern
 
 

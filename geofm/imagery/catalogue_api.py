@@ -92,7 +92,7 @@ class PatientIO(StacApiIO):  # type: ignore[misc, unused-ignore]
                 text: str = super().request(href, method, headers, parameters)
                 return text
             except APIError as error:
-                cut_off = error.status_code is None and any(
+                cut_off = status_of(error) is None and any(
                     word in str(error) for word in ("IncompleteRead", "ChunkedEncoding", "broken")
                 )
                 if not cut_off or attempt == ATTEMPTS - 1:
@@ -100,6 +100,11 @@ class PatientIO(StacApiIO):  # type: ignore[misc, unused-ignore]
                 log.info("search: asking again, %s", error)
                 time.sleep(0.1 * 2**attempt)
         raise AssertionError("unreachable")
+
+
+def status_of(error: APIError) -> int | None:
+    """HTTP status of an error, None when there was no answer (the attribute is then missing)."""
+    return getattr(error, "status_code", None)
 
 
 def open_api(url: str) -> Client:
@@ -120,9 +125,9 @@ def _no_answer(url: str, error: BaseException) -> str:
             f"the address {url} answers, but not as a STAC API does ({_short(error)}); check "
             "search.stac, it must be the API's landing page"
         )
-    if error.status_code is not None:
+    if status_of(error) is not None:
         return (
-            f"the STAC API {url} answers with HTTP {error.status_code}; check search.stac and "
+            f"the STAC API {url} answers with HTTP {status_of(error)}; check search.stac and "
             "whether the API is up, then run again"
         )
     return (
