@@ -32,7 +32,7 @@ err = Console(stderr=True, soft_wrap=True)
 def set_up_logging(verbose: bool) -> None:
     """Warnings of everybody and notes of geofm go to stderr; with ``verbose`` much more."""
     handler = RichHandler(console=err, show_path=False, show_time=verbose, markup=False)
-    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
     logging.getLogger("geofm").setLevel(logging.DEBUG if verbose else logging.INFO)
 
 

@@ -39,8 +39,9 @@ class Meter:
 
     def _started(self) -> Any:
         if self._tracker is None:
-            logging.getLogger("codecarbon").setLevel(logging.ERROR)
             from codecarbon import OfflineEmissionsTracker
+
+            logging.getLogger("codecarbon").setLevel(logging.ERROR)  # importing it resets this
 
             country = os.environ.get("GEOFM_COUNTRY")
             place: dict[str, Any] = (
