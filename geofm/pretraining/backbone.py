@@ -101,7 +101,8 @@ def _run_swin(model: Any, x: Tensor, stage: int, whole: bool) -> tuple[Tensor, T
             tapped = x
             if not whole:
                 return tapped, None
-        x = layer.blocks(x)
+        for block in layer.blocks:
+            x = block(x)
     if stage == len(model.layers):  # nothing is merged after the last stage
         tapped = x
     return tapped, model.norm(x) if whole else None

@@ -28,6 +28,17 @@ from geofm.shards.tar import write_tar
 
 SCALE = 0.0001
 BANDS = ["red", "green", "blue", "nir"]
+#: Arguments of a Swin of four stages: 32 px, grids of 16, 8, 4 and 2 tokens.
+SWIN: dict[str, Any] = {
+    "embed_dim": 24,
+    "depths": [1, 1, 1, 1],
+    "num_heads": [1, 2, 2, 4],
+    "window_size": 2,
+    "patch_size": 2,
+    "img_size": 32,
+    "in_chans": 4,
+    "num_classes": 0,
+}
 
 
 class Fake(BaseModel):
@@ -106,10 +117,10 @@ def tiny() -> PretrainSettings:
 
 def tiny_settings(**fields: Any) -> PretrainSettings:
     """Settings of a student small enough for tests; ``fields`` override."""
-    swin = {"embed_dim": 24, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 2, 4], "window_size": 2}
+    decided = ("img_size", "in_chans", "num_classes")
     base: dict[str, Any] = {
         "student": "swin_tiny_patch4_window7_224",
-        "student_args": {**swin, "patch_size": 2},
+        "student_args": {k: v for k, v in SWIN.items() if k not in decided},
         "teacher": "random:test_vit",
         "teacher_size_px": 32,
         "size_px": 32,

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import dataclasses
+import os
+
+import numpy as np
+import pytest
+
+from data_catalog.artifact import Artifact
+from geofm.imagery.chips import chip_from_bytes
+from geofm.imagery.radiometry import to_unit
+from geofm.pretraining.data import (
+    Corpus,
+    DamagedShard,
+    TooFewSamples,
+    batch_samples,
+    batches,
+    epoch_order,
+    load_batch,
+    never_drawn,
+    open_corpus,
+    open_shards,
+    read_unit,
+    steps_per_epoch,
+)
+from geofm.settings import PretrainSettings
+from tests.geofm.pretraining.conftest import SCALE, tiny_settings
+
+
+def test_a_sample_is_its_tar_member_in_unit_space(dataset: Artifact, corpus: Corpus) -> None:
+    index = dataset.table("index.parquet").sort_values("key", ignore_index=True)
+    assert len(corpus) == len(index) == 22
+    with open_shards(corpus) as files:
+        for number, row in enumerate(index.itertuples()):
+            data = dataset.read_range(row.shard, row.offset, row.size)
+            expected = to_unit(chip_from_bytes(data), [SCALE] * 4)
+            assert np.array_equal(read_unit(corpus, files, number), expected)
+
+
+def test_an_epoch_is_a_permutation_that_follows_from_seed_and_epoch() -> None:
+    orders = [epoch_order(seed, epoch, 50) for seed in (0, 1) for epoch in (0, 1, 2)]
+    assert all(sorted(order) == list(range(50)) for order in orders)
+    assert len({tuple(order) for order in orders}) == 6
+    assert np.array_equal(epoch_order(1, 2, 50), orders[-1])
+
+
+def test_an_epoch_has_whole_batches_without_repeats(corpus: Corpus) -> None:
+    assert steps_per_epoch(corpus, 4) == 5
+    for epoch in range(3):
+        seen = []
+        for step in range(5 * epoch, 5 * epoch + 5):
+            found, samples = batch_samples(corpus, 0, step, 4)
+            assert (found, len(samples)) == (epoch, 4)
+            seen += samples
+        assert len(set(seen)) == 20
+
+
+def test_samples_that_no_epoch_reaches_are_counted(corpus: Corpus) -> None:
+    assert never_drawn(corpus, 0, 1, 4) == 2
+    assert never_drawn(corpus, 0, 1, 11) == 0
+    assert never_drawn(corpus, 0, 30, 4) == 0
+
+
+def test_batches_do_not_depend_on_threads_or_on_where_reading_starts(
+    corpus: Corpus, tiny: PretrainSettings
+) -> None:
+    whole = list(batches(corpus, tiny, 3, 0, 8, threads=1))
+    threaded = list(batches(corpus, tiny, 3, 0, 8, threads=5))
+    late = list(batches(corpus, tiny, 3, 6, 8, threads=2))
+    assert (len(whole), len(threaded), len(late)) == (8, 8, 2)
+    for one, two in [*zip(whole, threaded, strict=True), *zip(whole[6:], late, strict=True)]:
+        for field in ("images", "rows", "columns", "mask"):
+            assert np.array_equal(getattr(one, field), getattr(two, field))
+    assert whole[0].images.shape == (4, 4, 40, 40)
+    assert (whole[0].mask.sum(axis=(1, 2)) == 10).all()
+
+
+def test_crops_change_from_epoch_to_epoch(corpus: Corpus) -> None:
+    settings = tiny_settings(batch=22)
+    with open_shards(corpus) as files:
+        first, second = (load_batch(corpus, files, settings, 0, step) for step in (0, 1))
+    assert not np.array_equal(first.rows, second.rows)
+    assert len({mask.tobytes() for mask in first.mask}) > 15
+
+
+def test_reading_stops_and_closes_when_the_caller_leaves(
+    corpus: Corpus, tiny: PretrainSettings
+) -> None:
+    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    reading = batches(corpus, tiny, 0, 0, 10, threads=2)
+    next(reading)
+    reading.close()
+    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+
+
+def test_too_few_samples_name_the_batch_to_set(corpus: Corpus) -> None:
+    with pytest.raises(TooFewSamples, match=r"22 samples.*pretrain\.batch 32.*at most 22"):
+        steps_per_epoch(corpus, 32)
+
+
+def test_a_damaged_shard_is_said_to_be_one(dataset: Artifact) -> None:
+    corpus = open_corpus(dataset)
+    moved = dataclasses.replace(corpus, offsets=corpus.offsets + 7)
+    past = dataclasses.replace(corpus, offsets=corpus.offsets + 10**9)
+    for broken in (moved, past):
+        with open_shards(broken) as files, pytest.raises(DamagedShard, match="geofm verify"):
+            read_unit(broken, files, 0)

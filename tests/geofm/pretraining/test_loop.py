@@ -1,0 +1,272 @@
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from data_catalog.artifact import Artifact
+from data_catalog.errors import RunError
+from data_catalog.progress import listen
+from geofm.encoders import load_encoder, weights_sha256
+from geofm.pretraining import loop
+from geofm.pretraining.checkpoint import NAME, BadCheckpoint
+from geofm.pretraining.data import Corpus, open_corpus
+from geofm.pretraining.loop import Diverged, Interrupted, Trained, train
+from geofm.pretraining.objective import build_pretrainer
+from tests.geofm.pretraining.conftest import tiny_settings
+
+
+def _train(corpus: Corpus, folder: Path, seed: int = 3, **fields: object) -> Trained:
+    folder.mkdir(exist_ok=True)
+    return train(corpus, tiny_settings(**fields), seed, "cpu", folder, threads=1)
+
+
+def _same(one: Trained, two: Trained) -> None:
+    pd.testing.assert_frame_equal(one.history, two.history, check_exact=True)
+    states = one.module.state_dict(), two.module.state_dict()
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+
+
+@pytest.fixture(scope="module")
+def whole(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """A run that nothing interrupts: 10 steps."""
+    return _train(corpus, tmp_path_factory.mktemp("whole"))
+
+
+def test_a_run_learns_and_records_every_step(whole: Trained, corpus: Corpus) -> None:
+    history = whole.history
+    assert list(history.columns) == [
+        "step",
+        "epoch",
+        "loss",
+        "mim",
+        "distill",
+        "lr",
+        "grad_norm",
+    ]
+    assert list(history["step"]) == list(range(10))
+    assert list(history["epoch"]) == [0] * 5 + [1] * 5
+    assert np.isfinite(history.to_numpy(dtype=float)).all()
+    assert history["loss"].iloc[-3:].mean() < history["loss"].iloc[:3].mean()
+    start = build_pretrainer(tiny_settings(), 4, 3, 64).state_dict()
+    moved = [key for key, v in whole.module.state_dict().items() if not torch.equal(v, start[key])]
+    assert len(moved) == len(start)
+    assert whole.metrics["steps"] == 10
+    assert whole.metrics["device"] == "cpu"
+    assert whole.metrics["images_per_second"] > 0
+
+
+def test_the_teacher_is_untouched_by_training(whole: Trained) -> None:
+    assert whole.teacher is not None
+    encoder = whole.teacher.encoder
+    assert weights_sha256(encoder.model.state_dict()) == encoder.weights_sha256
+    assert encoder.weights_sha256 == load_encoder("random:test_vit", size_px=32).weights_sha256
+    assert all(p.grad is None and not p.requires_grad for p in encoder.model.parameters())
+    assert not encoder.model.training
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(
+    whole: Trained, corpus: Corpus, tmp_path: Path
+) -> None:
+    torch.manual_seed(99)  # what came before in the process does not matter
+    _same(whole, _train(corpus, tmp_path / "again"))
+    other = _train(corpus, tmp_path / "other", seed=4)
+    assert not np.array_equal(other.history["loss"], whole.history["loss"])
+
+
+def test_the_callers_torch_is_left_as_it_was(corpus: Corpus, tmp_path: Path) -> None:
+    torch.set_num_threads(2)
+    state = torch.get_rng_state()
+    _train(corpus, tmp_path / "run", epochs=1)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.get_num_threads() == 2
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_alpha_0_neither_loads_nor_runs_a_teacher(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "load_teacher", lambda *_: pytest.fail("a teacher was loaded"))
+    monkeypatch.setattr(loop, "teach", lambda *_: pytest.fail("a teacher was asked"))
+    alone = _train(corpus, tmp_path / "alone", alpha=0)
+    assert alone.teacher is None
+    assert alone.module.projector is None
+    assert alone.history["distill"].isna().all()
+    assert np.array_equal(alone.history["loss"], alone.history["mim"])
+
+
+def test_before_the_first_step_masked_modelling_is_the_same_with_a_teacher(
+    whole: Trained, corpus: Corpus, tmp_path: Path
+) -> None:
+    alone = _train(corpus, tmp_path / "alone", alpha=0)
+    assert alone.history["mim"].iloc[0] == whole.history["mim"].iloc[0]
+    assert alone.history["mim"].iloc[-1] != whole.history["mim"].iloc[-1]
+
+
+def test_distillation_alone_leaves_the_late_layers_as_they_began(
+    corpus: Corpus, tmp_path: Path
+) -> None:
+    trained = _train(corpus, tmp_path / "distill", mim_weight=0)
+    start = build_pretrainer(tiny_settings(mim_weight=0), 4, 3, 64).state_dict()
+    late = ("student.backbone.layers.3.blocks", "student.backbone.norm", "decoder")
+    for key, value in trained.module.state_dict().items():
+        assert torch.equal(value, start[key]) == key.startswith(late), key
+    assert trained.history["mim"].isna().all()
+
+
+def test_bf16_runs_and_stays_near_fp32(whole: Trained, corpus: Corpus, tmp_path: Path) -> None:
+    half = _train(corpus, tmp_path / "half", precision="bf16")
+    assert not np.array_equal(half.history["loss"], whole.history["loss"])
+    np.testing.assert_allclose(half.history["loss"], whole.history["loss"], atol=0.05)
+    assert all(v.dtype == torch.float32 for v in half.module.state_dict().values())
+
+
+def test_a_vit_student_learns(corpus: Corpus, tmp_path: Path) -> None:
+    vit = {"student": "test_vit", "student_args": {}, "size_px": 64, "mask_patch_px": 16}
+    trained = _train(corpus, tmp_path / "vit", **vit)
+    assert trained.history["loss"].iloc[-3:].mean() < trained.history["loss"].iloc[0]
+
+
+class _Stopped(Exception):
+    """Stands in for a crash."""
+
+
+@pytest.mark.parametrize("crash", [1, 4, 9])
+def test_a_run_that_crashed_ends_with_the_same_bits(
+    whole: Trained, corpus: Corpus, tmp_path: Path, crash: int
+) -> None:
+    def stop(what: str, done: int, total: int, note: str) -> None:
+        if done == crash:
+            raise _Stopped
+
+    with listen(stop), pytest.raises(_Stopped):
+        _train(corpus, tmp_path / "run")
+    steps = []
+    with listen(lambda what, done, total, note: steps.append(done)):
+        resumed = _train(corpus, tmp_path / "run")
+    assert steps[0] == (crash - 1) // 3 * 3 + 1  # from the last of the checkpoints, every 3 steps
+    _same(whole, resumed)
+
+
+def test_random_layers_resume_exactly_too(corpus: Corpus, tmp_path: Path) -> None:
+    arguments = {**tiny_settings().student_args, "drop_path_rate": 0.5}
+    straight = _train(corpus, tmp_path / "straight", student_args=arguments)
+
+    def stop(what: str, done: int, total: int, note: str) -> None:
+        if done == 5:
+            raise _Stopped
+
+    with listen(stop), pytest.raises(_Stopped):
+        _train(corpus, tmp_path / "run", student_args=arguments)
+    _same(straight, _train(corpus, tmp_path / "run", student_args=arguments))
+
+
+CHILD = """
+import sys, torch
+from pathlib import Path
+from data_catalog.artifact import Artifact
+from data_catalog.progress import listen
+from geofm.pretraining.data import open_corpus
+from geofm.pretraining.loop import train
+from tests.geofm.pretraining.conftest import tiny_settings
+
+url, folder = sys.argv[1:]
+with listen(lambda what, done, total, note: print(done, flush=True)):
+    train(open_corpus(Artifact(url)), tiny_settings(), 3, "cpu", Path(folder), threads=1)
+"""
+
+
+def _child(dataset: Artifact, folder: Path) -> subprocess.Popen[str]:
+    root = Path(__file__).parents[3]
+    return subprocess.Popen(
+        [sys.executable, "-c", CHILD, dataset.url, str(folder)],
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_sigkill_at_a_random_moment_costs_no_bit(
+    whole: Trained, dataset: Artifact, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    step = random.randint(2, 8)
+    with _child(dataset, folder) as child:
+        assert child.stdout is not None
+        for line in child.stdout:
+            if int(line) >= step:
+                time.sleep(random.random() * 0.02)
+                child.kill()
+                break
+        child.wait()
+        assert child.returncode == -signal.SIGKILL
+    _same(whole, _train(open_corpus(dataset), folder))
+
+
+def test_sigterm_keeps_the_state_and_says_how_to_go_on(
+    whole: Trained, dataset: Artifact, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with _child(dataset, folder) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline().strip() == "1"
+        child.terminate()
+        _, errors = child.communicate(timeout=60)
+    assert child.returncode == 1  # a Python error that nobody catches here
+    assert "Interrupted: stopped by SIGTERM after step" in errors
+    assert "start the same run again" in errors
+    kept = torch.load(folder / NAME, weights_only=True)
+    assert 1 <= kept["step"] < 10
+    assert issubclass(Interrupted, RunError)
+    _same(whole, _train(open_corpus(dataset), folder))
+
+
+def test_a_finished_run_is_not_trained_again(
+    whole: Trained, corpus: Corpus, tmp_path: Path
+) -> None:
+    first = _train(corpus, tmp_path / "run")
+    steps: list[int] = []
+    with listen(lambda what, done, total, note: steps.append(done)):
+        again = _train(corpus, tmp_path / "run")
+    assert steps == []
+    _same(first, again)
+
+
+def test_a_damaged_checkpoint_names_the_file_to_delete(corpus: Corpus, tmp_path: Path) -> None:
+    (tmp_path / NAME).write_bytes(b"half a file")
+    with pytest.raises(BadCheckpoint, match=rf"{NAME}.*delete it"):
+        _train(corpus, tmp_path)
+
+
+def test_a_loss_that_is_no_number_stops_the_run_with_a_remedy(
+    corpus: Corpus, tmp_path: Path
+) -> None:
+    with pytest.raises(Diverged, match=r"step \d+ of 10 .*lower pretrain\.base_lr"):
+        _train(corpus, tmp_path, base_lr=1e38, warmup_epochs=0)
+    if (tmp_path / NAME).exists():
+        kept = torch.load(tmp_path / NAME, weights_only=True)
+        assert all(v.isfinite().all() for v in kept["module"].values())
+
+
+def test_progress_tells_loss_speed_and_time_left(corpus: Corpus, tmp_path: Path) -> None:
+    heard: list[tuple[str, int, int, str]] = []
+    with listen(lambda *tick: heard.append(tick)):
+        _train(corpus, tmp_path, epochs=1)
+    assert [done for _, done, _, _ in heard] == [1, 2, 3, 4, 5]
+    what, _, total, note = heard[-1]
+    assert (what, total) == ("pretrain", 5)
+    assert all(word in note for word in ("loss ", "images/s", "s left"))
