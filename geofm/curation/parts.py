@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import pandas as pd
@@ -33,6 +34,7 @@ class ChipRef:
         return [self.chip_id, self.offset, self.size, self.bands, self.scale]
 
 
+@lru_cache(maxsize=2)
 def chips_by_part(chips: Artifact) -> dict[str, list[ChipRef]]:
     """Chips with status ok by part file, parts sorted by name and chips by offset."""
     table = chips.table("chips.parquet", COLUMNS)
