@@ -102,7 +102,8 @@ def trace_sample(catalogue: Catalogue, dataset: Artifact, key: str) -> dict[str,
     sample = _row(dataset.table("index.parquet"), "key", key, "sample")
     chips = inputs["chips"]
     chip = _row(chips.table("chips.parquet"), "chip_id", sample["chip_id"], "chip")
-    item = _row(inputs["items"].table("items.parquet"), "item_id", chip["item_id"], "item")
+    items = inputs["items"].table("items.parquet")  # ids repeat between collections, digests don't
+    item = _row(items, "item_sha256", chip["item_sha256"], "item")
     used = _rows(chips.table("assets.parquet"), "item_id", chip["item_id"])
     assets = [a for a in used if a["collection"] == chip["collection"]]
     decision = _row(
