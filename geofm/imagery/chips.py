@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from data_catalog.artifact import Artifact
@@ -33,5 +35,14 @@ def pixel_sha256(pixels: NDArray[np.generic]) -> str:
 
 
 def read_chip(chips: Artifact, row: Any) -> NDArray[Any]:
-    """The pixels of one row of ``chips.parquet`` (columns part, offset, size)."""
-    return chip_from_bytes(chips.read_range(row.part, int(row.offset), int(row.size)))
+    """The pixels of one row of ``chips.parquet`` (columns part, offset, size).
+
+    Args:
+        chips: the artifact.
+        row: a named tuple, a mapping or a Series (whose own ``size`` is something else).
+    """
+    by_key = isinstance(row, (Mapping, pd.Series))
+    part, offset, size = (
+        row[name] if by_key else getattr(row, name) for name in ("part", "offset", "size")
+    )
+    return chip_from_bytes(chips.read_range(part, int(offset), int(size)))

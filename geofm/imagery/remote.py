@@ -74,8 +74,11 @@ def patiently(attempt: Callable[[], T], retries: int, what: str) -> T:
 
 
 @lru_cache(maxsize=8)
-def http_client(timeout_s: float) -> httpx.Client:
-    """One pool of connections a process. Loopback never goes by a proxy."""
+def http_client(timeout_s: float, process: int) -> httpx.Client:
+    """One pool of connections a process (a fork must not share its parent's).
+
+    Loopback never goes by a proxy.
+    """
     direct = {f"all://{host}": None for host in ("127.0.0.1", "localhost", "[::1]")}
     return httpx.Client(
         timeout=httpx.Timeout(timeout_s, connect=min(timeout_s, 10.0)),
@@ -197,7 +200,7 @@ class _Answer:
     """A streamed answer after redirects, each hop of which the host policy allows."""
 
     def __init__(self, url: str, headers: dict[str, str], access: Access) -> None:
-        client = http_client(access.timeout_s)
+        client = http_client(access.timeout_s, os.getpid())
         for _ in range(REDIRECTS + 1):
             request = client.build_request("GET", url, headers=headers)
             answer = client.send(request, stream=True)
