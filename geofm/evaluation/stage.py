@@ -18,7 +18,7 @@ from data_catalog.canonical import canonical
 from data_catalog.stage import Job, Part, Sealed, Stage
 from data_catalog.tables import write_table
 from geofm.evaluation.compare import differences, score_rows
-from geofm.evaluation.subjects import ORDER, covers, load_subject
+from geofm.evaluation.subjects import covers, load_subject, subjects_of
 from geofm.evaluation.tasks import (
     LabelledImage,
     Task,
@@ -77,14 +77,15 @@ def _used(job: Job, task: Task) -> tuple[LabelledImage, ...]:
 
 def plan(job: Job) -> list[Part]:
     """One part per task and subject, the teacher first."""
-    parts = []
+    model, parts = job.inputs["model"], []
+    subjects = subjects_of(model)
     for number, task in enumerate(tasks_of(job)):
         content = task_digest(task, _used(job, task))
-        for who in ORDER:
+        for who in subjects:
             parts.append(
                 job.part(
                     {"task": number, "who": who, "content": content},
-                    [content, *covers(job.inputs["model"], who)],
+                    [content, *covers(model, who)],
                 )
             )
     return parts
@@ -146,7 +147,7 @@ def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
         dropped={reason: count for reason, count in dropped.items() if count},
         facts={
             "tasks": tasks,
-            "subjects": [{"model": who, "label": labels[who]} for who in ORDER],
+            "subjects": [{"model": who, "label": labels[who]} for who in labels],
             "probes": [
                 {"task": t["task"], "model": t["who"], "feature": f, **probe}
                 for t in trials

@@ -6,7 +6,8 @@ gained nothing but size; the random student is the floor that pretraining has to
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,14 +15,14 @@ import faiss  # noqa: F401  before torch: both bring an OpenMP
 import torch
 
 from data_catalog.artifact import Artifact
-from geofm.encoders import encode, load_encoder
+from geofm.encoders import WeightsMissing, encode, load_encoder
 from geofm.imagery.radiometry import rgb_index
+
+log = logging.getLogger("geofm.evaluation")
 
 Who = Literal["teacher", "random", "model"]
 #: The order of the rows in every table.
 ORDER: tuple[Who, ...] = ("teacher", "random", "model")
-#: Student features probed: the distilled stage, and the last layer.
-STUDENT_FEATURES = ("distilled", "final")
 
 Extract = Callable[[torch.Tensor], Mapping[str, torch.Tensor]]
 
@@ -31,7 +32,8 @@ class Subject:
     """Something that turns images into features.
 
     ``extract`` maps unit pixels [N, len(bands), size_px, size_px] on any device to features
-    [N, D] by name. ``fill`` (unit) stands in for a band that a task lacks.
+    [N, D] by name: ``final``, and ``distilled`` of students. ``fill`` (unit) stands in for a band
+    that a task lacks.
     """
 
     who: Who
@@ -43,15 +45,29 @@ class Subject:
 
 
 def teacher_name(model: Artifact) -> str:
-    """The frozen teacher that a model was distilled from."""
-    settings: dict[str, Any] = model.manifest.settings
-    return str(model.manifest.facts.get("teacher") or settings["teacher"])
+    """The frozen teacher of the model's recipe, the file of local weights included."""
+    return str(model.manifest.settings["teacher"])
+
+
+def subjects_of(model: Artifact) -> list[Who]:
+    """The rows of a model's table, in their order.
+
+    A model that was trained without distillation is still compared with its recipe's teacher,
+    but only where that teacher's weights can be had: training never needed them.
+    """
+    if float(model.manifest.settings["alpha"]) == 0:
+        try:
+            load_encoder(teacher_name(model))
+        except WeightsMissing as error:
+            log.warning("no row for a frozen teacher: %s", error)
+            return [who for who in ORDER if who != "teacher"]
+    return list(ORDER)
 
 
 def describe(model: Artifact, who: Who) -> str:
     """What a row of the table is, in words."""
     if who == "teacher":
-        return f"frozen teacher, {teacher_name(model)}"
+        return f"frozen teacher, {teacher_name(model).partition('@')[0]}"
     settings = model.manifest.settings
     if who == "random":
         return f"random init, {settings['student']}"
@@ -118,8 +134,3 @@ def _student(model: Artifact, who: Who, device: str) -> Extract:
         return found
 
     return extract
-
-
-def feature_names(who: Who) -> Sequence[str]:
-    """Names of the features that a subject is probed at."""
-    return ("final",) if who == "teacher" else STUDENT_FEATURES

@@ -26,7 +26,7 @@ from geofm.evaluation.images import (
     resize_square,
 )
 from geofm.evaluation.protocols import Ints, knn_predict, linear_probe
-from geofm.evaluation.subjects import Subject, feature_names
+from geofm.evaluation.subjects import Subject
 from geofm.evaluation.tasks import LabelledImage, Task, TaskError, split_images
 from geofm.settings import EvaluateSettings
 
@@ -59,7 +59,7 @@ def encode_task(
 ) -> Encoded:
     """Features of a task's images, in their order; unreadable ones are left out and listed."""
     encoded = Encoded([], {}, [], set(), {})
-    rows: dict[str, list[NDArray[np.float32]]] = {name: [] for name in feature_names(subject.who)}
+    rows: dict[str, list[NDArray[np.float32]]] = {}
     done = 0
     with one_torch_thread():
         for chunk in _batches(images, batch):
@@ -70,8 +70,8 @@ def encode_task(
                     pictures.append(picture)
             if pictures:
                 found = subject.extract(torch.stack(pictures))
-                for name, parts in rows.items():
-                    parts.append(found[name].float().cpu().numpy())
+                for name in sorted(found):
+                    rows.setdefault(name, []).append(found[name].float().cpu().numpy())
             done += len(chunk)
             tick("evaluate", done, len(images), f"{task.name}, {subject.who}")
     if not encoded.images:
@@ -130,8 +130,7 @@ def run_trial(
     truth: Ints = np.array([image.label for image in encoded.images], dtype=np.int64)
     ids = [encoded.images[i].id for i in test]
     frames, probes = [], {}
-    for name in feature_names(subject.who):
-        rows = encoded.features[name]
+    for name, rows in encoded.features.items():
         near = knn_predict(rows[train], truth[train], rows[test], settings.knn)
         probe = linear_probe(rows[train], truth[train], rows[test], seed)
         probes[name] = {"c": probe.c, "converged": probe.converged, "width": int(rows.shape[1])}

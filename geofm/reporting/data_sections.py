@@ -43,7 +43,9 @@ def where(material: Material) -> Section:
     blocks: list[Plain] = [Plot(picture, caption)]
     lost = int((~drawn).sum())
     if lost:
-        blocks.append(Note(f"{count(lost)} scene(s) without a usable footprint are not drawn."))
+        blocks.append(
+            Note(f"Without a usable footprint, and so not drawn: {words.some(lost, 'scene')}.")
+        )
     return Section("map", "Where", lead, blocks)
 
 
@@ -116,7 +118,7 @@ def dropped(material: Material, settings: ReportSettings) -> Section:
     for rule, rows in rules.items():
         mine = table[table["why"] == rule]
         shown = spread(mine, most)
-        text = f"{count(int(rows))} chips."
+        text = f"{words.some(int(rows), 'chip')}."
         said = mine["reason"].dropna().astype(str) if "reason" in mine else pd.Series(dtype=str)
         if len(said) and said.iloc[0]:
             text += f" For example: {said.iloc[0]}."
@@ -184,7 +186,7 @@ def _day(row: Any) -> str:
 
 def _places(rows: pd.DataFrame) -> str:
     scenes, collections = rows["item_id"].nunique(), sorted(rows["collection"].unique())
-    return f"From {count(scenes)} scene(s) of {', '.join(map(str, collections))}."
+    return f"From {words.some(scenes, 'scene')} of {', '.join(map(str, collections))}."
 
 
 def distributions(material: Material) -> Section:

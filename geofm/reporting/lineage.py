@@ -18,7 +18,7 @@ _PLACES = {
 
 _SAID = {
     "items": "scenes", "chips": "chips", "embeddings": "vectors", "decisions": "kept",
-    "dataset": "samples", "model": "steps", "scores": "images",
+    "dataset": "samples", "model": "samples seen", "scores": "images",
 }  # fmt: skip
 
 

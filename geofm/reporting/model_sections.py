@@ -16,7 +16,7 @@ from geofm.reporting.words import count, each, percent, plain, points
 #: Facts of a model worth a line of their own, in this order.
 _MODEL_FACTS = (
     "teacher", "teacher_weights_sha256", "student", "parameters", "alpha", "mim_weight",
-    "distill_stage", "steps", "images_seen", "precision",
+    "distill_stage", "student_init", "steps", "images", "batch", "size_px", "arithmetic",
 )  # fmt: skip
 
 
@@ -25,7 +25,8 @@ def training(material: Material) -> Section:
     metrics = material.metrics
     if metrics.empty:
         return Section("training", "Training", "This run trained no model.")
-    settings, facts = material.settings("model"), material.facts("model")
+    settings = material.settings("model")
+    known = {**settings, **material.facts("model"), **material.artifacts["model"].manifest.counts}
     first, last = metrics.iloc[0], metrics.iloc[-1]
     told = [
         f"{name} went from {first[column]:.3g} to {last[column]:.3g}"
@@ -42,8 +43,7 @@ def training(material: Material) -> Section:
             "teacher."
         )
         blocks.append(Plot(plots.curves(metrics), caption))
-    pairs = [(n.replace("_", " "), plain({**settings, **facts}[n])) for n in _MODEL_FACTS
-             if n in {**settings, **facts}]  # fmt: skip
+    pairs = [(n.replace("_", " "), plain(known[n])) for n in _MODEL_FACTS if n in known]
     blocks.append(Facts("The objective", pairs))
     return Section("training", "Training", lead, blocks)
 

@@ -86,8 +86,8 @@ def origin(material: Material) -> Section:
     software = _software(material.artifacts.values())
     blocks.append(Fold("Software", [Facts("", software)]))
     lead = (
-        f"From {count(len(sources))} source(s) under "
-        f"{count(len({row[1] for row in found}))} licence(s) to the scores, by digest. "
+        f"From {words.some(len(sources), 'source')} under "
+        f"{words.some(len({row[1] for row in found}), 'licence')} to the scores, by digest. "
         "`geofm trace` follows a single sample, `geofm verify --deep` re-hashes the chain."
     )
     return Section("lineage", "Where everything came from", lead, blocks)
@@ -151,7 +151,7 @@ def quarantine(material: Material) -> Section:
     if table.empty:
         return Section("quarantine", title, "Nothing was quarantined.")
     sizes = table.groupby("what", sort=False).size()
-    told = ", ".join(f"{count(int(n))} {what}{'s' if n > 1 else ''}" for what, n in sizes.items())
+    told = ", ".join(words.some(int(n), str(what)) for what, n in sizes.items())
     lead = f"{told} could not be used. The run went on without them; each keeps its row."
     rows = [
         (str(r.what), _short(str(r.id)), _short(str(r.collection)), words.reason(str(r.reason)))

@@ -43,6 +43,11 @@ def count(number: float) -> str:
     return f"{round(number):,}".replace(",", "\u202f")
 
 
+def some(number: int, what: str) -> str:
+    """A count with its noun, in the plural where it must be."""
+    return f"{count(number)} {what}{'' if number == 1 else 's'}"
+
+
 def known(value: Any) -> bool:
     """Whether a value is there: neither None nor NaN."""
     return value is not None and not (isinstance(value, float) and math.isnan(value))
