@@ -171,7 +171,7 @@ def test_overlap_is_dropped_once_and_nowhere_else(outcome: Outcome) -> None:
 def test_two_dates_of_a_place_stay(outcome: Outcome) -> None:
     frame = outcome.items
     stands_for = {r.item_id: r.superseded_by or r.item_id for r in frame.itertuples()}
-    day = {r.item_id: (r.datetime or "")[:10] for r in frame.itertuples()}
+    day = {r.item_id: str(r.datetime)[:10] for r in frame.itertuples()}
     kept = set(outcome.chips[outcome.chips.status == "ok"].item_id)
     pairs = [c for c in outcome.truth["cases"] if c["kind"] == "temporal_pair"]
     assert pairs
