@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from data_catalog.artifact import Artifact
 from data_catalog.canonical import canonical, digest_of
 from data_catalog.errors import RunError
-from data_catalog.progress import tick
 from data_catalog.stage import Job, Part, Sealed, Stage
 from data_catalog.tables import write_table
 from geofm.curation import audit
@@ -57,7 +56,6 @@ def work(job: Job, part: Part, folder: Path) -> None:
     for ref, pixels in zip(refs, read_pixels(chips, name, refs), strict=True):
         found[ref.chip_id] = describe(pixels, ref.bands, ref.scale)
     (folder / "descriptors.json").write_bytes(canonical(found))
-    tick("describe", len(refs), len(refs), name)
 
 
 def load_pool(chips: Artifact, folders: list[Path]) -> pd.DataFrame:

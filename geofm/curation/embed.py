@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 
 from data_catalog.canonical import canonical
 from data_catalog.errors import RunError
-from data_catalog.progress import tick
 from data_catalog.stage import Job, Part, Sealed, Stage
 from data_catalog.tables import write_table
 from geofm.curation.fused import CPU_BATCH, fuse_for_cpu
@@ -100,7 +99,6 @@ def work(job: Job, part: Part, folder: Path) -> None:
         for first in range(0, len(refs), size):
             batch = refs[first : first + size]
             rows.append(_embed(encoder, batch, pixels, settings.size_px, device))
-            tick("embed", min(first + size, len(refs)), len(refs), name)
     vectors = np.concatenate(rows)
     if not np.isfinite(vectors).all():
         raise RunError(
