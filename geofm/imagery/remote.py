@@ -211,12 +211,11 @@ class _Answer:
             check_host(url, access)
         else:
             raise Quarantine("too_many_redirects", f"{url.partition('?')[0]} redirects on and on")
-        try:
-            _check_status(answer, url.partition("?")[0])
-        except BaseException:
-            answer.close()
-            raise
         self.answer = answer
+        problem = _problem(answer, url.partition("?")[0])
+        if problem is not None:
+            answer.close()
+            raise problem
 
     def __enter__(self) -> httpx.Response:
         return self.answer
@@ -225,18 +224,18 @@ class _Answer:
         self.answer.close()
 
 
-def _check_status(answer: httpx.Response, where: str) -> None:
-    """200 and 206 pass; other answers are a fault that passes, or final."""
+def _problem(answer: httpx.Response, where: str) -> Exception | None:
+    """None for 200 and 206; other answers are a fault that passes, or final."""
     status = answer.status_code
     if status in (200, 206):
-        return
+        return None
     if status in (408, 425, 429) or status >= 500:
-        raise Fault(f"answers {status}", _retry_after(answer))
+        return Fault(f"answers {status}", _retry_after(answer))
     if status in (401, 403):
-        raise _Refused(status)
+        return _Refused(status)
     if status in (404, 410):
-        raise Quarantine("not_found", f"{where} answers {status}")
-    raise Quarantine("http_error", f"{where} answers {status}")
+        return Quarantine("not_found", f"{where} answers {status}")
+    return Quarantine("http_error", f"{where} answers {status}")
 
 
 def _retry_after(answer: httpx.Response) -> float:
