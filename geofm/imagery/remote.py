@@ -271,6 +271,7 @@ class S3Asset:
 
     href: str
     access: Access
+    _told: Piece | None = field(default=None, repr=False)
 
     def whole(self, most: int) -> Piece | None:
         """All bytes."""
@@ -290,10 +291,15 @@ class S3Asset:
         return Piece(data, info.total, info.etag)
 
     def _info(self) -> Piece:
-        found = self._retry(lambda files: files.info(self.href))
-        return Piece(b"", int(found["size"]), str(found.get("ETag", "")))
+        """Size and ETag, asked for once."""
+        if self._told is None:
+            found = self._retry(lambda files: files.info(self.href))
+            self._told = Piece(b"", int(found["size"]), str(found.get("ETag", "")))
+        return self._told
 
     def _retry(self, call: Callable[[Any], T]) -> T:
+        from botocore.exceptions import BotoCoreError, NoCredentialsError  # type: ignore[import-untyped]
+
         def attempt() -> T:
             try:
                 return call(
@@ -304,9 +310,13 @@ class S3Asset:
                 )
             except FileNotFoundError as error:
                 raise Quarantine("not_found", f"{self.href} does not exist") from error
-            except PermissionError as error:
-                raise Quarantine("forbidden", f"{self.href}: access denied") from error
-            except OSError as error:
+            except (PermissionError, NoCredentialsError) as error:
+                raise Quarantine(
+                    "forbidden",
+                    f"{self.href}: access denied; give AWS credentials, or AWS_NO_SIGN_REQUEST=YES "
+                    "for a public bucket",
+                ) from error
+            except (OSError, BotoCoreError) as error:
                 raise Fault(f"{type(error).__name__}: {error}"[:120]) from error
 
         return patiently(attempt, self.access.retries, self.href)

@@ -12,7 +12,7 @@ from geofm.imagery import hosts
 from geofm.imagery.hosts import Access, Signing, check_host, is_public, locate
 from geofm.imagery.quarantine import Quarantine
 from geofm.imagery.reading import open_asset
-from geofm.imagery.remote import HttpAsset
+from geofm.imagery.remote import HttpAsset, S3Asset
 from tests.geofm.imagery.small_world import World, serve, texture, tiff
 
 PIXELS = texture(256, 256)
@@ -189,3 +189,18 @@ def test_the_planet_is_found_by_its_variable(world: World, monkeypatch: pytest.M
         assert np.array_equal(raster.read(1, ALL), PIXELS)
     with pytest.raises(Quarantine, match="bad_scheme"):
         locate("planet:/assets/red.tif", reader(world))
+
+
+def test_buckets_that_cannot_be_read_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    access = Access(stac="http://example.com", retries=0)
+    with pytest.raises(Quarantine, match="forbidden"):
+        S3Asset("s3://bucket/red.tif", access).whole(10)
+    monkeypatch.setenv("AWS_NO_SIGN_REQUEST", "YES")
+    with pytest.raises(Quarantine, match="unreachable"):
+        S3Asset("s3://bucket/red.tif", access).part(0, 10)
