@@ -1,0 +1,215 @@
+"""Build the planet's archive: render every scene, write COGs, items, collections and the truth."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_catalog.progress import tick
+from geofm.imagery.radiometry import WHITE
+from geofm.planet import sensors, stac_items
+from geofm.planet.cases import planted_cases
+from geofm.planet.cog import cog_bytes, png_bytes
+from geofm.planet.landcover import CLASSES, Planet, make_planet
+from geofm.planet.scenes import VERSION, Plan, Product, Take, Tile, default_plan
+
+Json = dict[str, Any]
+
+
+def build_world(root: Path, seed: int = 7, plan: Plan | None = None) -> Path:
+    """The world's folder under ``root``; built if it is not there yet.
+
+    The same seed, plan and version give the same bytes. A world is written beside its place and
+    then renamed, so a folder that exists is complete.
+
+    Args:
+        root: folder that holds worlds.
+        seed: of all that is random.
+        plan: which scenes; the default world when left out.
+    """
+    chosen = plan or default_plan()
+    target = root / f"world-{VERSION}-{seed}-{chosen.digest[:8]}"
+    if target.is_dir():
+        return target
+    root.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=".building-", dir=root))
+    try:
+        _write(beside, seed, chosen)
+        beside.chmod(0o755)
+        try:
+            beside.rename(target)
+        except OSError:  # another process was faster; its bytes are the same
+            if not target.is_dir():
+                raise
+    finally:
+        if beside.exists():
+            shutil.rmtree(beside)
+    return target
+
+
+def _write(folder: Path, seed: int, plan: Plan) -> None:
+    total = len(plan.products) + len(plan.flights) + 1
+    tick("planet", 0, total, "relief, rivers and towns")
+    planet = make_planet(seed)
+    work = [(tile, plan.products) for tile in plan.tiles]
+    work += [(tile, plan.flights) for tile in plan.aerial]
+    takes = {take.name: take for take in plan.takes}
+    items: list[Json] = []
+    # numpy and GDAL leave the interpreter lock for most of the time
+    with ThreadPoolExecutor(max(1, min(os.cpu_count() or 1, 3))) as pool:
+        jobs = [
+            pool.submit(_scenes, folder, planet, tile, _of(tile, products), takes)
+            for tile, products in work
+        ]
+        for job, (tile, _) in zip(jobs, work, strict=True):
+            items += job.result()
+            tick("planet", len(items) + 1, total, tile.about)
+    items.sort(key=lambda item: item["id"])
+    for name in (stac_items.SATELLITE, stac_items.AERIAL):
+        members = [item for item in items if item["collection"] == name]
+        if members:
+            _dump(folder / "collections" / f"{name}.json", stac_items.collection_of(name, members))
+    for item in items:
+        _dump(folder / "items" / item["collection"] / f"{item['id']}.json", item)
+    _dump(
+        folder / "truth.json",
+        {
+            "version": VERSION, "seed": seed, "plan": plan.digest, "classes": list(CLASSES),
+            "tiles": {tile.name: _tile_facts(tile) for tile in (*plan.tiles, *plan.aerial)},
+            "cases": planted_cases(plan),
+        },
+    )  # fmt: skip
+
+
+def _of(tile: Tile, products: Sequence[Product]) -> list[Product]:
+    return [product for product in products if product.tile == tile.name]
+
+
+def _tile_facts(tile: Tile) -> Json:
+    return {
+        "epsg": tile.epsg, "extent": list(tile.extent), "gsd": tile.gsd, "about": tile.about,
+        "classes": f"truth/{tile.name}.tif",
+    }  # fmt: skip
+
+
+def _dump(path: Path, value: Json) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, default=float)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def _scenes(
+    folder: Path, planet: Planet, tile: Tile, products: list[Product], takes: dict[str, Take]
+) -> list[Json]:
+    """All products of a tile: the ground is surveyed once, every overpass rendered once."""
+    view = sensors.look_at(planet, tile)
+    truth = cog_bytes(view.label, tile.epsg, tile.west, tile.north, tile.gsd, classes=True)
+    _store(folder, f"truth/{tile.name}.tif", truth)
+    shots: dict[str, sensors.Shot] = {}
+    items = []
+    for product in sorted(products, key=lambda p: p.take):
+        if product.take not in shots:
+            shots = {product.take: sensors.shoot(planet, view, takes[product.take])}
+        shot, take = shots[product.take], takes[product.take]
+        render = _satellite if tile.gsd > 5 else _aerial
+        items.append(render(folder, view, product, take, shot))
+    return items
+
+
+def _store(folder: Path, href: str, data: bytes) -> None:
+    path = folder / href
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+
+
+def _satellite(
+    folder: Path, view: sensors.View, product: Product, take: Take, shot: sensors.Shot
+) -> Json:
+    tile = view.tile
+    name = stac_items.item_id(tile, product, take)
+    bands = sensors.satellite_bands(shot, product.baseline)
+    classes = sensors.scene_classes(shot, view)
+    picture = shot.values[[2, 1, 0]] / WHITE
+    if product.swath is not None:
+        gap = sensors.swath_gap(tile, product.swath)
+        for band in bands.values():
+            band[gap[:: tile.size // band.shape[0], :: tile.size // band.shape[0]]] = 0
+        classes[gap[::2, ::2]] = 0
+        picture[:, gap] = 0
+    offset = -sensors.ADDED * sensors.SCALE if product.baseline >= "04.00" else 0.0
+    assets: Json = {}
+    for band, image in [*bands.items(), ("scl", classes)]:
+        cell = tile.size // image.shape[0]
+        data = cog_bytes(
+            image, tile.epsg, tile.west, tile.north, tile.gsd * cell,
+            classes=band == "scl", name=band,
+        )  # fmt: skip
+        href = f"assets/{stac_items.SATELLITE}/{name}/{band}.tif"
+        _store(folder, href, data)
+        assets[band] = stac_items.asset_of(
+            band, href, data, tile, kind=image.dtype.name, offset=offset, cell=cell
+        )
+    assets["thumbnail"] = _thumbnail(folder, stac_items.SATELLITE, name, picture)
+    shares = _shares(classes)
+    return stac_items.satellite_item(tile, product, take, shot.season, assets, shares)
+
+
+def _shares(classes: NDArray[np.uint8]) -> Json:
+    """Percentages of the class layer, as archives state them."""
+    seen = classes[classes > 0]
+
+    def percent(*codes: int) -> float:
+        return round(100 * float(np.isin(seen, codes).mean()), 3)
+
+    return {
+        "eo:cloud_cover": percent(8, 9),
+        "s2:cloud_shadow_percentage": percent(3),
+        "s2:water_percentage": percent(6),
+        "s2:snow_ice_percentage": percent(11),
+        "s2:vegetation_percentage": percent(4),
+        "s2:nodata_pixel_percentage": round(100 * float((classes == 0).mean()), 3),
+    }
+
+
+def _aerial(
+    folder: Path, view: sensors.View, product: Product, take: Take, shot: sensors.Shot
+) -> Json:
+    tile = view.tile
+    name = f"HR_{tile.name}_{take.moment:%Y%m%d}"
+    bands = sensors.aerial_bands(shot)
+    assets: Json = {}
+    for band, image in bands.items():
+        data = cog_bytes(image, tile.epsg, tile.west, tile.north, tile.gsd, name=band)
+        href = f"assets/{stac_items.AERIAL}/{name}/{band}.tif"
+        _store(folder, href, data)
+        assets[band] = stac_items.asset_of(band, href, data, tile, kind="uint8", offset=0.0)
+    picture = np.stack([bands[band] for band in ("red", "green", "blue")]) / np.float32(255)
+    assets["thumbnail"] = _thumbnail(folder, stac_items.AERIAL, name, picture)
+    return stac_items.aerial_item(tile, take, shot.season, assets)
+
+
+def _thumbnail(folder: Path, collection: str, name: str, picture: NDArray[np.float32]) -> Json:
+    """A small picture for people, half as large as the scene."""
+    small = np.clip(sensors.halve(picture), 0, 1)
+    data = png_bytes((small * 255).astype(np.uint8))
+    href = f"assets/{collection}/{name}/thumbnail.png"
+    _store(folder, href, data)
+    return {
+        "href": href, "type": "image/png", "roles": ["thumbnail"], "title": "Preview",
+        **stac_items.checksum(data),
+    }  # fmt: skip
+
+
+def world_items(root: Path) -> Iterator[Json]:
+    """All items of a built world, by collection and id."""
+    for path in sorted((root / "items").glob("*/*.json")):
+        yield json.loads(path.read_bytes())
