@@ -113,9 +113,13 @@ def _card(folder: Path) -> TaskCard:
 
 
 def _images(folder: Path, name: str) -> list[Path]:
-    """Images of a class, none outside the task's folder whatever ``task.json`` says."""
     inside = folder / name
-    if not inside.is_dir() or folder.resolve() not in inside.resolve().parents:
+    if Path(name).name != name:  # task.json may have come with the data, and must stay inside it
+        raise TaskError(
+            f"evaluate.tasks: class {name!r} in task.json of {folder} is no plain folder name; "
+            "list the sub-folders by their names"
+        )
+    if not inside.is_dir():
         return []
     return sorted(p for p in inside.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file())
 

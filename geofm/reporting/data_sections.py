@@ -175,7 +175,7 @@ def _pair(source: Artifact, by_id: pd.DataFrame, rows: pd.DataFrame) -> list[Thu
     witness = each(by_id.loc[[rows["witness_id"].iloc[0]]])[0]
     thumbs = [thumb(source, witness, f"kept {_day(witness)}".strip())]
     for row in each(rows):
-        value = "identical" if row.why == "identical" else f"{row.similarity:.4f}"
+        value = "equal" if row.why == "identical" else f"{row.similarity:.4f}"
         thumbs.append(thumb(source, row, f"{value} {_day(row)}".strip()))
     return thumbs
 

@@ -97,11 +97,12 @@ def drawable(table: pd.DataFrame) -> pd.Series:
     return pd.Series(inside, index=table.index)
 
 
-def _graticule(axes: Axes, latitude: float) -> None:
+def _graticule(axes: Axes, latitude: float, x_ticks: int = 3) -> None:
     axes.set_aspect(1 / max(np.cos(np.radians(latitude)), 0.2))
     axes.xaxis.set_major_formatter(lambda v, _: _degrees(v, "E", "W"))
     axes.yaxis.set_major_formatter(lambda v, _: _degrees(v, "N", "S"))
-    axes.locator_params(nbins=5, steps=[1, 2, 5, 10])
+    axes.locator_params(axis="x", nbins=x_ticks, steps=[1, 2, 5, 10])
+    axes.locator_params(axis="y", nbins=5, steps=[1, 2, 5, 10])
     axes.tick_params(labelsize=8)
     for spine in axes.spines.values():
         spine.set_visible(True)
@@ -126,7 +127,7 @@ def _overview(axes: Axes, items: pd.DataFrame, found: list[Floats]) -> None:
     pad_x, pad_y = max((east - west) * 0.06, 1.0), max((north - south) * 0.12, 1.0)
     axes.set_xlim(max(west - pad_x, -180), min(east + pad_x, 180))
     axes.set_ylim(max(south - pad_y, -90), min(north + pad_y, 90))
-    _graticule(axes, float(south + north) / 2)
+    _graticule(axes, float(south + north) / 2, x_ticks=8)
     axes.set_aspect("auto")
     axes.set_title("All scenes")
 

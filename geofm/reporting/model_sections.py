@@ -209,7 +209,13 @@ def _cost_table(costs: list[dict[str, Any]], whole: dict[str, float]) -> Table:
             )
         )  # fmt: skip
     head = ("Stage", "Seconds", "Images/s", "Peak memory, MiB", energy, carbon, "Device")
-    return Table(head, rows, numeric=frozenset({1, 2, 3, 4, 5}), strong=frozenset({len(costs)}))
+    measured = [i for i in range(len(head)) if any(row[i] for row in rows)]
+    return Table(
+        [head[i] for i in measured],
+        [[row[i] for i in measured] for row in rows],
+        numeric=frozenset(n for n, i in enumerate(measured) if 1 <= i <= 5),
+        strong=frozenset({len(costs)}),
+    )
 
 
 def _of(values: dict[str, Any], name: str, digits: int, factor: float = 1.0) -> str:
