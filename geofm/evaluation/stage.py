@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 import torch
 
+from data_catalog.artifact import cache_folder
 from data_catalog.canonical import canonical
 from data_catalog.stage import Job, Part, Sealed, Stage
 from data_catalog.tables import write_table
@@ -43,7 +44,7 @@ def compute_device(device: str) -> str:
 
 
 def tasks_of(job: Job) -> list[Task]:
-    """The tasks of the settings, the planet's own drawn into the job's scratch.
+    """The tasks of the settings; the planet's own is drawn once per user and kept.
 
     Raises:
         TaskError: a folder cannot be used, or two tasks have the same name.
@@ -52,9 +53,7 @@ def tasks_of(job: Job) -> list[Task]:
     tasks = []
     for name in _settings(job).tasks:
         if name == PLANET:
-            from geofm.planet import labelled_folder
-
-            tasks.append(open_task(labelled_folder(job.scratch / PLANET, bands)))
+            tasks.append(open_task(_planet(bands)))
         else:
             tasks.append(open_task(Path(name).expanduser()))
     names = [task.name for task in tasks]
@@ -64,6 +63,15 @@ def tasks_of(job: Job) -> list[Task]:
             "folder its own `name` in task.json"
         )
     return tasks
+
+
+def _planet(bands: list[str]) -> Path:
+    """The planet's own task on those of the model's bands that the planet has."""
+    from geofm.planet import labelled_folder
+    from geofm.planet.spectra import BANDS
+
+    shared = [band for band in bands if band in BANDS]
+    return labelled_folder(cache_folder() / "tasks", shared or ["red", "green", "blue"])
 
 
 def _settings(job: Job) -> EvaluateSettings:

@@ -21,7 +21,7 @@ from data_catalog.tables import write_table
 from geofm.encoders import WeightsMissing
 from geofm.evaluation import subjects
 from geofm.evaluation.compare import differences
-from geofm.evaluation.stage import STAGE
+from geofm.evaluation.stage import STAGE, tasks_of
 from geofm.evaluation.tasks import TaskError
 from geofm.imagery.chips import pixel_sha256
 from geofm.pretraining.student import random_backbone
@@ -175,6 +175,26 @@ def test_two_tasks_of_one_name_are_refused(
     inputs = make_inputs(store, tmp_path / "made", [])
     with pytest.raises(TaskError, match="two tasks are called 'cover'"):
         run_stage(STAGE, store, catalogue, inputs, settings_for(task, other))
+
+
+def test_the_planet_is_drawn_on_the_bands_that_it_shares_with_the_model(
+    store: Store, task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def drawn(root: Path, bands: list[str]) -> Path:
+        asked.append(bands)
+        return task
+
+    monkeypatch.setattr("geofm.planet.labelled_folder", drawn)
+    inputs = make_inputs(store, tmp_path / "made", [])
+    job = make_job(STAGE, store, inputs, EvaluateSettings(tasks=["planet"]))
+    assert [t.name for t in tasks_of(job)] == ["cover"]
+    inputs["model"].local("config.json").write_text('{"bands": ["swir22", "nir"]}')
+    tasks_of(job)
+    inputs["model"].local("config.json").write_text('{"bands": ["vv", "vh"]}')
+    tasks_of(job)
+    assert asked == [["red", "green", "blue", "nir"], ["nir"], ["red", "green", "blue"]]
 
 
 def test_differences_are_paired() -> None:
