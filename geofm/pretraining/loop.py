@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -118,9 +118,10 @@ class _Run:
         self.module, self.optimiser = module.train(), optimiser
         self.wrapped, self.stepper = fabric.setup(module, optimiser)
         self.teacher, self.corpus = teacher, corpus
-        shape = (1, len(corpus.bands), 1, 1)
-        self.mean = torch.tensor(corpus.mean, device=fabric.device).reshape(shape)
-        self.std = torch.tensor(corpus.std, device=fabric.device).reshape(shape)
+        self.mean, self.std = (
+            torch.tensor(values, dtype=torch.float32, device=fabric.device)[:, None, None]
+            for values in (corpus.mean, corpus.std)
+        )
 
     def finish(self, progress: Progress, seed: int, stopped: Callable[[], bool]) -> dict[str, Any]:
         """Take all steps that are left; returns times, rates and memory."""
@@ -137,24 +138,24 @@ class _Run:
             progress.seconds = before + time.perf_counter() - started
 
         reading = batches(self.corpus, self.settings, seed, first, steps, READERS[device])
-        for step, batch in enumerate(reading, start=first):
-            pending.append(self.step(step, batch))
-            progress.step = step + 1
-            last = progress.step == steps
-            due = last or progress.step % self.settings.checkpoint_steps == 0 or stopped()
-            if due or len(pending) >= FLUSH[device]:
-                settle()
-                images = (progress.step - first) * self.settings.batch
-                rate = images / max(progress.seconds - before, 1e-9)
-                _tick(progress, steps, rate, self.settings.batch)
-            if due:
-                save(self.folder, self.module, self.optimiser, progress)
-            if stopped() and not last:
-                reading.close()
-                raise Interrupted(
-                    f"stopped by SIGTERM after step {progress.step} of {steps}; the state is kept, "
-                    "start the same run again to go on"
-                )
+        with closing(reading):
+            for step, batch in enumerate(reading, start=first):
+                pending.append(self.step(step, batch))
+                progress.step = step + 1
+                last, stop = progress.step == steps, stopped()
+                due = last or stop or progress.step % self.settings.checkpoint_steps == 0
+                if due or len(pending) >= FLUSH[device]:
+                    settle()
+                    images = (progress.step - first) * self.settings.batch
+                    rate = images / max(progress.seconds - before, 1e-9)
+                    _tick(progress, steps, rate, self.settings.batch)
+                if due:
+                    save(self.folder, self.module, self.optimiser, progress)
+                if stop and not last:
+                    raise Interrupted(
+                        f"stopped by SIGTERM after step {progress.step} of {steps}; the state is "
+                        "kept, start the same run again to go on"
+                    )
         peak = torch.cuda.max_memory_allocated() / 2**20 if device == "cuda" else None
         return {
             "steps": steps,
