@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import rasterio
 from affine import Affine
 from numpy.typing import NDArray
+from rasterio.errors import NotGeoreferencedWarning
 from rasterio.io import MemoryFile
 
 
@@ -50,7 +53,8 @@ def png_bytes(picture: NDArray[np.uint8]) -> bytes:
         "driver": "PNG", "dtype": "uint8", "count": 3,
         "height": picture.shape[1], "width": picture.shape[2],
     }  # fmt: skip
-    with MemoryFile() as memory:
+    with warnings.catch_warnings(), MemoryFile() as memory:
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)  # a picture has no place
         with memory.open(**profile) as target:
             target.write(picture)
         return bytes(memory.read())

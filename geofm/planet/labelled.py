@@ -36,7 +36,7 @@ from geofm.planet.stac_items import to_degrees
 from geofm.planet.terrain import CELL, SOUTH, WEST, cell_centres
 
 #: Least share of a chip that its class takes, on the map that chips are chosen by and in the chip.
-WANTED, LEAST = 0.74, 0.70
+WANTED, LEAST = 0.72, 0.70
 #: Metres between a chip and the nearest scene.
 APART = 300.0
 #: Pixels rendered beyond the rim of a chip.

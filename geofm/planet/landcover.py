@@ -6,8 +6,10 @@ how much of each pixel they take. Colours and seasons come later, in ``reflectan
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +26,8 @@ CLASSES = (
     "water", "forest", "cropland", "grassland", "town", "bare", "wetland", "mountain",
 )  # fmt: skip
 WATER, FOREST, CROPLAND, GRASSLAND, TOWN, BARE, WETLAND, MOUNTAIN = range(1, 9)
+#: Points worked on at once, so that intermediate arrays stay in the processor's cache.
+STRIP = 50_000
 #: Crops, in the order of ``spectra.CALENDAR``.
 WHEAT, MAIZE, RAPE, MEADOW, FALLOW, ORCHARD, BEET = range(7)
 
@@ -52,7 +56,7 @@ def make_planet(seed: int) -> Planet:
     noise = Noise(seed)
     relief = make_relief(noise, LAKES)
     spline = ndimage.spline_filter(relief.height, order=3, mode="nearest").astype(np.float32)
-    towns = make_towns(relief, noise, TOWNS, 30)
+    towns = make_towns(relief, noise, TOWNS, 44)
     return Planet(
         noise, relief, spline, make_fields(noise, relief), make_rivers(relief, noise), make_roads(relief, towns),
         tuple(towns),
@@ -110,9 +114,36 @@ def survey(planet: Planet, x: Coords, y: Coords, gsd: float) -> Ground:
 
     Args:
         planet: from ``make_planet``.
-        x, y: EPSG:32631 coordinates, [H, W].
+        x: EPSG:32631 eastings, [H, W].
+        y: northings, [H, W].
         gsd: pixel edge in metres: edges are softened to it, finer detail is left out.
     """
+    step = max(1, STRIP // x.shape[1])
+    strips = [slice(at, at + step) for at in range(0, len(x), step)]
+    return join([_survey(planet, x[rows], y[rows], gsd) for rows in strips])
+
+
+def join(parts: Sequence[Ground]) -> Ground:
+    """Grounds one below the other."""
+    values: dict[str, Any] = {"gsd": parts[0].gsd}
+    for name in (f.name for f in fields(Ground) if f.name not in ("gsd", "built")):
+        values[name] = np.concatenate([getattr(part, name) for part in parts])
+    values["built"] = Built(
+        *(np.concatenate([getattr(part.built, f.name) for part in parts]) for f in fields(Built))
+    )
+    return Ground(**values)
+
+
+def rows_of(ground: Ground, rows: slice) -> Ground:
+    """Some rows of a ground."""
+    values: dict[str, Any] = {"gsd": ground.gsd}
+    for name in (f.name for f in fields(Ground) if f.name not in ("gsd", "built")):
+        values[name] = getattr(ground, name)[rows]
+    values["built"] = Built(*(getattr(ground.built, f.name)[rows] for f in fields(Built)))
+    return Ground(**values)
+
+
+def _survey(planet: Planet, x: Coords, y: Coords, gsd: float) -> Ground:
     noise = planet.noise
     east, north = km(x, y)
     fine = gsd < 5
@@ -151,9 +182,10 @@ def survey(planet: Planet, x: Coords, y: Coords, gsd: float) -> Ground:
     )
 
     # wetland: low ground by lakes, estuaries and slow rivers
-    damp = 1.6 * low + 1.3 * smoothstep(230, 40, river) * smoothstep(4, 14, river_half)
-    damp += 0.75 * patch + 0.2 * mottle - 40 * steep + 0.25 * broad
-    wet = smoothstep(1.15, 1.5, damp) * (1 - dry) * smoothstep(0.09, 0.04, steep) * (1 - beach)
+    damp = 1.5 * low * (lake > -500) + 1.4 * smoothstep(200, 30, river) * smoothstep(3, 9, river_half)
+    damp += 1.7 * smoothstep(0.0, 0.35, at["erg"]) * smoothstep(150, 70, height)
+    damp += 0.4 * patch + 0.2 * mottle - 26 * steep
+    wet = smoothstep(0.9, 1.2, damp) * (1 - dry) * smoothstep(0.09, 0.04, steep) * (1 - beach)
 
     # farm blocks, their plots, and what is grown there
     bend_x, bend_y = 60 * at["bend_x"], 60 * at["bend_y"]
@@ -164,8 +196,8 @@ def survey(planet: Planet, x: Coords, y: Coords, gsd: float) -> Ground:
     plot = plots(farm.bits, x + bend_x, y + bend_y, width, length, bearing(farm.bits, 13))
     edge = np.minimum(plot.edge, farm.rim)
     pick = unit(plot.bits, 1)
-    pasture = smoothstep(-0.5, 1.6, at["pasture"] + 2.2 * (steep > 0.07))
-    pasture = np.clip(0.12 + 0.8 * pasture + 0.4 * smoothstep(300, 620, height), 0, 1)
+    pasture = smoothstep(-0.1, 1.2, at["pasture"] + 2.2 * (steep > 0.07))
+    pasture = np.clip(0.05 + 0.9 * pasture + 0.4 * smoothstep(300, 620, height), 0, 1)
     mixture = unit(farm.bits, 14)
     shares = np.cumsum(
         np.stack(
@@ -192,12 +224,14 @@ def survey(planet: Planet, x: Coords, y: Coords, gsd: float) -> Ground:
     )
     arable *= 1 - smoothstep(0.25, 0.4, dry + 0.1 * mottle)
     # irrigated circles at the rim of the dry land
-    ring = smoothstep(0.3, 0.45, dry) * smoothstep(0.93, 0.75, dry) * smoothstep(0.06, 0.03, steep)
     gx, gy = np.floor(x / 860), np.floor(y / 860)
+    middle_east, middle_north = km((gx + 0.5) * 860, (gy + 0.5) * 860)
+    ring = smoothstep(37.0, 38.5, middle_east) * smoothstep(45.5, 43.0, middle_east)
+    ring *= smoothstep(16.0, 14.5, middle_north)
     off = np.hypot(x - (gx + 0.5) * 860, y - (gy + 0.5) * 860).astype(np.float32)
     circle_bits = hash_ints(51, gx, gy)
     radius = 260 + 150 * unit(circle_bits, 2)
-    pivot = cover(radius, off, gsd) * (ring > 0.4) * (unit(circle_bits, 1) < 0.62)
+    pivot = cover(radius, off, gsd) * (unit(circle_bits, 1) < 0.75 * ring)
     field = np.maximum(arable, pivot).astype(np.float32)
     wedge = np.floor(np.arctan2(y - (gy + 0.5) * 860, x - (gx + 0.5) * 860) * (2 / np.pi))
     split = unit(circle_bits, 3) < 0.35
@@ -213,15 +247,15 @@ def survey(planet: Planet, x: Coords, y: Coords, gsd: float) -> Ground:
     stand = at["stand"] + climb - 2.5 * dry - 0.3 * mottle
     copse = (unit(plot.bits, 6) < 0.10 + 0.10 * smoothstep(0, 1.5, stand)) & (plot.width < 220)
     bank = smoothstep(55, 25, river - river_half) * smoothstep(-0.7, 0.2, mottle) * (1 - 0.7 * wet)
-    wood = smoothstep(0.95, 1.15, stand)
+    wood = smoothstep(1.05, 1.25, stand)
     wood = np.maximum(wood, copse * field * cover(-4, -edge, gsd) * (1 - pivot))
     wood = np.maximum(wood, 0.9 * bank * (1 - dry) * (river_half > 0))
-    tree_line = smoothstep(1500, 1250, height + 110 * patch + 40 * mottle)
+    tree_line = smoothstep(1130, 930, height + 110 * patch + 40 * mottle)
     wood *= tree_line * (1 - beach) * smoothstep(0.72, 0.6, steep + 0.05 * crags)
     wood *= np.where(wet > 0.5, 0.15, 1)
     conifer = smoothstep(-0.4, 0.5, 0.9 * at["conifer"] + (height - 520) / 320)
     rock = smoothstep(0.62, 0.78, steep + 0.07 * crags)
-    rock = np.maximum(rock, smoothstep(1330, 1750, height + 160 * mottle + 200 * steep))
+    rock = np.maximum(rock, smoothstep(1150, 1620, height + 170 * mottle + 330 * steep))
     sand = np.maximum(beach, smoothstep(0.62, 0.78, dry + 0.1 * mottle) * (1 - pivot))
 
     built = build_up(
@@ -261,7 +295,7 @@ def survey(planet: Planet, x: Coords, y: Coords, gsd: float) -> Ground:
 
     label = np.full(x.shape, GRASSLAND, dtype=np.uint8)
     label[(field > 0.5) & (crop != MEADOW)] = CROPLAND
-    label[(height > 1330 + 120 * patch) | (rock > 0.5)] = MOUNTAIN
+    label[(height > 1020 + 110 * patch) | (rock > 0.5)] = MOUNTAIN
     label[sand > 0.5] = BARE
     label[(dry > 0.72) & (field < 0.5)] = BARE
     label[wet > 0.5] = WETLAND
@@ -270,7 +304,8 @@ def survey(planet: Planet, x: Coords, y: Coords, gsd: float) -> Ground:
     label[water > 0.5] = WATER
     surface = np.where(still > 0.5, np.where(lake > -500, lake, 0), height)
     murky = smoothstep(200, 0, river) * smoothstep(9, 0, depth)
-    murky = np.maximum(murky, smoothstep(0.3, 2.2, broad + 0.6 * patch) * smoothstep(16, 1, depth))
+    plume = smoothstep(0.0, 2.4, broad + 0.5 * patch + 0.12 * mottle) * smoothstep(22, 1, depth)
+    murky = np.maximum(murky, plume * np.where(lake > -500, 0.35, 1))
     foam = smoothstep(1.3, 0.2, np.abs(depth - 0.9 - 0.5 * crags)) * smoothstep(0.2, 1.3, mottle)
     return Ground(
         gsd=gsd, label=label, height=surface.astype(np.float32), tall=tall.astype(np.float32),

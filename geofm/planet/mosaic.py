@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from geofm.planet.noise import Coords, Floats, Mask, hash_ints, unit
+from geofm.planet.noise import Coords, Floats, hash_ints, unit
 
 Bits = NDArray[np.uint32]
 
@@ -28,23 +28,32 @@ class Blocks:
 def blocks(key: int, x: Coords, y: Coords, edge: float) -> Blocks:
     """Voronoi cells of points jittered on a grid of ``edge`` metres."""
     u, v = x / edge, y / edge
-    left, low = np.floor(u - 0.5).astype(np.int64), np.floor(v - 0.5).astype(np.int64)
-    first = np.full(u.shape, 9, dtype=np.float32)
+    left, low = np.floor(u - 0.5).astype(np.int32), np.floor(v - 0.5).astype(np.int32)
+    west, south = left.min(), low.min()
+    # the points of the lattice, drawn once each
+    columns = np.arange(west, left.max() + 2)
+    table = hash_ints(key, columns, np.arange(south, low.max() + 2)[:, None])
+    # 16 bits of the hash for each coordinate
+    jitter_x = (table & np.uint32(0xFFFF)).astype(np.float32) * np.float32(0.6 / 65536)
+    jitter_y = (table >> np.uint32(16)).astype(np.float32) * np.float32(0.6 / 65536)
+    jitter_x, jitter_y = (jitter_x + np.float32(0.2)).ravel(), (jitter_y + np.float32(0.2)).ravel()
+    index = (low - south) * np.int32(columns.size) + (left - west)
+    fx, fy = (left - u).astype(np.float32), (low - v).astype(np.float32)
+    first = np.full(u.shape, 99, dtype=np.float32)
     second = first.copy()
-    bits = np.zeros(u.shape, dtype=np.uint32)
+    best = index
     for dy in (0, 1):
         for dx in (0, 1):
-            found = hash_ints(key, left + dx, low + dy)
-            # 16 bits of the hash for each coordinate
-            jx = (found & np.uint32(0xFFFF)).astype(np.float32) * np.float32(0.6 / 65536) + 0.2
-            jy = (found >> np.uint32(16)).astype(np.float32) * np.float32(0.6 / 65536) + 0.2
-            far = np.hypot(
-                (left + dx - u).astype(np.float32) + jx, (low + dy - v).astype(np.float32) + jy
-            )
+            at = index + np.int32(dy * columns.size + dx)
+            ax, ay = jitter_x.take(at), jitter_y.take(at)
+            ax += fx + np.float32(dx)
+            ay += fy + np.float32(dy)
+            far = ax * ax + ay * ay
             closer = far < first
             second = np.where(closer, first, np.minimum(second, far))
             first = np.where(closer, far, first)
-            bits = np.where(closer, found, bits)
+            best = np.where(closer, at, best)
+    first, second, bits = np.sqrt(first), np.sqrt(second), table.ravel().take(best)
     return Blocks(bits, (second - first) * np.float32(edge / 2), first * np.float32(edge))
 
 
@@ -67,18 +76,17 @@ class Plots:
     width: Floats
 
 
-def _cut(place: Floats, bits: Bits, use: int) -> tuple[NDArray[np.int64], Floats, Floats]:
+def _cut(place: Floats, bits: Bits, use: int) -> tuple[NDArray[np.int32], Floats, Floats]:
     """Irregular intervals of mean length 1: number, distance from the lower end, length."""
-    base = np.floor(place).astype(np.int64)
+    base = np.floor(place).astype(np.int32)
 
-    def border(shift: int) -> Floats:
-        drawn = hash_ints(use, bits, base + shift)
-        return (base + shift).astype(np.float32) + 0.2 + 0.6 * unit(drawn)
+    def border(number: NDArray[np.int32]) -> Floats:
+        return number.astype(np.float32) + 0.2 + 0.6 * unit(hash_ints(use, bits, number))
 
-    here = border(0)
+    here = border(base)
     above = place >= here
-    low = np.where(above, here, border(-1))
-    high = np.where(above, border(1), here)
+    other = border(base + np.where(above, np.int32(1), np.int32(-1)))
+    low, high = np.where(above, here, other), np.where(above, other, here)
     number = base + above
     return number, (place - low).astype(np.float32), (high - low).astype(np.float32)
 
@@ -125,7 +133,3 @@ def crowns(key: int, x: Coords, y: Coords, edge: float) -> tuple[Floats, Bits]:
     )
     return dome.astype(np.float32), trees.bits
 
-
-def mask_of(values: NDArray[np.generic]) -> Mask:
-    """A boolean array of the same shape, all false."""
-    return np.zeros(values.shape, dtype=bool)

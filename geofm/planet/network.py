@@ -100,8 +100,11 @@ def make_lines(paths: list[tuple[Coords, Floats]]) -> Lines:
     )
 
 
-def river_paths(relief: Relief, noise: Noise) -> list[tuple[Coords, Floats]]:
-    """Streams from their springs to the sea or to a larger stream, smoothed, with meanders."""
+def river_paths(relief: Relief) -> list[tuple[Coords, Floats]]:
+    """Streams from their springs to the sea or to a larger stream, smoothed.
+
+    Metres from the world's south-west corner, and half the width.
+    """
     columns = relief.height.shape[1]
     area, to = relief.area.ravel(), relief.receiver
     stream = area > STREAM_AREA
@@ -132,28 +135,23 @@ def river_paths(relief: Relief, noise: Noise) -> list[tuple[Coords, Floats]]:
         for cell, point in zip(chain[:stop], path[:-1].tolist(), strict=False):
             place[cell] = (point[0], point[1])
         paths.append((path, np.clip(0.42 * (area[cells] / 1e6) ** 0.72 + 0.6, 1.2, 55)))
-    return [(_meander(np.add(path, (WEST, SOUTH)), noise), half) for path, half in paths]
-
-
-def _meander(path: Coords, noise: Noise) -> Coords:
-    """Bends as a function of position, so that streams that met still meet."""
-    steps = np.hypot(*np.diff(path, axis=0).T)
-    at = np.concatenate([[0.0], np.cumsum(steps)])
-    where = np.arange(0, at[-1], 25.0)
-    fine = np.column_stack([np.interp(where, at, path[:, k]) for k in (0, 1)])
-    fine[:, 0] += 75 * noise.at(21, fine[:, 0], fine[:, 1], 900, 2.6)
-    fine[:, 1] += 75 * noise.at(22, fine[:, 0], fine[:, 1], 900, 2.6)
-    half = np.interp(where, at, np.arange(len(path)))
-    return np.column_stack([fine, half])
+    return paths
 
 
 def make_rivers(relief: Relief, noise: Noise) -> Lines:
-    """All streams of the world."""
-    paths = []
-    for path, half in river_paths(relief, noise):
-        widths = np.interp(path[:, 2], np.arange(len(half)), half)
-        paths.append((path[:, :2], widths.astype(np.float32)))
-    return make_lines(paths)
+    """All streams of the world; their bends are a function of position, so that they still meet."""
+    fine: list[tuple[Coords, Floats]] = []
+    for path, half in river_paths(relief):
+        steps = np.hypot(*np.diff(path, axis=0).T)
+        at = np.concatenate([[0.0], np.cumsum(steps)])
+        where = np.arange(0, at[-1], 25.0)
+        dense = np.column_stack([np.interp(where, at, path[:, k]) for k in (0, 1)])
+        fine.append((dense + (WEST, SOUTH), np.interp(where, at, half).astype(np.float32)))
+    every = np.concatenate([path for path, _ in fine])
+    bend = [75 * noise.at(key, every[:, 0], every[:, 1], 900, 2.6) for key in (21, 22)]
+    cuts = np.cumsum([len(path) for path, _ in fine])[:-1]
+    moved = np.split(every + np.column_stack(bend), cuts)
+    return make_lines([(path, half) for path, (_, half) in zip(moved, fine, strict=True)])
 
 
 def make_towns(
@@ -186,7 +184,7 @@ def make_towns(
         if len(towns) >= more + len(fixed):
             break
         r, c = int(rng.integers(rows * 0.03, rows * 0.97)), int(rng.integers(0, columns * 0.98))
-        radius = float(min(500 * math.exp(0.55 * rng.standard_normal() + 0.35), 2300))
+        radius = float(min(600 * math.exp(0.55 * rng.standard_normal() + 0.35), 2300))
         apart = min(
             math.hypot(t.x - WEST - c * CELL, t.y - SOUTH - r * CELL) - t.radius for t in towns
         )

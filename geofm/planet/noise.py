@@ -37,12 +37,20 @@ def mix(value: NDArray[np.uint32]) -> NDArray[np.uint32]:
 
 def hash_ints(key: int, *parts: NDArray[np.generic]) -> NDArray[np.uint32]:
     """A 32-bit hash of integer arrays that broadcast together."""
-    total = np.asarray(parts[0]).astype(np.int64).astype(np.uint32) ^ np.uint32(key * 40503 + 977)
+    total = _bits(parts[0]) ^ np.uint32(key * 40503 + 977)
     total = mix(total)
     for part in parts[1:]:
-        total = total * _M3 + np.asarray(part).astype(np.int64).astype(np.uint32)
-        total = mix(total)
+        total = mix(total * _M3 + _bits(part))
     return total
+
+
+def _bits(numbers: NDArray[np.generic]) -> NDArray[np.uint32]:
+    """Integers modulo 2**32."""
+    if numbers.dtype == np.uint32:
+        return numbers  # type: ignore[return-value]
+    if numbers.dtype == np.int32:
+        return numbers.view(np.uint32)
+    return numbers.astype(np.int64).astype(np.uint32)
 
 
 def unit(bits: NDArray[np.uint32], use: int = 0) -> Floats:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from geofm.planet import spectra as sp
-from geofm.planet.landcover import ORCHARD, RAPE, Ground
+from geofm.planet.landcover import ORCHARD, RAPE, STRIP, Ground, rows_of
 from geofm.planet.noise import Floats, smoothstep, unit
 
 
@@ -77,6 +77,17 @@ def reflect(ground: Ground, season: Season, reach: int = 24) -> Floats:
         season: when.
         reach: pixels that shadows may be long.
     """
+    lit = light(ground, season.sun, reach)
+    height, width = lit.shape
+    values = np.empty((len(sp.BANDS), height, width), dtype=np.float32)
+    step = max(1, STRIP // width)
+    for at in range(0, height, step):
+        rows = slice(at, at + step)
+        values[:, rows] = _painted(rows_of(ground, rows), season, lit[rows])
+    return values
+
+
+def _painted(ground: Ground, season: Season, lit: Floats) -> Floats:
     day = season.day
     green_grass = sp.grass_green(day) - 0.4 * season.drought
     soil = blend(0.5 + 0.45 * ground.soil, sp.SOIL_DARK, blend(ground.dry, sp.SOIL, sp.SOIL_PALE))
@@ -102,7 +113,6 @@ def reflect(ground: Ground, season: Season, reach: int = 24) -> Floats:
     _paint_town(canvas, ground, season)
     canvas.paint(ground.road * 0.9, sp.ASPHALT)
     _paint_water(canvas, ground)
-    lit = light(ground, season.sun, reach)
     values = canvas.values * lit
     cold = ground.height + 130 * ground.in_field - 60 * ground.rock
     white = smoothstep(season.snow_line - 60, season.snow_line + 140, cold) * (1 - ground.water)

@@ -163,16 +163,16 @@ BASELINES = {
 
 TILES = (
     Tile("31TXA", 32631, 557, 3902, 5, (8, 4), "coast, harbour town and estuary"),
-    Tile("31TXB", 32631, 552, 3911, 5, (2, 12), "open sea with a strip of coast"),
-    Tile("31TXC", 32631, 559, 3917, 5, (6, 6), "river plain and pastures"),
+    Tile("31TXB", 32631, 555, 3911, 5, (2, 12), "open sea with a strip of coast"),
+    Tile("31TXC", 32631, 561, 3912, 5, (6, 6), "river plain and pastures"),
     Tile("31TXD", 32631, 565, 3894, 5, (0, 10), "farmland"),
     Tile("31TXE", 32631, 568, 3894, 5, (4, 10), "farmland, next to 31TXD and overlapping it"),
     Tile("31TXF", 32631, 569, 3909, 5, (12, 2), "the city"),
     Tile("31TXG", 32631, 574, 3905, 5, (10, 8), "lake, reeds and foothills"),
-    Tile("32TXA", 32632, 209, 3908, 5, (6, 4), "the same lake from the next UTM zone"),
-    Tile("32TXB", 32632, 217, 3917, 5, (14, 0), "mountains"),
-    Tile("32TXC", 32632, 221, 3896, 5, (8, 8), "dunes"),
-    Tile("31TXH", 32631, 578, 3917, 5, (4, 14), "wooded hills"),
+    Tile("32TXA", 32632, 207, 3906, 5, (6, 4), "the same lake from the next UTM zone"),
+    Tile("32TXB", 32632, 220, 3909, 5, (14, 0), "mountains"),
+    Tile("32TXC", 32632, 223, 3890, 5, (8, 8), "dunes"),
+    Tile("31TXH", 32631, 581, 3915, 5, (4, 14), "wooded hills"),
     Tile("31TXJ", 32631, 580, 3894, 5, (0, 6), "irrigated rim of the desert"),
 )
 _DATES = {
@@ -193,11 +193,11 @@ def _aerial(name: str, x: float, y: float, about: str, epsg: int = 32631) -> Til
 
 AERIAL = (
     _aerial("A01", 731_400, 5_006_800, "inner city"),
-    _aerial("A02", 727_700, 4_987_300, "village and fields"),
+    _aerial("A02", 729_300, 4_985_200, "village and fields"),
     _aerial("A03", 716_800, 4_997_400, "harbour town"),
-    _aerial("A04", 743_600, 5_018_000, "forest"),
-    _aerial("A05", 737_200, 5_001_500, "lake shore"),
-    _aerial("A06", 744_000, 4_988_600, "irrigated land"),
+    _aerial("A04", 745_500, 5_014_500, "forest"),
+    _aerial("A05", 735_400, 5_000_300, "lake shore"),
+    _aerial("A06", 745_200, 4_985_600, "irrigated land"),
 )
 
 
@@ -223,7 +223,7 @@ def small_plan() -> Plan:
         Tile("31TXD", 32631, 566, 3895, 2, (0, 10), "farmland"),
         Tile("31TXE", 32631, 567, 3895, 2, (4, 10), "farmland, overlapping 31TXD"),
         Tile("31TXG", 32631, 575, 3907, 2, (10, 8), "lake"),
-        Tile("32TXA", 32632, 209, 3909, 2, (6, 4), "the same lake from the next UTM zone"),
+        Tile("32TXA", 32632, 207, 3908, 2, (6, 4), "the same lake from the next UTM zone"),
     )
     products = (
         Product("31TXD", "spring", "05.10"),

@@ -78,22 +78,22 @@ def sky_over(planet: Planet, take: Take, season: Season, x: Coords, y: Coords) -
     if take.clouds <= 0:
         return None
     wave = 2600 if take.cumulus else 9000
-    level = float(special.ndtri(1 - take.clouds))
+    level = float(special.ndtri(1 - take.clouds)) + 0.1
 
     def body(px: Coords, py: Coords) -> Floats:
-        shape = planet.noise.at(take.key, px, py, wave, 1.75)
+        shape = planet.noise.at(take.key, px, py, wave, 1.6)
         field = shape + 0.55 * planet.noise.at(take.key + 1, px, py, 4 * wave, 2.2)
         return (field / np.float32(1.14)).astype(np.float32)
 
     here = body(x, y)
-    soft = 0.35 if take.cumulus else 0.8
+    soft = 0.6 if take.cumulus else 1.0
     far = CLOUD_HEIGHT / math.tan(math.radians(max(season.sun.elevation, 12)))
     azimuth = math.radians(season.sun.azimuth)
     there = body(x + far * math.sin(azimuth), y + far * math.cos(azimuth))
     return Sky(
-        smoothstep(level - 0.08, level + soft, here) * 0.97,
+        smoothstep(level - 0.12, level + soft, here) * 0.96,
         smoothstep(level, level + 1.6, here),
-        smoothstep(level - 0.05, level + soft, there) * 0.72,
+        smoothstep(level - 0.05, level + soft, there) * 0.58,
     )
 
 
@@ -116,7 +116,7 @@ def shoot(planet: Planet, view: View, take: Take) -> Shot:
     if sky is not None:
         dark = 1 - sky.shadow * (1 - sky.opaque)
         values *= dark * np.array([1, 0.99, 0.98, 0.96, 0.95], np.float32)[:, None, None]
-        bright = sp.CLOUD[:, None, None] * (0.62 + 0.75 * sky.thick)
+        bright = sp.CLOUD[:, None, None] * (0.48 + 0.8 * sky.thick)
         values += sky.opaque * (bright - values)
     sigma = 0.5 if view.tile.gsd > 5 else 0.42
     values = ndimage.gaussian_filter(values, (0, sigma, sigma), truncate=3)

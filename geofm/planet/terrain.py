@@ -7,12 +7,12 @@ any time step stable. Coarse grids run first, so valleys form at all scales in a
 
 from __future__ import annotations
 
-import heapq
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
+from scipy import ndimage, sparse
+from scipy.sparse import csgraph
 
 from geofm.planet.noise import Coords, Floats, Ints, Mask, Noise, smoothstep
 
@@ -79,7 +79,7 @@ def uplift(noise: Noise, x: Coords, y: Coords) -> Floats:
     hills = smoothstep(0.2, 1.6, noise.at(3, x, y, 9000, 2.0)) * smoothstep(13, 20, east)
     west_hills = np.exp(-(((north - 41) / 5) ** 2 + ((east - 22) / 7) ** 2))
     dry = smoothstep(36, 42, east) * smoothstep(17, 11, north)
-    lift = 0.5 + 2.6 * inland * (1 - 0.85 * dry) + 15 * ridge + 2.4 * hills * (1 - dry)
+    lift = 0.5 + 2.6 * inland * (1 - 0.85 * dry) + 19 * ridge + 2.4 * hills * (1 - dry)
     found: Floats = lift + 5.0 * west_hills
     return found
 
@@ -128,23 +128,37 @@ def drained(receiver: Ints, levels: list[Ints], cell: float) -> Floats:
 
 
 def fill(height: Floats, outlet: Mask, rise: float = 0.002) -> Floats:
-    """Depressions filled so that all ground drains (priority flood; Barnes et al. 2014)."""
+    """Depressions filled so that all ground drains, by at least ``rise`` metres per cell.
+
+    The lowest way out of every cell lies on the minimum spanning tree of the grid whose edges
+    weigh as much as the higher of their ends.
+    """
     rows, columns = height.shape
-    flat = height.ravel().tolist()
-    done = outlet.ravel().tolist()
-    heap = [(flat[i], i) for i in np.flatnonzero(outlet.ravel()).tolist()]
-    heapq.heapify(heap)
-    while heap:
-        level, at = heapq.heappop(heap)
-        row, column = divmod(at, columns)
-        for dy, dx in _STEPS:
-            if 0 <= row + dy < rows and 0 <= column + dx < columns:
-                to = at + dy * columns + dx
-                if not done[to]:
-                    done[to] = True
-                    flat[to] = max(flat[to], level + rise)
-                    heapq.heappush(heap, (flat[to], to))
-    return np.asarray(flat, dtype=np.float32).reshape(height.shape)
+    sea = rows * columns
+    index = np.arange(sea).reshape(rows, columns)
+    floor = float(height.min()) - 2
+    heads, tails, weights = [], [], []
+    for dy, dx in ((0, 1), (1, 0), (1, 1), (1, -1)):
+        a = (slice(0, rows - dy), slice(max(0, -dx), columns - max(0, dx)))
+        b = (slice(dy, rows), slice(max(0, dx), columns - max(0, -dx)))
+        heads.append(index[a].ravel())
+        tails.append(index[b].ravel())
+        weights.append(np.maximum(height[a], height[b]).ravel() - floor)
+    coast = index[outlet]
+    heads.append(coast)
+    tails.append(np.full(coast.size, sea))
+    weights.append(np.full(coast.size, 1.0))
+    graph = sparse.csr_array(
+        (np.concatenate(weights), (np.concatenate(heads), np.concatenate(tails))),
+        shape=(sea + 1, sea + 1),
+    )
+    tree = csgraph.minimum_spanning_tree(graph)
+    _, before = csgraph.breadth_first_order(tree, sea, directed=False)
+    down = np.where(before < 0, np.arange(sea + 1), before).astype(np.int64)
+    flat = np.append(height.ravel(), np.float32(floor))
+    for level in by_depth(down)[1:]:
+        flat[level] = np.maximum(flat[level], flat[down[level]] + np.float32(rise))
+    return np.where(outlet, height, flat[:sea].reshape(height.shape)).astype(np.float32)
 
 
 def erode(height: Floats, outlet: Mask, lift: Floats, cell: float, steps: int) -> Floats:
