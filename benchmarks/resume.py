@@ -55,12 +55,10 @@ def main() -> None:
         for number in range(asked.kills):
             moment = draw.uniform(0.2, 0.95) * seconds
             ended = kill(command, stores / "killed", moment)
+            when = round(moment, 2) if ended else "finished before"
             rows.append(
-                {"run": f"kill {number + 1}", "seconds": "", "killed_after_s": round(moment, 2) if ended
-                 else "finished before", "digest": ""}
-            )  # fmt: skip
-            if not ended:
-                draw.random()
+                {"run": f"kill {number + 1}", "seconds": "", "killed_after_s": when, "digest": ""}
+            )
         digest, took = finish(command, stores / "killed")
         rows.append(
             {"run": "after the kills", "seconds": took, "killed_after_s": "", "digest": digest}

@@ -93,6 +93,11 @@ class Catalogue:
                 for number, row in enumerate(records(artifact.table("scores.parquet", columns))):
                     session.add(ScoreRow(artifact=artifact.digest, number=number, **row))
 
+    def knows(self, digest: str) -> bool:
+        """Whether an artifact is recorded."""
+        with self.session() as session:
+            return session.get(ArtifactRow, digest) is not None
+
     def find(self, key: str) -> Artifact | None:
         """The newest artifact made by a job with this key."""
         query = select(ArtifactRow).where(ArtifactRow.key == key)

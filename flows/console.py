@@ -30,8 +30,10 @@ err = Console(stderr=True, soft_wrap=True)
 
 
 def set_up_logging(verbose: bool) -> None:
-    """Warnings of everybody and notes of geofm go to stderr; with ``verbose`` much more."""
+    """Notes of geofm go to stderr; with ``verbose`` those of everybody."""
     handler = RichHandler(console=err, show_path=False, show_time=verbose, markup=False)
+    if not verbose:  # other people's lines stay in the UI and in the server's log
+        handler.addFilter(lambda record: record.name.partition(".")[0] == "geofm")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
     logging.getLogger("geofm").setLevel(logging.DEBUG if verbose else logging.INFO)
 

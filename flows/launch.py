@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 
@@ -33,7 +32,9 @@ def launch(
     recipe = load_recipe(name, overrides)
     place = open_place(store, catalog)  # a store that cannot be written fails here, at once
     server = find_or_launch()
-    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
+    # the terminal is ours; Prefect's lines and ours go to the UI
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "geofm")
     os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
     with progress_bars():
         tick("server", 0, 1, "starting Prefect" if server.pid else "")
@@ -42,7 +43,6 @@ def launch(
         from flows.pipeline import report_page, run_flow
         from flows.summary import run_counts, score_rows, summary_rows
 
-        _quiet()
         try:
             run = run_flow(recipe, place.store.url, place.catalogue.url, data_only)
         except KeyboardInterrupt:
@@ -78,9 +78,3 @@ def launch(
     out.print(f"Prefect  {server.ui}", highlight=False)
     if server.pid:
         err.print("The Prefect server keeps running; `geofm down` stops it.", highlight=False)
-
-
-def _quiet() -> None:
-    """Leave the terminal to geofm: Prefect's and codecarbon's own lines are in the UI and log."""
-    for noisy in ("prefect", "codecarbon", "distributed", "httpx", "rasterio"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)

@@ -70,11 +70,15 @@ def run_stage(name: str, run: Run) -> Artifact:
         found = find(stage, job, run.catalogue)
         if found is None:
             artifact, record.metrics = _make(job, run)
+            if run.catalogue.knows(artifact.digest):
+                # a stage that looks at the outside world found it as it was
+                record.metrics = {"cached": True, **record.metrics}
             run.catalogue.record(artifact, job.key)
         else:
             artifact, record.metrics = found, {"cached": True}
         record.artifact = artifact.digest
-    tick(name, 1, 1, "found in the catalogue" if found else "done")
+    what = "unchanged" if found is None else "found in the catalogue"
+    tick(name, 1, 1, what if record.metrics.get("cached") else "done")
     run.made[name] = artifact
     create_markdown_artifact(_card(name, artifact, record.metrics), key=f"geofm-{name}")
     return artifact

@@ -7,9 +7,7 @@ the tar and one thread computes them: the vectors are the same bits for any numb
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -29,31 +27,12 @@ from geofm.curation.parts import ChipRef, chips_by_part, covers, ok_chips, read_
 from geofm.encoders import Encoder, encode, load_encoder, resize
 from geofm.imagery.radiometry import to_rgb
 from geofm.settings import EmbedSettings
+from geofm.threads import one_torch_thread
 
 PREPROCESSING = (
     "unit RGB clipped to 0..1, bilinear antialiased resize, the encoder's mean and standard "
     "deviation; pooled features, not normalised"
 )
-
-_lock = threading.Lock()
-_inside = {"count": 0, "before": 0}
-
-
-@contextmanager
-def one_torch_thread() -> Iterator[None]:
-    """Torch computes with one thread in this block; the last to leave restores the number."""
-    with _lock:
-        if _inside["count"] == 0:
-            _inside["before"] = torch.get_num_threads()
-        _inside["count"] += 1
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        with _lock:
-            _inside["count"] -= 1
-            if _inside["count"] == 0:
-                torch.set_num_threads(_inside["before"])
 
 
 @lru_cache(maxsize=2)

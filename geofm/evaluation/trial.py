@@ -17,7 +17,6 @@ import torch
 from numpy.typing import NDArray
 
 from data_catalog.progress import tick
-from geofm.curation.embed import one_torch_thread
 from geofm.evaluation.images import (
     ImageUnreadable,
     missing_bands,
@@ -29,6 +28,7 @@ from geofm.evaluation.protocols import Ints, knn_predict, linear_probe
 from geofm.evaluation.subjects import Subject
 from geofm.evaluation.tasks import LabelledImage, Task, TaskError, split_images
 from geofm.settings import EvaluateSettings
+from geofm.threads import one_torch_thread
 
 #: The split does not follow the run's seed: models trained from other seeds must meet the same
 #: test images, or their difference would be the split's.
