@@ -27,7 +27,10 @@ def cog_bytes(
 
     Args:
         image: [height, width].
-        epsg, west, north, gsd: its place.
+        epsg: code of its CRS.
+        west: left edge.
+        north: upper edge.
+        gsd: edge of a pixel.
         nodata: value of pixels without data.
         classes: codes rather than measurements, so overviews take the nearest value.
         name: description of the band.

@@ -27,11 +27,12 @@ from data_catalog.canonical import digest_of
 from data_catalog.errors import CheckError, RunError, UsageError
 from data_catalog.progress import tick
 from geofm.planet import spectra as sp
-from geofm.planet.landcover import CLASSES, Planet, make_planet, survey
+from geofm.planet.landcover import CLASSES, survey
 from geofm.planet.noise import Floats, Ints
 from geofm.planet.reflectance import reflect, season_of
 from geofm.planet.scenes import VERSION, default_plan
 from geofm.planet.sensors import SCALE, counts
+from geofm.planet.site import Planet, make_planet
 from geofm.planet.stac_items import to_degrees
 from geofm.planet.terrain import CELL, SOUTH, WEST, cell_centres
 
@@ -173,7 +174,9 @@ def find_places(planet: Planet, size_px: int, per_class: int) -> dict[int, list[
     places: dict[int, list[Place]] = {}
     taken = ~free
     shares = {
-        label: ndimage.uniform_filter((labels == label).astype(np.float32), cells, origin=-(cells // 2))
+        label: ndimage.uniform_filter(
+            (labels == label).astype(np.float32), cells, origin=-(cells // 2)
+        )
         for label in range(1, 9)
     }
     rare = sorted(shares, key=lambda label: int((shares[label] > WANTED).sum()))
@@ -192,14 +195,18 @@ def find_places(planet: Planet, size_px: int, per_class: int) -> dict[int, list[
                 break
         places[label] = chosen
     boxes = [
-        box(p.west, p.north - edge, p.west + edge, p.north) for each in places.values() for p in each
+        box(p.west, p.north - edge, p.west + edge, p.north)
+        for each in places.values()
+        for p in each
     ]
     if shapely.intersects(ground, np.array(boxes)).any():
         raise CheckError("a chip of the planet's task shows ground of a scene: this is a bug")
     return places
 
 
-def _next_batch(places: dict[int, list[Place]], found: dict[int, int], per_class: int) -> list[Place]:
+def _next_batch(
+    places: dict[int, list[Place]], found: dict[int, int], per_class: int
+) -> list[Place]:
     """Some places of every class that still lacks chips; they are taken off the lists."""
     batch: list[Place] = []
     for label in sorted(places):
@@ -245,7 +252,7 @@ def _through_air(values: Floats, planet: Planet, place: Place) -> Floats:
         noisy[number] += planet.noise.grain(900 + number, columns, rows) * (
             0.0012 + 0.012 * noisy[number]
         )
-    return np.clip(noisy, 0.0002, 1.6)
+    return np.asarray(np.clip(noisy, 0.0002, 1.6))
 
 
 def _save(path: Path, pixels: NDArray[np.uint16], place: Place, bands: list[str]) -> None:
@@ -260,4 +267,3 @@ def _save(path: Path, pixels: NDArray[np.uint16], place: Place, bands: list[str]
         target.write(pixels)
         target.descriptions = tuple(bands)
         target.update_tags(scale=str(SCALE), label=CLASSES[place.label - 1])
-

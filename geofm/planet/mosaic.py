@@ -96,8 +96,11 @@ def plots(bits: Bits, x: Coords, y: Coords, width: Floats, length: Floats, angle
 
     Args:
         bits: hash of the block that a point lies in.
-        x, y: coordinates of the point.
-        width, length, angle: of the block's plots, constant inside a block.
+        x: easting of the point.
+        y: northing.
+        width: of the block's plots, constant inside a block.
+        length: likewise.
+        angle: likewise, radians.
     """
     # coordinates relative to a near origin keep single precision exact to centimetres
     fx = np.mod(x, 65_536.0).astype(np.float32)
@@ -132,4 +135,3 @@ def crowns(key: int, x: Coords, y: Coords, edge: float) -> tuple[Floats, Bits]:
         0.6 + 0.4 * unit(trees.bits, 4)
     )
     return dome.astype(np.float32), trees.bits
-

@@ -146,7 +146,7 @@ def make_rivers(relief: Relief, noise: Noise) -> Lines:
         at = np.concatenate([[0.0], np.cumsum(steps)])
         where = np.arange(0, at[-1], 25.0)
         dense = np.column_stack([np.interp(where, at, path[:, k]) for k in (0, 1)])
-        fine.append((dense + (WEST, SOUTH), np.interp(where, at, half).astype(np.float32)))
+        fine.append((np.add(dense, (WEST, SOUTH)), np.interp(where, at, half).astype(np.float32)))
     every = np.concatenate([path for path, _ in fine])
     bend = [75 * noise.at(key, every[:, 0], every[:, 1], 900, 2.6) for key in (21, 22)]
     cuts = np.cumsum([len(path) for path, _ in fine])[:-1]

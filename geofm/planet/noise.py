@@ -56,7 +56,7 @@ def _bits(numbers: NDArray[np.generic]) -> NDArray[np.uint32]:
 def unit(bits: NDArray[np.uint32], use: int = 0) -> Floats:
     """Hashes as numbers in 0..1; every ``use`` draws an independent one from the same hash."""
     drawn = mix(bits ^ np.uint32((use * 0x9E3779B1) & 0xFFFFFFFF)) if use else bits
-    return drawn.astype(np.float32) * np.float32(2.0**-32)
+    return np.asarray(drawn.astype(np.float32) * np.float32(2.0**-32))
 
 
 @lru_cache(maxsize=16)
@@ -71,7 +71,7 @@ def texture(seed: int, power: float) -> Floats:
     gain *= 1 / (1 + (WAVES / np.maximum(radius, 0.5)) ** 6)  # nothing longer than the waves wanted
     field = fft.irfft2(fft.rfft2(white) * gain.astype(np.float32), s=white.shape)
     field -= field.mean()
-    result = (field / field.std()).astype(np.float32)
+    result: Floats = np.asarray(field / field.std(), dtype=np.float32)
     result.setflags(write=False)
     return result
 
@@ -89,7 +89,8 @@ class Noise:
 
         Args:
             key: which of the many independent fields.
-            x, y: coordinates.
+            x: eastings.
+            y: northings.
             wave: longest wavelength, metres.
             power: 1 is rough (white noise has 0), 2.5 smooth.
             gsd: distance of the points; texels finer than that need no interpolation.
@@ -113,13 +114,18 @@ class Noise:
         coords = np.stack([v.ravel(), u.ravel()])
         np.mod(coords, TEXELS, out=coords)
         found = ndimage.map_coordinates(image, coords, order=1, mode="grid-wrap", prefilter=False)
-        return found.reshape(u.shape).astype(np.float32)
+        return np.asarray(found.reshape(u.shape), dtype=np.float32)
 
     def grain(self, key: int, columns: Ints, rows: Ints) -> Floats:
         """Gaussian noise of single pixels, deviation 1, by their integer position in a CRS.
 
         Args:
-            columns: [W]; rows: [H]. Returns [H, W].
+            key: which of the many independent grains.
+            columns: [W].
+            rows: [H].
+
+        Returns:
+            [H, W].
         """
         image = white(self.seed)
         dx, dy = np.random.default_rng([self.seed, key, 5]).integers(0, TEXELS, 2)

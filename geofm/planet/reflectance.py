@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from geofm.planet import spectra as sp
-from geofm.planet.landcover import ORCHARD, RAPE, STRIP, Ground, rows_of
+from geofm.planet.farms import ORCHARD, RAPE
+from geofm.planet.landcover import STRIP, Ground, rows_of
 from geofm.planet.noise import Floats, smoothstep, unit
 
 
@@ -104,11 +105,15 @@ def _painted(ground: Ground, season: Season, lit: Floats) -> Floats:
     sand = blend(ground.dry, sp.BEACH, dunes)
     canvas.paint(ground.sand, sand)
     _paint_forest(canvas, ground, season)
-    rocks = blend(0.5 + 0.5 * ground.in_field, sp.ROCK, sp.SCREE) * (1 + 0.12 * ground.soil)
+    rocks = blend(0.5 + 0.5 * ground.in_field, sp.ROCK, sp.SCREE) * (1 + 0.16 * ground.soil)
+    rocks = blend(0.3 * smoothstep(-0.2, 1.0, ground.lush), rocks, sp.TURF)
     canvas.paint(ground.rock * (0.82 + 0.18 * ground.reed), rocks)
-    reed_green = max(sp.grass_green(day) - 0.2, 0.15) if day > 110 else 0.1
+    reed_green = float(
+        np.interp(day, [0, 100, 165, 250, 310, 366], [0.1, 0.15, 0.95, 0.9, 0.2, 0.1])
+    )
     marsh = blend(np.full_like(ground.wet, reed_green), sp.REED_DRY, sp.REED)
-    marsh = blend(0.8 * smoothstep(0.45, 0.1, ground.reed), marsh, sp.LAKE * 1.2)
+    marsh *= 0.85 + 0.4 * ground.reed
+    marsh = blend(0.85 * smoothstep(0.22, 0.08, ground.reed), marsh, sp.LAKE * 1.2)
     canvas.paint(ground.wet, marsh)
     _paint_town(canvas, ground, season)
     canvas.paint(ground.road * 0.9, sp.ASPHALT)
@@ -124,7 +129,7 @@ def _painted(ground: Ground, season: Season, lit: Floats) -> Floats:
     # skylight keeps shadows bluish rather than black
     values[0] += 0.006
     values[1] += 0.003
-    return np.clip(values, 0.001, 1.2)
+    return np.asarray(np.clip(values, 0.001, 1.2))
 
 
 def _paint_fields(canvas: Canvas, ground: Ground, season: Season, soil: Floats) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,10 +12,11 @@ from pyproj import Transformer
 from scipy import ndimage, special
 
 from geofm.planet import spectra as sp
-from geofm.planet.landcover import Ground, Planet, survey
+from geofm.planet.landcover import Ground, survey
 from geofm.planet.noise import Coords, Floats, Mask, smoothstep
 from geofm.planet.reflectance import Season, reflect, season_of
 from geofm.planet.scenes import Take, Tile
+from geofm.planet.site import Planet
 
 #: Pixels surveyed beyond the rim of a tile, so that shadows and blur know their neighbours.
 MARGIN = 24
@@ -23,6 +25,9 @@ SCALE = 1e-4
 ADDED = 1000
 #: Height of clouds above ground, metres.
 CLOUD_HEIGHT = 1100.0
+
+
+Pixel = TypeVar("Pixel", bound=np.generic)
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,7 @@ class View:
         return crop(self.ground.label)
 
 
-def crop(image: NDArray[np.generic]) -> NDArray[np.generic]:
+def crop(image: NDArray[Pixel]) -> NDArray[Pixel]:
     """An image [..., H, W] without its margin."""
     return image[..., MARGIN:-MARGIN, MARGIN:-MARGIN]
 
@@ -139,7 +144,7 @@ def halve(image: Floats) -> Floats:
 def counts(values: Floats, added: int) -> NDArray[np.uint16]:
     """Counts of a reflectance band; 0 is kept for no data."""
     dn = np.rint(values / np.float32(SCALE)).astype(np.int32)
-    return (np.clip(dn, 1, 30_000) + added).astype(np.uint16)
+    return np.asarray(np.clip(dn, 1, 30_000) + added, dtype=np.uint16)
 
 
 def swath_gap(tile: Tile, share: float) -> Mask:
@@ -179,8 +184,8 @@ def aerial_bands(shot: Shot) -> dict[str, NDArray[np.uint8]]:
     """8-bit bands of a camera: its own gains and a tone curve; 0 is kept for no data."""
     found = {}
     for number, (name, white) in enumerate(
-        (("blue", 0.31), ("green", 0.33), ("red", 0.35), ("nir", 0.62))
+        (("blue", 0.27), ("green", 0.29), ("red", 0.30), ("nir", 0.62))
     ):
-        tone = np.clip(shot.values[number] / np.float32(white), 0, 1) ** np.float32(0.72)
+        tone = np.clip(shot.values[number] / np.float32(white), 0, 1) ** np.float32(0.78)
         found[name] = np.clip(np.rint(tone * 255), 1, 255).astype(np.uint8)
     return found

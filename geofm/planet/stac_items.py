@@ -129,7 +129,10 @@ def satellite_item(
     """An item of ``planet-s2``.
 
     Args:
-        tile, product, take, season: what was taken, when and how it was made.
+        tile: what was taken.
+        product: how it was made.
+        take: when.
+        season: with its sun.
         assets: by key.
         shares: percentages to state, e.g. ``eo:cloud_cover``.
     """

@@ -80,8 +80,7 @@ def uplift(noise: Noise, x: Coords, y: Coords) -> Floats:
     west_hills = np.exp(-(((north - 41) / 5) ** 2 + ((east - 22) / 7) ** 2))
     dry = smoothstep(36, 42, east) * smoothstep(17, 11, north)
     lift = 0.5 + 2.6 * inland * (1 - 0.85 * dry) + 19 * ridge + 2.4 * hills * (1 - dry)
-    found: Floats = lift + 5.0 * west_hills
-    return found
+    return np.asarray(lift + 5.0 * west_hills, dtype=np.float32)
 
 
 def receivers(height: Floats, outlet: Mask, cell: float) -> tuple[Ints, Floats]:
@@ -234,7 +233,7 @@ def _refine(height: Floats, shape: tuple[int, int]) -> Floats:
         (np.arange(shape[0]) + 0.5) / 2 - 0.5, (np.arange(shape[1]) + 0.5) / 2 - 0.5, indexing="ij"
     )
     fine = ndimage.map_coordinates(height, [rows, columns], order=1, mode="nearest")
-    return fine.astype(np.float32)
+    return np.asarray(fine, dtype=np.float32)
 
 
 def _lake_surface(height: Floats, full: Floats, outlet: Mask) -> Floats:

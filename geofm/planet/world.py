@@ -19,8 +19,9 @@ from geofm.imagery.radiometry import WHITE
 from geofm.planet import sensors, stac_items
 from geofm.planet.cases import planted_cases
 from geofm.planet.cog import cog_bytes, png_bytes
-from geofm.planet.landcover import CLASSES, Planet, make_planet
+from geofm.planet.landcover import CLASSES
 from geofm.planet.scenes import VERSION, Plan, Product, Take, Tile, default_plan
+from geofm.planet.site import Planet, make_planet
 
 Json = dict[str, Any]
 
@@ -136,18 +137,20 @@ def _satellite(
 ) -> Json:
     tile = view.tile
     name = stac_items.item_id(tile, product, take)
-    bands = sensors.satellite_bands(shot, product.baseline)
+    bands: dict[str, NDArray[Any]] = {**sensors.satellite_bands(shot, product.baseline)}
     classes = sensors.scene_classes(shot, view)
     picture = shot.values[[2, 1, 0]] / WHITE
     if product.swath is not None:
         gap = sensors.swath_gap(tile, product.swath)
-        for band in bands.values():
-            band[gap[:: tile.size // band.shape[0], :: tile.size // band.shape[0]]] = 0
+        for image in bands.values():
+            cell = tile.size // image.shape[0]
+            image[gap[::cell, ::cell]] = 0
         classes[gap[::2, ::2]] = 0
         picture[:, gap] = 0
     offset = -sensors.ADDED * sensors.SCALE if product.baseline >= "04.00" else 0.0
     assets: Json = {}
-    for band, image in [*bands.items(), ("scl", classes)]:
+    bands["scl"] = classes
+    for band, image in bands.items():
         cell = tile.size // image.shape[0]
         data = cog_bytes(
             image, tile.epsg, tile.west, tile.north, tile.gsd * cell,
@@ -192,7 +195,8 @@ def _aerial(
         href = f"assets/{stac_items.AERIAL}/{name}/{band}.tif"
         _store(folder, href, data)
         assets[band] = stac_items.asset_of(band, href, data, tile, kind="uint8", offset=0.0)
-    picture = np.stack([bands[band] for band in ("red", "green", "blue")]) / np.float32(255)
+    rgb = np.stack([bands[band] for band in ("red", "green", "blue")])
+    picture = (rgb / 255).astype(np.float32)
     assets["thumbnail"] = _thumbnail(folder, stac_items.AERIAL, name, picture)
     return stac_items.aerial_item(tile, take, shot.season, assets)
 
