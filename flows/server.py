@@ -72,13 +72,21 @@ def configured_api() -> str | None:
 
 
 def running_server() -> Server | None:
-    """The server that an earlier command started, if it still answers."""
+    """The server that an earlier command started, if its process lives (it may still be busy)."""
     try:
         note = json.loads((home() / "server.json").read_text())
     except (OSError, ValueError):
         return None
     server = Server(note["ui"], note["pid"])
-    return server if healthy(server.api) else None
+    return server if _alive(server.pid) or healthy(server.api) else None
+
+
+def _alive(pid: int) -> bool:
+    """Whether the process is a Prefect server, not something else that got its number."""
+    try:
+        return b"prefect" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
 
 
 def launch_server() -> Server:
