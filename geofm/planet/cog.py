@@ -39,7 +39,7 @@ def cog_bytes(
         "driver": "COG", "dtype": image.dtype.name, "count": 1, "nodata": nodata,
         "height": image.shape[0], "width": image.shape[1], "crs": f"EPSG:{epsg}",
         "transform": Affine(gsd, 0, west, 0, -gsd, north), "blocksize": 256,
-        "compress": "DEFLATE", "level": 4, "predictor": "NO" if classes else "YES",
+        "compress": "DEFLATE", "level": 2, "predictor": "NO" if classes else "YES",
         "overview_resampling": "NEAREST" if classes else "AVERAGE", "num_threads": 1,
     }  # fmt: skip
     with rasterio.Env(GDAL_NUM_THREADS=1), MemoryFile() as memory:
@@ -54,7 +54,7 @@ def png_bytes(picture: NDArray[np.uint8]) -> bytes:
     """A PNG of [3, height, width]."""
     profile = {
         "driver": "PNG", "dtype": "uint8", "count": 3,
-        "height": picture.shape[1], "width": picture.shape[2],
+        "height": picture.shape[1], "width": picture.shape[2], "zlevel": 3,
     }  # fmt: skip
     with warnings.catch_warnings(), MemoryFile() as memory:
         warnings.simplefilter("ignore", NotGeoreferencedWarning)  # a picture has no place

@@ -136,8 +136,9 @@ def shoot(planet: Planet, view: View, take: Take) -> Shot:
 
 def halve(image: Floats) -> Floats:
     """Means of 2 x 2 pixels, [..., H / 2, W / 2]."""
-    *lead, height, width = image.shape
-    found: Floats = image.reshape(*lead, height // 2, 2, width // 2, 2).mean(axis=(-3, -1))
+    top, bottom = image[..., ::2, :], image[..., 1::2, :]
+    rows = top + bottom
+    found: Floats = (rows[..., ::2] + rows[..., 1::2]) * np.float32(0.25)
     return found
 
 
