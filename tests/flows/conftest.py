@@ -61,9 +61,9 @@ def geofm(environment: dict[str, str], tmp_path: Path) -> Callable[..., Outcome]
     return run
 
 
-#: The demo, shrunk: one tile's worth of chips, two epochs.
+#: The demo, shrunk: three tiles of the planet (sea, coast, hills), two epochs.
 SMALL = (
-    "--set", "search.max_items=200", "--set", "cut.size_px=128", "--set", "embed.size_px=64",
+    "--set", "search.bbox=5.68,45.07,5.79,45.24", "--set", "embed.size_px=64",
     "--set", "pretrain.epochs=2", "--set", "pretrain.warmup_epochs=0",
-    "--set", "evaluate.resamples=100",
+    "--set", "evaluate.resamples=100", "--set", "evaluate.max_images=160",
 )  # fmt: skip
