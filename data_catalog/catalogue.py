@@ -20,12 +20,11 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, create_engine, event, select, text
-from sqlalchemy.exc import OperationalError, ProgrammingError, SQLAlchemyError
+from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from data_catalog.artifact import Artifact
-from data_catalog.errors import RunError, UsageError
-from data_catalog.manifest import Manifest
+from data_catalog.errors import UsageError
 from data_catalog.schema import ArtifactRow, EdgeRow, NameRow, RunRow, ScoreRow, SourceRow
 from data_catalog.tables import records
 
@@ -60,9 +59,17 @@ class Catalogue:
 
     def record(self, artifact: Artifact, key: str) -> None:
         """Enter a sealed artifact with its edges, sources and scores; again is harmless."""
+        try:
+            self._record(artifact, key)
+        except IntegrityError:  # another process entered it in the same moment
+            self._record(artifact, key)
+
+    def _record(self, artifact: Artifact, key: str) -> None:
         manifest = artifact.manifest
         with self.session() as session:
-            if session.get(ArtifactRow, artifact.digest) is not None:
+            known = session.get(ArtifactRow, artifact.digest)
+            if known is not None:
+                known.url = artifact.url  # the same artifact, perhaps made again elsewhere
                 return
             session.add(
                 ArtifactRow(
@@ -147,13 +154,8 @@ class Catalogue:
         with self.session() as session:
             row = session.get(ArtifactRow, digest)
         if row is None:
-            raise UnknownReference(f"no artifact {digest} in the catalogue {self.url}")
+            raise UnknownReference(f"no artifact {digest} in this catalogue")
         return Artifact(row.url)
-
-    def children(self, digest: str) -> list[EdgeRow]:
-        """Everything made directly from an artifact."""
-        with self.session() as session:
-            return list(session.scalars(select(EdgeRow).where(EdgeRow.parent == digest)))
 
     def publish(self, name: str, artifact: Artifact, day: str) -> NameRow:
         """Give an artifact a version of a name: ``name@day``, ``name@day.2`` when that is taken.
@@ -255,7 +257,7 @@ def open_catalogue(url: str) -> Catalogue:
         if url.startswith("sqlite"):
             event.listen(engine, "connect", _sqlite_settings)
         _migrate(engine)
-    except (SQLAlchemyError, ModuleNotFoundError) as error:
+    except (SQLAlchemyError, ModuleNotFoundError, ValueError) as error:
         shown = url.rsplit("@", maxsplit=1)[-1]
         raise CatalogueUnreachable(
             f"cannot open the catalogue {shown} ({str(error).splitlines()[0]}); give an address "
@@ -300,11 +302,3 @@ def costs(url: str, digests: list[str]) -> list[dict[str, Any]]:
         {"stage": r.stage, "digest": r.artifact, "seconds": r.seconds, "metrics": r.metrics}
         for r in sorted(made.values(), key=lambda run: run.started_at)
     ]
-
-
-def manifest_of(row: ArtifactRow) -> Manifest:
-    """The manifest kept in the catalogue."""
-    try:
-        return Manifest.model_validate(row.manifest)
-    except ValueError as error:
-        raise RunError(f"the catalogue's manifest of {row.digest} is damaged: {error}") from error

@@ -10,11 +10,13 @@ import json
 import logging
 import resource
 import time
+from pathlib import Path
 from typing import Any
 
 from data_catalog.artifact import Artifact
 from data_catalog.canonical import canonical
 from data_catalog.catalogue import Catalogue
+from data_catalog.errors import RunError
 from data_catalog.manifest import Manifest, software_versions
 from data_catalog.progress import tick
 from data_catalog.stage import Job, Part, Stage
@@ -47,21 +49,22 @@ def make_job(
 
 
 def find(stage: Stage, job: Job, catalogue: Catalogue) -> Artifact | None:
-    """The artifact that this very job made before, if it is still in the store."""
-    if stage.live:
+    """The artifact that this very job made before, if it is still in the store.
+
+    One that was sealed while something outside was out of reach (``facts["retry"]``) is not
+    served again: the job runs once more, for what was missing then.
+    """
+    artifact = None if stage.live else catalogue.find(job.key)
+    if artifact is None or not job.store.has(artifact):
         return None
-    artifact = catalogue.find(job.key)
-    return artifact if artifact is not None and job.store.has(artifact) else None
+    return None if artifact.manifest.facts.get("retry") else artifact
 
 
 def plan_parts(stage: Stage, job: Job) -> list[Part]:
-    """The parts of a job, kept in the store: a resumed job and its workers read the same plan."""
-    kept = job.store.plan_file(job.key)
-    if not stage.live and kept.exists():
-        return read_plan(job)
+    """Plan a job's parts, and keep the plan in the store where the workers read it."""
     parts = stage.plan(job)
     plan = canonical([{"key": p.key, "payload": p.payload} for p in parts])
-    job.store.write_whole(kept, plan)
+    job.store.write_whole(job.store.plan_file(job.key), plan)
     return parts
 
 
@@ -86,9 +89,19 @@ def work_parts(stage: Stage, job: Job, parts: list[Part]) -> int:
     return computed
 
 
+def _whole_part(stage: Stage, job: Job, part: Part) -> Path:
+    """A part's folder with every file as it was published, worked on again where it is not."""
+    for _ in range(2):
+        work_parts(stage, job, [part])
+        folder = job.store.fetch_part(part.key)
+        if folder is not None:
+            return folder
+    raise RunError(f"part {part.key} of {stage.name} is damaged again after it was worked on anew")
+
+
 def seal(stage: Stage, job: Job, parts: list[Part]) -> tuple[Artifact, dict[str, Any]]:
     """Write, hash and publish the artifact; returns it with the run's metrics."""
-    folders = [job.store.fetch_part(part.key) for part in parts]
+    folders = [_whole_part(stage, job, part) for part in parts]
     with job.store.staging() as folder:
         out = folder / "artifact"
         out.mkdir()

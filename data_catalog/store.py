@@ -11,6 +11,8 @@ Layout below the store's address (a local folder or anything fsspec knows, e.g. 
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 import shutil
 import socket
@@ -29,6 +31,7 @@ from data_catalog.errors import UsageError
 from data_catalog.manifest import FileEntry, Manifest
 
 PART = "part.json"
+log = logging.getLogger("geofm.store")
 
 
 class StoreNotWritable(UsageError):
@@ -139,15 +142,23 @@ class Store:
         if not self.has_part(key):
             self._move(folder, self.part_folder(key), last=PART)
 
-    def fetch_part(self, key: str) -> Path:
-        """A local folder with the files of a finished part."""
-        remote = self.part_folder(key)
-        if self.is_local:
-            return Path(remote.path)
-        copy = cache_folder() / "parts" / key
-        if not (copy / PART).exists():
-            self._download(remote, copy, last=PART)
-        return copy
+    def fetch_part(self, key: str) -> Path | None:
+        """A local folder with the files of a finished part; None, and it is gone, if damaged."""
+        folder = self.part_folder(key)
+        place = Path(folder.path)
+        if not self.is_local:
+            place = cache_folder() / "parts" / key
+            if not (place / PART).exists():
+                self._download(folder, place, last=PART)
+        note = json.loads((place / PART).read_bytes())
+        found = [f.model_dump() for f in list_files(place) if f.path != PART]
+        if note["files"] == found:
+            return place
+        log.warning("part %s is damaged; it is thrown away and worked on again", key)
+        shutil.rmtree(place)
+        if not self.is_local:
+            folder.fs.rm_file((folder / PART).path)
+        return None
 
     def _move(self, folder: Path, target: UPath, last: str) -> None:
         """Publish a local folder at ``target``; ``last`` is the file that says it is whole."""

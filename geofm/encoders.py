@@ -26,6 +26,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from data_catalog.errors import RunError, UsageError
+from geofm.threads import own_random_state
 
 LITE0 = "efficientnet-lite0"
 #: The package's network was trained on (x * 255 - 127) / 128 with x in 0..1.
@@ -81,8 +82,7 @@ def load_encoder(name: str, *, seed: int | None = None, size_px: int | None = No
         WeightsMissing: no weights on this machine and no hub within ``HUB_TIMEOUT_S`` seconds.
         WeightsMismatch: the local file holds another model's weights.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0 if seed is None else seed)
+    with own_random_state(0 if seed is None else seed):
         if name == LITE0:
             model, mean, std = _lite0(), LITE0_MEAN, LITE0_STD
         else:

@@ -1,4 +1,4 @@
-"""One torch thread for a while: sums in a fixed order are the same bits on any machine load."""
+"""What threads of one process share in torch, and how to have it alone: threads, random state."""
 
 from __future__ import annotations
 
@@ -27,3 +27,22 @@ def one_torch_thread() -> Iterator[None]:
             _inside["count"] -= 1
             if _inside["count"] == 0:
                 torch.set_num_threads(_inside["before"])
+
+
+_random = threading.RLock()
+
+
+@contextmanager
+def own_random_state(seed: int | None = None) -> Iterator[None]:
+    """Torch's global random state, held alone and put back afterwards.
+
+    There is one for all threads of a process: two that build networks at once would draw from
+    each other's numbers, and an untrained network would not be the same twice.
+
+    Args:
+        seed: start from this; None where what is drawn does not matter.
+    """
+    with _random, torch.random.fork_rng(devices=[]):
+        if seed is not None:
+            torch.manual_seed(seed)
+        yield

@@ -20,6 +20,7 @@ from geofm.pretraining.data import Corpus
 from geofm.pretraining.objective import Pretrainer
 from geofm.pretraining.student import backbone_arguments, random_backbone
 from geofm.settings import PretrainSettings
+from geofm.threads import own_random_state
 
 MODEL, OBJECTIVE, CONFIG = "model.safetensors", "objective.safetensors", "config.json"
 
@@ -66,7 +67,7 @@ def load_model(artifact: Artifact) -> tuple[nn.Module, dict[str, Any]]:
         DamagedModel: weights and config do not belong together.
     """
     config = artifact.json(CONFIG)
-    with torch.random.fork_rng(devices=[]):
+    with own_random_state():
         model: nn.Module = timm.create_model(config["timm"], pretrained=False, **config["args"])
     try:
         model.load_state_dict(load_tensors(artifact.local(MODEL)), strict=True)

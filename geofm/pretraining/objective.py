@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from geofm.pretraining.backbone import final_width, reduction, stage_width, token_mean
 from geofm.pretraining.masking import spread
 from geofm.pretraining.student import Student, build_student, derived_seed
 from geofm.settings import PretrainSettings
+from geofm.threads import own_random_state
 
 
 class Losses(NamedTuple):
@@ -93,14 +93,13 @@ def build_pretrainer(
     student = build_student(settings, bands, seed)
     backbone = student.backbone
     stride = reduction(backbone)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derived_seed(seed, "decoder"))
+    with own_random_state(derived_seed(seed, "decoder")):
         decoder = nn.Sequential(
             nn.Conv2d(final_width(backbone), stride * stride * bands, kernel_size=1),
             nn.PixelShuffle(stride),
         )
-        projector = None
-        if settings.alpha > 0 and teacher_width is not None:
-            torch.manual_seed(derived_seed(seed, "projector"))
+    projector = None
+    if settings.alpha > 0 and teacher_width is not None:
+        with own_random_state(derived_seed(seed, "projector")):
             projector = nn.Linear(stage_width(backbone, settings.distill_stage), teacher_width)
     return Pretrainer(student, decoder, projector, settings.alpha, settings.mim_weight)

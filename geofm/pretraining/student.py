@@ -21,6 +21,7 @@ from geofm.pretraining.backbone import (
 )
 from geofm.pretraining.masking import spread
 from geofm.settings import PretrainSettings
+from geofm.threads import own_random_state
 
 #: timm modules whose networks can be students.
 SWIN_MODULES = ("timm.models.swin_transformer", "timm.models.swin_transformer_v2")
@@ -97,8 +98,7 @@ def random_backbone(name: str, arguments: dict[str, Any], seed: int) -> nn.Modul
     Raises:
         BadStudent: timm refuses the arguments.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with own_random_state(seed):
         try:
             model: nn.Module = timm.create_model(name, pretrained=False, **arguments)
         except (TypeError, ValueError, RuntimeError, AssertionError, IndexError) as error:
@@ -126,8 +126,7 @@ def build_student(settings: PretrainSettings, bands: int, seed: int) -> Student:
             )
         backbone = random_backbone(name, arguments, seed)
     else:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with own_random_state(seed):
             backbone = load_file(name, Path(file) if at else pretrained_file(name), **arguments)
     _check_sizes(backbone, settings)
     width = embed_width(backbone)
