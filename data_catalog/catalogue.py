@@ -157,6 +157,17 @@ class Catalogue:
             raise UnknownReference(f"no artifact {digest} in this catalogue")
         return Artifact(row.url)
 
+    def parents(self, digest: str) -> dict[str, str]:
+        """Digests of an artifact's inputs by role, as recorded when it was sealed."""
+        query = select(EdgeRow).where(EdgeRow.child == digest).order_by(EdgeRow.role)
+        with self.session() as session:
+            return {edge.role: edge.parent for edge in session.scalars(query)}
+
+    def kind(self, digest: str) -> str:
+        """The kind of an artifact, as recorded when it was sealed."""
+        with self.session() as session:
+            return session.get_one(ArtifactRow, digest).kind
+
     def publish(self, name: str, artifact: Artifact, day: str) -> NameRow:
         """Give an artifact a version of a name: ``name@day``, ``name@day.2`` when that is taken.
 

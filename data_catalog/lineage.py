@@ -32,7 +32,7 @@ class Node:
 
 def ancestry(catalogue: Catalogue, artifact: Artifact, role: str = "", depth: int = 0) -> Node:
     """The tree of everything an artifact was made from."""
-    inputs = artifact.manifest.inputs
+    inputs = catalogue.parents(artifact.digest)
     parents = [ancestry(catalogue, catalogue.get(d), r, depth + 1) for r, d in inputs.items()]
     return Node(artifact, role, depth, parents)
 
@@ -56,10 +56,11 @@ def ancestor(catalogue: Catalogue, artifact: Artifact, kind: str) -> Artifact:
         UnknownReference: the lineage has none.
     """
     for node in walk(ancestry(catalogue, artifact)):
-        if node.artifact.kind == kind:
+        if catalogue.kind(node.artifact.digest) == kind:
             return node.artifact
+    mine = catalogue.kind(artifact.digest)
     raise UnknownReference(
-        f"{artifact.kind} {artifact.digest[:12]} has no {kind} in its lineage; name a later stage"
+        f"{mine} {artifact.digest[:12]} has no {kind} in its lineage; name a later stage"
     )
 
 

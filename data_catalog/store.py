@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from botocore.exceptions import BotoCoreError
 from upath import UPath
 
 from data_catalog.artifact import MANIFEST, Artifact, cache_folder
@@ -191,16 +192,17 @@ def open_store(url: str | Path) -> Store:
     """
     root = UPath(str(url))
     store = Store(str(root.absolute()) if root.protocol in ("", "file", "local") else str(root))
-    probe = store.root / "artifacts" / ".writable"
+    probe = store.root / "artifacts" / f".writable.{uuid.uuid4().hex[:8]}"
     try:
         if store.is_local:
             probe.parent.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"geofm")
         probe.fs.rm_file(probe.path)  # one object; some gateways refuse bulk deletion
         (store.local_root / "staging").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
+    except (OSError, BotoCoreError) as error:
+        why = getattr(error, "strerror", None) or error
         raise StoreNotWritable(
-            f"the store {store.url} cannot be written ({error.strerror or error}); give a folder "
+            f"the store {store.url} cannot be written ({why}); give a folder "
             "you may write to, or s3://bucket/prefix, with --store or GEOFM_STORE"
         ) from error
     store.sweep()

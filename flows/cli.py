@@ -10,7 +10,7 @@ import typer
 
 from data_catalog.errors import GeofmError
 from flows import cli_audit, cli_server
-from flows.console import err, set_up_logging
+from flows.console import err, printable, set_up_logging
 from flows.options import Catalog, Json, Store
 
 app = typer.Typer(
@@ -161,7 +161,7 @@ def _show(error: BaseException) -> None:
     if "-v" in sys.argv or "--verbose" in sys.argv:
         traceback.print_exception(error)
     err.print("[bold red]geofm:[/] ", end="")
-    err.print(str(error) or type(error).__name__, markup=False, highlight=False)
+    err.print(printable(str(error)) or type(error).__name__, markup=False, highlight=False)
 
 
 if __name__ == "__main__":

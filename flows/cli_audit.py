@@ -38,9 +38,10 @@ def list_(store: Store = "", catalog: Catalog = "", json_: Json = False) -> None
         named.setdefault(name.digest, []).append(f"{name.name}@{name.version}")
     rows = place.catalogue.artifacts()
     if json_:
-        print_json(
-            [{"digest": r.digest, "kind": r.kind, "names": named.get(r.digest, [])} for r in rows]
-        )
+        found = [
+            {"digest": r.digest, "kind": r.kind, "names": named.get(r.digest, [])} for r in rows
+        ]
+        print_json({"artifacts": found})
         return
     print_table(
         "Artifacts", ["digest", "kind", "made", "rows", "names"],
@@ -125,7 +126,7 @@ def licences(ref: Ref, store: Store = "", catalog: Catalog = "", json_: Json = F
     catalogue = open_place(store, catalog).catalogue
     rows = licence_union(catalogue, catalogue.resolve(ref))
     if json_:
-        print_json(rows)
+        print_json({"licences": rows})
         return
     columns = ["licence", "collection", "samples", "items"]
     print_table("Licences", columns, [[str(row[c]) for c in columns] for row in rows])
@@ -142,7 +143,7 @@ def verify(
     artifact = catalogue.resolve(ref)
     with progress_bars():
         problems = verify_chain(catalogue, artifact) if deep else verify_artifact(artifact)
-        if artifact.kind == "dataset" and problems:
+        if catalogue.kind(artifact.digest) == "dataset" and problems:
             from geofm.shards.check import verify_shards
 
             problems += verify_shards(artifact)
@@ -163,7 +164,6 @@ def verify(
 def _recut(catalogue: Any, artifact: Artifact, count: int) -> list[tuple[str, str, str]]:
     """Cut ``count`` samples of a dataset again, chosen at random but the same ones each time."""
     from geofm.imagery.recut import recut
-
     from geofm.planet.serving import serving_source
 
     dataset = ancestor(catalogue, artifact, "dataset")

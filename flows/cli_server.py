@@ -29,7 +29,9 @@ def up(
     wait_for(server)
     from flows.deployments import POOL, deploy_all
 
-    names = deploy_all(place.store.url, place.catalogue.url)
+    # an address may hold a password: the worker has it from here, not as a parameter in the UI
+    os.environ["GEOFM_CATALOG"] = place.catalogue.url
+    names = deploy_all(place.store.url)
     for name in names:
         out.print(f"deployment  {name}", highlight=False)
     out.print(f"Prefect     {server.ui}", highlight=False)

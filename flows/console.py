@@ -13,6 +13,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -34,8 +35,22 @@ def set_up_logging(verbose: bool) -> None:
     handler = RichHandler(console=err, show_path=False, show_time=verbose, markup=False)
     if not verbose:  # other people's lines stay in the UI and in the server's log
         handler.addFilter(lambda record: record.name.partition(".")[0] == "geofm")
+    handler.addFilter(_Printable())
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
     logging.getLogger("geofm").setLevel(logging.DEBUG if verbose else logging.INFO)
+
+
+def printable(text: str) -> str:
+    """Text from elsewhere without control characters, which a terminal would obey."""
+    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
+
+
+class _Printable(logging.Filter):
+    """Makes what is logged printable."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args = printable(record.getMessage()), None
+        return True
 
 
 @contextmanager
@@ -62,7 +77,9 @@ def _bars() -> Iterator[None]:
             with lock:
                 if what not in bars:
                     bars[what] = progress.add_task(what, total=total, note=note)
-                progress.update(bars[what], completed=done, total=total, note=note)
+                progress.update(
+                    bars[what], completed=done, total=total, note=escape(printable(note))
+                )
 
         with listen(show):
             yield
@@ -76,7 +93,7 @@ def _lines(every_s: float = 5.0) -> Iterator[None]:
         moment = time.monotonic()
         if done == total or moment - last.get(what, -every_s) >= every_s:
             last[what] = moment
-            print(f"{what:>10}  {done}/{total}  {note}", file=sys.stderr, flush=True)
+            print(f"{what:>10}  {done}/{total}  {printable(note)}", file=sys.stderr, flush=True)
 
     with listen(show):
         yield
@@ -88,7 +105,7 @@ def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(escape(printable(cell)) for cell in row))
     out.print(table)
 
 

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 NIGHTLY = "0 3 * * *"
 
 
-def deploy_all(store: str, catalog: str) -> list[str]:
+def deploy_all(store: str) -> list[str]:
     """Create or update the work pool and all deployments; returns the deployments' names.
 
     Each recipe gets ``geofm-pretrain/<recipe>`` and ``geofm-refresh/<recipe>``, the form filled
@@ -38,11 +38,7 @@ def deploy_all(store: str, catalog: str) -> list[str]:
         common: dict[str, Any] = {
             "name": name,
             "description": recipe.description,
-            "parameters": {
-                "recipe": recipe.model_dump(mode="json"),
-                "store": store,
-                "catalog": catalog,
-            },
+            "parameters": {"recipe": recipe.model_dump(mode="json"), "store": store},
             "tags": ["geofm"],
             "work_pool_name": POOL,
             "concurrency_limit": ConcurrencyLimitConfig(

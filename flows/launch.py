@@ -32,6 +32,8 @@ def launch(
     recipe = load_recipe(name, overrides)
     place = open_place(store, catalog)  # a store that cannot be written fails here, at once
     server = find_or_launch()
+    # an address may hold a password: it goes by the environment, not as a parameter in the UI
+    os.environ["GEOFM_CATALOG"] = place.catalogue.url
     # the terminal is ours; Prefect's lines and ours go to the UI
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "geofm")
@@ -40,11 +42,11 @@ def launch(
         tick("server", 0, 1, "starting Prefect" if server.pid else "")
         wait_for(server)
         tick("server", 1, 1, server.ui)
-        from flows.pipeline import report_page, run_flow
+        from flows.pipeline import pretrain_flow, refresh_flow, report_page
         from flows.summary import run_counts, score_rows, summary_rows
 
         try:
-            run = run_flow(recipe, place.store.url, place.catalogue.url, data_only)
+            run = (refresh_flow if data_only else pretrain_flow)(recipe, place.store.url)
         except KeyboardInterrupt:
             err.print("[bold]stopped[/]; the same command again goes on where this one was")
             raise typer.Exit(130) from None

@@ -44,8 +44,8 @@ def task_runner(compute: ComputeSettings) -> TaskRunner[Any]:
 
 def _run(stages: tuple[str, ...], recipe: Recipe, store: str, catalog: str) -> Run:
     place = open_place(store, catalog)
-    run = Run(recipe, place.store, place.catalogue)
-    with serving_source(recipe.search.stac):
+    with serving_source(recipe.search.stac), task_runner(recipe.compute) as runner:
+        run = Run(recipe, place.store, place.catalogue, runner)
         for name in stages:
             run_stage(name, run)
             if name == "pack":
@@ -77,15 +77,6 @@ def refresh_flow(recipe: Recipe, store: str = "", catalog: str = "") -> Run:
         catalog: Catalogue address; empty means GEOFM_CATALOG, else the store's own.
     """
     return _run(DATA_STAGES, recipe, store, catalog)
-
-
-def run_flow(recipe: Recipe, store: str, catalog: str, data_only: bool = False) -> Run:
-    """Run a flow in this process with the recipe's task runner."""
-    chosen = refresh_flow if data_only else pretrain_flow
-    result: Run = chosen.with_options(task_runner=task_runner(recipe.compute))(
-        recipe=recipe, store=store, catalog=catalog
-    )
-    return result
 
 
 def report_page(run: Run) -> Path | None:

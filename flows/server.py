@@ -7,6 +7,7 @@ command, and ends with ``geofm down``.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -143,7 +144,9 @@ def find_or_launch() -> Server:
                 "so that geofm starts one of its own"
             )
         return Server(api.removesuffix("/api"), 0)
-    return running_server() or launch_server()
+    with (home() / "server.lock").open("w") as lock:  # two commands at once start one server
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return running_server() or launch_server()
 
 
 def wait_for(server: Server) -> None:
@@ -168,7 +171,7 @@ def stop_server() -> bool:
     note = home() / "server.json"
     server = running_server()
     note.unlink(missing_ok=True)
-    if server is None or not server.pid:
+    if server is None or not _alive(server.pid):
         return False
     os.killpg(server.pid, signal.SIGTERM)
     return True

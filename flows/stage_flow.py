@@ -15,6 +15,7 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 from prefect.futures import as_completed
+from prefect.task_runners import TaskRunner
 
 from data_catalog.artifact import Artifact
 from data_catalog.catalogue import Catalogue
@@ -41,6 +42,7 @@ class Run:
     recipe: Recipe
     store: Store
     catalogue: Catalogue
+    runner: TaskRunner[Any]
     made: dict[str, Artifact] = field(default_factory=dict)
     meter: Meter = field(default_factory=Meter)
     version: NameRow | None = None
@@ -92,7 +94,10 @@ def _make(job: Job, run: Run) -> tuple[Artifact, dict[str, Any]]:
     with run.meter.stage(job.stage) as energy:
         parts = plan(job)
         done = 0
-        futures = {work.submit(job, a, b): b - a for a, b in ranges(parts, workers)}
+        futures = {
+            run.runner.submit(work, {"job": job, "start": a, "stop": b}): b - a
+            for a, b in ranges(parts, workers)
+        }
         for future in as_completed(list(futures)):
             future.result()
             done += futures[future]

@@ -40,7 +40,7 @@ def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
             )
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeError, yaml.YAMLError) as error:
         raise BadRecipe(f"cannot read the recipe {path}: {error}") from error
     if not isinstance(content, dict):
         raise BadRecipe(f"the recipe {path} is no mapping of sections; see `geofm recipes`")
@@ -48,7 +48,7 @@ def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
     for override in overrides:
         _apply(content, override)
     try:
-        return Recipe.model_validate(content)
+        return Recipe.model_validate({k: v for k, v in content.items() if v is not None})
     except ValidationError as error:
         raise BadRecipe(explain(error)) from error
 
@@ -85,7 +85,16 @@ def _apply(content: dict[str, Any], override: str) -> None:
             f"section {section!r} has no field {name!r}{hint}; "
             f"it has {', '.join(model.model_fields)}"
         )
-    content.setdefault(section, {})[name] = _value(text.strip(), field.annotation)
+    try:
+        value = _value(text.strip(), field.annotation)
+    except yaml.YAMLError as error:
+        raise BadRecipe(
+            f"{place.strip()}: {text!r} is no YAML mapping, e.g. {{depth: 6}}"
+        ) from error
+    given = content.get(section) or {}
+    if not isinstance(given, dict):
+        raise BadRecipe(f"section {section!r} of the recipe is no mapping of fields")
+    content[section] = {**given, name: value}
 
 
 def _value(text: str, annotation: Any) -> Any:

@@ -209,6 +209,8 @@ class PretrainSettings(Section):
             raise ValueError(
                 f"size_px {self.size_px} is no multiple of mask_patch_px {self.mask_patch_px}"
             )
+        if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
+            raise ValueError("crop_scale: give two shares of the area, e.g. 0.67,1")
         if self.warmup_epochs > self.epochs:
             raise ValueError("warmup_epochs exceeds epochs")
         return self

@@ -88,7 +88,9 @@ def covers(model: Artifact, who: Who) -> list[Any]:
     if who == "teacher":
         bands = model.json("config.json")["bands"]
         size = settings["teacher_size_px"]
-        return [who, teacher_name(model), facts.get("teacher_weights_sha256", ""), size, bands]
+        fill = model.json("config.json")["mean"]  # stands in for bands that a task lacks
+        weights = facts.get("teacher_weights_sha256", "")
+        return [who, teacher_name(model), weights, size, bands, fill]
     return [who, model.digest]
 
 

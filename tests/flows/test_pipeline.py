@@ -109,7 +109,7 @@ def test_samples_lead_back_to_asset_and_licence(geofm: Geofm, store: str) -> Non
         assert found["window"]["width"] == 128
         assert found["settings"]["chips"]["size_px"] == 128
         assert found["decision"]["decision"] == "keep"
-    licences = geofm("licences", "demo", "--store", store, "--json").json
+    licences = geofm("licences", "demo", "--store", store, "--json").json["licences"]
     assert {row["licence"] for row in licences} == {"CC0-1.0"}
     assert sum(row["samples"] for row in licences) == len(keys)
 

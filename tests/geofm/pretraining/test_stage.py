@@ -43,7 +43,8 @@ def test_the_artifact_is_sealed_with_its_facts(model: Artifact, dataset: Artifac
     manifest = model.manifest
     assert verify_artifact(model) == []
     assert manifest.inputs == {"dataset": dataset.digest}
-    assert manifest.deterministic
+    assert not manifest.deterministic  # other thread counts give other last bits
+    assert manifest.facts["arithmetic"].startswith("cpu, ")
     assert manifest.counts == {"rows_in": 22, "rows_out": 21, "steps": 10, "images": 40}
     assert manifest.dropped == {"never drawn": 1}
     assert {file.path for file in manifest.files} == {
