@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from pathlib import Path
 
@@ -19,7 +20,8 @@ from data_catalog.catalogue import (
 from data_catalog.lineage import ancestor, ancestry, walk
 from data_catalog.run import run_stage
 from data_catalog.schema import Base
-from data_catalog.store import Store
+from data_catalog.store import Store, open_store
+from data_catalog.verify import verify_chain
 from tests.data_catalog.helpers import NUMBERS, SQUARES, Settings
 
 
@@ -95,3 +97,26 @@ def test_a_password_is_never_shown() -> None:
     with pytest.raises(CatalogueUnreachable) as caught:
         open_catalogue("postgresql+psycopg://user:hush@127.0.0.1:1/db")
     assert "hush" not in str(caught.value)
+
+
+def test_an_artifact_made_again_elsewhere_is_found_there(
+    store: Store, catalogue: Catalogue, tmp_path: Path
+) -> None:
+    first = run_stage(NUMBERS, store, catalogue, {}, Settings())
+    shutil.rmtree(store.local_root)
+    again = run_stage(NUMBERS, open_store(tmp_path / "elsewhere"), catalogue, {}, Settings())
+    assert again.digest == first.digest
+    assert catalogue.resolve(first.digest).url == again.url
+    assert len(catalogue.artifacts()) == 1
+
+
+def test_the_chain_is_walked_past_a_damaged_manifest(store: Store, catalogue: Catalogue) -> None:
+    items = run_stage(NUMBERS, store, catalogue, {}, Settings())
+    squares = run_stage(SQUARES, store, catalogue, {"items": items}, Settings())
+    squares.path("manifest.json").write_bytes(b"{")
+    items.path("numbers.json").write_bytes(b"[]")
+    fresh = catalogue.resolve(squares.digest)
+    problems = verify_chain(catalogue, fresh)
+    assert [p for p in problems if "missing or damaged" in p]
+    assert [p for p in problems if "numbers.json" in p]
+    assert catalogue.kind(squares.digest) == "chips"

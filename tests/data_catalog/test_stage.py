@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from data_catalog.catalogue import Catalogue
 from data_catalog.manifest import ConservationError
 from data_catalog.run import find, make_job, plan_parts, run_stage, seal, work_parts
+from data_catalog.stage import Job, Sealed
 from data_catalog.store import Store, open_store
+from data_catalog.verify import verify_artifact
 from tests.data_catalog.helpers import NUMBERS, SQUARES, Settings, computed
 
 
@@ -95,3 +99,32 @@ def test_a_live_stage_asks_again_and_a_wiped_store_is_noticed(
     assert find(NUMBERS, job, catalogue) == first
     first.path("manifest.json").unlink()
     assert find(NUMBERS, job, catalogue) is None
+
+
+def test_a_damaged_part_is_worked_on_again(store: Store, catalogue: Catalogue) -> None:
+    items = run_stage(NUMBERS, store, catalogue, {}, Settings())
+    whole = run_stage(SQUARES, store, catalogue, {"items": items}, Settings())
+    part = next((store.local_root / "parts").rglob("square.txt"))
+    part.unlink()
+    part.write_text("wrong")  # a new file: the artifact's own hard link keeps its bytes
+    shutil.rmtree(store.local_root / "artifacts" / "chips")
+    again = run_stage(SQUARES, store, catalogue, {"items": items}, Settings())
+    assert again.digest == whole.digest
+    assert verify_artifact(again) == []
+    assert len(computed(store.local_root)) == 7  # six, and the damaged one once more
+
+
+def test_what_was_sealed_during_an_outage_is_not_served_again(
+    store: Store, catalogue: Catalogue
+) -> None:
+    def half(job: Job, parts: list[Path], out: Path) -> Sealed:
+        return Sealed({"rows_in": 2, "rows_out": 1}, {"unreachable": 1}, {"retry": 1})
+
+    away = replace(NUMBERS, seal=half)
+    first = run_stage(away, store, catalogue, {}, Settings())
+    job = make_job(away, store, {}, Settings())
+    assert catalogue.find(job.key) == first
+    assert find(away, job, catalogue) is None
+    back = run_stage(NUMBERS, store, catalogue, {}, Settings())
+    assert back.digest != first.digest
+    assert find(NUMBERS, job, catalogue) == back

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
+import json
+import os
+import threading
+import time
+from pathlib import Path
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from flows import deployments, server
 from flows.cli import app
+from flows.console import printable
 from flows.stage_flow import MOST_TASKS, ranges
 
 
@@ -32,3 +42,41 @@ def test_every_command_explains_itself() -> None:
         assert len(shown.stdout.splitlines()) > 6
     for command in app.registered_commands:
         assert command.callback.__doc__
+
+
+@given(st.text())
+def test_nothing_a_catalogue_says_reaches_the_terminal_as_an_order(text: str) -> None:
+    shown = printable(text)
+    assert all(c.isprintable() or c in "\n\t" for c in shown)
+    assert printable("Königsberg 2 m²") == "Königsberg 2 m²"
+    assert printable("\x1b[2Jgone\x9b") == "\\x1b[2Jgone\\x9b"
+
+
+def test_a_password_is_in_no_deployment() -> None:
+    source = inspect.getsource(deployments)
+    assert "catalog" not in source
+
+
+def test_only_one_of_two_commands_starts_a_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GEOFM_HOME", str(tmp_path))
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "none"))
+    started: list[int] = []
+
+    def pretend() -> server.Server:
+        started.append(1)
+        time.sleep(0.1)
+        mine = server.Server("http://127.0.0.1:1", os.getpid())
+        (tmp_path / "server.json").write_text(json.dumps({"ui": mine.ui, "pid": mine.pid}))
+        return mine
+
+    monkeypatch.setattr(server, "launch_server", pretend)
+    monkeypatch.setattr(server, "_alive", lambda pid: pid == os.getpid())
+    threads = [threading.Thread(target=server.find_or_launch) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert started == [1]
