@@ -34,7 +34,13 @@ class Outcome:
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """Environment of a user with a home and a cache of their own, and a server that runs."""
     home = tmp_path_factory.mktemp("home")
-    mine = {"GEOFM_HOME": str(home / "geofm"), "GEOFM_CACHE": str(home / "cache")}
+    mine = {
+        "GEOFM_HOME": str(home / "geofm"),
+        "GEOFM_CACHE": str(home / "cache"),
+        # the same services, looking more often than once a minute
+        "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "3",
+        "PREFECT_WORKER_QUERY_SECONDS": "2",
+    }
     before = {name: os.environ.pop(name, None) for name in ("PREFECT_API_URL", *mine)}
     os.environ.update(mine)
     started = server.find_or_launch()
