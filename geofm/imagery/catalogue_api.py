@@ -8,15 +8,19 @@ import os
 import time
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urljoin, urlsplit
 
 import pystac
 from pystac_client import Client
 from pystac_client.errors import ClientTypeError
 from pystac_client.exceptions import APIError
 from pystac_client.stac_api_io import StacApiIO
-from urllib3 import Retry
+from urllib3 import BaseHTTPResponse, Retry
 
+from data_catalog.canonical import canonical
 from data_catalog.errors import RunError, UsageError
+from geofm.imagery.items import check_id
+from geofm.imagery.quarantine import Quarantine, printable
 from geofm.settings import SearchSettings
 
 log = logging.getLogger("geofm.search")
@@ -27,6 +31,9 @@ PAGE = 100
 ATTEMPTS = 5
 #: Seconds to connect (an address where nobody answers is soon told) and between two bytes.
 TIMEOUT = (5.0, 60.0)
+#: Longest pause (seconds) that the API may ask for.
+MAX_PAUSE = 30.0
+MAX_PAGES = 1000
 
 #: What reading a strange server's answers may raise: its errors, no JSON, JSON of another shape.
 STRANGE = (
@@ -62,16 +69,26 @@ def api_url(settings: SearchSettings) -> str:
     return planet_url() if settings.stac == "planet" else settings.stac
 
 
+class BoundedRetry(Retry):
+    """Obeys Retry-After, but not for hours."""
+
+    def get_retry_after(self, response: BaseHTTPResponse) -> float | None:
+        """Seconds to wait."""
+        seconds = super().get_retry_after(response)
+        return None if seconds is None else min(seconds, MAX_PAUSE)
+
+
 class PatientIO(StacApiIO):  # type: ignore[misc, unused-ignore]
     """Retries refusals (429, 5xx), lost connections, and answers cut off half way."""
 
     def __init__(self) -> None:
-        retry = Retry(
+        retry = BoundedRetry(
             total=2 * ATTEMPTS,
             connect=2,
             read=ATTEMPTS,
             status=ATTEMPTS,
             backoff_factor=0.2,
+            backoff_max=MAX_PAUSE,
             status_forcelist=[429, 500, 502, 503, 504],
             allowed_methods=None,
             respect_retry_after_header=True,
@@ -97,9 +114,42 @@ class PatientIO(StacApiIO):  # type: ignore[misc, unused-ignore]
                 )
                 if not cut_off or attempt == ATTEMPTS - 1:
                     raise
-                log.info("search: asking again, %s", error)
+                log.info("search: asking again, %s", _short(error))
                 time.sleep(0.1 * 2**attempt)
         raise AssertionError("unreachable")
+
+    def get_pages(
+        self, url: str, method: str | None = None, parameters: dict[str, Any] | None = None
+    ) -> Iterator[Json]:
+        """Pages one after the other; a next page lies on the same server and is a new one.
+
+        Raises:
+            ValueError: when it is not.
+        """
+        seen = {canonical([url, None])}
+        for page in super().get_pages(url, method, parameters):
+            for link in page.get("links", []):
+                if link["rel"] != "next":
+                    continue
+                link["href"] = urljoin(url, link["href"])
+                if not same_server(url, link["href"]):
+                    raise ValueError(f"a next page on another server: {link['href']!a:.80}")
+                key = canonical([link["href"], link.get("body")])
+                if key in seen:
+                    raise ValueError("a next page that was there before")
+                seen.add(key)
+                break
+            yield page
+
+
+def same_server(a: str, b: str) -> bool:
+    """Whether two addresses lie on one host and port; http and https on their usual ports count."""
+    one, other = urlsplit(a), urlsplit(b)
+    usual = {"http": 80, "https": 443}
+    if one.hostname != other.hostname or other.scheme not in usual:
+        return False
+    ports = [place.port or usual.get(place.scheme) for place in (one, other)]
+    return ports[0] == ports[1] or set(ports) == {80, 443}
 
 
 def status_of(error: APIError) -> int | None:
@@ -138,7 +188,7 @@ def _no_answer(url: str, error: BaseException) -> str:
 
 def _short(error: BaseException) -> str:
     """An error in at most 160 characters, without line breaks."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:160]
+    return printable(" ".join(f"{type(error).__name__}: {error}".split())[:160])
 
 
 def list_collections(client: Client, url: str) -> dict[str, Json]:
@@ -150,15 +200,28 @@ def list_collections(client: Client, url: str) -> dict[str, Json]:
     found: dict[str, Json] = {}
     try:
         pages = client._stac_io.get_pages(f"{url.rstrip('/')}/collections")  # type: ignore[union-attr]
-        for page in pages:
+        for number, page in enumerate(pages, start=1):
             for collection in page.get("collections", []):
-                if isinstance(collection, dict) and isinstance(collection.get("id"), str):
+                if isinstance(collection, dict) and has_name(collection):
                     found.setdefault(collection["id"], collection)
+            if number == MAX_PAGES:
+                raise ValueError(f"more than {MAX_PAGES} pages")
     except STRANGE as error:
         raise RunError(
             f"the collections of {url} cannot be read ({_short(error)}); check search.stac"
         ) from error
     return found
+
+
+def has_name(collection: Json) -> bool:
+    """Whether a collection's id is a plain name; others are skipped with a warning."""
+    try:
+        check_id(collection.get("id"))
+    except Quarantine as problem:
+        told = ascii(collection.get("id"))[:80]
+        log.warning("the collection %s is skipped: %s", told, problem.detail)
+        return False
+    return True
 
 
 def choose_collections(offered: dict[str, Json], wanted: list[str], url: str) -> list[str]:

@@ -2,7 +2,8 @@
 
 ``plan`` looks at every item's headers and last blocks (so a bad item never owns ground), then
 decides which item owns which cell. ``work`` cuts one item. ``seal`` puts the parts together; where
-an item turned out bad only when all its pixels were read, its ground goes to the next in line.
+an item turned out bad only when all its pixels were read, its ground goes to the next in line. The
+same holds in time: an item that superseded others and can't be used makes room for them.
 """
 
 from __future__ import annotations
@@ -32,8 +33,10 @@ from geofm.imagery.cutting import (
     Listed,
     access_of,
     cut_item,
+    every_item,
     from_runs,
     listed_items,
+    next_in_line,
     quarantine_item,
     to_runs,
 )
@@ -41,8 +44,9 @@ from geofm.imagery.grid import Cell, Grid
 from geofm.imagery.hosts import Access
 from geofm.imagery.items import Json
 from geofm.imagery.overlap import Claim, lost_cells
+from geofm.imagery.pixels import probe
 from geofm.imagery.quarantine import Quarantine
-from geofm.imagery.scene import open_scene, probe
+from geofm.imagery.scene import open_scene
 from geofm.imagery.search import count_sources
 from geofm.settings import CutSettings
 
@@ -60,11 +64,9 @@ def plan(job: Job) -> list[Part]:
     """
     settings: CutSettings = job.settings
     items = job.inputs["items"]
-    listed = list(listed_items(items).values())
-    if not listed:
+    if not listed_items(items):
         raise RunError("the search kept no item, so there is nothing to cut; widen the search")
-    access = access_of(items, settings)
-    found = probe_all(job, listed, access)
+    listed, found = look(job)
     bad = {n: verdict for n, verdict in found.items() if isinstance(verdict, Quarantine)}
     check_failed(bad.values(), len(listed), settings)
     grids = {n: grid for n, grid in found.items() if isinstance(grid, Grid)}
@@ -75,7 +77,7 @@ def plan(job: Job) -> list[Part]:
                   digest_of(one.profile.model_dump(mode="json"))]  # fmt: skip
         if one.number in bad:
             problem = bad[one.number]
-            told = [problem.reason, problem.detail, problem.passing]
+            told = [problem.reason, problem.kept, problem.passing]
             parts.append(job.part({"number": one.number, "bad": told}, [*covers, told]))
             continue
         gone = lost[one.number]
@@ -85,6 +87,28 @@ def plan(job: Job) -> list[Part]:
         payload = {"number": one.number, "runs": runs, "lost": lose}
         parts.append(job.part(payload, [*covers, runs, lose]))
     return parts
+
+
+def look(job: Job) -> tuple[list[Listed], dict[int, Grid | Quarantine]]:
+    """The items to cut, with what looking at each found.
+
+    Where an item is bad for good, those that it superseded are looked at in its place.
+    """
+    items = job.inputs["items"]
+    access = access_of(items, job.settings)
+    found: dict[int, Grid | Quarantine] = {}
+    wave = list(listed_items(items).values())
+    while wave:
+        found |= probe_all(job, wave, access)
+        bad = [n for n, verdict in found.items() if is_final(verdict)]
+        wave = [one for one in next_in_line(items, bad) if one.number not in found]
+    everyone = every_item(items)
+    return [everyone[number] for number in sorted(found)], found
+
+
+def is_final(verdict: Grid | Quarantine) -> bool:
+    """Whether an item is bad, and not merely out of reach."""
+    return isinstance(verdict, Quarantine) and not verdict.passing
 
 
 def probe_all(job: Job, listed: list[Listed], access: Access) -> dict[int, Grid | Quarantine]:
@@ -174,7 +198,7 @@ def work(job: Job, part: Part, out: Path) -> None:
     """Cut one item, or write down why not."""
     settings: CutSettings = job.settings
     payload = part.payload
-    one = listed_items(job.inputs["items"])[payload["number"]]
+    one = every_item(job.inputs["items"])[payload["number"]]
     access = access_of(job.inputs["items"], settings)
     if "bad" in payload:
         quarantine_item(one, settings, Quarantine(*payload["bad"]), out)
@@ -206,8 +230,7 @@ def seal(job: Job, folders: list[Path], out: Path) -> Sealed:
         RunError: when too many items are bad or no chip is left.
     """
     settings: CutSettings = job.settings
-    listed = list(listed_items(job.inputs["items"]).values())
-    folders = settle(job, listed, folders)
+    folders = settle(job, folders)
     chips = read_rows(folder / ROWS for folder in folders).sort_values(
         ["collection", "item_id", "item_sha256", "row", "col", "chip_id"], ignore_index=True
     )
@@ -216,7 +239,7 @@ def seal(job: Job, folders: list[Path], out: Path) -> Sealed:
     )
     bad = chips[chips["status"] == "quarantined"]
     check_failed(
-        [Quarantine(row["reason"], row["detail"]) for row in records(bad)], len(listed), settings
+        [Quarantine(row["reason"], row["detail"]) for row in records(bad)], len(folders), settings
     )
     good = chips[chips["status"] == "ok"]
     if good.empty:
@@ -230,6 +253,9 @@ def seal(job: Job, folders: list[Path], out: Path) -> Sealed:
     write_table(chips, out / "chips.parquet")
     write_table(assets, out / "assets.parquet")
     gone = chips[chips["status"] != "ok"]
+    retry = sum(read_state(folder)["state"] == "passing" for folder in folders)
+    if retry:
+        log.warning("cut: %d items were out of reach; run again to ask for them once more", retry)
     return Sealed(
         counts={"rows_in": len(chips), "rows_out": len(good)},
         dropped={str(reason): int(n) for reason, n in gone["reason"].value_counts().items()},
@@ -239,45 +265,64 @@ def seal(job: Job, folders: list[Path], out: Path) -> Sealed:
             "items": int(good["item_id"].nunique()),
             "items_quarantined": len(bad),
             "sources": count_sources(records(good[["source", "licence"]])),
+            **({"retry": retry} if retry else {}),
         },
+        deterministic=not retry,
     )
 
 
-def settle(job: Job, listed: list[Listed], folders: list[Path]) -> list[Path]:
+def settle(job: Job, folders: list[Path]) -> list[Path]:
     """Cut again what the parts left open, until nothing is: usually nothing.
 
     A part that failed for a passing fault gets another chance. And when an item was found bad
-    while it was cut, cells that others had lost to it are theirs again.
+    while it was cut, cells that others had lost to it are theirs again, and those that it
+    superseded come in its place.
     """
     settings: CutSettings = job.settings
-    access = access_of(job.inputs["items"], settings)
-    by_number = {one.number: one for one in listed}
-    states = [json.loads((folder / STATE).read_bytes()) for folder in folders]
-    current = {state["number"]: folder for state, folder in zip(states, folders, strict=True)}
-    retried: set[int] = set()
+    items = job.inputs["items"]
+    access, everyone = access_of(items, settings), every_item(items)
+    current = {read_state(folder)["number"]: folder for folder in folders}
+    asked: set[int] = set()
     while True:
-        known = {n: json.loads((folder / STATE).read_bytes()) for n, folder in current.items()}
-        again = [n for n, s in known.items() if s["state"] == "passing" and n not in retried]
-        for number in again:
-            retried.add(number)
-            verdict = probe_one(by_number[number], settings, access, job.scratch)
-            if isinstance(verdict, Grid):
-                known[number] = {**known[number], "state": "ok", "grid": asdict(verdict)}
+        known = {number: read_state(folder) for number, folder in current.items()}
         grids = {n: Grid(**s["grid"]) for n, s in known.items() if s["state"] == "ok"}
-        lost = own(listed, grids, settings)
+        bad = [n for n, s in known.items() if s["state"] == "bad"]
+        again = [n for n, s in known.items() if s["state"] == "passing"]
+        again += [one.number for one in next_in_line(items, bad) if one.number not in known]
+        again = [number for number in again if number not in asked]
+        asked.update(again)
+        for number in again:
+            verdict = probe_one(everyone[number], settings, access, job.scratch)
+            if isinstance(verdict, Grid):
+                grids[number] = verdict
+            else:
+                current[number] = empty_folder(job, [number, verdict.reason, verdict.kept])
+                quarantine_item(everyone[number], settings, verdict, current[number])
+        lost = own([everyone[number] for number in sorted(grids)], grids, settings)
         todo = [n for n in grids if n in again or lost[n] != lost_in(current[n], grids[n])]
-        if not todo:
-            return [current[state["number"]] for state in states]
+        if not todo and not again:
+            return [current[number] for number in sorted(current)]
         for number in todo:
             cells = [cell for cell in grids[number].cells() if cell not in lost[number]]
             runs = [to_runs(cells), sorted([*cell, who] for cell, who in lost[number].items())]
-            key = digest_of([job.key, number, runs])
-            folder = job.scratch / f"settled-{key[:16]}"
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir()
-            log.info("cut: cutting %s again", by_number[number].item_id)
-            cut_or_quarantine(by_number[number], settings, access, cells, lost[number], folder)
+            folder = empty_folder(job, [number, runs])
+            log.info("cut: cutting %s again", everyone[number].item_id)
+            cut_or_quarantine(everyone[number], settings, access, cells, lost[number], folder)
             current[number] = folder
+
+
+def empty_folder(job: Job, what: Any) -> Path:
+    """A folder in the job's scratch for what is cut while sealing."""
+    folder = job.scratch / f"settled-{digest_of([job.key, what])[:16]}"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    return folder
+
+
+def read_state(folder: Path) -> Json:
+    """How a part ended."""
+    state: Json = json.loads((folder / STATE).read_bytes())
+    return state
 
 
 def lost_in(folder: Path, grid: Grid) -> dict[Cell, str]:
@@ -293,7 +338,7 @@ def lost_in(folder: Path, grid: Grid) -> dict[Cell, str]:
 
 STAGE = Stage(
     name="cut",
-    version="1",
+    version="2",
     kind="chips",
     inputs=("items",),
     software=("numpy", "pyproj", "rasterio", "shapely"),

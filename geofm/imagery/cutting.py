@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,10 +17,12 @@ from data_catalog.artifact import Artifact
 from data_catalog.canonical import canonical, digest_of
 from data_catalog.sources import Source, source_named
 from data_catalog.tables import records
+from geofm.imagery import identity
 from geofm.imagery.chip_table import ASSET_COLUMNS, CHIP_COLUMNS, chip_id, write_rows
 from geofm.imagery.chips import chip_bytes, pixel_sha256
 from geofm.imagery.grid import Cell, Grid, footprints
 from geofm.imagery.hosts import Access
+from geofm.imagery.identity import SUPERSEDED
 from geofm.imagery.items import Json
 from geofm.imagery.pixels import (
     Strip,
@@ -59,6 +61,7 @@ class Listed:
     acquisition: str
     baseline: str
     cloud_cover: float
+    superseded_by: str
 
     @property
     def item(self) -> Json:
@@ -79,8 +82,11 @@ class Listed:
 
 
 @lru_cache(maxsize=2)
-def listed_items(items: Artifact) -> dict[int, Listed]:
-    """The good items of an items artifact by row number; kept, since each part asks for one."""
+def every_item(items: Artifact) -> dict[int, Listed]:
+    """The items that may be cut by row number; kept, since each part asks for one.
+
+    These are the good ones, and those that another good one stands for (``superseded_by``).
+    """
     rows = records(items.table("items.parquet"))
     return {
         number: Listed(
@@ -96,10 +102,37 @@ def listed_items(items: Artifact) -> dict[int, Listed]:
             acquisition=row["acquisition"],
             baseline=row["baseline"],
             cloud_cover=100.0 if math.isnan(row["cloud_cover"]) else float(row["cloud_cover"]),
+            superseded_by=row["superseded_by"],
         )
         for number, row in enumerate(rows)
-        if row["status"] == "ok"
+        if row["status"] == "ok" or row["reason"] in SUPERSEDED
     }
+
+
+def listed_items(items: Artifact) -> dict[int, Listed]:
+    """The good items alone."""
+    return {n: one for n, one in every_item(items).items() if not one.superseded_by}
+
+
+def next_in_line(items: Artifact, bad: Collection[int]) -> list[Listed]:
+    """Superseded items whose ground is free again, the best of each acquisition and tile.
+
+    A newer version that can't be used must not take the older one with it.
+
+    Args:
+        items: the artifact.
+        bad: row numbers of items that turned out to be unusable.
+    """
+    everyone = every_item(items)
+    gone = {(everyone[n].collection, everyone[n].item_id) for n in bad}
+    free = [
+        one
+        for one in everyone.values()
+        if (one.collection, one.superseded_by) in gone and one.number not in bad
+    ]
+    scenes = [identity.scene_of(one.item, one.profile.identity, one.geometry) for one in free]
+    again = identity.superseded(scenes)
+    return [one for position, one in enumerate(free) if position not in again]
 
 
 def access_of(items: Artifact, settings: CutSettings) -> Access:
@@ -281,7 +314,7 @@ def quarantine_item(listed: Listed, settings: CutSettings, problem: Quarantine, 
     row = {
         **listed.facts,
         **told,
-        "detail": problem.detail,
+        "detail": problem.kept,
         "geometry": listed.geometry,
         "bands": settings.bands,
         "chip_id": chip_id(

@@ -19,13 +19,19 @@ import shapely
 from numpy.typing import NDArray
 from pyproj import CRS, Transformer
 from pyproj.exceptions import ProjError
-from shapely.geometry import box
+from shapely.geometry import Polygon, box
 from shapely.geometry.base import BaseGeometry
 
 from geofm.imagery.quarantine import Quarantine
 
 #: Metres of a degree at the equator: how gsd_m is read in a geographic CRS.
 METRES_PER_DEGREE = 111_319.490793
+#: Pixel edges (metres) and coordinates (units of the CRS) of rasters of the Earth.
+PIXEL_METRES = (1e-3, 1e5)
+MAX_COORDINATE = 1e9
+#: A scene may be cut into so many cells, at a pixel so many times finer than its own.
+MAX_CELLS = 500_000
+MAX_FINER = 1000.0
 #: Points per edge of a footprint that is carried into another CRS.
 DENSE = 8
 
@@ -73,6 +79,12 @@ class Grid:
         for y in self.rows():
             for x in self.columns():
                 yield x, y
+
+    @property
+    def number(self) -> int:
+        """How many cells there are."""
+        columns, rows = self.columns(), self.rows()
+        return max(0, columns.stop - columns.start) * max(0, rows.start - rows.stop)
 
     def columns(self) -> range:
         """Numbers of the cells' columns, eastwards."""
@@ -131,12 +143,14 @@ def metres_of(crs: str) -> float:
     """Metres per unit of a CRS.
 
     Raises:
-        Quarantine: ``bad_crs`` for a CRS that is not on the ground.
+        Quarantine: ``bad_crs`` for a CRS that is not on the ground, or not on the Earth.
     """
     try:
         found = CRS.from_user_input(crs)
+        transformer(crs, WGS84)
+        transformer(WGS84, crs)
     except ProjError as error:
-        raise Quarantine("bad_crs", f"no CRS: {crs!a:.60}") from error
+        raise Quarantine("bad_crs", f"no CRS of the Earth: {crs!a:.60}") from error
     if found.is_geographic:
         return METRES_PER_DEGREE
     if not found.is_projected or not found.axis_info:
@@ -160,9 +174,15 @@ def make_grid(
         size: cell edge, pixels.
         gsd_m: metres of a pixel; None or the band's own keeps its pixels, another value counts
             pixels from the CRS origin.
+
+    Raises:
+        Quarantine: ``bad_crs``, ``bad_transform`` or ``too_many_cells``.
     """
     unit = metres_of(crs)
     own = transform[0]
+    check_pixels(transform, unit)
+    if gsd_m is not None and own * unit / gsd_m > MAX_FINER:
+        raise Quarantine("too_many_cells", f"cut.gsd_m = {gsd_m:g} is far finer than {own * unit}")
     gsd = own if gsd_m is None or math.isclose(gsd_m, own * unit, rel_tol=1e-6) else gsd_m / unit
     west, north = transform[2], transform[5]
     height, width = shape
@@ -171,7 +191,26 @@ def make_grid(
         west, north = math.ceil(west / gsd - 1e-6) * gsd, math.floor(north / gsd + 1e-6) * gsd
         width = max(0, math.floor((east - west) / gsd + 1e-6))
         height = max(0, math.floor((north - south) / gsd + 1e-6))
-    return Grid(crs, gsd, round(gsd * unit, 6), west, north, height, width, size)
+    grid = Grid(crs, gsd, round(gsd * unit, 6), west, north, height, width, size)
+    if grid.number > MAX_CELLS:
+        raise Quarantine(
+            "too_many_cells",
+            f"{height} x {width} pixels are {grid.number} cells; raise cut.size_px",
+        )
+    return grid
+
+
+def check_pixels(transform: tuple[float, ...], unit: float) -> None:
+    """Pixels have a size and a place that rasters of the Earth have.
+
+    Raises:
+        Quarantine: ``bad_transform``.
+    """
+    least, most = PIXEL_METRES
+    if not least <= transform[0] * unit <= most:
+        raise Quarantine("bad_transform", f"a pixel has {transform[0] * unit:g} metres")
+    if max(abs(transform[2]), abs(transform[5])) > MAX_COORDINATE:
+        raise Quarantine("bad_transform", f"it lies at {transform[2]:g}, {transform[5]:g}")
 
 
 @lru_cache(maxsize=256)
@@ -181,7 +220,10 @@ def transformer(source: str, target: str) -> Transformer:
 
 
 def to_crs(areas: Shapes, source: str, target: str) -> Shapes:
-    """Shapes in another CRS, with points along their edges where the CRS differ."""
+    """Shapes in another CRS, with points along their edges where the CRS differ.
+
+    One that has no place there is empty; one whose edges cross there is made valid.
+    """
     if source == target or areas.size == 0:
         return areas
     bounds = shapely.bounds(areas)
@@ -193,6 +235,9 @@ def to_crs(areas: Shapes, source: str, target: str) -> Shapes:
         return np.column_stack([x, y])
 
     moved: Shapes = shapely.transform(shapely.segmentize(areas, step), convert)
+    for n in np.flatnonzero(~shapely.is_valid(moved)):
+        lost = not np.isfinite(shapely.get_coordinates(moved[n])).all()
+        moved[n] = Polygon() if lost else shapely.make_valid(moved[n])
     return moved
 
 

@@ -9,17 +9,26 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 import socket
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 from urllib.request import getproxies
+
+import httpx
 
 from geofm.imagery.items import scheme_of
 from geofm.imagery.quarantine import Quarantine
 
 PLANET_ENV = "GEOFM_PLANET_URL"
 PORTS = {"http": 80, "https": 443}
+#: Longest address (characters) that is asked.
+MAX_URL = 8192
+_BUCKET = re.compile(r"s3://([A-Za-z0-9][A-Za-z0-9._-]{0,62})/.+", re.DOTALL)
+#: IPv6 addresses are public only in here, but for IPv4 addresses in NAT64's own prefix.
+_UNICAST = ipaddress.IPv6Network("2000::/3")
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 
 @dataclass(frozen=True)
@@ -56,33 +65,47 @@ class Signing:
 
 
 def origin(url: str) -> str:
-    """``host:port`` of an http(s) address.
+    """``host:port`` of an http(s) address, as the client that will ask it understands it.
 
     Raises:
-        Quarantine: ``bad_scheme`` when it is none.
+        Quarantine: ``bad_scheme`` for other schemes, ``bad_href`` for what nobody can ask.
     """
+    check_text(url)
     try:
-        parts = urlsplit(url)
-        host, port = parts.hostname, parts.port
-    except ValueError as error:
-        raise Quarantine("bad_scheme", f"no address: {url!a:.80}") from error
+        parts = httpx.URL(url)
+        host = parts.raw_host.decode("ascii").lower()
+        host.encode("idna")  # as the resolver will: no empty label and none that is too long
+    except (httpx.InvalidURL, ValueError) as error:
+        raise Quarantine("bad_href", f"no address: {url!a:.80}") from error
     if parts.scheme not in PORTS or not host:
         raise Quarantine("bad_scheme", f"no http address: {url!a:.80}")
-    return f"{host.lower()}:{port or PORTS[parts.scheme]}"
+    return f"{host}:{parts.port or PORTS[parts.scheme]}"
+
+
+def check_text(url: str) -> None:
+    """An address is not endless and has no control characters.
+
+    Raises:
+        Quarantine: ``bad_href``.
+    """
+    if len(url) > MAX_URL or any(c < " " or c == "\x7f" for c in url):
+        raise Quarantine("bad_href", f"too long, or with control characters: {url!a:.80}")
 
 
 def locate(href: str, access: Access) -> str:
     """The address to ask for a stored href: http(s) or s3, allowed to be read.
 
     Raises:
-        Quarantine: ``bad_scheme`` or ``host_refused``.
+        Quarantine: ``bad_scheme``, ``bad_href`` or ``host_refused``.
     """
     scheme = scheme_of(href)
     if scheme == "planet" and access.stac == "planet":
         base = os.environ.get(PLANET_ENV, "")
         if not base:
             raise Quarantine("unreachable", f"{PLANET_ENV} is not set: no planet runs", True)
-        return base.rstrip("/") + "/" + href.removeprefix("planet:").lstrip("/")
+        url = base.rstrip("/") + "/" + href.removeprefix("planet:").lstrip("/")
+        check_host(url, access)
+        return url
     if scheme == "s3":
         check_bucket(href, access)
         return href
@@ -94,7 +117,11 @@ def locate(href: str, access: Access) -> str:
 
 def check_bucket(href: str, access: Access) -> None:
     """Buckets follow the allow-list as ``s3://bucket``; without one all are allowed."""
-    bucket = f"s3://{urlsplit(href).netloc}"
+    check_text(href)
+    found = _BUCKET.fullmatch(href)
+    if found is None:
+        raise Quarantine("bad_href", f"no s3://bucket/key: {href!a:.80}")
+    bucket = f"s3://{found[1]}"
     if access.allow_hosts and not matches(bucket, access.allow_hosts):
         raise Quarantine("host_refused", f"{bucket} is not in search.allow_hosts")
 
@@ -142,8 +169,14 @@ def addresses(host: str) -> list[str]:
 def is_public(address: str) -> bool:
     """Whether an IP address is on the public internet (IPv4 inside IPv6 is looked through)."""
     ip = ipaddress.ip_address(address.partition("%")[0])
-    inner = getattr(ip, "ipv4_mapped", None) or getattr(ip, "sixtofour", None)
-    return bool((inner or ip).is_global and not ip.is_multicast)
+    if isinstance(ip, ipaddress.IPv6Address):
+        inner = ip.ipv4_mapped or ip.sixtofour
+        if ip in _NAT64:
+            inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+        if inner is None:
+            return ip in _UNICAST and ip.is_global
+        ip = inner
+    return ip.is_global and not ip.is_multicast
 
 
 def sign_url(href: str, signing: Signing, access: Access) -> str:

@@ -24,6 +24,8 @@ from geofm.imagery.items import instant
 
 #: An item is superseded only by one that covers at least this share of its ground.
 MIN_COVER = 0.95
+#: Reasons of items that another one stands for.
+SUPERSEDED = ("reprocessed", "second_station")
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,7 @@ def replaces(winner: Scene, other: Scene) -> bool:
 
 def why(winner: Scene, other: Scene) -> str:
     """The reason in a word."""
-    return "reprocessed" if winner.version != other.version else "second_station"
+    return SUPERSEDED[0] if winner.version != other.version else SUPERSEDED[1]
 
 
 def cover(winner: BaseGeometry, other: BaseGeometry) -> float:

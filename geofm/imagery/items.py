@@ -47,12 +47,8 @@ def unsigned(href: str) -> str:
     return urlunsplit((parts.scheme, host, parts.path, kept, parts.fragment))
 
 
-def freeze(item: Json, planet_url: str = "") -> str:
-    """The item as canonical JSON text: no links, unsigned hrefs, the planet's hrefs without host.
-
-    Raises:
-        Quarantine: ``not_json`` for NaN and infinities, ``item_too_large``.
-    """
+def lasting(item: Json, planet_url: str = "") -> Json:
+    """What of an item stays the same: no links, unsigned hrefs, the planet's hrefs without host."""
     frozen = {key: value for key, value in item.items() if key != "links"}
     assets = frozen.get("assets")
     if isinstance(assets, dict):
@@ -62,8 +58,17 @@ def freeze(item: Json, planet_url: str = "") -> str:
             else asset
             for key, asset in assets.items()
         }
+    return frozen
+
+
+def freeze(item: Json, planet_url: str = "") -> str:
+    """What stays the same of an item, as canonical JSON text.
+
+    Raises:
+        Quarantine: ``not_json`` for NaN and infinities, ``item_too_large``.
+    """
     try:
-        text = canonical(frozen).decode("utf-8")
+        text = canonical(lasting(item, planet_url)).decode("utf-8")
     except (ValueError, TypeError, RecursionError) as error:
         raise Quarantine("not_json", f"the item is no valid JSON: {error}") from error
     if len(text.encode("utf-8")) > MAX_ITEM_BYTES:
@@ -158,7 +163,9 @@ def check_numbers(fields: Json) -> None:
     if epsg is not None and not (isinstance(epsg, int) and 1000 <= epsg <= 999_999):
         raise Quarantine("wrong_types", f"proj:epsg is {epsg!r:.40}, not a code")
     code = fields.get("proj:code")
-    if code is not None and not (isinstance(code, str) and re.match(r"^\w{1,20}:\w{1,20}$", code)):
+    if code is not None and not (
+        isinstance(code, str) and re.fullmatch(r"\w{1,20}:\w{1,20}", code)
+    ):
         raise Quarantine("wrong_types", f"proj:code is {code!r:.40}, not AUTHORITY:CODE")
     size = fields.get("proj:shape")
     if size is not None and not (
@@ -175,8 +182,13 @@ def check_numbers(fields: Json) -> None:
 
 
 def is_number(value: Any) -> bool:
-    """A finite JSON number (booleans are none)."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    """A finite JSON number that a float can hold (booleans are none)."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def check_asset(key: str, asset: Any, planet: bool) -> None:
@@ -206,7 +218,7 @@ def check_geometry(geometry: Any) -> BaseGeometry:
     try:
         area = shape(geometry)
     except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError,
-            shapely.errors.ShapelyError) as error:  # fmt: skip
+            OverflowError, shapely.errors.ShapelyError) as error:  # fmt: skip
         raise Quarantine("bad_geometry", f"the geometry can't be read: {error}"[:200]) from error
     if area.is_empty or area.geom_type not in ("Polygon", "MultiPolygon"):
         raise Quarantine("bad_geometry", f"the geometry is an empty area or a {area.geom_type}")

@@ -18,6 +18,9 @@ from geofm.imagery.scene import Channel, Scene, check_finite
 Mask = NDArray[np.bool_]
 #: Reflectance per count of floats and of integers whose scale nobody states.
 USUAL_SCALE = 1e-4
+#: Scales (reflectance per stored number) that are believed, and offsets (counts).
+SCALES = (1e-8, 1e4)
+MAX_OFFSET = 2**31
 VISIBLE = ("red", "green", "blue")
 
 
@@ -68,19 +71,44 @@ def chip_dtype(scene: Scene) -> np.dtype[Any]:
     return np.dtype(np.uint8 if kinds.pop() else np.uint16)
 
 
+def probe(scene: Scene) -> None:
+    """Check what the headers say of the pixels and read the last block of each band.
+
+    Truncated and broken files show there.
+
+    Raises:
+        Quarantine: ``truncated``, ``nan_values``, ``bad_scale``, ``mixed_dtypes``, ...
+    """
+    chip_dtype(scene)
+    for channel in scene.all_channels:
+        radiometry(channel)
+        rows, cols = channel.raster.dataset.block_shapes[channel.band.index - 1]
+        height, width = channel.header.shape
+        top, left = (height - 1) // rows * rows, (width - 1) // cols * cols
+        window = Window(left, top, width - left, height - top)
+        check_finite(channel, channel.raster.read(channel.band.index, window))
+
+
 def radiometry(channel: Channel) -> Radiometry:
     """Scale, gain and offset of a band.
 
     The offset in counts is ``round(offset / scale)``, e.g. -0.1 / 0.0001 = -1000 for Sentinel-2
     from baseline 04.00 on.
+
+    Raises:
+        Quarantine: ``bad_scale`` for a scale or an offset that no sensor has.
     """
     band, dtype = channel.band, channel.header.dtype
-    if dtype.startswith("float"):
-        stated = band.scale or 1.0
-        return Radiometry(USUAL_SCALE, stated / USUAL_SCALE, round(band.offset / USUAL_SCALE))
+    floats = dtype.startswith("float")
     usual = 1 / 255 if dtype == "uint8" else band.usual_scale or USUAL_SCALE
-    scale = band.scale or usual
-    return Radiometry(scale, 1.0, round(band.offset / scale))
+    stated = band.scale or (1.0 if floats else usual)
+    scale = USUAL_SCALE if floats else stated
+    least, most = SCALES
+    if not least <= stated <= most or abs(band.offset) > MAX_OFFSET * scale:
+        raise Quarantine(
+            "bad_scale", f"{band.name} has the scale {stated:g} and the offset {band.offset:g}"
+        )
+    return Radiometry(scale, stated / USUAL_SCALE if floats else 1.0, round(band.offset / scale))
 
 
 def read_strip(scene: Scene, row: int, col: int, height: int, width: int) -> Strip:
@@ -180,7 +208,9 @@ def to_counts(
         counts = stored.astype(np.int64) + how.add
     else:
         safe = np.where(good, stored, 0).astype(np.float64)
-        counts = np.rint(safe * how.gain).astype(np.int64) + how.add
+        with np.errstate(over="ignore"):
+            wide = np.rint(safe * how.gain)
+        counts = np.clip(wide, -(2.0**40), 2.0**40).astype(np.int64) + how.add
     return np.where(good, np.clip(counts, 0 if plain else 1, most), 0).astype(dtype)
 
 

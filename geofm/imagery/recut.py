@@ -3,18 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from data_catalog.artifact import Artifact
 from data_catalog.errors import UsageError
 from data_catalog.tables import records
 from geofm.imagery.chips import pixel_sha256
-from geofm.imagery.cutting import access_of, cut_one, listed_items
+from geofm.imagery.cutting import access_of, cut_one, every_item
 from geofm.imagery.quarantine import Quarantine
 from geofm.imagery.scene import open_scene
 from geofm.settings import CutSettings
 
 
-def recut(chips: Artifact, items: Artifact, chip_ids: Sequence[str]) -> list[tuple[str, str, str]]:
+@dataclass(frozen=True)
+class Recut:
+    """A chip cut again.
+
+    Attributes:
+        expected: ``pixel_sha256`` as sealed.
+        got: what its pixels have now; None where the source could not be read.
+        problem: why not, empty otherwise.
+    """
+
+    chip_id: str
+    expected: str
+    got: str | None
+    problem: str
+
+
+def recut(chips: Artifact, items: Artifact, chip_ids: Sequence[str]) -> list[Recut]:
     """Cut chips again and compare.
 
     Args:
@@ -23,8 +40,7 @@ def recut(chips: Artifact, items: Artifact, chip_ids: Sequence[str]) -> list[tup
         chip_ids: chips whose status is ok.
 
     Returns:
-        (chip id, expected ``pixel_sha256``, what came now) in the order asked for; what came is a
-        reason such as ``not_found`` where the source can't be read any more.
+        What came of each, in the order asked for.
 
     Raises:
         UsageError: for a chip that the artifact does not hold.
@@ -33,8 +49,8 @@ def recut(chips: Artifact, items: Artifact, chip_ids: Sequence[str]) -> list[tup
     rows = {row["chip_id"]: row for row in records(chips.table("chips.parquet", columns))}
     settings = CutSettings.model_validate(chips.manifest.settings)
     access = access_of(items, settings)
-    listed = {(one.item_id, one.item_sha256): one for one in listed_items(items).values()}
-    results: dict[str, tuple[str, str, str]] = {}
+    listed = {(one.item_id, one.item_sha256): one for one in every_item(items).values()}
+    results: dict[str, Recut] = {}
     by_item: dict[tuple[str, str], list[str]] = {}
     for name in dict.fromkeys(chip_ids):
         if name not in rows or rows[name]["status"] != "ok":
@@ -47,8 +63,9 @@ def recut(chips: Artifact, items: Artifact, chip_ids: Sequence[str]) -> list[tup
                 for name in names:
                     x, y = rows[name]["cell"].rsplit("/", 2)[1:]
                     got = pixel_sha256(cut_one(scene, (int(x), int(y))))
-                    results[name] = (name, rows[name]["pixel_sha256"], got)
+                    results[name] = Recut(name, rows[name]["pixel_sha256"], got, "")
         except Quarantine as problem:
             for name in names:
-                results.setdefault(name, (name, rows[name]["pixel_sha256"], problem.reason))
+                expected = rows[name]["pixel_sha256"]
+                results.setdefault(name, Recut(name, expected, None, str(problem)))
     return [results[name] for name in dict.fromkeys(chip_ids)]

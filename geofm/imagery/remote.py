@@ -6,6 +6,7 @@ random pauses; what is read does not depend on them. What stays wrong becomes a 
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import time
@@ -17,13 +18,16 @@ from urllib.parse import urljoin, urlsplit
 
 import httpx
 
-from geofm.imagery.hosts import Access, Signing, check_host, locate, sign_url
+from geofm.imagery.hosts import Access, Signing, check_host, locate, origin, sign_url
+from geofm.imagery.items import scheme_of
 from geofm.imagery.quarantine import Quarantine
 
 T = TypeVar("T")
 REDIRECTS = 5
 #: Longest pause (seconds) that a server's Retry-After is obeyed for.
 MAX_PAUSE = 30.0
+#: Bytes that a signing service's answer may have.
+MAX_SIGNED = 64 * 1024
 _pauses = random.Random()
 
 
@@ -91,11 +95,15 @@ def http_client(timeout_s: float, process: int) -> httpx.Client:
 
 @dataclass
 class HttpAsset:
-    """An asset by http(s); its address is signed where that is asked for."""
+    """An asset by http(s); its address is signed where that is asked for.
+
+    ``name`` is the href as it is stored, for messages: the address may hold a port of today.
+    """
 
     href: str
     access: Access
     signing: Signing = field(default_factory=Signing)
+    name: str = ""
     _signed: str = field(default="", repr=False)
 
     def whole(self, most: int) -> Piece | None:
@@ -139,8 +147,8 @@ class HttpAsset:
 
     @property
     def where(self) -> str:
-        """The address without its query, for messages."""
-        return self.href.partition("?")[0]
+        """The stored href without its query, for messages."""
+        return (self.name or self.href).partition("?")[0][:200]
 
     def _retry(self, attempt: Callable[[], T]) -> T:
         def guarded() -> T:
@@ -156,12 +164,12 @@ class HttpAsset:
         if self.signing.always and not self._signed:
             self._sign()
         try:
-            return _Answer(self._signed or self.href, headers, self.access)
+            return _Answer(self._signed or self.href, headers, self.access, self.where)
         except _Refused as refused:
             if not self._sign():
                 raise Quarantine("forbidden", f"{self.where} answers {refused.status}") from refused
         try:
-            return _Answer(self._signed, headers, self.access)
+            return _Answer(self._signed, headers, self.access, self.where)
         except _Refused as refused:
             raise Fault(f"answers {refused.status} to a signed address") from refused
 
@@ -171,19 +179,20 @@ class HttpAsset:
         if not url:
             return False
         try:
-            with _Answer(url, {}, self.access) as answer:
-                body = b"".join(answer.iter_raw())
+            with _Answer(url, {}, self.access, "the signing service") as answer:
+                body = _beginning(answer, MAX_SIGNED)
         except (Quarantine, _Refused) as error:
             if self.signing.always:
                 raise Quarantine("forbidden", f"{self.where} could not be signed") from error
             return False
         try:
-            signed = httpx.Response(200, content=body[:65536]).json()["href"]
+            signed = json.loads(body)["href"]
             same = urlsplit(signed)[:3] == urlsplit(self.href)[:3]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise Quarantine("forbidden", f"{url.partition('?')[0]} does not sign") from error
         if not same:
             raise Quarantine("forbidden", f"{self.where} was signed as another address")
+        origin(signed)
         self._signed = signed
         return True
 
@@ -199,7 +208,7 @@ class _Refused(Exception):
 class _Answer:
     """A streamed answer after redirects, each hop of which the host policy allows."""
 
-    def __init__(self, url: str, headers: dict[str, str], access: Access) -> None:
+    def __init__(self, url: str, headers: dict[str, str], access: Access, where: str) -> None:
         client = http_client(access.timeout_s, os.getpid())
         for _ in range(REDIRECTS + 1):
             request = client.build_request("GET", url, headers=headers)
@@ -207,12 +216,12 @@ class _Answer:
             if not answer.has_redirect_location:
                 break
             answer.close()
-            url = urljoin(url, answer.headers["location"])
+            url = _follow(url, answer.headers["location"])
             check_host(url, access)
         else:
-            raise Quarantine("too_many_redirects", f"{url.partition('?')[0]} redirects on and on")
+            raise Quarantine("too_many_redirects", f"{where} redirects on and on")
         self.answer = answer
-        problem = _problem(answer, url.partition("?")[0])
+        problem = _problem(answer, where)
         if problem is not None:
             answer.close()
             raise problem
@@ -222,6 +231,24 @@ class _Answer:
 
     def __exit__(self, *error: object) -> None:
         self.answer.close()
+
+
+def _follow(url: str, location: str) -> str:
+    """The address that a redirect leads to, not checked yet."""
+    try:
+        return urljoin(url, location)
+    except ValueError as error:
+        raise Quarantine("bad_href", f"a redirect leads to no address: {location!a:.80}") from error
+
+
+def _beginning(answer: httpx.Response, most: int) -> bytes:
+    """The first bytes of an answer; what comes after them is not waited for."""
+    data = bytearray()
+    for block in answer.iter_raw():
+        data += block
+        if len(data) >= most:
+            break
+    return bytes(data[:most])
 
 
 def _problem(answer: httpx.Response, where: str) -> Exception | None:
@@ -239,22 +266,25 @@ def _problem(answer: httpx.Response, where: str) -> Exception | None:
 
 
 def _retry_after(answer: httpx.Response) -> float:
-    text = answer.headers.get("retry-after", "")
-    return float(text) if text.isdigit() and len(text) < 6 else 0.0
+    return float(_whole(answer.headers.get("retry-after", "")) or 0)
 
 
 def _length(answer: httpx.Response) -> int | None:
-    text = answer.headers.get("content-length", "")
-    return int(text) if text.isdigit() and len(text) < 20 else None
+    return _whole(answer.headers.get("content-length", ""))
+
+
+def _whole(text: str) -> int | None:
+    """A number of a header, None for anything that is no plain number of sensible length."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 16 else None
 
 
 def _content_range(text: str) -> tuple[int, int]:
     """First byte and size of the whole of ``bytes 0-99/1234``."""
-    span, _, total = text.removeprefix("bytes ").partition("/")
-    first = span.partition("-")[0]
-    if not (first.isdigit() and total.isdigit()):
+    span, _, size = text.removeprefix("bytes ").partition("/")
+    first, total = _whole(span.partition("-")[0]), _whole(size)
+    if first is None or total is None:
         raise Quarantine("no_ranges", f"the answer to a range says {text!a:.60}")
-    return int(first), int(total)
+    return first, total
 
 
 @lru_cache(maxsize=4)
@@ -298,7 +328,11 @@ class S3Asset:
         return self._told
 
     def _retry(self, call: Callable[[Any], T]) -> T:
-        from botocore.exceptions import BotoCoreError, NoCredentialsError  # type: ignore[import-untyped]
+        from botocore.exceptions import (
+            BotoCoreError,
+            NoCredentialsError,
+            ParamValidationError,
+        )
 
         def attempt() -> T:
             try:
@@ -316,6 +350,8 @@ class S3Asset:
                     f"{self.href}: access denied; give AWS credentials, or AWS_NO_SIGN_REQUEST=YES "
                     "for a public bucket",
                 ) from error
+            except (ParamValidationError, ValueError) as error:
+                raise Quarantine("bad_href", f"no bucket and key: {self.href!a:.80}") from error
             except (OSError, BotoCoreError) as error:
                 raise Fault(f"{type(error).__name__}: {error}"[:120]) from error
 
@@ -326,7 +362,9 @@ def remote(href: str, access: Access, signing: Signing = Signing()) -> Remote:  
     """The asset behind a stored href.
 
     Raises:
-        Quarantine: ``bad_scheme`` or ``host_refused``.
+        Quarantine: ``bad_scheme``, ``bad_href`` or ``host_refused``.
     """
     url = locate(href, access)
-    return S3Asset(url, access) if url.startswith("s3:") else HttpAsset(url, access, signing)
+    if scheme_of(url) == "s3":
+        return S3Asset(url, access)
+    return HttpAsset(url, access, signing, name=href)

@@ -1,7 +1,7 @@
 """A scene open for reading: its bands, checked against what the item says, on one grid.
 
-Opening checks headers only. ``probe`` also reads the last block of each band, where truncated files
-show. Both are the same code for planning and for cutting, so they can't disagree.
+Opening checks headers only (``pixels.probe`` also reads the last block of each band). It is the
+same code for planning and for cutting, so they can't disagree.
 """
 
 from __future__ import annotations
@@ -14,23 +14,30 @@ from typing import Any
 
 import numpy as np
 import shapely
-from rasterio.windows import Window
+from rasterio.errors import CRSError
 from shapely.affinity import translate
 from shapely.geometry.base import BaseGeometry
 
 from data_catalog.sources import Source
 from geofm.imagery.bands import Band, declared_crs, find_band, find_layer
-from geofm.imagery.grid import Grid, continuous, extent_footprint, make_grid, metres_of
+from geofm.imagery.grid import (
+    Grid,
+    check_pixels,
+    continuous,
+    extent_footprint,
+    make_grid,
+    metres_of,
+)
 from geofm.imagery.hosts import Access, Signing
 from geofm.imagery.items import Json
 from geofm.imagery.quarantine import Quarantine
 from geofm.imagery.reading import Fetched, Raster, open_asset
 from geofm.settings import CutSettings
 
-#: A raster with more pixels than this is opened only if its item states the same shape.
+#: A raster with more pixels than this is not opened.
 MAX_PIXELS = 2**31
-#: Pixels of one compressed block; reading any pixel of it takes them all into memory.
-MAX_BLOCK = 2**26
+#: Bytes of one compressed block of all bands; reading any pixel of it takes them all into memory.
+MAX_BLOCK = 2**28
 DTYPES = ("uint8", "uint16", "int16", "float32", "float64")
 
 
@@ -134,27 +141,30 @@ def read_header(raster: Raster, band: Band, item_crs: str) -> Header:
         raise Quarantine(
             "shape_mismatch", f"{where} has {shape} pixels, its item states {band.size}"
         )
-    if band.size is None and shape[0] * shape[1] > MAX_PIXELS:
-        raise Quarantine("too_many_pixels", f"{where} has {shape} pixels and its item states none")
+    if shape[0] * shape[1] > MAX_PIXELS:
+        raise Quarantine("too_many_pixels", f"{where} has {shape} pixels")
     if not 1 <= band.index <= data.count:
         raise Quarantine("missing_band", f"{where} has {data.count} bands, not {band.index}")
-    rows, cols = data.block_shapes[band.index - 1]
-    if rows * cols > MAX_BLOCK:
-        raise Quarantine("too_many_pixels", f"{where} has blocks of {rows} x {cols} pixels")
     dtype = str(data.dtypes[band.index - 1])
     if dtype not in DTYPES:
         raise Quarantine("bad_dtype", f"{where} holds {dtype}, not {', '.join(DTYPES)}")
-    crs = crs_of(data.crs) or item_crs
+    rows, cols = data.block_shapes[band.index - 1]
+    if rows * cols * data.count * np.dtype(dtype).itemsize > MAX_BLOCK:
+        raise Quarantine(
+            "too_many_pixels", f"{where} has blocks of {rows} x {cols} pixels, {data.count} bands"
+        )
+    crs = crs_of(raster) or item_crs
     if not crs:
         raise Quarantine("no_crs", f"neither {where} nor its item names a CRS")
     if item_crs and crs != item_crs and ":" in crs:
         raise Quarantine("crs_mismatch", f"{where} is in {crs}, its item states {item_crs}")
-    metres_of(crs)
+    transform = upright(raster, band)
+    check_pixels(transform, metres_of(crs))
     nodata = data.nodatavals[band.index - 1]
     flags = {flag.name for flag in data.mask_flag_enums[band.index - 1]}
     return Header(
         crs=crs,
-        transform=upright(raster, band),
+        transform=transform,
         shape=shape,
         dtype=dtype,
         nodata=float(nodata) if nodata is not None else band.nodata,
@@ -162,12 +172,18 @@ def read_header(raster: Raster, band: Band, item_crs: str) -> Header:
     )
 
 
-def crs_of(crs: Any) -> str:
-    """A file's CRS as ``EPSG:code`` where there is one, else WKT, empty without any."""
-    if not crs:
-        return ""
-    code = crs.to_epsg()
-    return f"EPSG:{code}" if code else str(crs.to_wkt())
+def crs_of(raster: Raster) -> str:
+    """A file's CRS as ``EPSG:code`` where there is one, else WKT, empty without any.
+
+    Raises:
+        Quarantine: ``bad_crs``.
+    """
+    try:
+        crs = raster.dataset.crs
+        code = crs.to_epsg() if crs else None
+        return f"EPSG:{code}" if code else str(crs.to_wkt()) if crs else ""
+    except CRSError as error:
+        raise Quarantine("bad_crs", f"the CRS of {raster.where} can't be read") from error
 
 
 def upright(raster: Raster, band: Band) -> tuple[float, ...]:
@@ -201,20 +217,6 @@ def check_place(grid: Grid, geometry: BaseGeometry) -> None:
     turns = [translate(said, degrees) for degrees in (0.0, 360.0, -360.0)]
     if grid.width and not shapely.intersects(pixels, turns).any():
         raise Quarantine("footprint_mismatch", "the pixels lie outside of the item's geometry")
-
-
-def probe(scene: Scene) -> None:
-    """Read the last block of each band: truncated and broken files show there.
-
-    Raises:
-        Quarantine: ``truncated``, ``nan_values``, ...
-    """
-    for channel in scene.all_channels:
-        rows, cols = channel.raster.dataset.block_shapes[channel.band.index - 1]
-        height, width = channel.header.shape
-        top, left = (height - 1) // rows * rows, (width - 1) // cols * cols
-        window = Window(left, top, width - left, height - top)
-        check_finite(channel, channel.raster.read(channel.band.index, window))
 
 
 def check_finite(channel: Channel, pixels: np.ndarray[Any, Any]) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import geopandas as gpd
 from shapely.geometry.base import BaseGeometry
 
+from data_catalog.canonical import digest_of
 from data_catalog.errors import RunError
 from data_catalog.progress import tick
 from data_catalog.sources import Source, source_for, source_named, spdx_licence
@@ -27,7 +28,7 @@ from geofm.imagery.catalogue_api import (
     open_api,
 )
 from geofm.imagery.identity import Scene, scene_of, superseded
-from geofm.imagery.items import check_item, freeze, is_number, stub
+from geofm.imagery.items import check_item, freeze, is_number, lasting, stub
 from geofm.imagery.quarantine import Quarantine
 from geofm.settings import SearchSettings
 
@@ -78,10 +79,21 @@ def seal(job: Job, folders: list[Path], out: Path) -> Sealed:
         dropped=dict(dropped),
         facts={
             "collections": chosen,
+            "profiles": {
+                name: profile_digest(name) for name in sorted({row["source"] for row in rows})
+            },
             "quarantined": sum(row["status"] == "quarantined" for row in rows),
             "sources": count_sources(row for row in rows if row["status"] == "ok"),
         },
     )
+
+
+def profile_digest(name: str) -> str:
+    """SHA-256 of a source profile: it decides scales and cloud codes, so it belongs to the items.
+
+    The search runs every time, so a changed profile changes the items and all that is made of them.
+    """
+    return digest_of(source_named(name).model_dump(mode="json"))
 
 
 def count_sources(rows: Iterable[Mapping[str, Any]]) -> list[Json]:
@@ -121,17 +133,18 @@ def judge(
     rows = [judge_alone(item, settings.stac, collections, planet) for item in listed]
     rows.sort(key=lambda r: (r["collection"], r["item_id"], r["item_sha256"]))
     mark_doubles(rows)
-    mark_superseded(rows)
+    # before the versions are compared: a scene too cloudy to be used stands for no other
     for row in rows:
         if row["status"] == "ok" and (row["cloud_cover"] or 0.0) > settings.max_cloud_percent:
             row.update(status="dropped", reason="cloud_cover")
+    mark_superseded(rows)
     return rows
 
 
 def judge_alone(item: Any, api: str, collections: dict[str, Json], planet: str) -> Json:
     """The row of one item, looked at by itself."""
     if not isinstance(item, dict):
-        item, text = {"": repr(item)}, "{}"
+        item, text = {"": item}, "{}"
         problem: Quarantine | None = Quarantine("wrong_types", "the item is no JSON object")
     else:
         text, problem = _frozen(item, planet)
@@ -155,7 +168,7 @@ def judge_alone(item: Any, api: str, collections: dict[str, Json], planet: str) 
         "collection": collection,
         "datetime": _time(properties),
         "geometry": area,
-        "item_sha256": _sha256(item, text, whole),
+        "item_sha256": _sha256(item, text, whole, planet),
         "item_json": text,
         "licence": licence_of(properties, collections.get(collection, {}), source),
         "source": source.name,
@@ -179,12 +192,14 @@ def _frozen(item: Json, planet: str) -> tuple[str, Quarantine | None]:
         return stub(item), error
 
 
-def _sha256(item: Json, text: str, whole: bool) -> str:
-    """Digest of the frozen text; of all of the item where only a stub of it is kept."""
-    content = text.encode("utf-8", errors="surrogatepass")
+def _sha256(item: Json, text: str, whole: bool, planet: str) -> str:
+    """Digest of the frozen text; of all that lasts of the item where only a stub of it is kept."""
     if not whole:
-        content = repr(sorted(item.items(), key=str)).encode("utf-8", errors="surrogatepass")
-    return hashlib.sha256(content).hexdigest()
+        try:
+            text = json.dumps(lasting(item, planet), sort_keys=True)
+        except RecursionError:
+            log.info("search: an item is nested too deeply; it is told apart by its id alone")
+    return hashlib.sha256(text.encode("utf-8", errors="surrogatepass")).hexdigest()
 
 
 def _text(value: Any) -> str:
@@ -250,7 +265,7 @@ def to_frame(rows: list[Json]) -> gpd.GeoDataFrame:
 
 STAGE = Stage(
     name="search",
-    version="1",
+    version="2",
     kind="items",
     inputs=(),
     software=("pystac", "pystac-client", "shapely"),

@@ -22,7 +22,7 @@ from data_catalog.catalogue import open_catalogue
 from data_catalog.run import run_stage
 from data_catalog.store import open_store
 from geofm.imagery import cut, search
-from geofm.imagery.recut import recut
+from geofm.imagery.recut import Recut, recut
 from geofm.settings import CutSettings, SearchSettings
 
 BANDS = ["red", "green", "blue", "nir"]
@@ -78,7 +78,7 @@ class Outcome:
     items_artifact: Artifact
     chips_artifact: Artifact
     root: Path
-    recut: list[tuple[str, str, str]]
+    recut: list[Recut]
     digest_with_faults: str
 
 
@@ -229,5 +229,5 @@ def test_nothing_is_lost_or_written_outside_the_store(outcome: Outcome) -> None:
 
 def test_cutting_again_and_through_faults_gives_the_same(outcome: Outcome) -> None:
     assert len(outcome.recut) > 5
-    assert all(expected == got for _, expected, got in outcome.recut)
+    assert all(one.expected == one.got for one in outcome.recut)
     assert outcome.digest_with_faults == outcome.chips_artifact.digest
