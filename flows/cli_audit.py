@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from data_catalog.artifact import Artifact
-from data_catalog.errors import CheckError, UsageError
+from data_catalog.catalogue import Catalogue
+from data_catalog.errors import CheckError, RunError, UsageError
 from data_catalog.lineage import Node, ancestor, ancestry, licence_union, trace_sample
 from data_catalog.lineage import why as why_chip
 from data_catalog.verify import verify_artifact, verify_chain
@@ -16,13 +17,16 @@ from flows.console import out, print_json, print_table, progress_bars
 from flows.options import Catalog, Json, Ref, Store
 from flows.settings import open_place
 
+if TYPE_CHECKING:  # rasterio loads only when something is cut
+    from geofm.imagery.recut import Recut
+
 SampleRef = Annotated[
     str, typer.Argument(metavar="REF[/SAMPLE]", help="An artifact, or one sample of a dataset.")
 ]
 Deep = Annotated[
     bool, typer.Option("--deep", help="Follow the chain to everything it was made from.")
 ]
-Recut = Annotated[
+RecutCount = Annotated[
     int,
     typer.Option(
         "--recut", min=0, metavar="N", help="Cut N samples again from the source, compare pixels."
@@ -135,7 +139,7 @@ def licences(ref: Ref, store: Store = "", catalog: Catalog = "", json_: Json = F
 def verify(
     ref: Ref,
     deep: Deep = False,
-    recut: Recut = 0,
+    recut: RecutCount = 0,
     store: Store = "", catalog: Catalog = "", json_: Json = False,
 ) -> None:  # fmt: skip
     """Re-hash an artifact; name the shard and sample where a bit differs. Exit code 4 if any."""
@@ -148,20 +152,30 @@ def verify(
 
             problems += verify_shards(artifact)
         again = _recut(catalogue, artifact, recut) if recut else []
-    wrong = [chip for chip, expected, got in again if expected != got]
-    problems += [f"sample {chip}: cut again from the source it has other pixels" for chip in wrong]
+    same = [one for one in again if one.got == one.expected]
+    away = [one for one in again if one.problem]
+    problems += [
+        f"sample {one.chip_id}: cut again from the source it has other pixels"
+        for one in again
+        if not one.problem and one.got != one.expected
+    ]
     if json_:
-        checked = {"recut": len(again), "recut_identical": len(again) - len(wrong)}
+        checked = {"recut": len(again), "recut_identical": len(same), "recut_away": len(away)}
         print_json({"digest": artifact.digest, "problems": problems, **checked})
     if problems:
         raise CheckError("\n  ".join([f"{len(problems)} problems in {ref}:", *problems]))
+    if away:
+        raise RunError(
+            f"all bytes are as sealed, but {len(away)} of {len(again)} samples could not be cut "
+            f"again ({away[0].problem}); try again when the source answers"
+        )
     if not json_:
         files = len(artifact.manifest.files)
         more = f", {len(again)} samples cut again with identical pixels" if again else ""
         out.print(f"{ref}: {files} files as sealed{', whole chain' if deep else ''}{more}")
 
 
-def _recut(catalogue: Any, artifact: Artifact, count: int) -> list[tuple[str, str, str]]:
+def _recut(catalogue: Catalogue, artifact: Artifact, count: int) -> list[Recut]:
     """Cut ``count`` samples of a dataset again, chosen at random but the same ones each time."""
     from geofm.imagery.recut import recut
     from geofm.planet.serving import serving_source
@@ -173,8 +187,7 @@ def _recut(catalogue: Any, artifact: Artifact, count: int) -> list[tuple[str, st
         raise UsageError(f"{dataset.digest[:12]} holds no samples to cut again")
     chosen = random.Random(0).sample(ids, min(count, len(ids)))
     with serving_source(str(items.manifest.settings["stac"])):
-        again: list[tuple[str, str, str]] = recut(chips, items, chosen)
-    return again
+        return recut(chips, items, chosen)
 
 
 def _node(node: Node) -> dict[str, Any]:
