@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -34,6 +35,8 @@ TIMEOUT = (5.0, 60.0)
 #: Longest pause (seconds) that the API may ask for.
 MAX_PAUSE = 30.0
 MAX_PAGES = 1000
+#: Digits that an integer may have.
+MAX_DIGITS = 1000
 
 #: What reading a strange server's answers may raise: its errors, no JSON, JSON of another shape.
 STRANGE = (
@@ -118,6 +121,14 @@ class PatientIO(StacApiIO):  # type: ignore[misc, unused-ignore]
                 time.sleep(0.1 * 2**attempt)
         raise AssertionError("unreachable")
 
+    def json_loads(self, txt: str, *args: Any, **kwargs: Any) -> Json:
+        """JSON by the standard library, whatever else is installed.
+
+        NaN and endless numbers are let in, so that they spoil one item and not its page.
+        """
+        found: Json = json.loads(txt, parse_int=_whole)
+        return found
+
     def get_pages(
         self, url: str, method: str | None = None, parameters: dict[str, Any] | None = None
     ) -> Iterator[Json]:
@@ -140,6 +151,11 @@ class PatientIO(StacApiIO):  # type: ignore[misc, unused-ignore]
                 seen.add(key)
                 break
             yield page
+
+
+def _whole(text: str) -> int | float:
+    """An integer; one of thousands of digits, which Python refuses to read, is infinite."""
+    return int(text) if len(text) <= MAX_DIGITS else math.inf
 
 
 def same_server(a: str, b: str) -> bool:

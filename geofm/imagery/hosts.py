@@ -25,6 +25,7 @@ PLANET_ENV = "GEOFM_PLANET_URL"
 PORTS = {"http": 80, "https": 443}
 #: Longest address (characters) that is asked.
 MAX_URL = 8192
+_HOST = re.compile(r"[a-z0-9._-]+|[0-9a-f:.]+")
 _BUCKET = re.compile(r"s3://([A-Za-z0-9][A-Za-z0-9._-]{0,62})/.+", re.DOTALL)
 #: IPv6 addresses are public only in here, but for IPv4 addresses in NAT64's own prefix.
 _UNICAST = ipaddress.IPv6Network("2000::/3")
@@ -79,7 +80,10 @@ def origin(url: str) -> str:
         raise Quarantine("bad_href", f"no address: {url!a:.80}") from error
     if parts.scheme not in PORTS or not host:
         raise Quarantine("bad_scheme", f"no http address: {url!a:.80}")
-    return f"{host}:{parts.port or PORTS[parts.scheme]}"
+    port = PORTS[parts.scheme] if parts.port is None else parts.port
+    if not _HOST.fullmatch(host) or not 0 < port < 2**16:
+        raise Quarantine("bad_href", f"no host and port: {url!a:.80}")
+    return f"{host}:{port}"
 
 
 def check_text(url: str) -> None:

@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from data_catalog import sources
 from data_catalog.artifact import Artifact
 from data_catalog.catalogue import Catalogue
 from data_catalog.errors import RunError, UsageError
@@ -136,3 +137,27 @@ def test_the_planets_port_is_not_in_the_artifact(
     assert world.url not in frame.item_json[0]
     assert '"href":"planet:/files/a/red.tif"' in frame.item_json[0]
     assert (frame.licence[0], frame.source[0], frame.status[0]) == ("CC0-1.0", "planet-s2", "ok")
+
+
+def test_a_scene_too_cloudy_stands_for_no_other(
+    store: Store, catalogue: Catalogue, world: World
+) -> None:
+    for name, version, cover in (("old", "02.05", 19), ("new", "05.00", 21)):
+        told = identity("31UDQ", version, "2018-01-01T00:00:00Z")
+        add_scene(world, name, SMALL, **told, **{"eo:cloud_cover": cover})
+    items = search(store, catalogue, world.url, max_cloud_percent=20)
+    assert verdicts(items) == {"old": ("ok", ""), "new": ("dropped", "cloud_cover")}
+
+
+def test_a_changed_profile_changes_the_items(
+    store: Store, catalogue: Catalogue, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_scene(world, "a", SMALL)
+    first = search(store, catalogue, world.url)
+    assert list(first.manifest.facts["profiles"]) == ["sentinel-2"]
+    changed = tuple(
+        one.model_copy(update={"default_scale": 0.5}) if one.name == "sentinel-2" else one
+        for one in sources.load_sources()
+    )
+    monkeypatch.setattr(sources, "load_sources", lambda: changed)
+    assert search(store, catalogue, world.url).digest != first.digest
