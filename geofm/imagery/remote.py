@@ -288,11 +288,16 @@ def _content_range(text: str) -> tuple[int, int]:
 
 
 @lru_cache(maxsize=4)
-def s3_files(anonymous: bool, requester_pays: bool) -> Any:
-    """The s3 client; credentials and endpoint come from the environment."""
+def s3_files(anonymous: bool, requester_pays: bool, endpoint: str, process: int) -> Any:
+    """The s3 client of a process (a fork can't use its parent's), credentials as boto finds them."""
     import s3fs
 
-    return s3fs.S3FileSystem(anon=anonymous, requester_pays=requester_pays)
+    return s3fs.S3FileSystem(
+        anon=anonymous,
+        requester_pays=requester_pays,
+        endpoint_url=endpoint or None,
+        skip_instance_cache=True,
+    )
 
 
 @dataclass
@@ -340,6 +345,9 @@ class S3Asset:
                     s3_files(
                         os.environ.get("AWS_NO_SIGN_REQUEST", "").upper() in ("YES", "TRUE", "1"),
                         os.environ.get("AWS_REQUEST_PAYER", "") == "requester",
+                        os.environ.get("AWS_ENDPOINT_URL_S3")
+                        or os.environ.get("AWS_ENDPOINT_URL", ""),
+                        os.getpid(),
                     )
                 )
             except FileNotFoundError as error:
