@@ -289,7 +289,7 @@ def _content_range(text: str) -> tuple[int, int]:
 
 @lru_cache(maxsize=4)
 def s3_files(anonymous: bool, requester_pays: bool, endpoint: str, process: int) -> Any:
-    """The s3 client of a process (a fork can't use its parent's), credentials as boto finds them."""
+    """The s3 client of a process (a fork can't use its parent's); boto finds the credentials."""
     import s3fs
 
     return s3fs.S3FileSystem(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from typing import Any
 
@@ -9,10 +10,13 @@ import numpy as np
 import pytest
 from affine import Affine
 from rasterio.io import MemoryFile
+from urllib3 import HTTPResponse
 
 from data_catalog.errors import RunError
+from data_catalog.run import make_job
 from geofm.imagery import catalogue_api, cut, remote
 from geofm.imagery.catalogue_api import BoundedRetry, list_collections, open_api
+from geofm.imagery.chips import read_chip
 from geofm.imagery.grid import make_grid
 from geofm.imagery.hosts import Access, Signing, is_public, locate
 from geofm.imagery.items import check_geometry, is_number
@@ -104,8 +108,6 @@ def test_scales_that_no_sensor_has(run: Run, scale: float, offset: float, dtype:
 
 
 def cut_job(run: Run, inputs: dict[str, Any], settings: CutSettings) -> Any:
-    from data_catalog.run import make_job
-
     return make_job(cut.STAGE, run.store, inputs, settings)
 
 
@@ -167,8 +169,6 @@ def test_floats_beyond_all_counts_are_saturated(run: Run) -> None:
     bright[0] = -1e307
     run.world.add("/files/float/red.tif", tiff(bright, nodata=None))
     chips = run.chips()
-    from geofm.imagery.chips import read_chip
-
     frame = good(chips)
     got = read_chip(chips, frame[frame.item_id == "float"].iloc[0])[0]
     assert (got[0] == 1).all()
@@ -221,11 +221,7 @@ def test_collections_without_a_plain_name_are_skipped(
     ("there", "said"),
     [("/collections", "was there before"), ("http://127.0.0.2:9/collections", "another server")],
 )
-def test_pages_that_lead_elsewhere(
-    world: World, monkeypatch: pytest.MonkeyPatch, there: str, said: str
-) -> None:
-    import json
-
+def test_pages_that_lead_elsewhere(world: World, there: str, said: str) -> None:
     href = there if there.startswith("http") else world.url + there
     page = {"collections": [{"id": "a"}], "links": [{"rel": "next", "href": href}]}
     world.add("/collections", json.dumps(page).encode())
@@ -243,8 +239,6 @@ def test_endless_pages_end(world: World, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_server_cannot_make_us_wait_for_hours() -> None:
-    from urllib3 import HTTPResponse
-
     answer = HTTPResponse(status=503, headers={"Retry-After": "21000"})
     assert BoundedRetry(backoff_max=9).new().get_retry_after(answer) == catalogue_api.MAX_PAUSE
     assert catalogue_api.PatientIO().session.get_adapter("http://x").max_retries.backoff_max <= 30
