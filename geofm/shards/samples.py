@@ -21,6 +21,7 @@ from shapely.geometry import mapping
 from data_catalog.artifact import Artifact
 from data_catalog.errors import RunError, UsageError
 from data_catalog.tables import records
+from geofm.imagery.identity import SUPERSEDED
 
 Json = dict[str, Any]
 
@@ -117,6 +118,9 @@ def _lists(value: Any) -> Any:
     return [_lists(v) for v in value] if isinstance(value, list | tuple) else value
 
 
+SCENE_COLUMNS = ["collection", "item_id", "source", "licence"]
+
+
 def place(seed: int, chip_id: str) -> int:
     """Where a chip stands in the dataset: 64 bits of a hash of seed and id."""
     return int.from_bytes(hashlib.sha256(f"{seed} {chip_id}".encode()).digest()[:8], "big")
@@ -139,10 +143,14 @@ def load_samples(items: Artifact, chips: Artifact, decisions: Artifact, seed: in
             "(curate.min_valid, curate.max_cloud, curate.max_saturated) or search for more scenes"
         )
     table = chips.table("chips.parquet", CHIP_COLUMNS)
-    scenes = items.table("items.parquet", ["collection", "item_id", "status", "source", "licence"])
-    scenes = scenes[scenes["status"] == "ok"].rename(columns={"licence": "item_licence"})
+    scenes = items.table("items.parquet", [*SCENE_COLUMNS, "status", "reason"])
+    # an older version stands in where the newest could not be read: its chips count as well
+    stand_in = scenes["reason"].isin(SUPERSEDED)
+    scenes = scenes.loc[(scenes["status"] == "ok") | stand_in, SCENE_COLUMNS]
     rows = table.merge(kept, on="chip_id", validate="one_to_one").merge(
-        scenes.drop(columns="status"), on=["collection", "item_id"], validate="many_to_one"
+        scenes.rename(columns={"licence": "item_licence"}),
+        on=["collection", "item_id"],
+        validate="many_to_one",
     )
     if len(rows) != len(kept):
         raise RunError(

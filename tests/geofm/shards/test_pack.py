@@ -5,6 +5,7 @@ import json
 import subprocess
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import geopandas as gpd
@@ -54,6 +55,15 @@ def test_every_kept_chip_is_a_sample_with_its_provenance(pack):
         assert (about["licence"], about["source"]) == ("CC-BY-4.0", "generic")
     assert dataset.manifest.facts["sources"][0]["rows"] == 22
     assert dataset.manifest.counts["rows_in"] == 22
+
+
+def test_chips_of_a_stand_in_scene_are_packed(pack):
+    chips = some_chips()
+    chips = [replace(chips[0], item=f"{chips[0].item}-old"), *chips[1:]]
+    dataset = pack(chips, drop=[])
+    assert dataset.manifest.counts["rows_out"] == len(chips)
+    items = dataset.table("samples.parquet")["item_id"]
+    assert (items == chips[0].item).sum() == 1
 
 
 def test_order_is_the_hash_of_seed_and_id(pack):
