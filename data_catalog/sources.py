@@ -8,6 +8,8 @@ are YAML files in ``data_catalog/sources``; the one called ``generic`` fits ever
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
@@ -180,3 +182,17 @@ def source_named(name: str) -> Source:
     """The profile with this name, ``generic`` where it is gone."""
     by_name = {source.name: source for source in load_sources()}
     return by_name.get(name, by_name["generic"])
+
+
+def count_sources(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows by source profile and licence, with the attribution that the profile asks for."""
+    numbers = Counter((str(row["source"]), str(row["licence"])) for row in rows)
+    return [
+        {
+            "source": name,
+            "licence": licence,
+            "rows": number,
+            "attribution": source_named(name).attribution,
+        }
+        for (name, licence), number in sorted(numbers.items())
+    ]

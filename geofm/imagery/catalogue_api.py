@@ -22,12 +22,12 @@ from data_catalog.canonical import canonical
 from data_catalog.errors import RunError, UsageError
 from geofm.imagery.items import check_id
 from geofm.imagery.quarantine import Quarantine, printable
+from geofm.planet.serving import ADDRESS as PLANET_ENV
 from geofm.settings import SearchSettings
 
 log = logging.getLogger("geofm.search")
 
 Json = dict[str, Any]
-PLANET_ENV = "GEOFM_PLANET_URL"
 PAGE = 100
 ATTEMPTS = 5
 #: Seconds to connect (an address where nobody answers is soon told) and between two bytes.

@@ -22,6 +22,7 @@ from typing import Any
 from data_catalog.canonical import canonical, digest_of
 from data_catalog.errors import RunError
 from data_catalog.progress import tick
+from data_catalog.sources import count_sources
 from data_catalog.stage import Job, Part, Sealed, Stage, link
 from data_catalog.tables import read_table, records, write_table
 from geofm.imagery.chip_table import read_rows
@@ -47,7 +48,6 @@ from geofm.imagery.overlap import Claim, lost_cells
 from geofm.imagery.pixels import probe
 from geofm.imagery.quarantine import Quarantine
 from geofm.imagery.scene import open_scene
-from geofm.imagery.search import count_sources
 from geofm.settings import CutSettings
 
 log = logging.getLogger("geofm.cut")

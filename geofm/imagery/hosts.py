@@ -20,8 +20,8 @@ import httpx
 
 from geofm.imagery.items import scheme_of
 from geofm.imagery.quarantine import Quarantine
+from geofm.planet.serving import ADDRESS as PLANET_ENV
 
-PLANET_ENV = "GEOFM_PLANET_URL"
 PORTS = {"http": 80, "https": 443}
 #: Longest address (characters) that is asked.
 MAX_URL = 8192

@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,13 @@ from shapely.geometry.base import BaseGeometry
 from data_catalog.canonical import digest_of
 from data_catalog.errors import RunError
 from data_catalog.progress import tick
-from data_catalog.sources import Source, source_for, source_named, spdx_licence
+from data_catalog.sources import (
+    Source,
+    count_sources,
+    source_for,
+    source_named,
+    spdx_licence,
+)
 from data_catalog.stage import Job, Sealed, Stage, no_parts, no_work
 from data_catalog.tables import write_table
 from geofm.imagery.catalogue_api import (
@@ -94,20 +99,6 @@ def profile_digest(name: str) -> str:
     The search runs every time, so a changed profile changes the items and all that is made of them.
     """
     return digest_of(source_named(name).model_dump(mode="json"))
-
-
-def count_sources(rows: Iterable[Mapping[str, Any]]) -> list[Json]:
-    """Rows by source profile and licence, with the attribution that the profile asks for."""
-    numbers = Counter((row["source"], row["licence"]) for row in rows)
-    return [
-        {
-            "source": name,
-            "licence": licence,
-            "rows": number,
-            "attribution": source_named(name).attribution,
-        }
-        for (name, licence), number in sorted(numbers.items())
-    ]
 
 
 def _nothing(settings: SearchSettings, collections: list[str], url: str) -> str:

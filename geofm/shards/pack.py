@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -22,9 +21,9 @@ from data_catalog.artifact import Artifact
 from data_catalog.canonical import canonical, digest_of
 from data_catalog.errors import CheckError
 from data_catalog.progress import tick
-from data_catalog.sources import source_named
+from data_catalog.sources import count_sources
 from data_catalog.stage import Job, Part, Sealed, Stage, link
-from data_catalog.tables import write_table
+from data_catalog.tables import records, write_table
 from geofm.imagery.chips import chip_from_bytes, pixel_sha256
 from geofm.settings import PackSettings
 from geofm.shards.card import write_card
@@ -140,7 +139,7 @@ def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
     first = samples.document(0)
     stats = finish_stats(first["bands"], first["dtype"], first["scale"], sums)
     (folder / "stats.json").write_bytes(canonical(stats))
-    sources = count_sources(samples.rows)
+    sources = count_sources(records(samples.rows[["source", "licence"]]))
     write_card(folder / "README.md", settings.name, samples.rows, stats, sources, job.inputs)
     return Sealed(
         counts={"rows_in": len(samples.rows), "rows_out": len(index), "shards": len(folders)},
@@ -152,20 +151,6 @@ def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
             "pixels": int(math.prod(int(first["window"][s]) for s in ("width", "height"))),
         },
     )
-
-
-def count_sources(rows: pd.DataFrame) -> list[dict[str, Any]]:
-    """Samples by source profile and licence, with the attribution the source asks for."""
-    pairs = zip(rows["source"].astype(str), rows["licence"].astype(str), strict=True)
-    return [
-        {
-            "source": source,
-            "licence": licence,
-            "rows": count,
-            "attribution": source_named(source).attribution,
-        }
-        for (source, licence), count in sorted(Counter(pairs).items())
-    ]
 
 
 STAGE = Stage(
