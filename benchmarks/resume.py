@@ -79,7 +79,7 @@ def main() -> None:
     RESULTS.mkdir(exist_ok=True)
     target = RESULTS / f"resume-{asked.recipe}.csv"
     with target.open("w", newline="") as file:
-        table = csv.DictWriter(file, fieldnames=list(rows[0]))
+        table = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
         table.writeheader()
         table.writerows(rows)
     for row in rows:
