@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,17 +46,15 @@ def shared() -> Path:
 
 
 @pytest.fixture(scope="session")
-def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgres_url() -> Iterator[str]:
     """A real PostgreSQL server of this test run; skips where no server is installed."""
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
     if not found:
         pytest.skip("needs a PostgreSQL server (Debian: apt-get install postgresql)")
-    bin_folder, data = found[-1].parent, tmp_path_factory.mktemp("postgres")
-    # PostgreSQL refuses to run as root
+    bin_folder, data = found[-1].parent, Path(tempfile.mkdtemp(prefix="geofm-postgres-"))
+    # PostgreSQL refuses to run as root, and pytest's own folders are closed to other users
     user = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
     if user:
-        for folder in (data, *data.parents[:3]):
-            folder.chmod(0o755)
         shutil.chown(data, "postgres")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -71,6 +70,7 @@ def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     name = "postgres" if user else getpass.getuser()
     yield f"postgresql+psycopg://{name}@127.0.0.1:{port}/postgres"
     run(*control, "-m", "immediate", "stop")
+    shutil.rmtree(data)
 
 
 @pytest.fixture(scope="session")
