@@ -11,7 +11,7 @@ import typer
 
 from flows.console import err, out
 from flows.options import Catalog, Store
-from flows.server import find_or_launch, stop_server, wait_for
+from flows.server import find_or_launch, note_worker, stop_server, stop_worker, wait_for
 
 
 def up(
@@ -56,6 +56,7 @@ def up(
             env=os.environ,
             start_new_session=True,
         )
+        note_worker(worker.pid)
         out.print(f"worker      pid {worker.pid}, log {log.name}", highlight=False)
         return
     err.print("The worker runs until Ctrl-C; the server stays until `geofm down`.", highlight=False)
@@ -63,8 +64,9 @@ def up(
 
 
 def down() -> None:
-    """Stop the Prefect server that geofm started."""
-    out.print("stopped" if stop_server() else "no server of geofm's is running")
+    """Stop the Prefect server that geofm started, and its background worker."""
+    worker, server = stop_worker(), stop_server()
+    out.print("stopped" if worker or server else "no server of geofm's is running")
 
 
 def add_to(app: typer.Typer) -> None:

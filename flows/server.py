@@ -177,6 +177,34 @@ def stop_server() -> bool:
     return True
 
 
+def note_worker(pid: int) -> None:
+    """Remember a worker that runs in the background, so that ``stop_worker`` finds it."""
+    (home() / "worker.pid").write_text(str(pid))
+
+
+def stop_worker(patience_s: float = 10.0) -> bool:
+    """End the background worker and what it runs; False when there is none.
+
+    It may sign off first; after ``patience_s`` seconds it is killed.
+    """
+    note = home() / "worker.pid"
+    try:
+        pid = int(note.read_text())
+    except (OSError, ValueError):
+        return False
+    note.unlink()
+    if not _alive(pid):
+        return False
+    os.killpg(pid, signal.SIGTERM)
+    deadline = time.monotonic() + patience_s
+    while _alive(pid):
+        if time.monotonic() > deadline:
+            os.killpg(pid, signal.SIGKILL)
+            break
+        time.sleep(0.1)
+    return True
+
+
 def _free_port(preferred: int) -> int:
     """``preferred`` where it is free on loopback, else any free port."""
     for port in (preferred, 0):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +11,7 @@ import httpx
 import pytest
 
 from data_catalog.catalogue import open_catalogue
+from flows import server
 from tests.flows.conftest import Outcome
 
 pytestmark = pytest.mark.slow
@@ -23,8 +22,9 @@ def up(geofm: Callable[..., Outcome], tmp_path: Path) -> Iterator[Outcome]:
     done = geofm("up", "--detach", "--store", str(tmp_path / "store"))
     yield done
     found = re.search(r"worker +pid (\d+)", done.stdout)
+    assert server.stop_worker() == (found is not None)
     if found:
-        os.killpg(int(found[1]), signal.SIGTERM)
+        wait_for(lambda: not Path(f"/proc/{found[1]}/cmdline").exists(), 5)
 
 
 def wait_for(what: Callable[[], object], seconds: float) -> object:
