@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 
 from data_catalog.artifact import cache_folder
 from data_catalog.canonical import canonical
@@ -29,18 +28,12 @@ from geofm.evaluation.tasks import (
     task_digest,
 )
 from geofm.evaluation.trial import SPLIT_SEED, run_trial
+from geofm.pretraining.arithmetic import pick_device
 from geofm.settings import EvaluateSettings
 
 PLANET = "planet"
 #: Unreadable images named in the manifest; all are counted.
 MOST_LISTED = 20
-
-
-def compute_device(device: str) -> str:
-    """``cuda`` when asked for, or where there is one and nothing was asked for."""
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return device
 
 
 def tasks_of(job: Job) -> list[Task]:
@@ -102,7 +95,7 @@ def plan(job: Job) -> list[Part]:
 def work(job: Job, part: Part, folder: Path) -> None:
     """``predictions.parquet`` and ``trial.json`` of one subject on one task."""
     task = tasks_of(job)[int(part.payload["task"])]
-    device = compute_device(job.device)
+    device = pick_device(job.device)
     subject = load_subject(job.inputs["model"], part.payload["who"], device)
     used = _used(job, task)
     trial = run_trial(task, used, subject, _settings(job), job.seed)
