@@ -94,7 +94,37 @@ class CutSettings(Section):
         ge=0,
         le=1,
         description="Drop a chip when this share of it is already covered by chips of another "
-        "scene of the same acquisition.",
+        "scene of the same collection and day.",
+    )
+    min_footprint: float = Field(
+        0.01,
+        ge=0,
+        le=1,
+        description="Drop a chip when less than this share of it lies in the scene's footprint.",
+    )
+    max_nodata_percent: float = Field(
+        100.0,
+        ge=0,
+        le=100,
+        description="Drop scenes whose metadata state more pixels without data (percent).",
+    )
+    max_dates: int | None = Field(
+        None, ge=1, description="At most so many dates of one ground cell in a season."
+    )
+    season: Literal["month", "quarter", "year", "all"] = Field(
+        "quarter", description="What a season is; quarters begin with December."
+    )
+    max_per_stratum: int | None = Field(
+        None, ge=1, description="At most so many chips per square of stratum_deg and season."
+    )
+    stratum_deg: float = Field(
+        1.0, ge=0.01, le=90, description="Edge of a stratum's square in degrees."
+    )
+    max_chips: int | None = Field(
+        None, ge=1, description="Budget: at most so many chips, evenly over the strata."
+    )
+    max_gib: float | None = Field(
+        None, gt=0, description="Budget: stop at about so many GiB to download."
     )
     whole_max_mib: float = Field(
         64.0,

@@ -241,10 +241,28 @@ def to_crs(areas: Shapes, source: str, target: str) -> Shapes:
     return moved
 
 
-def boxes(grid: Grid, cells: Sequence[Cell]) -> Shapes:
+def boxes(grid: Grid, cells: Sequence[Cell] | NDArray[np.int64]) -> Shapes:
     """The cells as boxes in the scene's CRS."""
-    bounds = np.array([grid.bounds(cell) for cell in cells], dtype=np.float64).reshape(-1, 4)
-    return np.asarray(shapely.box(*bounds.T))
+    x, y = np.asarray(cells, dtype=np.int64).reshape(-1, 2).T
+    row, col = grid.top - (y + 1) * grid.size, x * grid.size - grid.left
+    west, north = grid.west + col * grid.gsd, grid.north - row * grid.gsd
+    edge = grid.size * grid.gsd
+    return np.asarray(shapely.box(west, north - edge, west + edge, north))
+
+
+def centres(grid: Grid, cells: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Longitude and latitude [n, 2] of the cells' centres, degrees, -180 to 180."""
+    x, y = cells.reshape(-1, 2).T
+    east = grid.west + (x * grid.size - grid.left + grid.size / 2) * grid.gsd
+    north = grid.north - (grid.top - (y + 1) * grid.size + grid.size / 2) * grid.gsd
+    lon, lat = transformer(grid.crs, WGS84).transform(east, north)
+    return np.column_stack([(np.asarray(lon) + 180) % 360 - 180, lat])
+
+
+def all_cells(grid: Grid) -> NDArray[np.int64]:
+    """``grid.cells()`` as an array [n, 2] of x, y."""
+    y, x = np.meshgrid(np.array(grid.rows()), np.array(grid.columns()), indexing="ij")
+    return np.column_stack([x.ravel(), y.ravel()]).astype(np.int64)
 
 
 def footprints(grid: Grid, cells: Sequence[Cell]) -> list[BaseGeometry]:

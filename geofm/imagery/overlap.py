@@ -1,4 +1,4 @@
-"""Ownership of ground that several scenes of one acquisition cover (tiles overlap at their rims).
+"""Ownership of ground that several scenes of one day cover (tiles overlap at their rims).
 
 The best scene keeps all its chips. A chip of the next is dropped when chips that are kept already
 cover enough of it. Only whole kept chips count, so no ground is lost at the rim of a scene.
@@ -9,73 +9,117 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import shapely
+from numpy.typing import NDArray
+from shapely.affinity import translate
 from shapely.geometry.base import BaseGeometry
 
-from geofm.imagery.grid import WGS84, Cell, Grid, Shapes, boxes, continuous, to_crs
+from geofm.imagery.grid import WGS84, Grid, Shapes, boxes, continuous, extent_footprint, to_crs
 from geofm.imagery.identity import version_key
+
+#: [n, 2] cell numbers x, y.
+Cells = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A scene that can be read, and what decides between it and others.
+    """A scene that may be cut, and what decides between it and others.
 
     Attributes:
+        item_sha256: of the frozen item.
         acquisition: from the identity rule; empty claims nothing against anybody.
+        time: RFC 3339, UTC.
         cloud: percent, 100 when unknown.
+        nodata: percent of pixels without data, 0 when unknown.
         geometry: where the scene has data, EPSG:4326.
+        chip_bytes: about what one of its chips costs to download.
     """
 
     collection: str
     item_id: str
+    item_sha256: str
     acquisition: str
+    time: str
     version: str
     cloud: float
+    nodata: float
     grid: Grid
     geometry: BaseGeometry
+    chip_bytes: float = 0.0
 
     def priority(self) -> tuple[tuple[int, ...], float, str]:
         """Smaller is better: newest baseline, fewest clouds, then by id."""
         return tuple(-number for number in version_key(self.version)), self.cloud, self.item_id
 
+    @cached_property
+    def data(self) -> BaseGeometry:
+        """Where the scene has data, in its own CRS."""
+        area = np.array([continuous(self.geometry)])
+        found: BaseGeometry = shapely.make_valid(to_crs(area, WGS84, self.grid.crs)[0])
+        shapely.prepare(found)
+        return found
 
-def lost_cells(claims: Sequence[Claim], max_overlap: float) -> list[dict[Cell, str]]:
-    """For each claim its cells that others own, with the owner's item id.
+
+def find_owners(
+    claims: Sequence[Claim], cells: Sequence[Cells], max_overlap: float
+) -> list[NDArray[np.int64]]:
+    """For each cell of each claim the claim that owns its ground instead, -1 for none.
 
     Args:
-        claims: scenes of any collections and acquisitions.
+        claims: scenes of any collections and days; only those of one collection and day, whose
+            acquisition is known, are held against each other.
+        cells: the cells of each claim that count.
         max_overlap: share of a cell from which it belongs to the other scene.
     """
-    lost: list[dict[Cell, str]] = [{} for _ in claims]
+    owner = [np.full(len(some), -1, np.int64) for some in cells]
     groups: dict[tuple[str, str], list[int]] = defaultdict(list)
     for number, claim in enumerate(claims):
-        if claim.acquisition:
-            groups[claim.collection, claim.acquisition].append(number)
+        if claim.acquisition and len(cells[number]):
+            groups[claim.collection, claim.time[:10]].append(number)
     for members in groups.values():
-        owners: list[_Owner] = []
-        for number in sorted(members, key=lambda n: claims[n].priority()):
-            claim = claims[number]
-            cells = list(claim.grid.cells())
-            if owners and cells:
-                lost[number] = _lose(claim, cells, owners, max_overlap)
-            if len(members) > 1:
-                owners.append(_Owner(claim, [c for c in cells if c not in lost[number]]))
-    return lost
+        near = neighbours([claims[n] for n in members]) if len(members) > 1 else {}
+        done: dict[int, _Owner] = {}
+        for place in sorted(range(len(members)), key=lambda p: claims[members[p]].priority()):
+            number = members[place]
+            others = [done[p] for p in sorted(near.get(place, ())) if p in done]
+            if others:
+                owner[number] = lose(claims[number], cells[number], others, max_overlap)
+            kept = cells[number][owner[number] < 0]
+            done[place] = _Owner(number, claims[number], kept)
+    return owner
 
 
+def neighbours(claims: Sequence[Claim]) -> dict[int, set[int]]:
+    """Which scenes touch which, by position, across the antimeridian too."""
+    areas = [extent_footprint(claim.grid) for claim in claims]
+    tree = shapely.STRtree(areas)
+    found: dict[int, set[int]] = defaultdict(set)
+    for turn in (0.0, 360.0, -360.0):
+        turned = [translate(area, turn) for area in areas]
+        for a, b in tree.query(turned, predicate="intersects").T:
+            if a != b:
+                found[int(a)].add(int(b))
+                found[int(b)].add(int(a))
+    return found
+
+
+@dataclass(frozen=True)
 class _Owner:
     """A scene's kept cells as shapes on its own grid, clipped to where it has data."""
 
-    def __init__(self, claim: Claim, cells: list[Cell]) -> None:
-        self.claim = claim
-        self.shapes = boxes(claim.grid, cells)
-        area = np.array([continuous(claim.geometry)])
-        data = shapely.make_valid(to_crs(area, WGS84, claim.grid.crs)[0])
-        shapely.prepare(data)
-        rim = ~shapely.contains_properly(data, self.shapes)
-        self.shapes[rim] = shapely.intersection(self.shapes[rim], data)
+    number: int
+    claim: Claim
+    cells: Cells
+
+    @cached_property
+    def shapes(self) -> Shapes:
+        found = boxes(self.claim.grid, self.cells)
+        rim = ~shapely.contains_properly(self.claim.data, found)
+        found[rim] = shapely.intersection(found[rim], self.claim.data)
+        return found
 
     def near(self, claim: Claim) -> Shapes:
         """The shapes in the CRS of another claim, those that reach its scene."""
@@ -86,18 +130,16 @@ class _Owner:
         return to_crs(close, here, claim.grid.crs)
 
 
-def _lose(
-    claim: Claim, cells: list[Cell], owners: list[_Owner], max_overlap: float
-) -> dict[Cell, str]:
-    """The cells of a claim that are covered by shapes of owners."""
-    shapes, whose = [], []
-    for number, owner in enumerate(owners):
-        near = owner.near(claim)
-        shapes.append(near)
-        whose.append(np.full(len(near), number))
-    others, names = np.concatenate(shapes), np.concatenate(whose)
+def lose(
+    claim: Claim, cells: Cells, owners: Sequence[_Owner], max_overlap: float
+) -> NDArray[np.int64]:
+    """For each cell of a claim the number of the owner that covers most of it, or -1."""
+    lost = np.full(len(cells), -1, np.int64)
+    shapes = [owner.near(claim) for owner in owners]
+    others = np.concatenate(shapes)
+    whose = np.repeat(np.arange(len(owners)), [len(some) for some in shapes])
     if not len(others):
-        return {}
+        return lost
     mine = boxes(claim.grid, cells)
     pairs = shapely.STRtree(others).query(mine, predicate="intersects")
     parts = shapely.intersection(mine[pairs[0]], others[pairs[1]])
@@ -105,10 +147,10 @@ def _lose(
     hits: dict[int, list[int]] = defaultdict(list)
     for pair in np.flatnonzero(areas > 0):
         hits[int(pairs[0, pair])].append(int(pair))
-    lost: dict[Cell, str] = {}
+    least = max(max_overlap - 1e-6, 1e-6)
     for cell, found in hits.items():
         covered = shapely.area(shapely.union_all(parts[found]))
-        if covered / shapely.area(mine[cell]) >= max(max_overlap - 1e-6, 1e-6):
-            share = np.bincount(names[pairs[1, found]], areas[found], minlength=len(owners))
-            lost[cells[cell]] = owners[int(share.argmax())].claim.item_id
+        if covered / shapely.area(mine[cell]) >= least:
+            share = np.bincount(whose[pairs[1, found]], areas[found], minlength=len(owners))
+            lost[cell] = owners[int(share.argmax())].number
     return lost

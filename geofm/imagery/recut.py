@@ -9,7 +9,8 @@ from data_catalog.artifact import Artifact
 from data_catalog.errors import UsageError
 from data_catalog.tables import records
 from geofm.imagery.chips import pixel_sha256
-from geofm.imagery.cutting import access_of, cut_one, every_item
+from geofm.imagery.cutting import cut_one
+from geofm.imagery.listed import access_of, every_item
 from geofm.imagery.quarantine import Quarantine
 from geofm.imagery.scene import open_scene
 from geofm.settings import CutSettings

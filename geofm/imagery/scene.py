@@ -119,13 +119,9 @@ def open_scene(
                     rasters[band.asset])
             for band in wanted
         ]  # fmt: skip
-        check_together(channels)
         own = channels[: len(bands)]
-        finest = min(own, key=lambda channel: channel.header.transform[0]).header
-        grid = make_grid(
-            finest.crs, finest.transform, finest.shape, settings.size_px, settings.gsd_m
-        )
-        check_place(grid, geometry)
+        places = [(c.header.crs, c.header.transform, c.header.shape) for c in own]
+        grid = finest_grid(places, settings, geometry)
         yield Scene(grid, tuple(own), channels[-1] if layer else None, settings.resampling)
 
 
@@ -197,26 +193,42 @@ def upright(raster: Raster, band: Band) -> tuple[float, ...]:
         if band.transform is None:
             raise Quarantine("no_transform", f"{raster.where} is not georeferenced")
         to = band.transform
-    a, b, _, d, e, _ = to
-    square = b == 0 and d == 0 and a > 0 and e < 0 and math.isclose(a, -e, rel_tol=1e-6)
-    if not square or not all(math.isfinite(v) for v in to):
+    if not is_upright(to):
         raise Quarantine("bad_transform", f"{raster.where} is not north-up with square pixels")
     return to
 
 
-def check_together(channels: Sequence[Channel]) -> None:
-    """All bands lie in one CRS."""
-    names = {channel.header.crs for channel in channels}
-    if len(names) > 1:
+def is_upright(to: Sequence[float]) -> bool:
+    """Whether affine coefficients mean north up and square pixels."""
+    a, b, _, d, e, _ = to
+    square = b == 0 and d == 0 and a > 0 and e < 0 and math.isclose(a, -e, rel_tol=1e-6)
+    return square and all(math.isfinite(v) for v in to)
+
+
+def finest_grid(
+    places: Sequence[tuple[str, tuple[float, ...], tuple[int, int]]],
+    settings: CutSettings,
+    geometry: BaseGeometry,
+) -> Grid:
+    """The grid on the pixels of the finest band.
+
+    Args:
+        places: CRS, affine coefficients and [height, width] of each band.
+        settings: chip size and gsd.
+        geometry: the item's footprint, EPSG:4326.
+
+    Raises:
+        Quarantine: ``crs_mismatch``, ``footprint_mismatch`` or what ``make_grid`` finds.
+    """
+    if len({crs for crs, _, _ in places}) > 1:
         raise Quarantine("crs_mismatch", "the bands are in different CRS")
-
-
-def check_place(grid: Grid, geometry: BaseGeometry) -> None:
-    """The pixels lie where the item says."""
+    finest = min(places, key=lambda place: place[1][0])
+    grid = make_grid(*finest, settings.size_px, settings.gsd_m)
     pixels, said = extent_footprint(grid), continuous(geometry)
     turns = [translate(said, degrees) for degrees in (0.0, 360.0, -360.0)]
     if grid.width and not shapely.intersects(pixels, turns).any():
         raise Quarantine("footprint_mismatch", "the pixels lie outside of the item's geometry")
+    return grid
 
 
 def check_finite(channel: Channel, pixels: np.ndarray[Any, Any]) -> None:

@@ -1,0 +1,122 @@
+"""The items that may be cut, as ``items.parquet`` has them, and who comes in for whom."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Collection
+from dataclasses import dataclass
+from functools import lru_cache
+
+from shapely.geometry.base import BaseGeometry
+
+from data_catalog.artifact import Artifact
+from data_catalog.sources import Source, source_named
+from data_catalog.tables import records
+from geofm.imagery import identity
+from geofm.imagery.hosts import Access
+from geofm.imagery.identity import SUPERSEDED
+from geofm.imagery.items import Json
+from geofm.settings import CutSettings
+
+
+@dataclass(frozen=True)
+class Listed:
+    """An item as ``items.parquet`` has it."""
+
+    number: int
+    item_id: str
+    item_sha256: str
+    collection: str
+    text: str
+    geometry: BaseGeometry
+    datetime: str
+    licence: str
+    source: str
+    acquisition: str
+    baseline: str
+    cloud_cover: float
+    superseded_by: str
+
+    @property
+    def item(self) -> Json:
+        """The frozen item."""
+        found: Json = json.loads(self.text)
+        return found
+
+    @property
+    def profile(self) -> Source:
+        """The profile of its collection."""
+        return source_named(self.source)
+
+    @property
+    def facts(self) -> Json:
+        """The columns that are the same in all rows of the item."""
+        names = ("item_id", "item_sha256", "collection", "datetime", "licence", "source")
+        return {name: getattr(self, name) for name in names}
+
+
+@lru_cache(maxsize=2)
+def every_item(items: Artifact) -> dict[int, Listed]:
+    """The items that may be cut by row number; kept, since each part asks for one.
+
+    These are the good ones, and those that another good one stands for (``superseded_by``).
+    """
+    rows = records(items.table("items.parquet"))
+    return {
+        number: Listed(
+            number=number,
+            item_id=row["item_id"],
+            item_sha256=row["item_sha256"],
+            collection=row["collection"],
+            text=row["item_json"],
+            geometry=row["geometry"],
+            datetime=row["datetime"] if isinstance(row["datetime"], str) else "",
+            licence=row["licence"],
+            source=row["source"],
+            acquisition=row["acquisition"],
+            baseline=row["baseline"],
+            cloud_cover=100.0 if math.isnan(row["cloud_cover"]) else float(row["cloud_cover"]),
+            superseded_by=row["superseded_by"],
+        )
+        for number, row in enumerate(rows)
+        if row["status"] == "ok" or row["reason"] in SUPERSEDED
+    }
+
+
+def listed_items(items: Artifact) -> dict[int, Listed]:
+    """The good items alone."""
+    return {n: one for n, one in every_item(items).items() if not one.superseded_by}
+
+
+def next_in_line(items: Artifact, bad: Collection[int]) -> list[Listed]:
+    """Superseded items whose ground is free again, the best of each acquisition and tile.
+
+    A newer version that can't be used must not take the older one with it.
+
+    Args:
+        items: the artifact.
+        bad: row numbers of items that turned out to be unusable.
+    """
+    everyone = every_item(items)
+    gone = {(everyone[n].collection, everyone[n].item_id) for n in bad}
+    free = [
+        one
+        for one in everyone.values()
+        if (one.collection, one.superseded_by) in gone and one.number not in bad
+    ]
+    scenes = [identity.scene_of(one.item, one.profile.identity, one.geometry) for one in free]
+    again = identity.superseded(scenes)
+    return [one for position, one in enumerate(free) if position not in again]
+
+
+def access_of(items: Artifact, settings: CutSettings) -> Access:
+    """What the search allowed to be read, and how patiently."""
+    search = items.manifest.settings
+    return Access(
+        stac=search["stac"],
+        allow_hosts=tuple(search["allow_hosts"]),
+        retries=settings.retries,
+        timeout_s=settings.timeout_s,
+        whole_max=int(settings.whole_max_mib * 2**20),
+    )

@@ -1,0 +1,261 @@
+"""What there is to cut and what it will cost, from metadata alone where the items tell enough.
+
+An item that states the place and size of its bands (``proj:transform``, ``proj:shape``, a CRS) is
+planned without a request. Of any other the headers are looked at, and the answer is remembered.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from datetime import UTC
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_catalog.canonical import canonical, digest_of
+from data_catalog.progress import tick
+from data_catalog.sources import Source
+from data_catalog.stage import Job
+from geofm.imagery.area import area_of
+from geofm.imagery.bands import Band, declared_crs, find_band, find_layer
+from geofm.imagery.grid import Grid
+from geofm.imagery.hosts import Access
+from geofm.imagery.items import Json, instant, is_number
+from geofm.imagery.listed import Listed, access_of
+from geofm.imagery.overlap import Cells, Claim
+from geofm.imagery.quarantine import Quarantine
+from geofm.imagery.sampling import Windows, choose
+from geofm.imagery.scene import finest_grid, is_upright, open_scene
+from geofm.settings import CutSettings, SearchSettings
+
+#: Items looked at at once; looking waits for the network, not for the processor.
+LOOKS = 8
+#: Compressed blocks as they are met most often: their edge (pixels), and bytes per byte of pixels.
+USUAL_BLOCK, USUAL_RATIO = 512, 0.75
+#: Share of a COG's bytes that is not overviews.
+FULL_RESOLUTION = 0.75
+
+
+@dataclass(frozen=True)
+class Survey:
+    """Scenes with their grids, and the plan.
+
+    Attributes:
+        listed: the scenes that can be planned, in the order of their rows; claim n of the windows.
+        grids: of each.
+        bad: what is wrong with others, by row number.
+        unknown: scenes whose metadata do not tell, where nobody looked.
+    """
+
+    listed: list[Listed]
+    grids: list[Grid]
+    bad: dict[int, Quarantine]
+    unknown: list[Listed]
+    windows: Windows
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What fetching will take, about: requests and bytes."""
+
+    requests: int
+    bytes: int
+
+    def __add__(self, other: Cost) -> Cost:
+        """The sum."""
+        return Cost(self.requests + other.requests, self.bytes + other.bytes)
+
+
+def survey(
+    job: Job,
+    listed: Sequence[Listed],
+    known: Mapping[int, Grid] | None = None,
+    look: bool = True,
+) -> Survey:
+    """Plan the scenes.
+
+    Args:
+        job: of the stage ``cut``.
+        listed: the scenes.
+        known: grids that were read from the files themselves, by row number.
+        look: ask for the headers of scenes whose metadata do not tell.
+    """
+    settings: CutSettings = job.settings
+    search = SearchSettings.model_validate(job.inputs["items"].manifest.settings)
+    found: dict[int, Grid | Quarantine] = {}
+    silent: list[Listed] = []
+    for number, one in enumerate(listed):
+        verdict = (known or {}).get(one.number) or stated_grid(one, settings)
+        if verdict is None:
+            silent.append(one)
+        else:
+            found[one.number] = verdict
+        if number % 500 == 499:
+            tick("cut: planning", number + 1, len(listed), "scenes")
+    if look and silent:
+        found |= look_at(job, silent)
+        silent = []
+    good = [one for one in listed if isinstance(found.get(one.number), Grid)]
+    grids = [grid for one in good if isinstance(grid := found[one.number], Grid)]
+    claims = [claim_of(one, grid, settings) for one, grid in zip(good, grids, strict=True)]
+    bad = {n: verdict for n, verdict in found.items() if isinstance(verdict, Quarantine)}
+    return Survey(good, grids, bad, silent, choose(claims, settings, area_of(search)))
+
+
+def claim_of(one: Listed, grid: Grid, settings: CutSettings) -> Claim:
+    """A scene as the sampling plan sees it."""
+    item = one.item
+    nodata = item["properties"].get("s2:nodata_pixel_percentage")
+    when = instant(one.datetime)
+    if when is not None and when.tzinfo:
+        when = when.astimezone(UTC)
+    per_pixel = sum(bytes_per_pixel(item, b, grid) for b in wanted(item, one.profile, settings))
+    return Claim(
+        collection=one.collection,
+        item_id=one.item_id,
+        item_sha256=one.item_sha256,
+        acquisition=one.acquisition,
+        time=when.isoformat() if when else "",
+        version=one.baseline,
+        cloud=one.cloud_cover,
+        nodata=float(nodata) if is_number(nodata) else 0.0,
+        grid=grid,
+        geometry=one.geometry,
+        chip_bytes=per_pixel * grid.size**2,
+    )
+
+
+def wanted(item: Json, source: Source, settings: CutSettings) -> list[Band]:
+    """The bands to read, the cloud layer included."""
+    layer = find_layer(item, source.cloud.asset) if source.cloud else None
+    bands = [find_band(item, name, source) for name in settings.bands]
+    return [*bands, layer] if layer else bands
+
+
+def stated_grid(one: Listed, settings: CutSettings) -> Grid | Quarantine | None:
+    """The grid by the item's own metadata; None where it does not tell enough."""
+    try:
+        item = one.item
+        bands = [find_band(item, name, one.profile) for name in settings.bands]
+        places = [stated_place(item, band) for band in bands]
+        told = [place for place in places if place is not None]
+        return finest_grid(told, settings, one.geometry) if len(told) == len(places) else None
+    except Quarantine as problem:
+        return problem
+
+
+def stated_place(item: Json, band: Band) -> tuple[str, tuple[float, ...], tuple[int, int]] | None:
+    """CRS, affine and [height, width] of a band as stated for its asset or the item."""
+    crs = declared_crs(item, band.asset)
+    properties = item["properties"]
+    to = band.transform or properties.get("proj:transform")
+    size = band.size or properties.get("proj:shape")
+    if not crs or not to or not size or not is_upright(to[:6]):
+        return None
+    return crs, tuple(float(v) for v in to[:6]), (int(size[0]), int(size[1]))
+
+
+def look_at(job: Job, listed: Sequence[Listed]) -> dict[int, Grid | Quarantine]:
+    """The grid of each scene by its headers, or what is wrong with it, by row number."""
+    settings: CutSettings = job.settings
+    access = access_of(job.inputs["items"], settings)
+    kept = job.store.scratch(digest_of({"grids of": job.identity}))
+    found: dict[int, Grid | Quarantine] = {}
+    with ThreadPoolExecutor(LOOKS) as pool:
+        calls = {one.number: pool.submit(look_once, one, settings, access, kept) for one in listed}
+        for done, (number, call) in enumerate(calls.items(), start=1):
+            found[number] = call.result()
+            tick("cut: headers", done, len(listed))
+    return found
+
+
+def look_once(one: Listed, settings: CutSettings, access: Access, kept: Path) -> Grid | Quarantine:
+    """Open one scene, or remember what came of it; an outage is not remembered."""
+    profile = one.profile.model_dump(mode="json")
+    may = [access.stac, access.allow_hosts]
+    name = digest_of([one.collection, one.item_sha256, one.item_id, profile, may])
+    file = kept / f"{name}.json"
+    if file.exists():
+        known = json.loads(file.read_bytes())
+        return Grid(**known["grid"]) if "grid" in known else Quarantine(**known["bad"])
+    try:
+        with open_scene(
+            one.item, one.geometry, one.profile, settings, access, whole=False
+        ) as scene:
+            answer: Json = {"grid": asdict(scene.grid)}
+    except Quarantine as problem:
+        if problem.passing:
+            return problem
+        answer = {"bad": {"reason": problem.reason, "detail": problem.detail}}
+    beside = file.with_suffix(f".{os.getpid()}")
+    beside.write_bytes(canonical(answer))
+    beside.replace(file)
+    return Grid(**answer["grid"]) if "grid" in answer else Quarantine(**answer["bad"])
+
+
+def cost_of(one: Listed, grid: Grid, cells: Cells, settings: CutSettings) -> Cost:
+    """About what cutting these cells of a scene will fetch."""
+    if not len(cells):
+        return Cost(0, 0)
+    total, item = Cost(0, 0), one.item
+    assets: set[str] = set()
+    for band in wanted(item, one.profile, settings):
+        if band.asset in assets:
+            continue
+        assets.add(band.asset)
+        size = file_size(item, band.asset)
+        if 0 < size <= settings.whole_max_mib * 2**20:
+            total += Cost(1, size)
+            continue
+        ratio = gsd_of(item, band, grid) / grid.gsd
+        blocks = touched_blocks(grid, cells, max(1.0, ratio))
+        per_block = bytes_per_pixel(item, band, grid) * (USUAL_BLOCK * max(1.0, ratio)) ** 2
+        total += Cost(1 + len(np.unique(blocks[:, 0])), round(len(blocks) * per_block))
+    return total
+
+
+def touched_blocks(grid: Grid, cells: Cells, ratio: float) -> Cells:
+    """Blocks (row, column) of ``USUAL_BLOCK`` of a band's pixels that the cells touch.
+
+    Args:
+        grid: of the scene.
+        cells: [n, 2].
+        ratio: edge of the band's pixel in the grid's.
+    """
+    edge = USUAL_BLOCK * ratio
+    x, y = cells.T
+    row, col = grid.top - (y + 1) * grid.size, x * grid.size - grid.left
+    corners = [
+        np.column_stack([(row + down) // edge, (col + over) // edge])
+        for down in (0, grid.size - 1)
+        for over in (0, grid.size - 1)
+    ]
+    found = np.unique(np.concatenate(corners).astype(np.int64), axis=0)
+    return np.asarray(found, dtype=np.int64)
+
+
+def file_size(item: Json, key: str) -> int:
+    """``file:size`` of an asset, 0 where it is not stated."""
+    size: Any = item["assets"][key].get("file:size")
+    return int(size) if is_number(size) and size > 0 else 0
+
+
+def gsd_of(item: Json, band: Band, grid: Grid) -> float:
+    """Edge of a band's pixel in units of the CRS; the grid's where it is not stated."""
+    place = stated_place(item, band)
+    return place[1][0] if place else grid.gsd
+
+
+def bytes_per_pixel(item: Json, band: Band, grid: Grid) -> float:
+    """About how many compressed bytes of a band's file one pixel of the grid takes."""
+    share = (grid.gsd / gsd_of(item, band, grid)) ** 2
+    size = file_size(item, band.asset)
+    if size and band.size:
+        return size * FULL_RESOLUTION / math.prod(band.size) * share
+    return 2 * USUAL_RATIO * share
