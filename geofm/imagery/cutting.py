@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import logging
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +34,51 @@ from geofm.imagery.scene import Scene, open_scene
 from geofm.settings import CutSettings
 from geofm.shards.tar import write_tar
 
+log = logging.getLogger("geofm.cut")
+
 CHIPS, ROWS, ASSETS, STATE = "chips.tar", "rows.parquet", "assets.parquet", "state.json"
 
 #: Cells of one row next to each other: y, first x, x after the last.
 Run = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be cut of a scene.
+
+    Attributes:
+        grid: where the scene's pixels lie, as far as is known.
+        runs: the cells to cut.
+        lost: cells that belong to another item, as runs by its id; rows without pixels.
+    """
+
+    grid: Grid
+    runs: list[Run]
+    lost: list[tuple[str, list[Run]]]
+
+    def to_json(self) -> Json:
+        """As a part's payload."""
+        return {"grid": asdict(self.grid), **self.windows_json()}
+
+    def windows_json(self) -> Json:
+        """The windows alone, as JSON gives them back."""
+        lost = [[owner, [list(run) for run in runs]] for owner, runs in self.lost]
+        return {"runs": [list(run) for run in self.runs], "lost": lost}
+
+    @staticmethod
+    def from_json(content: Json) -> Order:
+        """From a part's payload."""
+        lost = [(owner, [_run(run) for run in runs]) for owner, runs in content["lost"]]
+        return Order(Grid(**content["grid"]), [_run(run) for run in content["runs"]], lost)
+
+    def lost_cells(self) -> dict[Cell, str]:
+        """The owner's id by cell."""
+        return {cell: owner for owner, runs in self.lost for cell in from_runs(runs)}
+
+
+def _run(numbers: Sequence[int]) -> Run:
+    y, first, end = numbers
+    return y, first, end
 
 
 def to_runs(cells: Iterable[Cell]) -> list[Run]:
@@ -48,9 +92,22 @@ def to_runs(cells: Iterable[Cell]) -> list[Run]:
     return runs
 
 
-def from_runs(runs: Iterable[Iterable[int]]) -> list[Cell]:
+def from_runs(runs: Iterable[Run]) -> list[Cell]:
     """The cells of runs."""
     return [(x, y) for y, first, end in runs for x in range(first, end)]
+
+
+def same_place(a: Grid, b: Grid) -> bool:
+    """Whether two grids have the same pixels, to a hundredth of one."""
+    near = max(abs(a.west - b.west), abs(a.north - b.north)) < 0.01 * b.gsd
+    sizes = (a.crs, a.size, a.height, a.width) == (b.crs, b.size, b.height, b.width)
+    return (
+        sizes
+        and near
+        and math.isclose(a.gsd, b.gsd, rel_tol=1e-6)
+        and a.left == b.left
+        and a.top == b.top
+    )
 
 
 def cut_cells(scene: Scene, runs: Iterable[Run]) -> Iterator[tuple[Cell, Strip]]:
@@ -63,22 +120,29 @@ def cut_cells(scene: Scene, runs: Iterable[Run]) -> Iterator[tuple[Cell, Strip]]
             yield (x, y), strip.part((x - first) * grid.size, grid.size)
 
 
-def cut_item(
-    listed: Listed,
-    settings: CutSettings,
-    access: Access,
-    runs: list[Run],
-    lost: dict[Cell, str],
-    out: Path,
+def cut_or_quarantine(
+    one: Listed, settings: CutSettings, access: Access, order: Order, out: Path
 ) -> None:
-    """Write the part of one item: ``chips.tar``, ``rows.parquet``, ``assets.parquet``.
+    """Cut windows of a scene into an empty folder; a bad item leaves one row."""
+    try:
+        cut_item(one, settings, access, order, out)
+    except Quarantine as problem:
+        log.info("cut: %s", problem)
+        quarantine_item(one, settings, problem, out)
+
+
+def cut_item(
+    listed: Listed, settings: CutSettings, access: Access, order: Order, out: Path
+) -> None:
+    """Write the part of one scene: ``chips.tar``, ``rows.parquet``, ``assets.parquet``.
+
+    A scene that lies elsewhere than the order says is not cut; its state says where it lies.
 
     Args:
         listed: the item.
         settings: the cut.
         access: what may be read, and how.
-        runs: the cells to cut.
-        lost: cells that another item owns, with its id; they become rows without pixels.
+        order: which windows.
         out: an empty folder.
 
     Raises:
@@ -87,27 +151,32 @@ def cut_item(
     source = listed.profile
     with open_scene(listed.item, listed.geometry, source, settings, access) as scene:
         grid = scene.grid
-        if set(from_runs(runs)) | set(lost) != set(grid.cells()):
-            raise Quarantine("changed", "the scene has other pixels than when it was planned", True)
+        if not same_place(order.grid, grid):
+            log.info("cut: %s lies elsewhere than its metadata say", listed.item_id)
+            write_rows([], CHIP_COLUMNS, out / ROWS)
+            write_rows([], ASSET_COLUMNS, out / ASSETS)
+            write_state(out, listed, "moved", grid=grid, order=order)
+            return
+        lost = order.lost_cells()
         rows = [
             {**row, "status": "dropped", "reason": "overlap", "witness": lost[cell]}
             for cell, row in window_rows(listed, settings, grid, sorted(lost)).items()
         ]
-        cut = window_rows(listed, settings, grid, from_runs(runs))
+        cut = window_rows(listed, settings, grid, from_runs(order.runs))
 
         def members() -> Iterator[tuple[str, bytes]]:
-            for cell, strip in cut_cells(scene, runs):
+            for cell, strip in cut_cells(scene, order.runs):
                 cut[cell].update(measure(strip, scene, source))
                 yield f"{cut[cell]['chip_id']}.npy", chip_bytes(strip.counts)
 
-        part = tar_name(listed, settings, runs)
+        part = tar_name(listed, settings, order.runs)
         if cut:
             written = write_tar(out / CHIPS, members())
             for row, member in zip(cut.values(), written, strict=True):
                 row.update(part=part, offset=member.offset, size=member.size)
         write_rows([*cut.values(), *rows], CHIP_COLUMNS, out / ROWS)
         write_rows(asset_rows(listed, scene), ASSET_COLUMNS, out / ASSETS)
-    write_state(out, listed, "ok", scene.grid)
+    write_state(out, listed, "ok", grid=scene.grid, order=order)
 
 
 def tar_name(listed: Listed, settings: CutSettings, runs: list[Run]) -> str:
@@ -215,10 +284,23 @@ def quarantine_item(listed: Listed, settings: CutSettings, problem: Quarantine, 
     write_rows([row], CHIP_COLUMNS, out / ROWS)
     facts = {key: listed.facts[key] for key in ("item_id", "item_sha256", "collection")}
     write_rows([{**facts, **told}], ASSET_COLUMNS, out / ASSETS)
-    write_state(out, listed, "passing" if problem.passing else "bad", None)
+    write_state(out, listed, "passing" if problem.passing else "bad", problem=problem)
 
 
-def write_state(out: Path, listed: Listed, state: str, grid: Grid | None) -> None:
-    """How the part ended, for the seal: the item's row, ok, bad or passing, and its grid."""
-    content = {"number": listed.number, "state": state, "grid": vars(grid) if grid else None}
+def write_state(
+    out: Path,
+    listed: Listed,
+    state: str,
+    grid: Grid | None = None,
+    order: Order | None = None,
+    problem: Quarantine | None = None,
+) -> None:
+    """How the part ended, for the seal: ``ok``, ``bad``, ``passing`` or ``moved``."""
+    content = {
+        "number": listed.number,
+        "state": state,
+        "grid": asdict(grid) if grid else None,
+        "order": order.windows_json() if order else None,
+        "bad": [problem.reason, problem.kept, problem.passing] if problem else None,
+    }
     (out / STATE).write_bytes(canonical(content))

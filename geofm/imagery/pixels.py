@@ -71,24 +71,6 @@ def chip_dtype(scene: Scene) -> np.dtype[Any]:
     return np.dtype(np.uint8 if kinds.pop() else np.uint16)
 
 
-def probe(scene: Scene) -> None:
-    """Check what the headers say of the pixels and read the last block of each band.
-
-    Truncated and broken files show there.
-
-    Raises:
-        Quarantine: ``truncated``, ``nan_values``, ``bad_scale``, ``mixed_dtypes``, ...
-    """
-    chip_dtype(scene)
-    for channel in scene.all_channels:
-        radiometry(channel)
-        rows, cols = channel.raster.dataset.block_shapes[channel.band.index - 1]
-        height, width = channel.header.shape
-        top, left = (height - 1) // rows * rows, (width - 1) // cols * cols
-        window = Window(left, top, width - left, height - top)
-        check_finite(channel, channel.raster.read(channel.band.index, window))
-
-
 def radiometry(channel: Channel) -> Radiometry:
     """Scale, gain and offset of a band.
 

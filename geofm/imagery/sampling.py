@@ -54,7 +54,8 @@ class Windows:
 
     def chosen(self, claim: int) -> Cells:
         """The cells of a claim that are cut."""
-        return self.cells[(self.claim == claim) & (self.reason == 0)]
+        found: Cells = self.cells[(self.claim == claim) & (self.reason == 0)]
+        return found
 
     def lost(self, claim: int) -> list[tuple[tuple[int, int], int]]:
         """The cells of a claim that another owns, with that claim."""

@@ -218,8 +218,11 @@ def finest_grid(
         geometry: the item's footprint, EPSG:4326.
 
     Raises:
-        Quarantine: ``crs_mismatch``, ``footprint_mismatch`` or what ``make_grid`` finds.
+        Quarantine: ``crs_mismatch``, ``too_many_pixels``, ``footprint_mismatch`` or what
+            ``make_grid`` finds.
     """
+    if any(height * width > MAX_PIXELS for _, _, (height, width) in places):
+        raise Quarantine("too_many_pixels", f"a band has more than {MAX_PIXELS} pixels")
     if len({crs for crs, _, _ in places}) > 1:
         raise Quarantine("crs_mismatch", "the bands are in different CRS")
     finest = min(places, key=lambda place: place[1][0])

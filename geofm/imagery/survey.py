@@ -27,7 +27,7 @@ from geofm.imagery.bands import Band, declared_crs, find_band, find_layer
 from geofm.imagery.grid import Grid
 from geofm.imagery.hosts import Access
 from geofm.imagery.items import Json, instant, is_number
-from geofm.imagery.listed import Listed, access_of
+from geofm.imagery.listed import Listed, access_of, listed_items, next_in_line
 from geofm.imagery.overlap import Cells, Claim
 from geofm.imagery.quarantine import Quarantine
 from geofm.imagery.sampling import Windows, choose
@@ -74,38 +74,59 @@ class Cost:
 
 def survey(
     job: Job,
-    listed: Sequence[Listed],
     known: Mapping[int, Grid] | None = None,
+    found_bad: Mapping[int, Quarantine] | None = None,
     look: bool = True,
 ) -> Survey:
-    """Plan the scenes.
+    """Plan everything that the search kept.
+
+    Where an item is bad for good, those that it superseded are planned in its place.
 
     Args:
         job: of the stage ``cut``.
-        listed: the scenes.
         known: grids that were read from the files themselves, by row number.
+        found_bad: items that turned out to be bad when they were read, by row number.
         look: ask for the headers of scenes whose metadata do not tell.
     """
     settings: CutSettings = job.settings
-    search = SearchSettings.model_validate(job.inputs["items"].manifest.settings)
+    items = job.inputs["items"]
+    found: dict[int, Grid | Quarantine] = dict(found_bad or {})
+    everyone = list(listed_items(items).values())
+    wave = everyone
+    while wave:
+        found |= grids_of(job, [one for one in wave if one.number not in found], known or {}, look)
+        final = [n for n, v in found.items() if isinstance(v, Quarantine) and not v.passing]
+        there = {one.number for one in everyone}
+        wave = [one for one in next_in_line(items, final) if one.number not in there]
+        everyone += wave
+    everyone.sort(key=lambda one: one.number)
+    planned = [(one, grid) for one in everyone if isinstance(grid := found.get(one.number), Grid)]
+    claims = [claim_of(one, grid, settings) for one, grid in planned]
+    area = area_of(SearchSettings.model_validate(items.manifest.settings))
+    return Survey(
+        listed=[one for one, _ in planned],
+        grids=[grid for _, grid in planned],
+        bad={n: verdict for n, verdict in found.items() if isinstance(verdict, Quarantine)},
+        unknown=[one for one in everyone if one.number not in found],
+        windows=choose(claims, settings, area),
+    )
+
+
+def grids_of(
+    job: Job, listed: Sequence[Listed], known: Mapping[int, Grid], look: bool
+) -> dict[int, Grid | Quarantine]:
+    """The grid of each scene or what is wrong with it, by row number."""
     found: dict[int, Grid | Quarantine] = {}
     silent: list[Listed] = []
-    for number, one in enumerate(listed):
-        verdict = (known or {}).get(one.number) or stated_grid(one, settings)
+    for number, one in enumerate(listed, start=1):
+        verdict = known.get(one.number) or stated_grid(one, job.settings)
         if verdict is None:
             silent.append(one)
         else:
             found[one.number] = verdict
-        if number % 500 == 499:
-            tick("cut: planning", number + 1, len(listed), "scenes")
-    if look and silent:
-        found |= look_at(job, silent)
-        silent = []
-    good = [one for one in listed if isinstance(found.get(one.number), Grid)]
-    grids = [grid for one in good if isinstance(grid := found[one.number], Grid)]
-    claims = [claim_of(one, grid, settings) for one, grid in zip(good, grids, strict=True)]
-    bad = {n: verdict for n, verdict in found.items() if isinstance(verdict, Quarantine)}
-    return Survey(good, grids, bad, silent, choose(claims, settings, area_of(search)))
+        if number % 500 == 0:
+            tick("cut: planning", number, len(listed), "scenes")
+    return found | look_at(job, silent) if look and silent else found
 
 
 def claim_of(one: Listed, grid: Grid, settings: CutSettings) -> Claim:

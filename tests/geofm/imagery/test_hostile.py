@@ -13,8 +13,7 @@ from rasterio.io import MemoryFile
 from urllib3 import HTTPResponse
 
 from data_catalog.errors import RunError
-from data_catalog.run import make_job
-from geofm.imagery import catalogue_api, cut, remote
+from geofm.imagery import catalogue_api, remote
 from geofm.imagery.catalogue_api import BoundedRetry, list_collections, open_api
 from geofm.imagery.chips import read_chip
 from geofm.imagery.grid import make_grid
@@ -23,7 +22,7 @@ from geofm.imagery.items import check_geometry, is_number
 from geofm.imagery.quarantine import PASSING, Quarantine
 from geofm.imagery.remote import HttpAsset
 from geofm.imagery.search import judge
-from geofm.settings import CutSettings, SearchSettings
+from geofm.settings import SearchSettings
 from tests.geofm.imagery.small_world import World, add_scene, texture, tiff
 from tests.geofm.imagery.test_cut import Run, good, reasons, run
 
@@ -98,17 +97,7 @@ def test_scales_that_no_sensor_has(run: Run, scale: float, offset: float, dtype:
     item["assets"]["red"]["raster:bands"] = [{"scale": scale, "offset": offset}]
     del item["assets"]["red"]["file:checksum"]
     run.world.add("/files/scaled/red.tif", tiff(RED.astype(dtype)))
-    inputs = {"items": run.items()}
-    settings = CutSettings(size_px=32, bands=["red"], max_failed=0.9)
-    job = cut_job(run, inputs, settings)
-    _, found = cut.look(job)  # known before any ground is given away
-    bad = [verdict for verdict in found.values() if isinstance(verdict, Quarantine)]
-    assert [verdict.reason for verdict in bad] == ["bad_scale"]
     assert reasons(run.chips()) == {"scaled": "bad_scale"}
-
-
-def cut_job(run: Run, inputs: dict[str, Any], settings: CutSettings) -> Any:
-    return make_job(cut.STAGE, run.store, inputs, settings)
 
 
 @pytest.mark.parametrize(
