@@ -115,6 +115,11 @@ class CutSettings(Section):
         le=10_000,
         description="Ground sample distance in metres. Empty: the finest of the bands asked for.",
     )
+    anchor: Literal["ground", "scene"] = Field(
+        "ground",
+        description="Where cells are counted from: the CRS origin, so that all scenes share them, "
+        "or each scene's corner, which wastes no rim and reads fewer blocks.",
+    )
     bands: list[str] = Field(
         ["red", "green", "blue"],
         min_length=1,

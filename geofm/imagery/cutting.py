@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
-
-from numpy.typing import NDArray
 
 from data_catalog.canonical import canonical, digest_of
 from data_catalog.sources import Source
@@ -26,20 +23,17 @@ from geofm.imagery.pixels import (
     cloud_shares,
     is_constant,
     radiometry,
-    read_strip,
     saturated_share,
 )
 from geofm.imagery.quarantine import Quarantine
 from geofm.imagery.scene import Scene, open_scene
+from geofm.imagery.strips import Run, cut_cells, from_runs
 from geofm.settings import CutSettings
 from geofm.shards.tar import write_tar
 
 log = logging.getLogger("geofm.cut")
 
 CHIPS, ROWS, ASSETS, STATE = "chips.tar", "rows.parquet", "assets.parquet", "state.json"
-
-#: Cells of one row next to each other: y, first x, x after the last.
-Run = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -81,22 +75,6 @@ def _run(numbers: Sequence[int]) -> Run:
     return y, first, end
 
 
-def to_runs(cells: Iterable[Cell]) -> list[Run]:
-    """Cells as runs, by rows from north to south."""
-    runs: list[Run] = []
-    for x, y in sorted(cells, key=lambda cell: (-cell[1], cell[0])):
-        if runs and runs[-1][0] == y and runs[-1][2] == x:
-            runs[-1] = (y, runs[-1][1], x + 1)
-        else:
-            runs.append((y, x, x + 1))
-    return runs
-
-
-def from_runs(runs: Iterable[Run]) -> list[Cell]:
-    """The cells of runs."""
-    return [(x, y) for y, first, end in runs for x in range(first, end)]
-
-
 def same_place(a: Grid, b: Grid) -> bool:
     """Whether two grids have the same pixels, to a hundredth of one."""
     near = max(abs(a.west - b.west), abs(a.north - b.north)) < 0.01 * b.gsd
@@ -108,16 +86,6 @@ def same_place(a: Grid, b: Grid) -> bool:
         and a.left == b.left
         and a.top == b.top
     )
-
-
-def cut_cells(scene: Scene, runs: Iterable[Run]) -> Iterator[tuple[Cell, Strip]]:
-    """The pixels of each cell, read by strips so that a whole scene is never in memory."""
-    grid = scene.grid
-    for y, first, end in runs:
-        row, col = grid.window((first, y))
-        strip = read_strip(scene, row, col, grid.size, (end - first) * grid.size)
-        for x in range(first, end):
-            yield (x, y), strip.part((x - first) * grid.size, grid.size)
 
 
 def cut_or_quarantine(
@@ -231,12 +199,6 @@ def measure(strip: Strip, scene: Scene, source: Source) -> Json:
         "saturated_fraction": saturated_share(strip, names, scales),
         "constant": is_constant(strip.counts),
     }
-
-
-def cut_one(scene: Scene, cell: Cell) -> NDArray[Any]:
-    """The pixels of a single cell."""
-    y = cell[1]
-    return next(cut_cells(scene, [(y, cell[0], cell[0] + 1)]))[1].counts
 
 
 def asset_rows(listed: Listed, scene: Scene) -> list[Json]:

@@ -4,6 +4,9 @@ Cells have ``size`` pixels of ``gsd`` CRS units and are counted from the CRS ori
 on the same pixels share their cells, whatever their extent. A scene whose pixels are shifted
 against the origin by a part of a pixel keeps its own pixels (nothing is resampled): its cells are
 shifted by that part and have the same numbers.
+
+An anchored grid counts its cells from the scene's own corner instead: no rim is left over and cells
+fit the blocks of the file, but neighbouring scenes share no cells.
 """
 
 from __future__ import annotations
@@ -53,6 +56,7 @@ class Grid:
         west, north: coordinates of the upper left corner.
         height, width: pixels.
         size: cell edge in pixels.
+        anchored: cells are counted from the scene's own corner, not from the CRS origin.
     """
 
     crs: str
@@ -63,16 +67,17 @@ class Grid:
     height: int
     width: int
     size: int
+    anchored: bool = False
 
     @property
     def left(self) -> int:
-        """Pixels from the CRS origin to the left edge (rounded down)."""
-        return _pixels(self.west / self.gsd)
+        """Pixels from where cells are counted to the left edge (rounded down)."""
+        return 0 if self.anchored else _pixels(self.west / self.gsd)
 
     @property
     def top(self) -> int:
-        """Pixels from the CRS origin up to the upper edge (rounded down)."""
-        return _pixels(self.north / self.gsd)
+        """Pixels from where cells are counted up to the upper edge (rounded down)."""
+        return 0 if self.anchored else _pixels(self.north / self.gsd)
 
     def cells(self) -> Iterator[Cell]:
         """Cells (x, y) that lie in the scene with all their pixels, by rows from north to south."""
@@ -118,9 +123,15 @@ class Grid:
         east, south = self.west + self.width * self.gsd, self.north - self.height * self.gsd
         return self.west, south, east, self.north
 
+    @property
+    def lattice(self) -> str:
+        """What cells of two scenes share when equal numbers mean equal ground (to a pixel)."""
+        corner = f"@{self.west:.10g},{self.north:.10g}" if self.anchored else ""
+        return f"{crs_name(self.crs)}/{self.size}x{self.metres:.6g}m{corner}"
+
     def name(self, cell: Cell) -> str:
         """The cell's id, e.g. ``EPSG:32631/128x10m/412/4087``: CRS, pixels and gsd, x, y."""
-        return f"{crs_name(self.crs)}/{self.size}x{self.metres:.6g}m/{cell[0]}/{cell[1]}"
+        return f"{self.lattice}/{cell[0]}/{cell[1]}"
 
 
 def crs_name(crs: str) -> str:
@@ -164,6 +175,7 @@ def make_grid(
     shape: tuple[int, int],
     size: int,
     gsd_m: float | None,
+    anchored: bool = False,
 ) -> Grid:
     """The grid of a scene from the pixels of its finest band.
 
@@ -174,6 +186,7 @@ def make_grid(
         size: cell edge, pixels.
         gsd_m: metres of a pixel; None or the band's own keeps its pixels, another value counts
             pixels from the CRS origin.
+        anchored: count cells from the scene's corner.
 
     Raises:
         Quarantine: ``bad_crs``, ``bad_transform`` or ``too_many_cells``.
@@ -191,7 +204,7 @@ def make_grid(
         west, north = math.ceil(west / gsd - 1e-6) * gsd, math.floor(north / gsd + 1e-6) * gsd
         width = max(0, math.floor((east - west) / gsd + 1e-6))
         height = max(0, math.floor((north - south) / gsd + 1e-6))
-    grid = Grid(crs, gsd, round(gsd * unit, 6), west, north, height, width, size)
+    grid = Grid(crs, gsd, round(gsd * unit, 6), west, north, height, width, size, anchored)
     if grid.number > MAX_CELLS:
         raise Quarantine(
             "too_many_cells",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,7 @@ from rasterio.windows import Window
 
 from data_catalog.sources import Cloud
 from geofm.imagery.quarantine import Quarantine
-from geofm.imagery.resample import resample, taps
+from geofm.imagery.resample import Taps, resample, taps
 from geofm.imagery.scene import Channel, Scene, check_finite
 
 Mask = NDArray[np.bool_]
@@ -131,38 +131,70 @@ def read_channel(
     scene: Scene, channel: Channel, window: tuple[int, int, int, int], method: str
 ) -> tuple[NDArray[Any], Mask]:
     """Stored numbers of a band on the grid, and where they are valid."""
+    down, over = axes(scene, channel, window, method)
+    if isinstance(down, Taps) and isinstance(over, Taps):
+        (top, bottom), (left, right) = down.span, over.span
+        stored, good = read_native(channel, top, left, bottom - top, right - left)
+        values, valid = resample(stored, good, down, over)
+        return (values if stored.dtype.kind == "f" else np.rint(values)), valid
+    return read_native(channel, cast(int, down), cast(int, over), window[2], window[3])
+
+
+def axes(
+    scene: Scene, channel: Channel, window: tuple[int, int, int, int], method: str
+) -> tuple[Taps, Taps] | tuple[int, int]:
+    """For both axes of a window of the grid: a band's first pixel, or taps that resample it."""
     row, col, height, width = window
     to, grid = channel.header.transform, scene.grid
     east, south = (grid.west - to[2]) / to[0], (to[5] - grid.north) / to[0]
-    rows, cols = channel.header.shape
     if on_grid(scene, channel):
-        return read_native(channel, row + round(south), col + round(east), height, width)
+        return row + round(south), col + round(east)
+    rows, cols = channel.header.shape
     ratio = grid.gsd / to[0]
-    down = taps(row, height, ratio, south, rows, method)
-    over = taps(col, width, ratio, east, cols, method)
-    (top, bottom), (left, right) = down.span, over.span
-    stored, good = read_native(channel, top, left, bottom - top, right - left)
-    values, valid = resample(stored, good, down, over)
-    return (values if stored.dtype.kind == "f" else np.rint(values)), valid
+    return (
+        taps(row, height, ratio, south, rows, method),
+        taps(col, width, ratio, east, cols, method),
+    )
+
+
+def file_window(scene: Scene, channel: Channel, window: tuple[int, int, int, int]) -> Window | None:
+    """The pixels of a band's file that a window of the grid (row, col, height, width) needs."""
+    method = "nearest" if channel is scene.layer else scene.resampling
+    down, over = axes(scene, channel, window, method)
+    if isinstance(down, Taps) and isinstance(over, Taps):
+        (top, bottom), (left, right) = down.span, over.span
+    else:
+        top, left = cast(int, down), cast(int, over)
+        bottom, right = top + window[2], left + window[3]
+    return inside(channel, top, left, bottom, right)
+
+
+def inside(channel: Channel, top: int, left: int, bottom: int, right: int) -> Window | None:
+    """The part of a window that lies in the file, None where there is none."""
+    rows, cols = channel.header.shape
+    top, left, bottom, right = max(top, 0), max(left, 0), min(bottom, rows), min(right, cols)
+    if bottom <= top or right <= left:
+        return None
+    return Window(left, top, right - left, bottom - top)
 
 
 def read_native(
     channel: Channel, row: int, col: int, height: int, width: int
 ) -> tuple[NDArray[Any], Mask]:
     """A window of the file, which may reach past its edge (not valid there)."""
-    rows, cols = channel.header.shape
-    top, left = max(row, 0), max(col, 0)
-    bottom, right = min(row + height, rows), min(col + width, cols)
-    stored = np.zeros((height, width), channel.header.dtype)
-    good = np.zeros((height, width), np.bool_)
-    if bottom <= top or right <= left:
-        return stored, good
-    window = Window(left, top, right - left, bottom - top)
-    inner = (slice(top - row, bottom - row), slice(left - col, right - col))
+    window = inside(channel, row, col, row + height, col + width)
+    if window is None:
+        return np.zeros((height, width), channel.header.dtype), np.zeros((height, width), np.bool_)
     pixels = channel.raster.read(channel.band.index, window)
     check_finite(channel, pixels)
-    stored[inner] = pixels
-    good[inner] = is_valid(channel, pixels, window)
+    valid = is_valid(channel, pixels, window)
+    if pixels.shape == (height, width):
+        return pixels, valid
+    stored = np.zeros((height, width), channel.header.dtype)
+    good = np.zeros((height, width), np.bool_)
+    top, left = window.row_off - row, window.col_off - col
+    place = (slice(top, top + window.height), slice(left, left + window.width))
+    stored[place], good[place] = pixels, valid
     return stored, good
 
 
@@ -186,28 +218,37 @@ def to_counts(
     how = radiometry(channel)
     most = int(np.iinfo(dtype).max)
     plain = channel.header.nodata is None and not channel.header.masked and how.add == 0
+    least = 0 if plain else 1
+    if how.gain == 1.0 and stored.dtype == dtype and abs(how.add) < most:
+        # the usual case, in the band's own type: saturate first, then shift
+        low, high = max(0, least - how.add), min(most, most - how.add)
+        counts: NDArray[Any] = np.clip(stored, dtype.type(low), dtype.type(high))
+        counts += dtype.type(how.add % (most + 1))
+        counts[~good] = 0
+        return counts
     if how.gain == 1.0 and stored.dtype.kind in "iu":
-        counts = stored.astype(np.int64) + how.add
+        wide = stored.astype(np.int64) + how.add
     else:
         safe = np.where(good, stored, 0).astype(np.float64)
         with np.errstate(over="ignore"):
-            wide = np.rint(safe * how.gain)
-        counts = np.clip(wide, -(2.0**40), 2.0**40).astype(np.int64) + how.add
-    return np.where(good, np.clip(counts, 0 if plain else 1, most), 0).astype(dtype)
+            scaled = np.rint(safe * how.gain)
+        wide = np.clip(scaled, -(2.0**40), 2.0**40).astype(np.int64) + how.add
+    return np.where(good, np.clip(wide, least, most), 0).astype(dtype)
 
 
 def cloud_shares(classes: NDArray[Any] | None, cloud: Cloud | None) -> tuple[float, float]:
     """Shares of cloud and of cloud shadow among all pixels; NaN where nothing tells."""
     if classes is None or cloud is None:
         return math.nan, math.nan
-    layer = classes.astype(np.int64)
+    layer = classes if classes.dtype.kind in "iu" else classes.astype(np.int64)
+    found, number = np.unique(layer, return_counts=True)
     shares = []
     for codes in (cloud.cloud, cloud.shadow):
         if cloud.codes == "bits":
-            hit = layer & sum(1 << bit for bit in codes) != 0
+            hit = found.astype(np.int64) & sum(1 << bit for bit in codes) != 0
         else:
-            hit = np.isin(layer, codes)
-        shares.append(float(hit.mean()))
+            hit = np.isin(found, codes)
+        shares.append(float(number[hit].sum() / layer.size))
     return shares[0], shares[1]
 
 
@@ -228,4 +269,6 @@ def saturated_share(strip: Strip, bands: list[str], scales: list[float]) -> floa
 def is_constant(counts: NDArray[Any]) -> bool:
     """Whether each band has one value only."""
     flat = counts.reshape(counts.shape[0], -1)
-    return bool((flat == flat[:, :1]).all())
+    if (flat[:, 0] != flat[:, -1]).any():
+        return False
+    return bool((flat.min(axis=1) == flat.max(axis=1)).all())

@@ -8,11 +8,8 @@ memory file or one Python file object: no directory, no sidecar, no address of i
 from __future__ import annotations
 
 import hashlib
-import io
 import warnings
-from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,11 +22,9 @@ from rasterio.windows import Window
 
 from geofm.imagery.hosts import Access, Signing
 from geofm.imagery.quarantine import Quarantine
-from geofm.imagery.remote import Fault, Piece, Remote, patiently, remote
+from geofm.imagery.ranges import Range, RangeFile, RangeSource
+from geofm.imagery.remote import Piece, remote
 
-#: Bytes that are read at once by range, and how many of these blocks are kept.
-BLOCK = 64 * 1024
-KEPT_BLOCKS = 512
 #: Only what is inside the file counts, and damage is an error rather than a warning.
 GDAL: dict[str, str | int] = {
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
@@ -73,12 +68,47 @@ class Fetched:
 
 @dataclass(frozen=True)
 class Raster:
-    """An open raster; ``read`` is the only way to its pixels."""
+    """An open raster; ``read`` is the only way to its pixels. For one thread at a time.
+
+    As a context it closes itself.
+    """
 
     dataset: Any
     fetched: Fetched
     where: str
-    source: RangeSource | None = None
+    source: RangeSource | None
+    closing: ExitStack
+
+    def __enter__(self) -> Raster:
+        """Itself, with GDAL's options set for this thread."""
+        self.closing.enter_context(rasterio.Env(**GDAL))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Close it."""
+        self.closing.close()
+
+    def ranges(self, band: int, window: Window) -> list[Range]:
+        """Byte ranges of the compressed blocks that a window touches; empty where nobody knows.
+
+        Raises:
+            Quarantine: ``truncated`` when a block lies beyond the end of the file.
+        """
+        if self.source is None:
+            return []
+        data, found = self.dataset, []
+        height, width = data.block_shapes[band - 1]
+        for row in range(window.row_off // height, -(-(window.row_off + window.height) // height)):
+            for col in range(window.col_off // width, -(-(window.col_off + window.width) // width)):
+                block = [
+                    int(data.get_tag_item(f"BLOCK_{what}_{col}_{row}", "TIFF", bidx=band) or 0)
+                    for what in ("OFFSET", "SIZE")
+                ]
+                if all(block):
+                    found.append((block[0], sum(block)))
+        if any(end > self.source.size for _, end in found):
+            raise Quarantine("truncated", f"{self.where} ends before its pixels do")
+        return found
 
     def read(self, band: int, window: Window) -> NDArray[Any]:
         """Pixels [height, width] of one band (counted from 1) inside the raster.
@@ -119,141 +149,58 @@ def driver_of(head: bytes, where: str) -> str:
     raise Quarantine("not_a_tiff", f"{where} is neither TIFF nor JPEG 2000 but {kind}")
 
 
-class RangeSource:
-    """Blocks of a remote file, read by range and kept for a while. For one thread."""
-
-    def __init__(self, asset: Remote, retries: int, where: str) -> None:
-        self.asset, self.retries, self.where = asset, retries, where
-        self.blocks: OrderedDict[int, bytes] = OrderedDict()
-        self.error: Quarantine | None = None
-        first = asset.part(0, BLOCK)
-        self.size, self.etag = first.total, first.etag
-        self.head = self.blocks[0] = first.data
-
-    def read(self, offset: int, size: int) -> bytes:
-        """Bytes of the file; fewer only at its end."""
-        end = min(offset + size, self.size)
-        if offset >= end:
-            return b""
-        first, last = offset // BLOCK, (end - 1) // BLOCK
-        missing = [n for n in range(first, last + 1) if n not in self.blocks]
-        found = dict(self._fetch(missing[0], missing[-1])) if missing else {}
-        pieces = []
-        for number in range(first, last + 1):
-            block = found.get(number) or self.blocks[number]
-            self.blocks[number] = block
-            self.blocks.move_to_end(number)
-            pieces.append(block)
-        while len(self.blocks) > KEPT_BLOCKS:
-            self.blocks.popitem(last=False)
-        return b"".join(pieces)[offset - first * BLOCK : end - first * BLOCK]
-
-    def _fetch(self, first: int, last: int) -> Iterator[tuple[int, bytes]]:
-        """Ask for neighbouring blocks at once; a file that changes meanwhile is a fault."""
-
-        def attempt() -> Piece:
-            piece = self.asset.part(first * BLOCK, (last + 1) * BLOCK)
-            if piece.total != self.size or (piece.etag != self.etag and not self._same(piece)):
-                raise Fault("the file changed while it was read")
-            return piece
-
-        data = patiently(attempt, self.retries, self.where).data
-        for number in range(first, last + 1):
-            start = (number - first) * BLOCK
-            yield number, data[start : start + BLOCK]
-
-    def _same(self, piece: Piece) -> bool:
-        """Whether only the ETag is another one: then the file still begins as it did."""
-        begin = self.asset.part(0, BLOCK)
-        if begin.data != self.head or begin.total != self.size or begin.etag != piece.etag:
-            return False
-        self.etag = piece.etag
-        return True
-
-
-class RangeFile(io.RawIOBase):
-    """A range source as a file object, which is all that GDAL gets to see."""
-
-    def __init__(self, source: RangeSource) -> None:
-        self.source, self.place = source, 0
-
-    def readable(self) -> bool:
-        """Yes."""
-        return True
-
-    def seekable(self) -> bool:
-        """Yes."""
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Move the cursor."""
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self.place, io.SEEK_END: self.source.size}[whence]
-        self.place = base + offset
-        return self.place
-
-    def tell(self) -> int:
-        """The cursor."""
-        return self.place
-
-    def read(self, size: int = -1) -> bytes:
-        """Bytes from the cursor; an error is kept for the caller, GDAL can only be told of none."""
-        want = self.source.size - self.place if size < 0 else size
-        try:
-            data = self.source.read(self.place, want)
-        except Quarantine as error:
-            self.source.error = error
-            return b""
-        self.place += len(data)
-        return data
-
-
-@contextmanager
-def open_asset(
-    href: str,
-    access: Access,
-    signing: Signing | None = None,
-    declared_sha256: str = "",
-    whole: bool = True,
-) -> Iterator[Raster]:
-    """Open an asset's raster.
+def fetch(href: str, access: Access, signing: Signing, whole: bool = True) -> Piece | RangeSource:
+    """An asset's bytes, or its beginning; any thread may wait for them.
 
     Args:
         href: as stored in the item.
         access: what may be read, and how.
         signing: how the source signs.
-        declared_sha256: hex, from the item; compared where the file is read whole.
         whole: read files up to ``access.whole_max`` whole; False reads ranges only.
 
     Raises:
         Quarantine: with the reason.
     """
-    where = href.partition("?")[0][:200]
-    asset = remote(href, access, signing or Signing())
-    piece = asset.whole(access.whole_max) if whole else None
-    if piece is not None:
-        with _open_bytes(piece, where, declared_sha256) as raster:
-            yield raster
-        return
-    source = RangeSource(asset, access.retries, where)
-    with _open_ranges(source, where, declared_sha256) as raster:
-        yield raster
+    asset = remote(href, access, signing)
+    piece = asset.whole(access.whole_max) if whole and access.whole_max else None
+    return piece or RangeSource(asset, access.retries, where_is(href))
 
 
-@contextmanager
-def _open_bytes(piece: Piece, where: str, declared: str) -> Iterator[Raster]:
+def where_is(href: str) -> str:
+    """An address as messages show it."""
+    return href.partition("?")[0][:200]
+
+
+def open_raster(fetched: Piece | RangeSource, href: str, declared_sha256: str = "") -> Raster:
+    """Open what was fetched, in the thread that is going to read it.
+
+    Args:
+        fetched: by ``fetch``.
+        href: as stored in the item.
+        declared_sha256: hex, from the item; compared where the file was read whole.
+
+    Raises:
+        Quarantine: with the reason.
+    """
+    if isinstance(fetched, RangeSource):
+        return _open_ranges(fetched, where_is(href), declared_sha256)
+    return _open_bytes(fetched, where_is(href), declared_sha256)
+
+
+def _open_bytes(piece: Piece, where: str, declared: str) -> Raster:
     sha256 = hashlib.sha256(piece.data).hexdigest()
     driver = driver_of(piece.data[:16], where)
     if declared and declared != sha256:
         raise Quarantine("wrong_checksum", f"{where} does not have the sha256 that its item states")
     fetched = Fetched(sha256, "computed", "", piece.total)
-    with rasterio.Env(**GDAL), MemoryFile(piece.data) as memory:
-        dataset = _open(memory.name, driver, where, None)
-        with dataset:
-            yield Raster(dataset, fetched, where)
+    memory, closing = MemoryFile(piece.data), ExitStack()
+    closing.callback(memory.close)
+    with rasterio.Env(**GDAL):
+        dataset = closing.enter_context(_open(memory.name, driver, where, None))
+    return Raster(dataset, fetched, where, None, closing)
 
 
-@contextmanager
-def _open_ranges(source: RangeSource, where: str, declared: str) -> Iterator[Raster]:
+def _open_ranges(source: RangeSource, where: str, declared: str) -> Raster:
     driver = driver_of(source.head[:16], where)
     name = f"asset{id(source)}"
 
@@ -265,10 +212,10 @@ def _open_ranges(source: RangeSource, where: str, declared: str) -> Iterator[Ras
     fetched = Fetched(
         declared, "declared" if declared else "", "" if declared else source.etag, source.size
     )
+    closing = ExitStack()
     with rasterio.Env(**GDAL):
-        dataset = _open(name, driver, where, source, opener=opener)
-        with dataset:
-            yield Raster(dataset, fetched, where, source)
+        dataset = closing.enter_context(_open(name, driver, where, source, opener=opener))
+    return Raster(dataset, fetched, where, source, closing)
 
 
 def _open(name: str, driver: str, where: str, source: RangeSource | None, **more: Any) -> Any:

@@ -9,10 +9,10 @@ from data_catalog.artifact import Artifact
 from data_catalog.errors import UsageError
 from data_catalog.tables import records
 from geofm.imagery.chips import pixel_sha256
-from geofm.imagery.cutting import cut_one
 from geofm.imagery.listed import access_of, every_item
 from geofm.imagery.quarantine import Quarantine
 from geofm.imagery.scene import open_scene
+from geofm.imagery.strips import cut_one
 from geofm.settings import CutSettings
 
 

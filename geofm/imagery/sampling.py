@@ -16,7 +16,7 @@ import shapely
 from numpy.typing import NDArray
 from shapely.geometry.base import BaseGeometry
 
-from geofm.imagery.grid import all_cells, boxes, centres, crs_name
+from geofm.imagery.grid import all_cells, boxes, centres
 from geofm.imagery.identity import moment
 from geofm.imagery.items import instant
 from geofm.imagery.overlap import Cells, Claim, find_owners
@@ -166,7 +166,7 @@ def candidates(windows: Windows, claims: Sequence[Claim], settings: CutSettings)
             "collection": [c.collection for c in claims],
             "item_id": [c.item_id for c in claims],
             "item_sha256": [c.item_sha256 for c in claims],
-            "grid": [f"{crs_name(c.grid.crs)} {c.grid.size} {c.grid.metres:g}" for c in claims],
+            "grid": [c.grid.lattice for c in claims],
             "season": [season_of(c.time, settings.season) for c in claims],
             "cloud": [c.cloud for c in claims],
             "age": [-moment(c.time) for c in claims],

@@ -7,9 +7,12 @@ same code for planning and for cutting, so they can't disagree.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -31,13 +34,15 @@ from geofm.imagery.grid import (
 from geofm.imagery.hosts import Access, Signing
 from geofm.imagery.items import Json
 from geofm.imagery.quarantine import Quarantine
-from geofm.imagery.reading import Fetched, Raster, open_asset
+from geofm.imagery.reading import Fetched, Raster, fetch, open_raster
 from geofm.settings import CutSettings
 
 #: A raster with more pixels than this is not opened.
 MAX_PIXELS = 2**31
 #: Bytes of one compressed block of all bands; reading any pixel of it takes them all into memory.
 MAX_BLOCK = 2**28
+#: Assets opened at once in a process: opening waits for the network.
+OPENERS = 32
 DTYPES = ("uint8", "uint16", "int16", "float32", "float64")
 
 
@@ -81,6 +86,12 @@ class Scene:
         return {channel.band.asset: channel.raster.fetched for channel in self.all_channels}
 
 
+@lru_cache(maxsize=2)
+def openers(process: int) -> ThreadPoolExecutor:
+    """The threads of a process that open assets (a fork can't use its parent's)."""
+    return ThreadPoolExecutor(OPENERS, thread_name_prefix="geofm-open")
+
+
 @contextmanager
 def open_scene(
     item: Json,
@@ -108,12 +119,17 @@ def open_scene(
     signing = Signing(source.sign, source.sign_when == "always")
     wanted = [*bands, layer] if layer else bands
     with ExitStack() as stack:
-        rasters: dict[str, Raster] = {}
-        for band in wanted:
-            if band.asset not in rasters:
-                rasters[band.asset] = stack.enter_context(
-                    open_asset(band.href, access, signing, band.sha256, whole)
-                )
+        pool = openers(os.getpid())
+        first = {band.asset: band for band in reversed(wanted)}
+        calls = {
+            key: pool.submit(fetch, band.href, access, signing, whole)
+            for key, band in first.items()
+        }
+        wait(calls.values())
+        rasters = {
+            key: stack.enter_context(open_raster(call.result(), first[key].href, first[key].sha256))
+            for key, call in calls.items()
+        }
         channels = [
             Channel(band, read_header(rasters[band.asset], band, declared_crs(item, band.asset)),
                     rasters[band.asset])
@@ -226,7 +242,7 @@ def finest_grid(
     if len({crs for crs, _, _ in places}) > 1:
         raise Quarantine("crs_mismatch", "the bands are in different CRS")
     finest = min(places, key=lambda place: place[1][0])
-    grid = make_grid(*finest, settings.size_px, settings.gsd_m)
+    grid = make_grid(*finest, settings.size_px, settings.gsd_m, settings.anchor == "scene")
     pixels, said = extent_footprint(grid), continuous(geometry)
     turns = [translate(said, degrees) for degrees in (0.0, 360.0, -360.0)]
     if grid.width and not shapely.intersects(pixels, turns).any():

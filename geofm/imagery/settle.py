@@ -15,11 +15,12 @@ from pathlib import Path
 
 from data_catalog.canonical import digest_of
 from data_catalog.stage import Job
-from geofm.imagery.cutting import STATE, Order, cut_or_quarantine, quarantine_item, to_runs
+from geofm.imagery.cutting import STATE, Order, cut_or_quarantine, quarantine_item
 from geofm.imagery.grid import Grid
 from geofm.imagery.items import Json
 from geofm.imagery.listed import access_of, every_item
 from geofm.imagery.quarantine import Quarantine
+from geofm.imagery.strips import to_runs
 from geofm.imagery.survey import Survey, survey
 
 log = logging.getLogger("geofm.cut")

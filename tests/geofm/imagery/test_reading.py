@@ -11,13 +11,17 @@ from rasterio.windows import Window
 from geofm.imagery import hosts
 from geofm.imagery.hosts import Access, Signing, check_host, is_public, locate
 from geofm.imagery.quarantine import Quarantine
-from geofm.imagery.reading import open_asset
+from geofm.imagery.reading import Raster, fetch, open_raster
 from geofm.imagery.remote import HttpAsset, S3Asset
 from tests.geofm.imagery.small_world import World, serve, texture, tiff
 
 PIXELS = texture(256, 256)
 DATA = tiff(PIXELS)
 ALL = Window(0, 0, 256, 256)
+
+
+def open_asset(href: str, access: Access, declared_sha256: str = "", whole: bool = True) -> Raster:
+    return open_raster(fetch(href, access, Signing(), whole), href, declared_sha256)
 
 
 def reader(world: World, **change: object) -> Access:

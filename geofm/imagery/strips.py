@@ -1,0 +1,121 @@
+"""Cells of a scene, strip by strip: what comes next is fetched while what is there is decoded.
+
+A strip is a run of neighbouring cells in one row. So many strips as fit into ``BATCH_BYTES`` of
+compressed blocks are asked for together; two batches are in memory at a time, whatever the scene's
+size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from numpy.typing import NDArray
+
+from geofm.imagery.grid import Cell
+from geofm.imagery.pixels import Strip, file_window, read_strip
+from geofm.imagery.ranges import Range, RangeSource, coalesce
+from geofm.imagery.scene import Scene
+
+#: Compressed bytes of all bands that are asked for at once.
+BATCH_BYTES = 8 * 2**20
+
+#: Cells of one row next to each other: y, first x, x after the last.
+Run = tuple[int, int, int]
+
+
+@dataclass
+class _Batch:
+    """Strips that are fetched together, and the ranges that were asked for, by asset."""
+
+    runs: list[Run] = field(default_factory=list)
+    blocks: dict[str, set[Range]] = field(default_factory=dict)
+    asked: list[tuple[RangeSource, list[Range]]] = field(default_factory=list)
+
+    @property
+    def bytes(self) -> int:
+        """Compressed bytes of its blocks."""
+        return sum(end - start for some in self.blocks.values() for start, end in some)
+
+
+def to_runs(cells: Iterable[Cell]) -> list[Run]:
+    """Cells as runs, by rows from north to south."""
+    runs: list[Run] = []
+    for x, y in sorted(cells, key=lambda cell: (-cell[1], cell[0])):
+        if runs and runs[-1][0] == y and runs[-1][2] == x:
+            runs[-1] = (y, runs[-1][1], x + 1)
+        else:
+            runs.append((y, x, x + 1))
+    return runs
+
+
+def from_runs(runs: Iterable[Run]) -> list[Cell]:
+    """The cells of runs."""
+    return [(x, y) for y, first, end in runs for x in range(first, end)]
+
+
+def cut_cells(scene: Scene, runs: Iterable[Run]) -> Iterator[tuple[Cell, Strip]]:
+    """The pixels of each cell, in the order of the runs.
+
+    Raises:
+        Quarantine: for what is found wrong with the pixels.
+    """
+    grid, following = scene.grid, batches(scene, runs)
+    before, current = _Batch(), next(following, None)
+    while current is not None:
+        after = next(following, None)
+        for y, first, end in current.runs:
+            row, col = grid.window((first, y))
+            strip = read_strip(scene, row, col, grid.size, (end - first) * grid.size)
+            for x in range(first, end):
+                yield (x, y), strip.part((x - first) * grid.size, grid.size)
+        for source, ranges in before.asked:
+            source.forget(ranges)
+        before, current = current, after
+
+
+def cut_one(scene: Scene, cell: Cell) -> NDArray[Any]:
+    """The pixels of a single cell."""
+    y = cell[1]
+    return next(cut_cells(scene, [(y, cell[0], cell[0] + 1)]))[1].counts
+
+
+def batches(scene: Scene, runs: Iterable[Run]) -> Iterator[_Batch]:
+    """Strips in batches, each asked for when it is taken."""
+    batch, last = _Batch(), _Batch()
+    for run in runs:
+        for key, blocks in strip_blocks(scene, run).items():
+            batch.blocks.setdefault(key, set()).update(blocks)
+        batch.runs.append(run)
+        if batch.bytes >= BATCH_BYTES:
+            yield ask(scene, batch, last)
+            batch, last = _Batch(), batch
+    if batch.runs:
+        yield ask(scene, batch, last)
+
+
+def ask(scene: Scene, batch: _Batch, last: _Batch) -> _Batch:
+    """Ask for the blocks of a batch that the one before did not ask for already."""
+    sources = {channel.band.asset: channel.raster.source for channel in scene.all_channels}
+    for key, blocks in batch.blocks.items():
+        source = sources[key]
+        ranges = coalesce(blocks - last.blocks.get(key, set()))
+        if source is not None and ranges:
+            source.prefetch(ranges)
+            batch.asked.append((source, ranges))
+    return batch
+
+
+def strip_blocks(scene: Scene, run: Run) -> dict[str, set[Range]]:
+    """Byte ranges of the compressed blocks that a strip needs, by asset."""
+    y, first, end = run
+    row, col = scene.grid.window((first, y))
+    window = (row, col, scene.grid.size, (end - first) * scene.grid.size)
+    found: dict[str, set[Range]] = {}
+    for channel in scene.all_channels:
+        place = file_window(scene, channel, window)
+        if place is not None:
+            ranges = channel.raster.ranges(channel.band.index, place)
+            found.setdefault(channel.band.asset, set()).update(ranges)
+    return found
