@@ -174,6 +174,12 @@ class CutSettings(Section):
     )
     retries: int = Field(5, ge=0, le=20, description="Attempts after the first for passing faults.")
     timeout_s: float = Field(30.0, gt=0, le=600, description="Network timeout in seconds.")
+    requests_per_s: float | None = Field(
+        None,
+        gt=0,
+        le=10_000,
+        description="Most requests a second to one host, for each worker process. Empty: no limit.",
+    )
     max_failed: float = Field(
         0.5,
         ge=0,

@@ -10,8 +10,8 @@ from typing import Any
 import geopandas as gpd
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 import shapely
+from pyarrow import feather
 
 from data_catalog.canonical import digest_of
 from geofm.imagery.items import Json
@@ -89,12 +89,12 @@ def write_rows(rows: list[Json], columns: dict[str, tuple[Any, Any]], path: Path
         if row.get("geometry") is not None:
             row["geometry"] = shapely.to_wkb(row["geometry"])
     schema = pa.schema([(name, kind) for name, (kind, _) in columns.items()])
-    pq.write_table(pa.Table.from_pylist(filled, schema=schema), path, compression="zstd")
+    feather.write_feather(pa.Table.from_pylist(filled, schema=schema), path, "uncompressed")
 
 
 def read_rows(paths: Iterable[Path]) -> pd.DataFrame:
     """The rows of all parts, a GeoDataFrame (EPSG:4326) where they have geometries."""
-    frame: pd.DataFrame = pa.concat_tables([pq.read_table(path) for path in paths]).to_pandas()
+    frame: pd.DataFrame = pa.concat_tables([feather.read_table(path) for path in paths]).to_pandas()
     if "geometry" not in frame:
         return frame
     areas = shapely.from_wkb(frame["geometry"].to_numpy())

@@ -18,7 +18,7 @@ from data_catalog.canonical import digest_of
 from data_catalog.errors import RunError
 from data_catalog.sources import count_sources
 from data_catalog.stage import Job, Part, Sealed, Stage, link
-from data_catalog.tables import read_table, records, write_table
+from data_catalog.tables import records, write_table
 from geofm.imagery.chip_table import read_rows
 from geofm.imagery.cutting import ASSETS, CHIPS, ROWS, Order, cut_or_quarantine, quarantine_item
 from geofm.imagery.listed import access_of, every_item, listed_items
@@ -131,9 +131,8 @@ def seal(job: Job, folders: list[Path], out: Path) -> Sealed:
     if good.empty:
         raise RunError(nothing(found, settings))
     for folder in folders:
-        if (folder / CHIPS).exists():
-            names = read_table(folder / ROWS, ["part"])["part"]
-            link(folder / CHIPS, out / str(names.max()))
+        if tar := read_state(folder)["tar"]:
+            link(folder / CHIPS, out / tar)
     write_table(chips, out / "chips.parquet")
     write_table(assets, out / "assets.parquet")
     write_windows(found, out / "windows.parquet")

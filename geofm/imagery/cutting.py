@@ -33,7 +33,7 @@ from geofm.shards.tar import write_tar
 
 log = logging.getLogger("geofm.cut")
 
-CHIPS, ROWS, ASSETS, STATE = "chips.tar", "rows.parquet", "assets.parquet", "state.json"
+CHIPS, ROWS, ASSETS, STATE = "chips.tar", "rows.arrow", "assets.arrow", "state.json"
 
 
 @dataclass(frozen=True)
@@ -77,15 +77,9 @@ def _run(numbers: Sequence[int]) -> Run:
 
 def same_place(a: Grid, b: Grid) -> bool:
     """Whether two grids have the same pixels, to a hundredth of one."""
+    exact = [(g.crs, g.size, g.height, g.width, g.left, g.top) for g in (a, b)]
     near = max(abs(a.west - b.west), abs(a.north - b.north)) < 0.01 * b.gsd
-    sizes = (a.crs, a.size, a.height, a.width) == (b.crs, b.size, b.height, b.width)
-    return (
-        sizes
-        and near
-        and math.isclose(a.gsd, b.gsd, rel_tol=1e-6)
-        and a.left == b.left
-        and a.top == b.top
-    )
+    return exact[0] == exact[1] and near and math.isclose(a.gsd, b.gsd, rel_tol=1e-6)
 
 
 def cut_or_quarantine(
@@ -102,7 +96,7 @@ def cut_or_quarantine(
 def cut_item(
     listed: Listed, settings: CutSettings, access: Access, order: Order, out: Path
 ) -> None:
-    """Write the part of one scene: ``chips.tar``, ``rows.parquet``, ``assets.parquet``.
+    """Write the part of one scene: ``chips.tar``, ``rows.arrow``, ``assets.arrow``.
 
     A scene that lies elsewhere than the order says is not cut; its state says where it lies.
 
@@ -144,7 +138,7 @@ def cut_item(
                 row.update(part=part, offset=member.offset, size=member.size)
         write_rows([*cut.values(), *rows], CHIP_COLUMNS, out / ROWS)
         write_rows(asset_rows(listed, scene), ASSET_COLUMNS, out / ASSETS)
-    write_state(out, listed, "ok", grid=scene.grid, order=order)
+    write_state(out, listed, "ok", grid=scene.grid, order=order, tar=part if cut else "")
 
 
 def tar_name(listed: Listed, settings: CutSettings, runs: list[Run]) -> str:
@@ -256,13 +250,18 @@ def write_state(
     grid: Grid | None = None,
     order: Order | None = None,
     problem: Quarantine | None = None,
+    tar: str = "",
 ) -> None:
-    """How the part ended, for the seal: ``ok``, ``bad``, ``passing`` or ``moved``."""
+    """How the part ended, for the seal: ``ok``, ``bad``, ``passing`` or ``moved``.
+
+    ``tar`` is the name that the part's tar has in the artifact.
+    """
     content = {
         "number": listed.number,
         "state": state,
         "grid": asdict(grid) if grid else None,
         "order": order.windows_json() if order else None,
+        "tar": tar,
         "bad": [problem.reason, problem.kept, problem.passing] if problem else None,
     }
     (out / STATE).write_bytes(canonical(content))

@@ -42,6 +42,7 @@ class Access:
         retries: attempts after the first for faults that pass.
         timeout_s: network timeout, seconds.
         whole_max: assets up to this size (bytes) are read whole and hashed.
+        requests_per_s: most requests a second to one host from one process; None for any number.
     """
 
     stac: str
@@ -49,6 +50,7 @@ class Access:
     retries: int = 5
     timeout_s: float = 30.0
     whole_max: int = 64 * 2**20
+    requests_per_s: float | None = None
 
     @property
     def home(self) -> str:

@@ -119,4 +119,5 @@ def access_of(items: Artifact, settings: CutSettings) -> Access:
         retries=settings.retries,
         timeout_s=settings.timeout_s,
         whole_max=int(settings.whole_max_mib * 2**20),
+        requests_per_s=settings.requests_per_s,
     )

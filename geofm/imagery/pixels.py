@@ -12,7 +12,7 @@ from rasterio.windows import Window
 
 from data_catalog.sources import Cloud
 from geofm.imagery.quarantine import Quarantine
-from geofm.imagery.resample import Taps, resample, taps
+from geofm.imagery.resample import Taps, pick, resample, taps
 from geofm.imagery.scene import Channel, Scene, check_finite
 
 Mask = NDArray[np.bool_]
@@ -135,6 +135,8 @@ def read_channel(
     if isinstance(down, Taps) and isinstance(over, Taps):
         (top, bottom), (left, right) = down.span, over.span
         stored, good = read_native(channel, top, left, bottom - top, right - left)
+        if method == "nearest":
+            return pick(stored, good, down, over)
         values, valid = resample(stored, good, down, over)
         return (values if stored.dtype.kind == "f" else np.rint(values)), valid
     return read_native(channel, cast(int, down), cast(int, over), window[2], window[3])
@@ -240,15 +242,19 @@ def cloud_shares(classes: NDArray[Any] | None, cloud: Cloud | None) -> tuple[flo
     """Shares of cloud and of cloud shadow among all pixels; NaN where nothing tells."""
     if classes is None or cloud is None:
         return math.nan, math.nan
-    layer = classes if classes.dtype.kind in "iu" else classes.astype(np.int64)
-    found, number = np.unique(layer, return_counts=True)
+    if classes.dtype.kind == "u" and classes.itemsize <= 2:
+        number = np.bincount(classes.ravel())
+        found = np.flatnonzero(number)
+        number = number[found]
+    else:
+        found, number = np.unique(classes.astype(np.int64), return_counts=True)
     shares = []
     for codes in (cloud.cloud, cloud.shadow):
         if cloud.codes == "bits":
-            hit = found.astype(np.int64) & sum(1 << bit for bit in codes) != 0
+            hit = found & sum(1 << bit for bit in codes) != 0
         else:
             hit = np.isin(found, codes)
-        shares.append(float(number[hit].sum() / layer.size))
+        shares.append(float(number[hit].sum() / classes.size))
     return shares[0], shares[1]
 
 

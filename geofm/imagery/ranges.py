@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 
+from geofm.imagery.patience import Fault, patiently
 from geofm.imagery.quarantine import Quarantine
-from geofm.imagery.remote import Fault, Piece, Remote, patiently
+from geofm.imagery.remote import Piece, Remote
 
 #: Bytes of a file's beginning that are asked for first, and of a block that is asked for later.
 BLOCK = 16 * 1024
@@ -78,6 +79,8 @@ class RangeSource:
         """Fetch ranges in the background; a read that needs one waits for it."""
         pool = fetchers(os.getpid())
         for start, end in ranges:
+            if end <= len(self.head):  # it came with the beginning
+                continue
             segment = _Segment(start, end, pool.submit(self._bytes, start, end))
             self.segments.append(segment)
         self.segments.sort(key=lambda segment: segment.start)

@@ -1,42 +1,33 @@
 """Bytes of remote assets: whole or by range, with retries, over http(s) or s3.
 
-Faults that pass (429, 5xx, lost connections, answers cut short) are retried with growing, slightly
-random pauses; what is read does not depend on them. What stays wrong becomes a quarantine.
+Faults that pass (429, 5xx, lost connections, answers cut short or dripping in) are retried with
+growing, random pauses; what is read does not depend on them. What stays wrong becomes a quarantine.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
-import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Protocol, TypeVar
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
-import httpx
-
-from geofm.imagery.hosts import Access, Signing, check_host, locate, origin, sign_url
-from geofm.imagery.items import scheme_of
+from geofm.imagery.hosts import Access, Signing, locate, sign_url
+from geofm.imagery.http_client import Answer, Refused, address, ask, record
+from geofm.imagery.items import instant, scheme_of
+from geofm.imagery.patience import Fault, host_of, patiently
 from geofm.imagery.quarantine import Quarantine
 
 T = TypeVar("T")
-REDIRECTS = 5
-#: Longest pause (seconds) that a server's Retry-After is obeyed for.
-MAX_PAUSE = 30.0
 #: Bytes that a signing service's answer may have.
 MAX_SIGNED = 64 * 1024
-_pauses = random.Random()
-
-
-class Fault(Exception):
-    """A fault that may pass; ``pause`` is how long the server asks to wait (seconds)."""
-
-    def __init__(self, detail: str, pause: float = 0.0) -> None:
-        super().__init__(detail)
-        self.pause = pause
+#: A signature that has less than this to live (seconds) is renewed before it is used.
+NEARLY_EXPIRED_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -58,44 +49,13 @@ class Remote(Protocol):
         """Bytes from ``start`` up to ``end`` (or to the end of the file)."""
 
 
-def patiently(attempt: Callable[[], T], retries: int, what: str) -> T:
-    """Call until it works.
-
-    Raises:
-        Quarantine: ``unreachable`` (passing) when the last retry fails as well.
-    """
-    for number in range(retries + 1):
-        try:
-            return attempt()
-        except Fault as fault:
-            if number == retries:
-                raise Quarantine(
-                    "unreachable", f"{what}: {fault} ({retries + 1} attempts)", passing=True
-                ) from fault
-            pause = 0.1 * 2**number * (1 + _pauses.random())
-            time.sleep(min(max(pause, fault.pause), MAX_PAUSE))
-    raise AssertionError("unreachable")
-
-
-@lru_cache(maxsize=8)
-def http_client(timeout_s: float, process: int) -> httpx.Client:
-    """One pool of connections a process (a fork must not share its parent's).
-
-    Loopback never goes by a proxy.
-    """
-    direct = {f"all://{host}": None for host in ("127.0.0.1", "localhost", "[::1]")}
-    return httpx.Client(
-        timeout=httpx.Timeout(timeout_s, connect=min(timeout_s, 10.0)),
-        follow_redirects=False,
-        headers={"accept-encoding": "identity", "user-agent": "geofm"},
-        mounts=direct,
-        limits=httpx.Limits(max_connections=64, max_keepalive_connections=16),
-    )
-
-
 @dataclass
 class HttpAsset:
     """An asset by http(s); its address is signed where that is asked for.
+
+    Ranges are asked for without If-Match: a changed file shows in the ETag and the size that come
+    with each :class:`Piece`, while If-Match fails for good on weak ETags and on mirrors that name
+    the same bytes differently.
 
     ``name`` is the href as it is stored, for messages: the address may hold a port of today.
     """
@@ -105,23 +65,22 @@ class HttpAsset:
     signing: Signing = field(default_factory=Signing)
     name: str = ""
     _signed: str = field(default="", repr=False)
+    _expires: float = field(default=math.inf, repr=False)
 
     def whole(self, most: int) -> Piece | None:
         """All bytes, checked against the length that the server told."""
 
         def attempt() -> Piece | None:
             with self._get({}) as answer:
-                told = _length(answer)
+                told = _whole(answer.headers.get("content-length", ""))
                 if told is not None and told > most:
                     return None
-                data = bytearray()
-                for block in answer.iter_raw():
-                    data += block
-                    if len(data) > most:
-                        return None
+                data = answer.take(most + 1)
+                if len(data) > most:
+                    return None
                 if told is not None and len(data) != told:
                     raise Fault(f"{len(data)} of {told} bytes came")
-                return Piece(bytes(data), len(data), answer.headers.get("etag", ""))
+                return Piece(data, len(data), answer.headers.get("etag", ""))
 
         return self._retry(attempt)
 
@@ -130,18 +89,16 @@ class HttpAsset:
 
         def attempt() -> Piece:
             with self._get({"range": f"bytes={start}-{end - 1}"}) as answer:
-                if answer.status_code != 206:
+                if answer.status != 206:
                     raise Quarantine("no_ranges", f"{self.where} does not serve byte ranges")
                 first, total = _content_range(answer.headers.get("content-range", ""))
                 want = min(end, total) - start
-                data = bytearray()
-                for block in answer.iter_raw():
-                    data += block
-                    if len(data) > want:
-                        break
-                if first != start or len(data) != want:
+                if first != start or want < 0:
+                    raise Fault(f"bytes from {first} of {total} came, not from {start}")
+                data = answer.take(want + 1)
+                if len(data) != want:
                     raise Fault(f"{len(data)} of {want} bytes came")
-                return Piece(bytes(data), total, answer.headers.get("etag", ""))
+                return Piece(data, total, answer.headers.get("etag", ""))
 
         return self._retry(attempt)
 
@@ -151,27 +108,33 @@ class HttpAsset:
         return (self.name or self.href).partition("?")[0][:200]
 
     def _retry(self, attempt: Callable[[], T]) -> T:
-        def guarded() -> T:
-            try:
-                return attempt()
-            except httpx.TransportError as error:
-                raise Fault(f"{type(error).__name__}: {error}"[:120]) from error
+        return patiently(attempt, self.access.retries, self.where, record(self.href))
 
-        return patiently(guarded, self.access.retries, self.where)
-
-    def _get(self, headers: dict[str, str]) -> _Answer:
+    @contextmanager
+    def _get(self, headers: dict[str, str]) -> Iterator[Answer]:
         """An open answer with status 200 or 206; a refusal is answered by signing (again) once."""
-        if self.signing.always and not self._signed:
+        if (self.signing.always and not self._signed) or self._expired():
             self._sign()
-        try:
-            return _Answer(self._signed or self.href, headers, self.access, self.where)
-        except _Refused as refused:
-            if not self._sign():
-                raise Quarantine("forbidden", f"{self.where} answers {refused.status}") from refused
-        try:
-            return _Answer(self._signed, headers, self.access, self.where)
-        except _Refused as refused:
-            raise Fault(f"answers {refused.status} to a signed address") from refused
+        with ExitStack() as stack:
+            try:
+                answer = stack.enter_context(self._ask(headers))
+            except Refused as refused:
+                if not self._sign():
+                    raise Quarantine(
+                        "forbidden", f"{self.where} answers {refused.status}"
+                    ) from refused
+                try:
+                    answer = stack.enter_context(self._ask(headers))
+                except Refused as again:
+                    raise Fault(f"answers {again.status} to a signed address") from again
+            yield answer
+
+    def _ask(self, headers: dict[str, str]) -> AbstractContextManager[Answer]:
+        return ask(self._signed or self.href, headers, self.access, self.where)
+
+    def _expired(self) -> bool:
+        """Whether the signature's time is over, or nearly so."""
+        return time.time() > self._expires - NEARLY_EXPIRED_S
 
     def _sign(self) -> bool:
         """Get a signed address (again); False where nobody signs."""
@@ -179,98 +142,52 @@ class HttpAsset:
         if not url:
             return False
         try:
-            with _Answer(url, {}, self.access, "the signing service") as answer:
-                body = _beginning(answer, MAX_SIGNED)
-        except (Quarantine, _Refused) as error:
+            with ask(url, {}, self.access, "the signing service") as answer:
+                body = answer.take(MAX_SIGNED)
+        except (Quarantine, Refused) as error:
             if self.signing.always:
                 raise Quarantine("forbidden", f"{self.where} could not be signed") from error
             return False
         try:
-            signed = json.loads(body)["href"]
-            same = urlsplit(signed)[:3] == urlsplit(self.href)[:3]
+            told = json.loads(body)
+            signed = told["href"]
+            same = address(signed)[:3] == address(self.href)[:3] and _path(signed) == _path(
+                self.href
+            )
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise Quarantine("forbidden", f"{url.partition('?')[0]} does not sign") from error
         if not same:
             raise Quarantine("forbidden", f"{self.where} was signed as another address")
-        origin(signed)
-        self._signed = signed
+        self._signed, self._expires = signed, expiry(signed, told.get("msft:expiry"))
+        if self._expired():  # a clock is wrong, or it lives too short: wait for the refusal
+            self._expires = math.inf
         return True
 
 
-class _Refused(Exception):
-    """The server wants credentials."""
+def expiry(signed: str, told: Any = None) -> float:
+    """When a signed address expires (seconds since the epoch); infinity where nothing says so.
 
-    def __init__(self, status: int) -> None:
-        super().__init__(str(status))
-        self.status = status
-
-
-class _Answer:
-    """A streamed answer after redirects, each hop of which the host policy allows."""
-
-    def __init__(self, url: str, headers: dict[str, str], access: Access, where: str) -> None:
-        client = http_client(access.timeout_s, os.getpid())
-        for _ in range(REDIRECTS + 1):
-            request = client.build_request("GET", url, headers=headers)
-            answer = client.send(request, stream=True)
-            if not answer.has_redirect_location:
-                break
-            answer.close()
-            url = _follow(url, answer.headers["location"])
-            check_host(url, access)
-        else:
-            raise Quarantine("too_many_redirects", f"{where} redirects on and on")
-        self.answer = answer
-        problem = _problem(answer, where)
-        if problem is not None:
-            answer.close()
-            raise problem
-
-    def __enter__(self) -> httpx.Response:
-        return self.answer
-
-    def __exit__(self, *error: object) -> None:
-        self.answer.close()
+    Args:
+        signed: with ``se`` (Azure), ``X-Amz-Date`` and ``X-Amz-Expires``, or ``Expires``.
+        told: the time that the signing service states, RFC 3339.
+    """
+    query = dict(parse_qsl(urlsplit(signed).query))
+    if "X-Amz-Date" in query and (lives := _whole(query.get("X-Amz-Expires", ""))) is not None:
+        made = instant(query["X-Amz-Date"])
+        return made.timestamp() + lives if made and made.tzinfo else math.inf
+    for text in (query.get("se"), query.get("Expires"), told):
+        if not isinstance(text, str):
+            continue
+        with suppress(ValueError):
+            return float(text) if len(text) < 20 and math.isfinite(float(text)) else math.inf
+        when = instant(text)
+        if when is not None and when.tzinfo is not None:
+            return when.timestamp()
+    return math.inf
 
 
-def _follow(url: str, location: str) -> str:
-    """The address that a redirect leads to, not checked yet."""
-    try:
-        return urljoin(url, location)
-    except ValueError as error:
-        raise Quarantine("bad_href", f"a redirect leads to no address: {location!a:.80}") from error
-
-
-def _beginning(answer: httpx.Response, most: int) -> bytes:
-    """The first bytes of an answer; what comes after them is not waited for."""
-    data = bytearray()
-    for block in answer.iter_raw():
-        data += block
-        if len(data) >= most:
-            break
-    return bytes(data[:most])
-
-
-def _problem(answer: httpx.Response, where: str) -> Exception | None:
-    """None for 200 and 206; other answers are a fault that passes, or final."""
-    status = answer.status_code
-    if status in (200, 206):
-        return None
-    if status in (408, 425, 429) or status >= 500:
-        return Fault(f"answers {status}", _retry_after(answer))
-    if status in (401, 403):
-        return _Refused(status)
-    if status in (404, 410):
-        return Quarantine("not_found", f"{where} answers {status}")
-    return Quarantine("http_error", f"{where} answers {status}")
-
-
-def _retry_after(answer: httpx.Response) -> float:
-    return float(_whole(answer.headers.get("retry-after", "")) or 0)
-
-
-def _length(answer: httpx.Response) -> int | None:
-    return _whole(answer.headers.get("content-length", ""))
+def _path(url: str) -> str:
+    return address(url)[3].partition("?")[0]
 
 
 def _whole(text: str) -> int | None:
@@ -339,7 +256,10 @@ class S3Asset:
             ParamValidationError,
         )
 
+        host = host_of("s3://" + urlsplit(self.href).netloc)
+
         def attempt() -> T:
+            host.take_turn(self.access.requests_per_s)
             try:
                 return call(
                     s3_files(
@@ -363,7 +283,7 @@ class S3Asset:
             except (OSError, BotoCoreError) as error:
                 raise Fault(f"{type(error).__name__}: {error}"[:120]) from error
 
-        return patiently(attempt, self.access.retries, self.href)
+        return patiently(attempt, self.access.retries, self.href, host)
 
 
 def remote(href: str, access: Access, signing: Signing = Signing()) -> Remote:  # noqa: B008

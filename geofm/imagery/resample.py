@@ -97,6 +97,15 @@ def resample(
     return np.where(good, total / np.where(good, share, 1.0), 0.0), good
 
 
+def pick(
+    pixels: NDArray[Any], valid: NDArray[np.bool_], rows: Taps, cols: Taps
+) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """``resample`` for taps of one pixel each (nearest), in the pixels' own type."""
+    place = np.ix_(rows.index[:, 0] - rows.span[0], cols.index[:, 0] - cols.span[0])
+    good = valid[place] & rows.inside[:, None] & cols.inside[None, :]
+    return np.where(good, pixels[place], pixels.dtype.type(0)), good
+
+
 def _apply(values: Floats, rows: Taps, cols: Taps) -> Floats:
     """Both axes, one tap after the other."""
     left, top = cols.span[0], rows.span[0]

@@ -1,0 +1,208 @@
+"""One http(s) request: pooled connections, redirects by the host policy, and answers in order.
+
+An address is taken apart once, by the code that also checks its host. The connection is made to
+exactly that host and port, so no two parsers can disagree about where a request goes.
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache, partial
+from urllib.parse import unquote, urljoin
+from urllib.request import getproxies, proxy_bypass
+
+import certifi
+import httpx
+import urllib3
+from urllib3.exceptions import HTTPError
+from urllib3.util import parse_url
+
+from geofm.imagery.hosts import Access, check_host, origin
+from geofm.imagery.items import scheme_of
+from geofm.imagery.patience import Fault, Host, host_of, retry_after
+from geofm.imagery.quarantine import Quarantine
+
+REDIRECTS = 5
+#: An answer may take the timeout and a second for each so many bytes; slower ones are given up.
+SLOWEST = 10_000
+#: Bytes that are taken from a connection at once.
+BLOCK = 2**20
+#: The rest of an answer nobody needs is read up to here (bytes), so that its connection lives on.
+LEFT_OVER = 16 * 1024
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+class Refused(Exception):
+    """The server wants credentials."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(str(status))
+        self.status = status
+
+
+class Answer:
+    """An answer with status 200 or 206 whose body is still to come."""
+
+    def __init__(self, response: urllib3.BaseHTTPResponse, timeout_s: float) -> None:
+        self.response, self.timeout_s = response, timeout_s
+        self.status = response.status
+        self.headers = response.headers
+
+    def take(self, most: int) -> bytes:
+        """The body, or its first ``most`` bytes when there are more.
+
+        Raises:
+            Fault: when it comes too slowly.
+        """
+        began, blocks, size = time.monotonic(), [], 0
+        while size < most:
+            block = self.response.read1(min(BLOCK, most - size), decode_content=False)
+            if not block:
+                break
+            blocks.append(block)
+            size += len(block)
+            if time.monotonic() - began > self.timeout_s + size / SLOWEST:
+                raise Fault(f"only {size} bytes came in {time.monotonic() - began:.0f} s")
+        return blocks[0] if len(blocks) == 1 else b"".join(blocks)
+
+
+@contextmanager
+def ask(url: str, headers: dict[str, str], access: Access, where: str) -> Iterator[Answer]:
+    """An answer after redirects, each hop of which the host policy allows.
+
+    Args:
+        url: an address whose host has been checked.
+        headers: of the request.
+        access: what may be read, and how.
+        where: the address in messages.
+
+    Raises:
+        Fault: for what may pass; Refused: 401 and 403; Quarantine: for what stays.
+    """
+    try:
+        for _ in range(REDIRECTS + 1):
+            response = _send(url, headers, access)
+            location = response.headers.get("location", "")
+            if response.status not in (301, 302, 303, 307, 308) or not location:
+                break
+            _done(response, access.timeout_s)
+            url = _follow(url, location)
+            check_host(url, access)
+        else:
+            raise Quarantine("too_many_redirects", f"{where} redirects on and on")
+        try:
+            problem = _problem(response, where)
+            if problem is not None:
+                raise problem
+            yield Answer(response, access.timeout_s)
+        finally:
+            _done(response, access.timeout_s)
+    except HTTPError as error:
+        raise Fault(f"{type(error).__name__}: {error}"[:120]) from error
+
+
+def _send(url: str, headers: dict[str, str], access: Access) -> urllib3.BaseHTTPResponse:
+    """One request, when it is its turn; the body of the answer is left to come."""
+    scheme, host, port, target = address(url)
+    record(url).take_turn(access.requests_per_s)
+    proxy = _proxy(scheme, host)
+    connections = pools(access.timeout_s, proxy, os.getpid())
+    send: Callable[..., urllib3.BaseHTTPResponse]
+    if proxy:
+        send = connections.urlopen
+        target = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}{target}"
+    else:
+        send = connections.connection_from_host(host, port, scheme).urlopen
+    return send(
+        "GET",
+        target,
+        headers={"accept-encoding": "identity", "user-agent": "geofm", **headers},
+        retries=False,
+        redirect=False,
+        assert_same_host=False,  # host and port come from the checked address, not from target
+        preload_content=False,
+        decode_content=False,
+    )
+
+
+@lru_cache(maxsize=4096)
+def address(url: str) -> tuple[str, str, int, str]:
+    """Scheme, host, port and target (path and query) of an http(s) address.
+
+    Raises:
+        Quarantine: ``bad_scheme`` or ``bad_href``.
+    """
+    host, _, port = origin(url).rpartition(":")
+    return scheme_of(url), host, int(port), httpx.URL(url).raw_path.decode("ascii")
+
+
+def record(url: str) -> Host:
+    """What this process has met on the host of an address."""
+    _, host, port, _ = address(url)
+    return host_of(f"{host}:{port}")
+
+
+@lru_cache(maxsize=16)
+def pools(timeout_s: float, proxy: str, process: int) -> urllib3.PoolManager:
+    """The connections of a process (a fork must not share its parent's)."""
+    trusted = ssl.create_default_context()
+    trusted.load_verify_locations(certifi.where())
+    make: Callable[..., urllib3.PoolManager] = urllib3.PoolManager
+    if proxy:
+        login = parse_url(proxy).auth
+        told = urllib3.make_headers(proxy_basic_auth=unquote(login)) if login else None
+        make = partial(urllib3.ProxyManager, proxy, proxy_headers=told)
+    return make(
+        timeout=urllib3.Timeout(connect=min(timeout_s, 10.0), read=timeout_s),
+        maxsize=64,
+        num_pools=64,
+        ssl_context=trusted,
+    )
+
+
+@lru_cache(maxsize=1024)
+def _proxy(scheme: str, host: str) -> str:
+    """The proxy that the environment names for a host; loopback never goes by one."""
+    if host in LOOPBACK or proxy_bypass(host):
+        return ""
+    named = getproxies()
+    return named.get(scheme) or named.get("all") or ""
+
+
+def _done(response: urllib3.BaseHTTPResponse, timeout_s: float) -> None:
+    """Give the connection back, or close it where much of the answer is still to come."""
+    left = response.length_remaining
+    if left is None or left > LEFT_OVER:
+        response.close()
+        return
+    try:
+        Answer(response, timeout_s).take(left + 1)
+    except (HTTPError, Fault):
+        response.close()
+    response.release_conn()
+
+
+def _follow(url: str, location: str) -> str:
+    """The address that a redirect leads to, not checked yet."""
+    try:
+        return urljoin(url, location)
+    except ValueError as error:
+        raise Quarantine("bad_href", f"a redirect leads to no address: {location!a:.80}") from error
+
+
+def _problem(response: urllib3.BaseHTTPResponse, where: str) -> Exception | None:
+    """None for 200 and 206; other answers are a fault that passes, or final."""
+    status = response.status
+    if status in (200, 206):
+        return None
+    if status in (408, 425, 429) or status >= 500:
+        return Fault(f"answers {status}", retry_after(response.headers.get("retry-after", "")))
+    if status in (401, 403):
+        return Refused(status)
+    if status in (404, 410):
+        return Quarantine("not_found", f"{where} answers {status}")
+    return Quarantine("http_error", f"{where} answers {status}")
