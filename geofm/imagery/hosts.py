@@ -13,6 +13,7 @@ import re
 import socket
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from urllib.parse import quote
 from urllib.request import getproxies
 
@@ -67,6 +68,7 @@ class Signing:
     always: bool = False
 
 
+@lru_cache(maxsize=4096)
 def origin(url: str) -> str:
     """``host:port`` of an http(s) address, as the client that will ask it understands it.
 

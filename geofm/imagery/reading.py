@@ -80,8 +80,7 @@ class Raster:
     closing: ExitStack
 
     def __enter__(self) -> Raster:
-        """Itself, with GDAL's options set for this thread."""
-        self.closing.enter_context(rasterio.Env(**GDAL))
+        """Itself."""
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -172,7 +171,7 @@ def where_is(href: str) -> str:
 
 
 def open_raster(fetched: Piece | RangeSource, href: str, declared_sha256: str = "") -> Raster:
-    """Open what was fetched, in the thread that is going to read it.
+    """Open what was fetched, in the thread that will read it, within ``rasterio.Env(**GDAL)``.
 
     Args:
         fetched: by ``fetch``.
@@ -195,8 +194,7 @@ def _open_bytes(piece: Piece, where: str, declared: str) -> Raster:
     fetched = Fetched(sha256, "computed", "", piece.total)
     memory, closing = MemoryFile(piece.data), ExitStack()
     closing.callback(memory.close)
-    with rasterio.Env(**GDAL):
-        dataset = closing.enter_context(_open(memory.name, driver, where, None))
+    dataset = closing.enter_context(_open(memory.name, driver, where, None))
     return Raster(dataset, fetched, where, None, closing)
 
 
@@ -213,8 +211,7 @@ def _open_ranges(source: RangeSource, where: str, declared: str) -> Raster:
         declared, "declared" if declared else "", "" if declared else source.etag, source.size
     )
     closing = ExitStack()
-    with rasterio.Env(**GDAL):
-        dataset = closing.enter_context(_open(name, driver, where, source, opener=opener))
+    dataset = closing.enter_context(_open(name, driver, where, source, opener=opener))
     return Raster(dataset, fetched, where, source, closing)
 
 

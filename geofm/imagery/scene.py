@@ -16,6 +16,7 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import rasterio
 import shapely
 from rasterio.errors import CRSError
 from shapely.affinity import translate
@@ -34,7 +35,7 @@ from geofm.imagery.grid import (
 from geofm.imagery.hosts import Access, Signing
 from geofm.imagery.items import Json
 from geofm.imagery.quarantine import Quarantine
-from geofm.imagery.reading import Fetched, Raster, fetch, open_raster
+from geofm.imagery.reading import GDAL, Fetched, Raster, fetch, open_raster
 from geofm.settings import CutSettings
 
 #: A raster with more pixels than this is not opened.
@@ -126,6 +127,7 @@ def open_scene(
             for key, band in first.items()
         }
         wait(calls.values())
+        stack.enter_context(rasterio.Env(**GDAL))
         rasters = {
             key: stack.enter_context(open_raster(call.result(), first[key].href, first[key].sha256))
             for key, call in calls.items()

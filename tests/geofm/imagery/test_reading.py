@@ -2,16 +2,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 from rasterio.windows import Window
 
 from geofm.imagery import hosts
 from geofm.imagery.hosts import Access, Signing, check_host, is_public, locate
 from geofm.imagery.quarantine import Quarantine
-from geofm.imagery.reading import Raster, fetch, open_raster
+from geofm.imagery.reading import GDAL, Raster, fetch, open_raster
 from geofm.imagery.remote import HttpAsset, S3Asset
 from tests.geofm.imagery.small_world import World, serve, texture, tiff
 
@@ -20,8 +23,13 @@ DATA = tiff(PIXELS)
 ALL = Window(0, 0, 256, 256)
 
 
-def open_asset(href: str, access: Access, declared_sha256: str = "", whole: bool = True) -> Raster:
-    return open_raster(fetch(href, access, Signing(), whole), href, declared_sha256)
+@contextmanager
+def open_asset(
+    href: str, access: Access, declared_sha256: str = "", whole: bool = True
+) -> Iterator[Raster]:
+    fetched = fetch(href, access, Signing(), whole)
+    with rasterio.Env(**GDAL), open_raster(fetched, href, declared_sha256) as raster:
+        yield raster
 
 
 def reader(world: World, **change: object) -> Access:
