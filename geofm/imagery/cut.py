@@ -21,11 +21,12 @@ from data_catalog.stage import Job, Part, Sealed, Stage, link
 from data_catalog.tables import records, write_table
 from geofm.imagery.chip_table import read_rows
 from geofm.imagery.cutting import ASSETS, CHIPS, ROWS, Order, cut_or_quarantine, quarantine_item
+from geofm.imagery.forecast import forecast, total
 from geofm.imagery.listed import access_of, every_item, listed_items
 from geofm.imagery.quarantine import Quarantine
 from geofm.imagery.sampling import REASONS
 from geofm.imagery.settle import orders_of, read_state, settle
-from geofm.imagery.survey import Cost, Survey, cost_of, survey
+from geofm.imagery.survey import Survey, survey
 from geofm.settings import CutSettings
 
 log = logging.getLogger("geofm.cut")
@@ -44,7 +45,7 @@ def plan(job: Job) -> list[Part]:
         raise RunError("the search kept no item, so there is nothing to cut; widen the search")
     found = survey(job)
     check_failed(found.bad.values(), len(found.listed) + len(found.bad), settings)
-    log.info("cut: %s", told(found, settings))
+    log.info("cut: %s", total(forecast(found, settings)).told())
     everyone, orders = every_item(items), orders_of(found)
     parts = []
     for number in sorted([*found.bad, *orders]):
@@ -60,24 +61,6 @@ def plan(job: Job) -> list[Part]:
             payload = {"number": number, "order": order.to_json()}
             parts.append(job.part(payload, [*covers, order.runs, order.lost]))
     return parts
-
-
-def told(found: Survey, settings: CutSettings) -> str:
-    """The plan in a sentence: scenes, chips, requests, bytes."""
-    counts, cost = found.windows.counts(), total_cost(found, settings)
-    scenes = sum(bool(len(found.windows.chosen(n))) for n in range(len(found.listed)))
-    return (
-        f"{counts.get('', 0):,} chips of {scenes:,} scenes; about {cost.requests:,} requests "
-        f"and {cost.bytes / 2**30:.2f} GiB"
-    )
-
-
-def total_cost(found: Survey, settings: CutSettings) -> Cost:
-    """What the whole plan will fetch, about."""
-    total = Cost(0, 0)
-    for number, (one, grid) in enumerate(zip(found.listed, found.grids, strict=True)):
-        total += cost_of(one, grid, found.windows.chosen(number), settings)
-    return total
 
 
 def check_failed(bad: Iterable[Quarantine], total: int, settings: CutSettings) -> None:

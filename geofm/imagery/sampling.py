@@ -52,15 +52,22 @@ class Windows:
     reason: NDArray[np.int8]
     owner: NDArray[np.int64]
 
+    def of(self, claim: int) -> slice:
+        """Where the windows of a claim are: they follow each other."""
+        first, end = np.searchsorted(self.claim, [claim, claim + 1])
+        return slice(int(first), int(end))
+
     def chosen(self, claim: int) -> Cells:
         """The cells of a claim that are cut."""
-        found: Cells = self.cells[(self.claim == claim) & (self.reason == 0)]
+        mine = self.of(claim)
+        found: Cells = self.cells[mine][self.reason[mine] == 0]
         return found
 
     def lost(self, claim: int) -> list[tuple[tuple[int, int], int]]:
         """The cells of a claim that another owns, with that claim."""
-        mine = (self.claim == claim) & (self.reason == _CODE["overlap"])
-        pairs = zip(self.cells[mine].tolist(), self.owner[mine].tolist(), strict=True)
+        mine = self.of(claim)
+        gone = self.reason[mine] == _CODE["overlap"]
+        pairs = zip(self.cells[mine][gone].tolist(), self.owner[mine][gone].tolist(), strict=True)
         return [((x, y), owner) for (x, y), owner in pairs]
 
     def counts(self) -> dict[str, int]:
@@ -178,10 +185,10 @@ def candidates(windows: Windows, claims: Sequence[Claim], settings: CutSettings)
     table = table.assign(window=left, x=x, y=y)
     square = np.empty((len(left), 2), np.int64)
     for number, claim in enumerate(claims):
-        mine = windows.claim[left] == number
-        if mine.any():
-            degrees = centres(claim.grid, windows.cells[left][mine])
-            square[mine] = np.floor(degrees / settings.stratum_deg).astype(np.int64)
+        first, end = np.searchsorted(windows.claim[left], [number, number + 1])
+        if first < end:
+            degrees = centres(claim.grid, windows.cells[left[first:end]])
+            square[first:end] = np.floor(degrees / settings.stratum_deg).astype(np.int64)
     table["square"] = square[:, 0] * 100_000 + square[:, 1]
     table["draw"] = pd.util.hash_pandas_object(table[["item_sha256", "x", "y"]], index=False)
     return table
