@@ -170,9 +170,13 @@ class Source(Profile):
     def covers(self, api: str, collection: str) -> bool:
         """Whether the profile is meant for a collection of the API at ``api``."""
         address = api.rstrip("/")
-        return any(fnmatchcase(address, pattern) for pattern in self.api) and any(
-            fnmatchcase(collection, pattern) for pattern in self.collections
+        return any(fnmatchcase(address, pattern) for pattern in self.api) and (
+            self.covers_collection(collection)
         )
+
+    def covers_collection(self, collection: str) -> bool:
+        """Whether the profile is meant for a collection with this id, whatever its API."""
+        return any(fnmatchcase(collection, pattern) for pattern in self.collections)
 
 
 def spdx_licence(text: Any) -> str | None:
