@@ -145,3 +145,22 @@ def test_two_refreshes_at_once_take_turns(
     assert (checked.code, checked.json["problems"]) == (0, [])
     assert not list((store / "staging").iterdir())
     assert np.sum([row.kind == "dataset" for row in catalogue.artifacts()]) == 1
+
+
+def test_a_store_on_s3_gives_the_digests_of_a_local_one(
+    world: World, recipe: str, geofm: Geofm, s3: str
+) -> None:
+    scene(world, "31UDQ", "04.00", 1)
+    scene(world, "31UDR", "05.00", 3, east_px=640)
+    local = geofm("refresh", recipe, "--json")
+    assert local.code == 0, local.stderr[-3000:]
+    bucket = {name: os.environ[name] for name in os.environ if name.startswith("AWS_")}
+    store = ("--store", f"{s3}/refresh")
+    remote = geofm("refresh", recipe, "--json", *store, **bucket)
+    assert remote.code == 0, remote.stderr[-3000:]
+    assert remote.json["artifacts"] == local.json["artifacts"]
+    again = geofm("refresh", recipe, "--json", *store, "--runner", "processes", **bucket)
+    assert again.json["version"] == {**remote.json["version"], "new": False}
+    checked = geofm("verify", "small", "--deep", "--recut", "4", "--json", *store, **bucket)
+    assert (checked.code, checked.json["problems"]) == (0, [])
+    assert checked.json["recut_identical"] == 4
