@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from data_catalog.errors import UsageError
-from data_catalog.sources import Source
+from data_catalog.sources import Source, spdx_licence
 from geofm.imagery.bands import Band, described, find_band, find_layer, is_data
 from geofm.imagery.hosts import signing_of
 from geofm.imagery.identity import Scene, scene_of
 from geofm.imagery.items import Json, check_item, freeze, scheme_of
 from geofm.imagery.quarantine import Quarantine
-from geofm.imagery.search import licence_of
 
 
 def profile_of(item: Json, sources: Sequence[Source]) -> Source:
@@ -56,7 +55,7 @@ def examine(item: Any, source: Source) -> Json:
         scene = scene_of(frozen, source.identity, area)
     except Quarantine as error:
         return {**report, "problems": [f"the search would refuse the item: {error}"]}
-    report["licence"] = licence_of(frozen["properties"], {}, source)
+    report["licence"] = spdx_licence(frozen["properties"].get("license")) or source.licence
     _look_for_bands(frozen, source, report)
     _look_for_cloud(frozen, source, report)
     _look_at_identity(scene, source, report)
