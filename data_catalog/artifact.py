@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -67,7 +68,7 @@ class Artifact:
         copy = cache_folder() / "artifacts" / self.digest / name
         if not copy.exists():
             copy.parent.mkdir(parents=True, exist_ok=True)
-            beside = copy.with_name(f".{copy.name}.{os.getpid()}")
+            beside = copy.with_name(f".{copy.name}.{uuid.uuid4().hex[:8]}")  # threads fetch too
             beside.write_bytes(self.path(name).read_bytes())
             expected = {f.path: f.sha256 for f in self.manifest.files}.get(name)
             if expected is not None and sha256_file(beside) != expected:

@@ -10,7 +10,7 @@ import socket
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from sqlalchemy.orm import Session
 
 from data_catalog.artifact import Artifact
 from data_catalog.errors import UsageError
+from data_catalog.lease import Lease, hold
 from data_catalog.schema import ArtifactRow, EdgeRow, NameRow, RunRow, ScoreRow, SourceRow
 from data_catalog.tables import records
 
@@ -168,10 +169,18 @@ class Catalogue:
         with self.session() as session:
             return session.get_one(ArtifactRow, digest).kind
 
-    def publish(self, name: str, artifact: Artifact, day: str) -> NameRow:
+    def publish(
+        self, name: str, artifact: Artifact, day: str, difference: dict[str, Any] | None = None
+    ) -> NameRow:
         """Give an artifact a version of a name: ``name@day``, ``name@day.2`` when that is taken.
 
         Publishing what is already the newest version changes nothing.
+
+        Args:
+            name: of the dataset or model.
+            artifact: what is published.
+            day: ISO date.
+            difference: what changed against the newest version, in numbers.
         """
         with self.session() as session:
             versions = select(NameRow).where(NameRow.name == name)
@@ -189,14 +198,39 @@ class Catalogue:
                 digest=artifact.digest,
                 created_at=now(),
                 predecessor=rows[0].version if rows else None,
+                difference=difference,
             )
             session.add(row)
         return row
+
+    def newest(self, name: str) -> NameRow | None:
+        """The newest version of a name."""
+        query = select(NameRow).where(NameRow.name == name).order_by(NameRow.created_at.desc())
+        with self.session() as session:
+            return session.scalars(query).first()
+
+    def version_of(self, ref: str) -> NameRow:
+        """The published version that a REF means: by name, or the newest with its digest.
+
+        Raises:
+            UnknownReference: it was never published.
+        """
+        name, _, version = ref.partition("@")
+        digest = self.resolve(ref).digest
+        found = [row for row in self.names() if row.digest == digest]
+        named = [r for r in found if r.name == name and version in ("", r.version)]
+        if not found:
+            raise UnknownReference(f"{ref!r} is no published version; `geofm list` shows those")
+        return (named or found)[0]
 
     def names(self) -> list[NameRow]:
         """All published versions, newest first."""
         with self.session() as session:
             return list(session.scalars(select(NameRow).order_by(NameRow.created_at.desc())))
+
+    def lease(self, name: str, wait: bool = True) -> AbstractContextManager[Lease]:
+        """Be the only one who refreshes ``name`` while the block runs; see ``lease.hold``."""
+        return hold(self.engine, name, wait)
 
     def sources(self, digest: str) -> list[SourceRow]:
         """Sources and licences recorded for an artifact."""

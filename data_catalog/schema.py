@@ -67,6 +67,22 @@ class NameRow(Base):
     digest: Mapped[str] = mapped_column(ForeignKey("artifact.digest"))
     predecessor: Mapped[str | None] = mapped_column(String(64))
     created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True))
+    #: What changed against the predecessor, in numbers; empty for a first version.
+    difference: Mapped[dict[str, Any] | None] = mapped_column(JSON)
+
+
+class LeaseRow(Base):
+    """Who is doing what only one may do at a time, and when its heart last beat."""
+
+    __tablename__ = "lease"
+
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    holder: Mapped[str] = mapped_column(String(32))
+    host: Mapped[str] = mapped_column(String(255))
+    pid: Mapped[int] = mapped_column(Integer)
+    process: Mapped[str] = mapped_column(String(255))
+    since: Mapped[datetime] = mapped_column(DateTime(timezone=True))
+    beat: Mapped[datetime] = mapped_column(DateTime(timezone=True))
 
 
 class SourceRow(Base):

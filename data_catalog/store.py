@@ -150,7 +150,7 @@ class Store:
         if not self.is_local:
             place = cache_folder() / "parts" / key
             if not (place / PART).exists():
-                self._download(folder, place, last=PART)
+                self._download(folder, place)
         note = json.loads((place / PART).read_bytes())
         found = [f.model_dump() for f in list_files(place) if f.path != PART]
         if note["files"] == found:
@@ -176,12 +176,31 @@ class Store:
         for name in sorted(names, key=lambda n: (n == last, n)):
             (target / name).write_bytes((folder / name).read_bytes())
 
-    def _download(self, remote: UPath, copy: Path, last: str) -> None:
-        """Copy a published folder from an object store, ``last`` last."""
-        names = [p.path.removeprefix(remote.path).lstrip("/") for p in remote.rglob("*")]
-        for name in sorted(names, key=lambda n: (n == last, n)):
-            (copy / name).parent.mkdir(parents=True, exist_ok=True)
-            (copy / name).write_bytes((remote / name).read_bytes())
+    def _download(self, remote: UPath, place: Path) -> None:
+        """Copy a finished part from an object store, in one step.
+
+        Only what its note lists: an upload that died may have left other files beside it.
+        """
+        beside = place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}")
+        note = (remote / PART).read_bytes()
+        try:
+            for name in (entry["path"] for entry in json.loads(note)["files"]):
+                (beside / name).parent.mkdir(parents=True, exist_ok=True)
+                try:
+                    (beside / name).write_bytes((remote / name).read_bytes())
+                except FileNotFoundError:
+                    log.warning(
+                        "%s is missing", remote / name
+                    )  # a damaged part, as the caller sees
+            beside.mkdir(parents=True, exist_ok=True)
+            (beside / PART).write_bytes(note)
+            try:
+                beside.rename(place)
+            except OSError:
+                if not (place / PART).exists():  # another thread or process fetched it first
+                    raise
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
 
 
 def open_store(url: str | Path) -> Store:

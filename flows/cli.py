@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from data_catalog.errors import GeofmError
-from flows import cli_audit, cli_server
+from flows import cli_audit, cli_server, cli_sources
 from flows.console import err, printable, set_up_logging
 from flows.options import Catalog, Json, Store
 
@@ -64,6 +64,14 @@ Runner = Annotated[
 Workers = Annotated[
     int, typer.Option("--workers", min=0, help="Parts worked on at once (0: the recipe's).")
 ]
+NoWait = Annotated[
+    bool,
+    typer.Option(
+        "--no-wait",
+        help="Stop at once (exit code 3) when another run refreshes the same dataset, instead of "
+        "waiting for it.",
+    ),
+]
 
 
 @app.command()
@@ -73,10 +81,11 @@ def demo(
     overrides: Set = None,
     runner: Runner = "",
     workers: Workers = 0,
+    no_wait: NoWait = False,
     json_: Json = False,
 ) -> None:
     """The whole pipeline on the embedded planet: search to report in a few minutes."""
-    _run("demo", "", overrides, runner, workers, store, catalog, json_, data_only=False)
+    _run("demo", "", overrides, runner, workers, store, catalog, json_, no_wait, data_only=False)
 
 
 @app.command()
@@ -88,13 +97,14 @@ def run(
     overrides: Set = None,
     runner: Runner = "",
     workers: Workers = 0,
+    no_wait: NoWait = False,
     json_: Json = False,
 ) -> None:
     """Search, cut, embed, curate, pack, pretrain, evaluate and report.
 
     Example: `geofm run sentinel2-concise --stac https://my.stac/api --set search.bbox=2,48,3,49`
     """
-    _run(recipe, stac, overrides, runner, workers, store, catalog, json_, data_only=False)
+    _run(recipe, stac, overrides, runner, workers, store, catalog, json_, no_wait, data_only=False)
 
 
 @app.command()
@@ -106,10 +116,14 @@ def refresh(
     overrides: Set = None,
     runner: Runner = "",
     workers: Workers = 0,
+    no_wait: NoWait = False,
     json_: Json = False,
 ) -> None:
-    """The data half only: find what is new, fetch only that, publish a dataset version."""
-    _run(recipe, stac, overrides, runner, workers, store, catalog, json_, data_only=True)
+    """The data half only: find what is new, fetch only that, publish a dataset version.
+
+    Where nothing is new, no version is published. Else the end says what changed since the last.
+    """
+    _run(recipe, stac, overrides, runner, workers, store, catalog, json_, no_wait, data_only=True)
 
 
 @app.command()
@@ -124,11 +138,12 @@ def recipes() -> None:
 
 cli_server.add_to(app)
 cli_audit.add_to(app)
+cli_sources.add_to(app)
 
 
 def _run(
     name: str, stac: str, overrides: list[str] | None, runner: str, workers: int,
-    store: str, catalog: str, json_: bool, data_only: bool,
+    store: str, catalog: str, json_: bool, no_wait: bool, data_only: bool,
 ) -> None:  # fmt: skip
     from flows.launch import launch
 
@@ -141,7 +156,7 @@ def _run(
         changes = [f"search.stac={stac}", *(f"search.{f}=" for f in reset), *changes]
     changes += [f"compute.runner={runner}"] if runner else []
     changes += [f"compute.workers={workers}"] if workers else []
-    launch(name, changes, store, catalog, json_, data_only)
+    launch(name, changes, store, catalog, json_, data_only, not no_wait)
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,6 +17,7 @@ from data_catalog.verify import verify_artifact, verify_chain
 from flows.console import out, print_json, print_table, progress_bars
 from flows.options import Catalog, Json, Ref, Store
 from flows.settings import open_place
+from flows.versions import difference_between, print_difference
 
 if TYPE_CHECKING:  # rasterio loads only when something is cut
     from geofm.imagery.recut import Recut
@@ -74,21 +76,19 @@ def path(ref: Ref, store: Store = "", catalog: Catalog = "") -> None:
     print(open_place(store, catalog).catalogue.resolve(ref).url)
 
 
-def diff(old: Ref, new: Ref, store: Store = "", catalog: Catalog = "", json_: Json = False) -> None:
-    """What changed between two dataset versions: samples added, removed, kept."""
-    catalogue = open_place(store, catalog).catalogue
-    before, after = (
-        set(
-            ancestor(catalogue, catalogue.resolve(ref), "dataset").table("index.parquet")["chip_id"]
-        )
-        for ref in (old, new)
-    )
-    added, removed = sorted(after - before), sorted(before - after)
-    kept = len(before & after)
+def diff(
+    old: Ref,
+    new: Annotated[
+        str, typer.Argument(metavar="[REF]", help="The later version. [default: OLD is the later]")
+    ] = "",
+    store: Store = "", catalog: Catalog = "", json_: Json = False,
+) -> None:  # fmt: skip
+    """What changed between two dataset versions, and why; of one REF: since its predecessor."""
+    found = difference_between(open_place(store, catalog).catalogue, old, new)
     if json_:
-        print_json({"added": added, "removed": removed, "kept": kept})
+        print_json(asdict(found))
         return
-    out.print(f"added {len(added)}, removed {len(removed)}, kept {kept}")
+    print_difference(found)
 
 
 def trace(

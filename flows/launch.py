@@ -14,7 +14,13 @@ from geofm.recipe_book import load_recipe
 
 
 def launch(
-    name: str, overrides: list[str], store: str, catalog: str, json_: bool, data_only: bool
+    name: str,
+    overrides: list[str],
+    store: str,
+    catalog: str,
+    json_: bool,
+    data_only: bool,
+    wait: bool = True,
 ) -> None:
     """Run a recipe and print what came of it.
 
@@ -25,6 +31,7 @@ def launch(
         catalog: catalogue address, or empty.
         json_: end with one JSON object on stdout instead of the tables.
         data_only: stop after ``pack``.
+        wait: wait while another run refreshes the same dataset.
     """
     from flows.settings import open_place
 
@@ -46,7 +53,7 @@ def launch(
         from flows.summary import run_counts, score_rows, summary_rows
 
         try:
-            run = (refresh_flow if data_only else pretrain_flow)(recipe, place.store.url)
+            run = (refresh_flow if data_only else pretrain_flow)(recipe, place.store.url, wait=wait)
         except KeyboardInterrupt:
             err.print("[bold]stopped[/]; the same command again goes on where this one was")
             raise typer.Exit(130) from None
@@ -57,6 +64,7 @@ def launch(
             {
                 "artifacts": {stage: artifact.digest for stage, artifact in run.made.items()},
                 "counts": run_counts(run),
+                **(run.version.to_json() if run.version else {}),
                 "seconds": round(seconds, 2),
                 "ui": server.ui,
                 "report": str(page) if page else None,

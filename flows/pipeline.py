@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from data_catalog.errors import UsageError
 from flows.settings import open_place
 from flows.stage_flow import Run, run_stage
 from flows.summary import summary_markdown
+from flows.versions import publish, version_markdown
 from geofm.planet.serving import serving_source
 from geofm.settings import ComputeSettings, Recipe
 from geofm.stages import ALL_STAGES, DATA_STAGES
@@ -42,41 +42,49 @@ def task_runner(compute: ComputeSettings) -> TaskRunner[Any]:
     return ThreadPoolTaskRunner(max_workers=compute.workers)
 
 
-def _run(stages: tuple[str, ...], recipe: Recipe, store: str, catalog: str) -> Run:
+def _run(stages: tuple[str, ...], recipe: Recipe, store: str, catalog: str, wait: bool) -> Run:
     place = open_place(store, catalog)
+    name = recipe.pack.name
     with serving_source(recipe.search.stac), task_runner(recipe.compute) as runner:
         run = Run(recipe, place.store, place.catalogue, runner)
-        for name in stages:
-            run_stage(name, run)
-            if name == "pack":
-                day = datetime.now(UTC).strftime("%Y-%m-%d")
-                run.version = place.catalogue.publish(recipe.pack.name, run.made[name], day)
+        # two refreshes of one dataset at once would compete for what comes next
+        with place.catalogue.lease(name, wait) as lease:
+            for stage in DATA_STAGES:
+                run_stage(stage, run)
+            lease.confirm()
+            run.version = publish(place.catalogue, name, run.made[DATA_STAGES[-1]])
+        create_markdown_artifact(version_markdown(run.version), key="geofm-version")
+        for stage in stages:
+            if stage not in DATA_STAGES:
+                run_stage(stage, run)
     create_markdown_artifact(summary_markdown(run), key="geofm-summary")
     return run
 
 
 @flow(name="geofm-pretrain", flow_run_name="{recipe.name}", persist_result=False)
-def pretrain_flow(recipe: Recipe, store: str = "", catalog: str = "") -> Run:
+def pretrain_flow(recipe: Recipe, store: str = "", catalog: str = "", wait: bool = True) -> Run:
     """From a STAC search to a pretrained model with scores and a report.
 
     Args:
         recipe: What to search, cut, curate, train and evaluate.
         store: Store address; empty means GEOFM_STORE, else ./geofm-store.
         catalog: Catalogue address; empty means GEOFM_CATALOG, else the store's own.
+        wait: Wait while another run refreshes the same dataset; else stop at once.
     """
-    return _run(ALL_STAGES, recipe, store, catalog)
+    return _run(ALL_STAGES, recipe, store, catalog, wait)
 
 
 @flow(name="geofm-refresh", flow_run_name="{recipe.name}", persist_result=False)
-def refresh_flow(recipe: Recipe, store: str = "", catalog: str = "") -> Run:
+def refresh_flow(recipe: Recipe, store: str = "", catalog: str = "", wait: bool = True) -> Run:
     """The data half: find what is new, fetch only that, publish a dataset version.
 
     Args:
         recipe: What to search, cut, curate and pack.
         store: Store address; empty means GEOFM_STORE, else ./geofm-store.
         catalog: Catalogue address; empty means GEOFM_CATALOG, else the store's own.
+        wait: Wait while another run refreshes the same dataset; else stop at once.
     """
-    return _run(DATA_STAGES, recipe, store, catalog)
+    return _run(DATA_STAGES, recipe, store, catalog, wait)
 
 
 def report_page(run: Run) -> Path | None:

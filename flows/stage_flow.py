@@ -21,10 +21,10 @@ from data_catalog.artifact import Artifact
 from data_catalog.catalogue import Catalogue
 from data_catalog.progress import tick
 from data_catalog.run import find, make_job, peak_memory_mib
-from data_catalog.schema import NameRow
 from data_catalog.stage import Job
 from data_catalog.store import Store
 from flows.tasks import plan, seal_stage, work
+from flows.versions import Published
 from geofm.energy import Meter
 from geofm.settings import Recipe
 from geofm.stages import get_stage
@@ -45,7 +45,7 @@ class Run:
     runner: TaskRunner[Any]
     made: dict[str, Artifact] = field(default_factory=dict)
     meter: Meter = field(default_factory=Meter)
-    version: NameRow | None = None
+    version: Published | None = None
 
 
 def ranges(parts: int, workers: int) -> list[tuple[int, int]]:

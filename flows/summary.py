@@ -31,7 +31,7 @@ def summary_rows(run: Run) -> list[tuple[str, str]]:
         size = sum(f.size for f in shards) / 2**20
         rows.append(("shards", f"{len(shards)} ({size:.1f} MiB)"))
     if run.version is not None:
-        rows.append(("dataset", f"{run.version.name}@{run.version.version}"))
+        rows.append(("dataset", run.version.headline()))
     speed = by_stage.get("pretrain", {}).get("metrics", {}).get("images_per_second")
     if speed:
         rows.append(("training", f"{speed:,.0f} images/s"))

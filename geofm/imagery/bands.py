@@ -55,9 +55,10 @@ def find_band(item: Json, name: str, source: Source) -> Band:
         Quarantine: ``missing_band``.
     """
     assets: dict[str, Json] = item["assets"]
-    known = source.bands.get(name, "")
-    if known in assets:
-        return _band(item, name, known, _index(item, assets[known], name) or 1, source)
+    known = source.bands.get(name)
+    if known is not None and known.asset in assets:
+        place = _index(item, assets[known.asset], name) or known.index
+        return _band(item, name, known.asset, place, source)
     if name in assets and is_data(assets[name]):
         return _band(item, name, name, _index(item, assets[name], name) or 1, source)
     found = []
@@ -166,7 +167,8 @@ def _offset(item: Json, places: list[Json], scale: float, source: Source) -> flo
         version = text_of(properties.get(rule.property))
         if version and version_key(version) >= version_key(rule.since):
             return rule.counts * scale
-    return 0.0
+    # who states a scale and no offset says that there is none
+    return source.default_offset if _number(places, "scale") is None else 0.0
 
 
 def _size(asset: Json) -> tuple[int, int] | None:

@@ -19,6 +19,7 @@ from urllib.request import getproxies
 
 import httpx
 
+from data_catalog.sources import Source
 from geofm.imagery.items import scheme_of
 from geofm.imagery.quarantine import Quarantine
 from geofm.planet.serving import ADDRESS as PLANET_ENV
@@ -62,10 +63,43 @@ class Access:
 
 @dataclass(frozen=True)
 class Signing:
-    """How a source signs: a URL with ``{href}`` (and ``{api}``), and whether before every read."""
+    """How a source lets its assets be read.
+
+    Attributes:
+        url: address that signs, with ``{href}`` (and ``{api}``); empty where nothing is signed.
+        always: sign before every read, not only what is refused.
+        requester_pays: the reader of a bucket pays.
+        endpoint: address of the S3 service; empty for AWS.
+        region: region of the buckets; empty where the client finds out.
+    """
 
     url: str = ""
     always: bool = False
+    requester_pays: bool = False
+    endpoint: str = ""
+    region: str = ""
+
+
+def signing_of(source: Source) -> Signing:
+    """What a source profile says of reaching its assets."""
+    return Signing(
+        source.sign,
+        source.sign_when == "always",
+        source.requester_pays,
+        source.endpoint,
+        source.region,
+    )
+
+
+def s3_options(signing: Signing) -> tuple[bool, bool, str, str]:
+    """Anonymous, requester pays, endpoint, region: the environment's word, else the profile's."""
+    told = os.environ.get
+    anonymous = told("AWS_NO_SIGN_REQUEST", "").upper() in ("YES", "TRUE", "1")
+    payer = told("AWS_REQUEST_PAYER")
+    pays = signing.requester_pays if payer is None else payer == "requester"
+    endpoint = told("AWS_ENDPOINT_URL_S3") or told("AWS_ENDPOINT_URL") or signing.endpoint
+    region = told("AWS_REGION") or told("AWS_DEFAULT_REGION") or signing.region
+    return anonymous, pays and not anonymous, endpoint, region
 
 
 @lru_cache(maxsize=4096)

@@ -17,7 +17,7 @@ from functools import lru_cache
 from typing import Any, Protocol, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
-from geofm.imagery.hosts import Access, Signing, locate, sign_url
+from geofm.imagery.hosts import Access, Signing, locate, s3_options, sign_url
 from geofm.imagery.http_client import Answer, Refused, address, ask, record
 from geofm.imagery.items import instant, scheme_of
 from geofm.imagery.patience import Fault, host_of, patiently
@@ -205,7 +205,9 @@ def _content_range(text: str) -> tuple[int, int]:
 
 
 @lru_cache(maxsize=4)
-def s3_files(anonymous: bool, requester_pays: bool, endpoint: str, process: int) -> Any:
+def s3_files(
+    anonymous: bool, requester_pays: bool, endpoint: str, region: str, process: int
+) -> Any:
     """The s3 client of a process (a fork can't use its parent's); boto finds the credentials."""
     import s3fs
 
@@ -213,16 +215,18 @@ def s3_files(anonymous: bool, requester_pays: bool, endpoint: str, process: int)
         anon=anonymous,
         requester_pays=requester_pays,
         endpoint_url=endpoint or None,
+        client_kwargs={"region_name": region} if region else {},
         skip_instance_cache=True,
     )
 
 
 @dataclass
 class S3Asset:
-    """An asset in a bucket. ``AWS_NO_SIGN_REQUEST`` and ``AWS_REQUEST_PAYER`` are heeded."""
+    """An asset in a bucket; ``hosts.s3_options`` says how the environment is heeded."""
 
     href: str
     access: Access
+    signing: Signing = field(default_factory=Signing)
     _told: Piece | None = field(default=None, repr=False)
 
     def whole(self, most: int) -> Piece | None:
@@ -261,15 +265,7 @@ class S3Asset:
         def attempt() -> T:
             host.take_turn(self.access.requests_per_s)
             try:
-                return call(
-                    s3_files(
-                        os.environ.get("AWS_NO_SIGN_REQUEST", "").upper() in ("YES", "TRUE", "1"),
-                        os.environ.get("AWS_REQUEST_PAYER", "") == "requester",
-                        os.environ.get("AWS_ENDPOINT_URL_S3")
-                        or os.environ.get("AWS_ENDPOINT_URL", ""),
-                        os.getpid(),
-                    )
-                )
+                return call(s3_files(*s3_options(self.signing), os.getpid()))
             except FileNotFoundError as error:
                 raise Quarantine("not_found", f"{self.href} does not exist") from error
             except (PermissionError, NoCredentialsError) as error:
@@ -294,5 +290,5 @@ def remote(href: str, access: Access, signing: Signing = Signing()) -> Remote:  
     """
     url = locate(href, access)
     if scheme_of(url) == "s3":
-        return S3Asset(url, access)
+        return S3Asset(url, access, signing)
     return HttpAsset(url, access, signing, name=href)

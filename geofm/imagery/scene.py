@@ -32,7 +32,7 @@ from geofm.imagery.grid import (
     make_grid,
     metres_of,
 )
-from geofm.imagery.hosts import Access, Signing
+from geofm.imagery.hosts import Access, signing_of
 from geofm.imagery.items import Json
 from geofm.imagery.quarantine import Quarantine
 from geofm.imagery.reading import GDAL, Fetched, Raster, fetch, open_raster
@@ -117,7 +117,7 @@ def open_scene(
     """
     bands = [find_band(item, name, source) for name in settings.bands]
     layer = find_layer(item, source.cloud.asset) if source.cloud else None
-    signing = Signing(source.sign, source.sign_when == "always")
+    signing = signing_of(source)
     wanted = [*bands, layer] if layer else bands
     with ExitStack() as stack:
         pool = openers(os.getpid())

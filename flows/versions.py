@@ -1,0 +1,136 @@
+"""Dataset versions: published only when something is new, each with what it changed."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from data_catalog.artifact import Artifact
+from data_catalog.catalogue import Catalogue, UnknownReference
+from data_catalog.difference import Difference, compare, read_version
+from data_catalog.errors import UsageError
+from data_catalog.schema import NameRow
+from flows.console import out, print_table
+
+log = logging.getLogger("geofm.version")
+
+#: Rows of a table that are shown.
+SHOWN = 10
+
+
+@dataclass(frozen=True)
+class Published:
+    """A dataset version at the end of a run: whether it is new, and what it changed."""
+
+    row: NameRow
+    new: bool
+    difference: Difference | None = None
+
+    @property
+    def ref(self) -> str:
+        """``name@version``."""
+        return f"{self.row.name}@{self.row.version}"
+
+    def headline(self) -> str:
+        """One line for people."""
+        if not self.new:
+            return f"no new version, nothing changed ({self.ref})"
+        return f"{self.ref} : {self.difference.headline() if self.difference else 'first version'}"
+
+    def to_json(self) -> dict[str, Any]:
+        """``version`` and ``diff`` of ``--json``."""
+        row = self.row
+        version = {"ref": self.ref, "new": self.new, "digest": row.digest,
+                   "predecessor": row.predecessor}  # fmt: skip
+        return {"version": version, "diff": self.difference.summary() if self.difference else None}
+
+
+def publish(catalogue: Catalogue, name: str, dataset: Artifact) -> Published:
+    """Publish a dataset under ``name@today``, unless it is the newest version already."""
+    newest = catalogue.newest(name)
+    if newest is not None and newest.digest == dataset.digest:
+        return Published(newest, new=False)
+    difference = _against(catalogue, newest, dataset)
+    day = datetime.now(UTC).strftime("%Y-%m-%d")
+    summary = difference.summary() if difference else None
+    row = catalogue.publish(name, dataset, day, summary)
+    return Published(row, new=True, difference=difference)
+
+
+def _against(catalogue: Catalogue, newest: NameRow | None, dataset: Artifact) -> Difference | None:
+    """The difference to the newest version; None where there is none, or not in the store."""
+    if newest is None:
+        return None
+    try:
+        before = read_version(catalogue, catalogue.get(newest.digest))
+    except (OSError, UnknownReference) as error:
+        log.warning("%s@%s can't be compared with: %s", newest.name, newest.version, error)
+        return None
+    return compare(before, read_version(catalogue, dataset))
+
+
+def difference_between(catalogue: Catalogue, old: str, new: str) -> Difference:
+    """The difference from one REF to another; from its predecessor to one where ``new`` is empty.
+
+    Raises:
+        UsageError: there is no predecessor.
+    """
+    if not new:
+        version = catalogue.version_of(old)
+        if version.predecessor is None:
+            raise UsageError(
+                f"{version.name}@{version.version} is the first version; give two: "
+                "`geofm diff OLD NEW`"
+            )
+        old, new = f"{version.name}@{version.predecessor}", f"{version.name}@{version.version}"
+    before, after = (read_version(catalogue, catalogue.resolve(ref)) for ref in (old, new))
+    return compare(before, after)
+
+
+def tables_of(found: Difference) -> list[tuple[str, list[str], list[list[str]]]]:
+    """A difference as tables: title, columns, rows."""
+    by_source = [[r["source"], r["collection"], r["added"], r["removed"], r["kept"]]
+                 for r in found.by_source]  # fmt: skip
+    why = [["+", n, reason] for reason, n in found.why_added.items()]
+    why += [["−", n, reason] for reason, n in found.why_removed.items()]
+    items = [[i["change"], i["collection"], i["item_id"], i["by"], i["samples"]]
+             for i in sorted(found.items, key=lambda i: -i["samples"])]  # fmt: skip
+    cells = [[r["cell"], r["added"], r["removed"]] for r in found.by_cell]
+    tables = [
+        ("By source", ["source", "collection", "added", "removed", "kept"], by_source),
+        ("Why", ["", "samples", "reason"], why),
+        ("Items", ["change", "collection", "item", "by", "samples"], items),
+        ("Ground cells", ["cell", "added", "removed"], cells),
+    ]
+    return [
+        (title if len(rows) <= SHOWN else f"{title} ({SHOWN} of {len(rows):,})", columns,
+         [[str(value) for value in row] for row in rows[:SHOWN]])
+        for title, columns, rows in tables
+        if rows
+    ]  # fmt: skip
+
+
+def print_difference(found: Difference) -> None:
+    """A difference in the terminal."""
+    out.print(f"{found.headline()}, kept {found.kept:,}", highlight=False)
+    for title, columns, rows in tables_of(found):
+        print_table(title, columns, rows)
+
+
+def version_markdown(published: Published) -> str:
+    """A version and its difference for the Prefect UI."""
+    lines = [f"### {published.headline()}", ""]
+    for title, columns, rows in tables_of(published.difference) if published.difference else []:
+        lines += [f"**{title}**", "", "| " + " | ".join(columns) + " |"]
+        lines += ["|" + "---|" * len(columns)]
+        lines += ["| " + " | ".join(_cell(value) for value in row) + " |" for row in rows]
+        lines += [""]
+    return "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    """Text from a catalogue as a table cell that stays one."""
+    plain = "".join(c if c.isprintable() and c not in "|<>`[]" else " " for c in text)
+    return plain or " "

@@ -1,0 +1,115 @@
+"""Whether the pixels of a Sentinel-2 scene agree with what its item says of the offset.
+
+From processing baseline 04.00 on, 1000 counts are added to reflectance before it is stored, so that
+values below zero survive. A catalogue may have taken them away again and says so by a flag, which
+has been wrong (Element84/earth-search#66 and #71). Then the offset is subtracted twice, or never.
+
+Dark ground tells. Deep water, shadow and dense vegetation reflect 0 to 0.05 in some band, so their
+stored counts lie near 0 where the offset is gone, and right above 1000 where it is still there.
+
+The thresholds leave room for what is seen in correct products:
+
+- Sen2Cor writes reflectance a little below zero over water and in shadow, and the edge of a swath
+  holds odd low counts: in two real products of baseline 04.00, 0.3 and 0.04 % of the valid pixels
+  of B01 lie below 900 counts. That 10 % of a band lie below 800 (reflectance under -0.02) is no
+  noise; vegetation alone puts most of the red band there.
+- Snow, cloud and desert have no dark pixels, so nothing can be said: no finding. Haze without the
+  offset may begin near 1000 counts in one band; it does not in two, with nothing below in any.
+  Level-1C is brighter by the air's own light, so a missing offset is rarely told there.
+
+How to call it while a scene is cut: add up ``dark_histogram`` of every strip, one sum a band, and
+at the end call ``check_offset`` with the counts that are added to each band
+(``radiometry(channel).add``) and the item's baseline, for profiles that know of an offset
+(``offset_applied`` or ``baseline_offset``). A finding is to be reported; pixels are never changed
+by it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from geofm.imagery.identity import version_key
+
+#: What is added to reflectance counts from this baseline on.
+OFFSET, SINCE = 1000, "04.00"
+#: Width of a histogram's bins (counts), and their number; the last one holds all above.
+BIN, BINS = 50, 41
+#: Fewer valid pixels of a band say nothing.
+MIN_PIXELS = 10_000
+#: Offset twice: at least this share of a band lies below this count.
+TWICE_SHARE, TWICE_BELOW = 0.10, 800
+#: Offset missing: at most this share of each band lies below this count ...
+MISSING_SHARE, MISSING_BELOW = 0.01, 900
+#: ... and the darkest hundredth of at least two bands lies below this one.
+DARK_SHARE, DARK_BELOW, DARK_BANDS = 0.01, 1150, 2
+
+Histogram = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class OffsetFinding:
+    """Pixels contradict the item: how, and the figures that show it."""
+
+    kind: Literal["offset_twice", "offset_missing"]
+    detail: str
+
+
+def dark_histogram(stored: NDArray[Any], valid: NDArray[np.bool_]) -> Histogram:
+    """Histogram of a band's stored counts, before any offset; sums of them are histograms as well.
+
+    Args:
+        stored: [height, width], integers as they are in the file.
+        valid: [height, width], where the file has data.
+
+    Returns:
+        int64 [BINS]: valid pixels in each bin of ``BIN`` counts, all above in the last.
+    """
+    bins = np.clip(stored[valid].astype(np.int64) // BIN, 0, BINS - 1)
+    return np.bincount(bins, minlength=BINS).astype(np.int64)
+
+
+def check_offset(
+    histograms: Mapping[str, Histogram], added: Mapping[str, int], baseline: str
+) -> OffsetFinding | None:
+    """What the pixels say against the offset that is going to be applied.
+
+    Args:
+        histograms: of a whole scene (or all of it that is cut), by band name.
+        added: counts that will be added to each band: -1000, or 0 where nothing is.
+        baseline: the item's processing baseline, empty where it states none.
+
+    Returns:
+        None when the pixels agree, or can't tell.
+    """
+    enough = {name: hist for name, hist in histograms.items() if hist.sum() >= MIN_PIXELS}
+    for name in sorted(enough):
+        share = _below(enough[name], TWICE_BELOW)
+        if added[name] <= -OFFSET and share >= TWICE_SHARE:
+            return OffsetFinding(
+                "offset_twice",
+                f"{share:.0%} of {name} lie below {TWICE_BELOW} counts, although {OFFSET} are "
+                "still to be subtracted: the offset seems to be gone from the pixels already",
+            )
+    if version_key(baseline) < version_key(SINCE) or any(added[name] for name in enough):
+        return None
+    if any(_below(hist, MISSING_BELOW) > MISSING_SHARE for hist in enough.values()):
+        return None
+    dark = sorted(n for n, hist in enough.items() if _below(hist, DARK_BELOW) >= DARK_SHARE)
+    if len(dark) < DARK_BANDS:
+        return None
+    return OffsetFinding(
+        "offset_missing",
+        f"baseline {baseline}, and the darkest pixels of {', '.join(dark)} lie between "
+        f"{MISSING_BELOW} and {DARK_BELOW} counts, none below, although nothing is going to be "
+        "subtracted: the offset seems to be in the pixels still",
+    )
+
+
+def _below(histogram: Histogram, count: int) -> float:
+    """Share of the pixels with fewer counts (a multiple of BIN)."""
+    return float(histogram[: count // BIN].sum() / histogram.sum())

@@ -1,0 +1,179 @@
+"""One at a time: real processes on SQLite and on PostgreSQL, waiting, dying and falling silent."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import update
+
+from data_catalog.catalogue import Catalogue, open_catalogue
+from data_catalog.lease import LeaseHeld, LeaseLost, hold
+from data_catalog.process import is_gone, process_mark
+from data_catalog.progress import listen
+from data_catalog.schema import LeaseRow
+
+#: Holds the lease, says so, and keeps it until a file appears.
+HOLDER = """
+import sys, time
+from pathlib import Path
+from data_catalog.catalogue import open_catalogue
+url, log, stop = sys.argv[1:]
+with open_catalogue(url).lease("corpus"):
+    with open(log, "a") as file:
+        file.write("begin\\n")
+    while not Path(stop).exists():
+        time.sleep(0.02)
+    with open(log, "a") as file:
+        file.write("end\\n")
+"""
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "postgresql":
+        found: str = request.getfixturevalue("postgres_url")
+        return found
+    return f"sqlite:///{tmp_path}/leases.db"
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    return tmp_path / "log"
+
+
+@pytest.fixture
+def start(url: str, log: Path, tmp_path: Path) -> Iterator:
+    """Start a process that wants the lease; what is left of them ends with the test."""
+    running: list[subprocess.Popen[bytes]] = []
+
+    def begin() -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-c", HOLDER, url, str(log), str(tmp_path / "stop")]
+        running.append(subprocess.Popen(command))
+        return running[-1]
+
+    yield begin
+    for process in running:
+        if process.poll() is None:
+            process.kill()
+        process.wait(10)
+
+
+def wait_for(log: Path, lines: list[str]) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if log.exists() and log.read_text().split() == lines:
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"{log.read_text() if log.exists() else ''} is not {lines}")
+
+
+def test_the_second_waits_and_says_for_whom(url: str, log: Path, start, tmp_path: Path) -> None:
+    first = start()
+    wait_for(log, ["begin"])
+    catalogue = open_catalogue(url)
+    with pytest.raises(LeaseHeld, match=rf"'corpus' .* process {first.pid} on .* --no-wait"):
+        catalogue.lease("corpus", wait=False).__enter__()
+    with catalogue.lease("another", wait=False):
+        pass
+    notes: list[str] = []
+
+    def listener(what: str, done: int, total: int, note: str) -> None:
+        notes.append(note)
+        (tmp_path / "stop").touch()
+
+    with listen(listener), catalogue.lease("corpus"):
+        assert log.read_text().split() == ["begin", "end"]
+    assert f"process {first.pid} on" in notes[0]
+    assert notes[-1] == "over"
+    assert first.wait(10) == 0
+    with catalogue.lease("corpus", wait=False):  # given back
+        pass
+
+
+def test_two_processes_never_hold_it_at_once(log: Path, start, tmp_path: Path) -> None:
+    processes = [start(), start(), start()]
+    wait_for(log, ["begin"])
+    (tmp_path / "stop").touch()
+    assert [process.wait(60) for process in processes] == [0, 0, 0]
+    assert log.read_text().split() == ["begin", "end"] * 3
+
+
+def test_a_killed_holder_is_followed_at_once(url: str, log: Path, start) -> None:
+    process = start()
+    wait_for(log, ["begin"])
+    os.kill(process.pid, signal.SIGKILL)  # not waited for: a zombie holds nothing either
+    with hold(open_catalogue(url).engine, "corpus", expiry_s=1e6):
+        pass
+    assert process.wait(10) == -signal.SIGKILL
+
+
+def elsewhere(catalogue: Catalogue) -> None:
+    """Make the holder a process of another machine, of which nothing can be told."""
+    with catalogue.session() as session:
+        session.execute(update(LeaseRow).values(host="elsewhere", process="other/pid:[1]/7/7"))
+
+
+def test_a_silent_holder_elsewhere_is_followed_after_a_while_and_finds_out(
+    url: str, log: Path, start, tmp_path: Path
+) -> None:
+    catalogue = open_catalogue(url)
+    with hold(catalogue.engine, "corpus", beat_s=1e6) as silent:  # its heart never beats
+        elsewhere(catalogue)
+        silent.confirm()
+        with hold(catalogue.engine, "corpus", expiry_s=1) as other:
+            other.confirm()
+            with pytest.raises(LeaseLost, match="nothing was published"):
+                silent.confirm()
+        with catalogue.lease("corpus", wait=False):  # what the silent one had is gone
+            pass
+    assert silent.holder != other.holder
+
+
+def test_a_beating_heart_keeps_the_lease(url: str) -> None:
+    catalogue = open_catalogue(url)
+    with hold(catalogue.engine, "corpus", beat_s=0.1):
+        elsewhere(catalogue)
+        time.sleep(2.5)  # PostgreSQL's clock is fine, SQLite's counts whole seconds
+        with pytest.raises(LeaseHeld), hold(catalogue.engine, "corpus", wait=False, expiry_s=1.5):
+            pass
+
+
+def test_many_that_take_it_at_once_take_turns(url: str) -> None:
+    inside: list[int] = []
+    most: list[int] = []
+
+    def turn() -> None:
+        with hold(open_catalogue(url).engine, "corpus", beat_s=0.02):
+            inside.append(1)
+            most.append(len(inside))
+            time.sleep(0.01)
+            inside.pop()
+
+    threads = [threading.Thread(target=turn) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert most == [1] * 5
+
+
+def test_a_process_is_known_for_good() -> None:
+    mine = process_mark()
+    assert mine.split("/")[-2] == str(os.getpid())
+    assert not is_gone(mine)
+    assert is_gone(mine[:-1] + str((int(mine[-1]) + 1) % 10))  # the same pid, started otherwise
+    assert not is_gone("other-boot/pid:[1]/1/1")  # nobody can tell
+    assert not is_gone("")
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    mark = process_mark(ended.pid)
+    ended.wait(30)
+    assert not mark or is_gone(mark)
+    assert process_mark(ended.pid) == ""
