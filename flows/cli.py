@@ -64,6 +64,14 @@ Runner = Annotated[
 Workers = Annotated[
     int, typer.Option("--workers", min=0, help="Parts worked on at once (0: the recipe's).")
 ]
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run",
+        help="Search and plan only: print scenes, chips, and about how many requests and bytes the "
+        "run would fetch.",
+    ),
+]
 NoWait = Annotated[
     bool,
     typer.Option(
@@ -81,11 +89,12 @@ def demo(
     overrides: Set = None,
     runner: Runner = "",
     workers: Workers = 0,
+    dry_run: DryRun = False,
     no_wait: NoWait = False,
     json_: Json = False,
 ) -> None:
     """The whole pipeline on the embedded planet: search to report in a few minutes."""
-    _run("demo", "", overrides, runner, workers, store, catalog, json_, no_wait, data_only=False)
+    _run("demo", "", overrides, runner, workers, store, catalog, json_, dry_run, no_wait, False)
 
 
 @app.command()
@@ -97,6 +106,7 @@ def run(
     overrides: Set = None,
     runner: Runner = "",
     workers: Workers = 0,
+    dry_run: DryRun = False,
     no_wait: NoWait = False,
     json_: Json = False,
 ) -> None:
@@ -104,7 +114,7 @@ def run(
 
     Example: `geofm run sentinel2-concise --stac https://my.stac/api --set search.bbox=2,48,3,49`
     """
-    _run(recipe, stac, overrides, runner, workers, store, catalog, json_, no_wait, data_only=False)
+    _run(recipe, stac, overrides, runner, workers, store, catalog, json_, dry_run, no_wait, False)
 
 
 @app.command()
@@ -116,6 +126,7 @@ def refresh(
     overrides: Set = None,
     runner: Runner = "",
     workers: Workers = 0,
+    dry_run: DryRun = False,
     no_wait: NoWait = False,
     json_: Json = False,
 ) -> None:
@@ -123,7 +134,7 @@ def refresh(
 
     Where nothing is new, no version is published. Else the end says what changed since the last.
     """
-    _run(recipe, stac, overrides, runner, workers, store, catalog, json_, no_wait, data_only=True)
+    _run(recipe, stac, overrides, runner, workers, store, catalog, json_, dry_run, no_wait, True)
 
 
 @app.command()
@@ -143,7 +154,7 @@ cli_sources.add_to(app)
 
 def _run(
     name: str, stac: str, overrides: list[str] | None, runner: str, workers: int,
-    store: str, catalog: str, json_: bool, no_wait: bool, data_only: bool,
+    store: str, catalog: str, json_: bool, dry_run: bool, no_wait: bool, data_only: bool,
 ) -> None:  # fmt: skip
     from flows.launch import launch
 
@@ -156,6 +167,12 @@ def _run(
         changes = [f"search.stac={stac}", *(f"search.{f}=" for f in reset), *changes]
     changes += [f"compute.runner={runner}"] if runner else []
     changes += [f"compute.workers={workers}"] if workers else []
+    if dry_run:
+        from flows.dry_run import dry_run as plan_only
+        from geofm.recipe_book import load_recipe
+
+        plan_only(load_recipe(name, changes), store, catalog, json_)
+        return
     launch(name, changes, store, catalog, json_, data_only, not no_wait)
 
 

@@ -70,6 +70,8 @@ ASSET_COLUMNS: dict[str, tuple[Any, Any]] = {
     "scale": (REAL, math.nan),
     "dn_offset": (WHOLE, 0),
     "resampling": (TEXT, ""),
+    "finding": (TEXT, ""),
+    "finding_detail": (TEXT, ""),
     "status": (TEXT, "ok"),
     "reason": (TEXT, ""),
 }

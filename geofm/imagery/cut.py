@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -131,12 +132,19 @@ def seal(job: Job, folders: list[Path], out: Path) -> Sealed:
             "size_px": settings.size_px,
             "items": int(good["item_id"].nunique()),
             "items_quarantined": len(bad),
+            "findings": findings(assets),
             "not_sampled": {r: n for r, n in found.windows.counts().items() if r},
             "sources": count_sources(records(good[["source", "licence"]])),
             **({"retry": retry} if retry else {}),
         },
         deterministic=not retry,
     )
+
+
+def findings(assets: pd.DataFrame) -> dict[str, int]:
+    """Scenes whose pixels contradict their items, by what was found."""
+    found = assets[assets["finding"] != ""].drop_duplicates(["item_sha256", "finding"])
+    return {str(kind): int(n) for kind, n in found["finding"].value_counts().sort_index().items()}
 
 
 def nothing(found: Survey, settings: CutSettings) -> str:

@@ -16,6 +16,7 @@ from geofm.imagery.grid import Cell, Grid, footprints
 from geofm.imagery.hosts import Access
 from geofm.imagery.items import Json
 from geofm.imagery.listed import Listed
+from geofm.imagery.offset_check import OffsetWatch, check_offset, watch_for
 from geofm.imagery.pixels import (
     Strip,
     channel_method,
@@ -125,9 +126,10 @@ def cut_item(
             for cell, row in window_rows(listed, settings, grid, sorted(lost)).items()
         ]
         cut = window_rows(listed, settings, grid, from_runs(order.runs))
+        watch = watch_for(source, listed.baseline)
 
         def members() -> Iterator[tuple[str, bytes]]:
-            for cell, strip in cut_cells(scene, order.runs):
+            for cell, strip in cut_cells(scene, order.runs, watch):
                 cut[cell].update(measure(strip, scene, source))
                 yield f"{cut[cell]['chip_id']}.npy", chip_bytes(strip.counts)
 
@@ -137,7 +139,9 @@ def cut_item(
             for row, member in zip(cut.values(), written, strict=True):
                 row.update(part=part, offset=member.offset, size=member.size)
         write_rows([*cut.values(), *rows], CHIP_COLUMNS, out / ROWS)
-        write_rows(asset_rows(listed, scene), ASSET_COLUMNS, out / ASSETS)
+        found = check_scene(scene, watch, listed) if watch else {}
+        write_rows([{**row, **found} for row in asset_rows(listed, scene)], ASSET_COLUMNS,
+                   out / ASSETS)  # fmt: skip
     write_state(out, listed, "ok", grid=scene.grid, order=order, tar=part if cut else "")
 
 
@@ -193,6 +197,16 @@ def measure(strip: Strip, scene: Scene, source: Source) -> Json:
         "saturated_fraction": saturated_share(strip, names, scales),
         "constant": is_constant(strip.counts),
     }
+
+
+def check_scene(scene: Scene, watch: OffsetWatch, listed: Listed) -> Json:
+    """What the pixels say against the item, as columns of its assets."""
+    added = {channel.band.name: radiometry(channel).add for channel in scene.channels}
+    finding = check_offset(watch.histograms, added, listed.baseline)
+    if finding is None:
+        return {}
+    log.warning("cut: %s: %s: %s", listed.item_id, finding.kind, finding.detail)
+    return {"finding": finding.kind, "finding_detail": finding.detail}
 
 
 def asset_rows(listed: Listed, scene: Scene) -> list[Json]:

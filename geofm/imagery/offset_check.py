@@ -17,11 +17,8 @@ The thresholds leave room for what is seen in correct products:
   offset may begin near 1000 counts in one band; it does not in two, with nothing below in any.
   Level-1C is brighter by the air's own light, so a missing offset is rarely told there.
 
-How to call it while a scene is cut: add up ``dark_histogram`` of every strip, one sum a band, and
-at the end call ``check_offset`` with the counts that are added to each band
-(``radiometry(channel).add``) and the item's baseline, for profiles that know of an offset
-(``offset_applied`` or ``baseline_offset``). A finding is to be reported; pixels are never changed
-by it.
+While a scene is cut, an ``OffsetWatch`` adds up ``dark_histogram`` of every strip; at the end
+``check_offset`` compares. A finding is reported; pixels are never changed by it.
 """
 
 from __future__ import annotations
@@ -33,6 +30,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from data_catalog.sources import Source
 from geofm.imagery.identity import version_key
 
 #: What is added to reflectance counts from this baseline on.
@@ -57,6 +55,25 @@ class OffsetFinding:
 
     kind: Literal["offset_twice", "offset_missing"]
     detail: str
+
+
+class OffsetWatch:
+    """Adds up what is seen of a scene's bands."""
+
+    def __init__(self) -> None:
+        self.histograms: dict[str, Histogram] = {}
+
+    def __call__(self, band: str, stored: NDArray[Any], valid: NDArray[np.bool_]) -> None:
+        """See a strip of a band; numbers that are no counts say nothing."""
+        if stored.dtype.kind in "iu":
+            seen = self.histograms.get(band, np.zeros(BINS, np.int64))
+            self.histograms[band] = seen + dark_histogram(stored, valid)
+
+
+def watch_for(source: Source, baseline: str) -> OffsetWatch | None:
+    """A watch for scenes of which an offset may be told wrongly, else None."""
+    knows = bool(source.offset_applied) or source.baseline_offset is not None
+    return OffsetWatch() if knows and version_key(baseline) >= version_key(SINCE) else None
 
 
 def dark_histogram(stored: NDArray[Any], valid: NDArray[np.bool_]) -> Histogram:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -22,6 +23,8 @@ USUAL_SCALE = 1e-4
 SCALES = (1e-8, 1e4)
 MAX_OFFSET = 2**31
 VISIBLE = ("red", "green", "blue")
+#: Is shown a band's name, its stored numbers and where they are valid.
+Seen = Callable[[str, NDArray[Any], Mask], None]
 
 
 @dataclass(frozen=True)
@@ -93,8 +96,18 @@ def radiometry(channel: Channel) -> Radiometry:
     return Radiometry(scale, stated / USUAL_SCALE if floats else 1.0, round(band.offset / scale))
 
 
-def read_strip(scene: Scene, row: int, col: int, height: int, width: int) -> Strip:
+def read_strip(
+    scene: Scene, row: int, col: int, height: int, width: int, seen: Seen | None = None
+) -> Strip:
     """A window of the scene's grid.
+
+    Args:
+        scene: open.
+        row: of the window's upper left pixel.
+        col: the same.
+        height: pixels.
+        width: pixels.
+        seen: is shown each band's stored numbers before any offset.
 
     Raises:
         Quarantine: for what is found wrong with the pixels.
@@ -105,6 +118,8 @@ def read_strip(scene: Scene, row: int, col: int, height: int, width: int) -> Str
     for number, channel in enumerate(scene.channels):
         method = channel_method(scene, channel)
         stored, good = read_channel(scene, channel, (row, col, height, width), method)
+        if seen is not None:
+            seen(channel.band.name, stored, good)
         counts[number] = to_counts(stored, good, channel, dtype)
         valid &= good
     classes = None

@@ -14,7 +14,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from geofm.imagery.grid import Cell
-from geofm.imagery.pixels import Strip, file_window, read_strip
+from geofm.imagery.pixels import Seen, Strip, file_window, read_strip
 from geofm.imagery.ranges import Range, RangeSource, coalesce
 from geofm.imagery.scene import Scene
 
@@ -55,8 +55,15 @@ def from_runs(runs: Iterable[Run]) -> list[Cell]:
     return [(x, y) for y, first, end in runs for x in range(first, end)]
 
 
-def cut_cells(scene: Scene, runs: Iterable[Run]) -> Iterator[tuple[Cell, Strip]]:
+def cut_cells(
+    scene: Scene, runs: Iterable[Run], seen: Seen | None = None
+) -> Iterator[tuple[Cell, Strip]]:
     """The pixels of each cell, in the order of the runs.
+
+    Args:
+        scene: open.
+        runs: the cells.
+        seen: is shown each band's stored numbers before any offset.
 
     Raises:
         Quarantine: for what is found wrong with the pixels.
@@ -67,7 +74,7 @@ def cut_cells(scene: Scene, runs: Iterable[Run]) -> Iterator[tuple[Cell, Strip]]
         after = next(following, None)
         for y, first, end in current.runs:
             row, col = grid.window((first, y))
-            strip = read_strip(scene, row, col, grid.size, (end - first) * grid.size)
+            strip = read_strip(scene, row, col, grid.size, (end - first) * grid.size, seen)
             for x in range(first, end):
                 yield (x, y), strip.part((x - first) * grid.size, grid.size)
         for source, ranges in before.asked:
