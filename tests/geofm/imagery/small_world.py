@@ -25,7 +25,8 @@ WEST, NORTH = 448_000.0, 5_411_200.0
 
 @dataclass
 class World:
-    """What is served. ``faults`` has statuses (or ``cut``) that a path answers first, in order."""
+    """What is served. ``faults`` has statuses (or ``cut``) that a path answers first, in order;
+    ``sent`` the bytes of each file answer."""
 
     url: str = ""
     files: dict[str, bytes] = field(default_factory=dict)
@@ -34,6 +35,7 @@ class World:
     items: list[Json] = field(default_factory=list)
     collections: list[Json] = field(default_factory=list)
     asked: list[str] = field(default_factory=list)
+    sent: list[int] = field(default_factory=list)
 
     def add(self, path: str, data: bytes) -> str:
         """Serve a file; returns its address."""
@@ -109,6 +111,7 @@ def serve() -> Iterator[World]:
                 body = data[int(first) : int(last) + 1]
                 end = int(first) + len(body) - 1
                 status, more = 206, {"content_range": f"bytes {first}-{end}/{len(data)}"}
+            world.sent.append(len(body))
             self.answer(status, body, cut, etag='"1"', **more)
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)

@@ -1,0 +1,186 @@
+"""Byte ranges: what is asked for ahead, what is joined, and that it is always the file's bytes."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rasterio.io import MemoryFile
+from rasterio.windows import Window
+from shapely.geometry import shape
+
+from data_catalog.sources import source_named
+from geofm.imagery import strips
+from geofm.imagery.hosts import Access, Signing
+from geofm.imagery.quarantine import Quarantine
+from geofm.imagery.ranges import BLOCK, GAP, MOST_RANGE, RangeSource, coalesce
+from geofm.imagery.reading import GDAL, fetch, open_raster
+from geofm.imagery.remote import Piece
+from geofm.imagery.scene import open_scene
+from geofm.imagery.strips import cut_cells, to_runs
+from geofm.settings import CutSettings
+from tests.geofm.imagery.small_world import World, add_scene, texture
+
+DATA = np.random.default_rng(0).bytes(40 * BLOCK + 123)
+
+
+@dataclass
+class Bytes:
+    """A remote file that counts what it is asked for; after ``changes`` requests it is another."""
+
+    data: bytes = DATA
+    changes: int = 10**9
+    asked: list[tuple[int, int]] = field(default_factory=list)
+    lock: Any = field(default_factory=threading.Lock)
+
+    def whole(self, most: int) -> Piece | None:
+        return None
+
+    def part(self, start: int, end: int) -> Piece:
+        with self.lock:
+            self.asked.append((start, end))
+            other = len(self.asked) > self.changes
+        data = self.data[::-1] if other else self.data
+        return Piece(data[start:end], len(data), '"b"' if other else '"a"')
+
+
+PLACES = st.integers(0, len(DATA) - 1)
+RANGES = st.lists(st.tuples(PLACES, st.integers(1, 5 * BLOCK)), max_size=6)
+
+
+@settings(max_examples=150, deadline=None)
+@given(RANGES, st.lists(st.tuples(PLACES, st.integers(1, 8 * BLOCK)), min_size=1, max_size=12),
+       st.booleans())  # fmt: skip
+def test_reads_are_the_files_bytes_whatever_was_asked_for_ahead(
+    ahead: list[tuple[int, int]], reads: list[tuple[int, int]], forget: bool
+) -> None:
+    source = RangeSource(Bytes(), 0, "here")
+    ranges = coalesce((start, min(start + size, len(DATA))) for start, size in ahead)
+    source.prefetch(ranges)
+    for number, (start, size) in enumerate(reads):
+        assert source.read(start, size) == DATA[start : start + size]
+        if forget and number == len(reads) // 2:
+            source.forget(ranges)
+            assert not source.segments
+    assert source.read(len(DATA), 10) == b""
+
+
+def test_near_ranges_become_one_and_long_ones_are_split() -> None:
+    assert coalesce([(100, 200), (0, 50), (200 + GAP, 300 + GAP)]) == [(0, 300 + GAP)]
+    assert coalesce([(0, 10), (11 + GAP, 20 + GAP)]) == [(0, 10), (11 + GAP, 20 + GAP)]
+    pieces = coalesce([(7, 7 + 3 * MOST_RANGE - 5)])
+    assert len(pieces) == 3
+    assert pieces[0][0] == 7
+    assert all(a[1] == b[0] for a, b in pairwise(pieces))
+
+
+def test_blocks_one_after_the_other_are_asked_for_in_growing_steps() -> None:
+    asset = Bytes()
+    source = RangeSource(asset, 0, "here")
+    for number in range(40):
+        source.read(number * BLOCK, 100)
+    assert len(asset.asked) < 8
+    jumping = Bytes()
+    source = RangeSource(jumping, 0, "here")
+    for number in (30, 20, 10):
+        source.read(number * BLOCK, 100)
+    assert jumping.asked[1:] == [(n * BLOCK, (n + 1) * BLOCK) for n in (30, 20, 10)]
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+def test_a_file_that_changes_between_two_ranges_is_noticed(ahead: bool) -> None:
+    source = RangeSource(Bytes(changes=1), 1, "here")
+    if ahead:
+        source.prefetch([(5 * BLOCK, 6 * BLOCK)])
+    with pytest.raises(Quarantine, match="changed while it was read") as found:
+        source.read(5 * BLOCK, 10)
+    assert found.value.passing
+
+
+def cog(pixels: np.ndarray[Any, Any]) -> bytes:
+    """A COG with overviews, in blocks of 64."""
+    with MemoryFile() as memory:
+        with memory.open(
+            driver="COG", height=pixels.shape[0], width=pixels.shape[1], count=1,
+            dtype=pixels.dtype, crs="EPSG:32631", nodata=0, compress="deflate", blocksize=128,
+            transform=rasterio.Affine(10, 0, 448_000, 0, -10, 5_411_200),
+        ) as file:  # fmt: skip
+            file.write(pixels, 1)
+        return bytes(memory.read())
+
+
+def big_scene(world: World) -> dict[str, Any]:
+    pixels = {key: texture(2048, 2048, seed) for seed, key in enumerate(("red", "green"))}
+    item = add_scene(world, "a", pixels)
+    for key, some in pixels.items():
+        world.add(f"/files/a/{key}.tif", cog(some))
+    return item
+
+
+def test_only_the_blocks_that_windows_touch_are_fetched_and_once(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(strips, "BATCH_BYTES", 2**21)
+    item = big_scene(world)
+    settings = CutSettings(size_px=128, bands=["red", "green"])
+    access = Access(world.url, whole_max=0)
+    source = source_named("sentinel-2")
+    world.asked.clear()
+    with open_scene(item, shape(item["geometry"]), source, settings, access) as scene:
+        cells = list(scene.grid.cells())
+        touched = {
+            (channel.band.asset, block)
+            for channel in scene.channels
+            for cell in cells
+            for block in channel.raster.ranges(
+                1, Window(*reversed(scene.grid.window(cell)), 128, 128)
+            )
+        }
+        held = 0
+        for _ in cut_cells(scene, to_runs(cells)):
+            sources = [channel.raster.source for channel in scene.channels]
+            held = max(held, sum(s.end - s.start for one in sources for s in one.segments))
+    compressed = sum(end - start for _, (start, end) in touched)
+    assert compressed > 12 * 2**20
+    assert sum(world.sent) <= 1.02 * compressed
+    assert held < 0.55 * compressed  # not the whole scene at a time
+    assert len(world.asked) < 40
+
+
+def test_a_block_beyond_the_end_of_the_file_is_told_before_it_is_read(world: World) -> None:
+    item = big_scene(world)
+    whole = world.files["/files/a/red.tif"]
+    world.files["/files/a/red.tif"] = whole[: len(whole) - 2000]
+    settings = CutSettings(size_px=128, bands=["red", "green"])
+    access = Access(world.url, whole_max=0)
+    source = source_named("sentinel-2")
+    with (
+        pytest.raises(Quarantine, match="ends before its pixels do"),
+        open_scene(item, shape(item["geometry"]), source, settings, access) as scene,
+    ):
+        list(cut_cells(scene, to_runs(scene.grid.cells())))
+
+
+def test_jpeg_2000_is_read_by_range(world: World) -> None:
+    pixels = texture(512, 512)
+    with MemoryFile() as memory:
+        with memory.open(
+            driver="JP2OpenJPEG", height=512, width=512, count=1, dtype="uint16",
+            crs="EPSG:32631", transform=rasterio.Affine(10, 0, 448_000, 0, -10, 5_411_200),
+            QUALITY="100", REVERSIBLE="YES", BLOCKXSIZE=128, BLOCKYSIZE=128,
+        ) as file:  # fmt: skip
+            file.write(pixels, 1)
+        href = world.add("/a.jp2", bytes(memory.read()))
+    fetched = fetch(href, Access(world.url, whole_max=0), Signing())
+    with rasterio.Env(**GDAL), open_raster(fetched, href) as raster:
+        assert raster.dataset.driver == "JP2OpenJPEG"
+        assert raster.ranges(1, Window(0, 0, 10, 10)) == []
+        window = Window(200, 120, 90, 80)
+        assert np.array_equal(raster.read(1, window), pixels[120:200, 200:290])
