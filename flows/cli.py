@@ -136,7 +136,7 @@ def _run(
     if stac:
         # a recipe's place and time belong to its own address: another one starts from "everything"
         given = {change.partition("=")[0].strip() for change in changes}
-        fields = ("collections", "bbox", "datetime")
+        fields = ("collections", "bbox", "area", "places", "datetime")
         reset = [f for f in fields if f"search.{f}" not in given]
         changes = [f"search.stac={stac}", *(f"search.{f}=" for f in reset), *changes]
     changes += [f"compute.runner={runner}"] if runner else []

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -38,6 +38,17 @@ class SearchSettings(Section):
     bbox: BBox | None = Field(
         None, description="West, south, east, north in degrees (EPSG:4326). Empty: everywhere."
     )
+    area: dict[str, Any] | None = Field(
+        None,
+        title="Area",
+        description="GeoJSON polygon, multipolygon or features in degrees, or the path of a file "
+        "with one, which is read at once. Instead of a bbox.",
+    )
+    places: list[str] = Field(
+        [],
+        max_length=1000,
+        description="Circles as lon/lat/radius_km, e.g. 2.35/48.85/10. Instead of a bbox.",
+    )
     datetime: str | None = Field(
         None, description="RFC 3339 instant or interval, e.g. 2024-01-01/2024-12-31."
     )
@@ -61,6 +72,30 @@ class SearchSettings(Section):
             if not (-180 <= west <= 180 and -180 <= east <= 180 and -90 <= south < north <= 90):
                 raise ValueError("give W,S,E,N in degrees with S < N, e.g. 2.2,48.8,2.5,48.9")
         return box
+
+    @field_validator("area", mode="before")
+    @classmethod
+    def _read_area(cls, given: Any) -> Any:
+        from geofm.imagery.area import read_area
+
+        return read_area(given)
+
+    @field_validator("places")
+    @classmethod
+    def _circles(cls, places: list[str]) -> list[str]:
+        from geofm.imagery.area import parse_place
+
+        for text in places:
+            parse_place(text)
+        return places
+
+    @model_validator(mode="after")
+    def _one_area(self) -> SearchSettings:
+        given = [n for n in ("bbox", "area", "places") if getattr(self, n) not in (None, [])]
+        if len(given) > 1:
+            names = " and ".join(f"search.{name}" for name in given)
+            raise ValueError(f"{names} are both given; keep one and empty the other ({given[0]}=)")
+        return self
 
     @field_validator("stac")
     @classmethod
