@@ -33,7 +33,7 @@ def seal(job: Job, folders: list[Path], out: Path) -> Sealed:
     write_table(to_frame(rows), out / "items.parquet")
     good = [row for row in rows if row["status"] == "ok"]
     texts = [row["item_json"] for row in good]
-    strict = write_items(texts, listing.collections, out / "stac.parquet")
+    strict = write_items(texts, out / "stac.parquet")
     dropped = Counter(row["reason"] for row in rows if row["status"] != "ok")
     for reason, number in sorted(dropped.items()):
         log.info("search: %d items %s", number, reason)

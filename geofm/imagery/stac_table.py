@@ -41,12 +41,11 @@ _RESERVED = {
 Field = tuple[str, ...]
 
 
-def write_items(texts: list[str], collections: dict[str, Json], path: Path) -> dict[str, int]:
+def write_items(texts: list[str], path: Path) -> dict[str, int]:
     """Write frozen items, in the order given; no file where none can be written.
 
     Args:
         texts: frozen JSON of the good items.
-        collections: as the catalogue gave them, by id.
         path: of the file.
 
     Returns:
@@ -59,11 +58,10 @@ def write_items(texts: list[str], collections: dict[str, Json], path: Path) -> d
         table = _table(items)
     if table is None:
         return {"items": 0, "left_out": len(texts)}
-    names = sorted({str(item["collection"]) for item in items} & set(collections))
-    about = {name: {**collections[name], "links": []} for name in names}
     batches = table.to_batches(max_chunksize=ROW_GROUP)
     reader = pa.RecordBatchReader.from_batches(table.schema, batches)
-    sga.to_parquet(reader, path, collections=about, compression="zstd")
+    # without the collections' own JSON: servers write it anew each day (extents, addresses)
+    sga.to_parquet(reader, path, compression="zstd")
     return {"items": len(items), "left_out": len(texts) - len(items)}
 
 
