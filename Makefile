@@ -6,7 +6,7 @@ UV := $(BIN)/uv
 INSTALL := $(UV) pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench constraints clean
+.PHONY: help demo test pgstac lint format bench constraints clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -29,6 +29,11 @@ demo: $(VENV)/.run  ## The whole pipeline on the embedded planet (store: ./geofm
 test: $(VENV)/.test lint  ## All tests; those that need more than is here are skipped and say so
 	$(BIN)/python -m pytest
 
+pgstac: | $(UV)  ## A STAC server for tests in .venv-pgstac (its fastapi is not Prefect's)
+	$(UV) venv --quiet --allow-existing .venv-pgstac
+	$(UV) pip install --quiet --compile-bytecode --python .venv-pgstac/bin/python \
+	  stac-fastapi-pgstac "pypgstac[psycopg]" uvicorn
+
 lint: $(VENV)/.test  ## ruff and mypy --strict
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -46,4 +51,4 @@ constraints: | $(UV)  ## Choose newer versions of everything: rewrites constrain
 	  --no-emit-index-url --no-annotate --no-header pyproject.toml -o constraints.txt
 
 clean:  ## Remove the environment and caches; stores stay
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache *.egg-info
+	rm -rf $(VENV) .venv-pgstac .mypy_cache .ruff_cache .pytest_cache *.egg-info

@@ -113,6 +113,19 @@ class Catalogue:
             row = session.scalars(query.order_by(ArtifactRow.created_at.desc())).first()
         return None if row is None else Artifact(row.url)
 
+    def last_made(self, key: str) -> Artifact | None:
+        """What the newest finished run of a job with this key came to.
+
+        Not the newest artifact: a world that went from A to B and back to A is at A again.
+        """
+        done = select(RunRow.artifact).where(RunRow.key == key, RunRow.status == "done")
+        with self.session() as session:
+            digest = session.scalars(
+                done.where(RunRow.artifact.is_not(None)).order_by(RunRow.finished_at.desc())
+            ).first()
+            row = None if digest is None else session.get(ArtifactRow, digest)
+        return None if row is None else Artifact(row.url)
+
     def artifacts(self, kind: str | None = None) -> list[ArtifactRow]:
         """All artifacts, newest first."""
         query = select(ArtifactRow).order_by(ArtifactRow.created_at.desc())

@@ -10,6 +10,7 @@ import json
 import logging
 import resource
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,12 @@ def find(stage: Stage, job: Job, catalogue: Catalogue) -> Artifact | None:
     if artifact is None or not job.store.has(artifact):
         return None
     return None if artifact.manifest.facts.get("retry") else artifact
+
+
+def with_previous(stage: Stage, job: Job, catalogue: Catalogue) -> Job:
+    """The job of a live stage with what it came to last time, where that is still in the store."""
+    before = catalogue.last_made(job.key) if stage.live else None
+    return job if before is None or not job.store.has(before) else replace(job, previous=before)
 
 
 def plan_parts(stage: Stage, job: Job) -> list[Part]:
@@ -140,6 +147,7 @@ def run_stage(
 ) -> Artifact:
     """Run one stage in this process: from the catalogue, or part by part."""
     job = make_job(stage, store, inputs, settings, seed, device, catalogue.url)
+    job = with_previous(stage, job, catalogue)
     with catalogue.run(stage.name, job.key) as run:
         artifact = find(stage, job, catalogue)
         if artifact is None:

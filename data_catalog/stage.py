@@ -46,6 +46,8 @@ class Job:
     """One stage applied to given inputs and settings; picklable.
 
     ``device`` and ``catalogue`` (an address) are where, not what: they never enter the key.
+    Nor does ``previous``, what a live stage's very same job came to last time: it may save work,
+    and says what is gone since.
     """
 
     stage: str
@@ -57,6 +59,7 @@ class Job:
     seed: int = 0
     device: str = "auto"
     catalogue: str = ""
+    previous: Artifact | None = None
 
     @cached_property
     def identity(self) -> dict[str, Any]:

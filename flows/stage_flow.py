@@ -20,7 +20,7 @@ from prefect.task_runners import TaskRunner
 from data_catalog.artifact import Artifact
 from data_catalog.catalogue import Catalogue
 from data_catalog.progress import tick
-from data_catalog.run import find, make_job, peak_memory_mib
+from data_catalog.run import find, make_job, peak_memory_mib, with_previous
 from data_catalog.stage import Job
 from data_catalog.store import Store
 from flows.tasks import plan, seal_stage, work
@@ -68,6 +68,7 @@ def run_stage(name: str, run: Run) -> Artifact:
         recipe.compute.device,
         run.catalogue.url,
     )
+    job = with_previous(stage, job, run.catalogue)
     with run.catalogue.run(name, job.key) as record:
         found = find(stage, job, run.catalogue)
         if found is None:

@@ -27,8 +27,10 @@ class SearchSettings(Section):
 
     stac: str = Field(
         "planet",
-        title="STAC API",
-        description="Address of the STAC API, or `planet` for the embedded procedural Earth.",
+        title="STAC catalogue",
+        description="A STAC API (http or https), a static catalogue's catalog.json or "
+        "collection.json or a stac-geoparquet file (http, https, s3 or a local path), or `planet` "
+        "for the embedded procedural Earth.",
     )
     collections: list[str] = Field(
         [],
@@ -54,6 +56,17 @@ class SearchSettings(Section):
     )
     max_items: int = Field(
         10_000, ge=1, le=10_000_000, description="Stop with an error beyond this many items."
+    )
+    max_matched: int = Field(
+        10_000,
+        ge=1,
+        description="A query that matches more is split by collection, time and place: servers "
+        "page no deeper (Earth Search: 10 000).",
+    )
+    watermark: bool = Field(
+        True,
+        description="A refresh asks an API only for what was updated since the last one. Off: it "
+        "lists everything, for catalogues whose `updated` times can't be relied on.",
     )
     max_cloud_percent: float = Field(
         100.0, ge=0, le=100, description="Drop scenes whose eo:cloud_cover exceeds this (percent)."
@@ -100,9 +113,16 @@ class SearchSettings(Section):
     @field_validator("stac")
     @classmethod
     def _address(cls, address: str) -> str:
-        if address != "planet" and not re.match(r"https?://", address):
-            raise ValueError("give an http(s) address of a STAC API, or `planet`")
-        return address.rstrip("/")
+        address = address.rstrip("/")
+        if address == "planet" or re.match(r"(https?|s3)://.", address):
+            return address
+        path = address.removeprefix("file://")
+        if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", path) or not re.search(r"/|\.\w+$", path):
+            raise ValueError(
+                "give the http(s) address of a STAC API, the http(s), s3 or local address of a "
+                "catalog.json, collection.json or stac-geoparquet file, or `planet`"
+            )
+        return str(Path(path).absolute())  # the same for workers that run elsewhere
 
 
 class CutSettings(Section):

@@ -82,7 +82,10 @@ class BoundedRetry(Retry):
 
 
 class PatientIO(StacApiIO):  # type: ignore[misc, unused-ignore]
-    """Retries refusals (429, 5xx), lost connections, and answers cut off half way."""
+    """Retries refusals (429, 5xx), lost connections, and answers cut off half way.
+
+    ``asked`` counts the requests.
+    """
 
     def __init__(self) -> None:
         retry = BoundedRetry(
@@ -98,6 +101,7 @@ class PatientIO(StacApiIO):  # type: ignore[misc, unused-ignore]
             raise_on_status=False,
         )
         super().__init__(timeout=TIMEOUT, max_retries=retry)
+        self.asked = 0
 
     def request(
         self,
@@ -108,6 +112,7 @@ class PatientIO(StacApiIO):  # type: ignore[misc, unused-ignore]
     ) -> str:
         """One request; an answer that ends too early is asked for again."""
         for attempt in range(ATTEMPTS):
+            self.asked += 1
             try:
                 text: str = super().request(href, method, headers, parameters)
                 return text
@@ -117,7 +122,7 @@ class PatientIO(StacApiIO):  # type: ignore[misc, unused-ignore]
                 )
                 if not cut_off or attempt == ATTEMPTS - 1:
                     raise
-                log.info("search: asking again, %s", _short(error))
+                log.info("search: asking again, %s", short(error))
                 time.sleep(0.1 * 2**attempt)
         raise AssertionError("unreachable")
 
@@ -173,6 +178,35 @@ def status_of(error: APIError) -> int | None:
     return getattr(error, "status_code", None)
 
 
+def read_root(url: str) -> Json:
+    """What an address answers: an API's landing page, or a static catalogue.
+
+    Raises:
+        RunError: when nobody answers, or not with a JSON object.
+    """
+    io = PatientIO()
+    try:
+        root = io.json_loads(io.request(url))
+        if not isinstance(root, dict):
+            raise ValueError("no JSON object")
+    except STRANGE as error:
+        raise RunError(_no_answer(url, error)) from error
+    return root
+
+
+def is_api(root: Json) -> bool:
+    """Whether a landing page is that of an API; a static catalogue has nothing to search with."""
+    links = root.get("links")
+    rels = (
+        {link.get("rel") for link in links if isinstance(link, dict)}
+        if isinstance(links, list)
+        else set()
+    )
+    return root.get("type") != "Collection" and (
+        "conformsTo" in root or bool(rels & {"search", "data"})
+    )
+
+
 def open_api(url: str) -> Client:
     """Connect to a STAC API.
 
@@ -188,7 +222,7 @@ def open_api(url: str) -> Client:
 def _no_answer(url: str, error: BaseException) -> str:
     if isinstance(error, json.JSONDecodeError) or not isinstance(error, APIError):
         return (
-            f"the address {url} answers, but not as a STAC API does ({_short(error)}); check "
+            f"the address {url} answers, but not as a STAC API does ({short(error)}); check "
             "search.stac, it must be the API's landing page"
         )
     if status_of(error) is not None:
@@ -197,12 +231,12 @@ def _no_answer(url: str, error: BaseException) -> str:
             "whether the API is up, then run again"
         )
     return (
-        f"the STAC API {url} cannot be reached ({_short(error)}); check search.stac and the "
+        f"the STAC API {url} cannot be reached ({short(error)}); check search.stac and the "
         "network, then run again"
     )
 
 
-def _short(error: BaseException) -> str:
+def short(error: BaseException) -> str:
     """An error in at most 160 characters, without line breaks."""
     return printable(" ".join(f"{type(error).__name__}: {error}".split())[:160])
 
@@ -224,7 +258,7 @@ def list_collections(client: Client, url: str) -> dict[str, Json]:
                 raise ValueError(f"more than {MAX_PAGES} pages")
     except STRANGE as error:
         raise RunError(
-            f"the collections of {url} cannot be read ({_short(error)}); check search.stac"
+            f"the collections of {url} cannot be read ({short(error)}); check search.stac"
         ) from error
     return found
 
@@ -261,33 +295,3 @@ def choose_collections(offered: dict[str, Json], wanted: list[str], url: str) ->
     if missing:
         log.warning("%s lacks %s; searching %s", url, ", ".join(missing), ", ".join(there))
     return there
-
-
-def list_items(client: Client, settings: SearchSettings, collections: list[str]) -> Iterator[Any]:
-    """The items that match, as raw JSON, page by page; what is in them nobody has checked yet.
-
-    Raises:
-        RunError: when a page can't be had.
-        UsageError: when there are more than ``max_items``.
-    """
-    listed = 0
-    try:
-        search = client.search(
-            collections=collections,
-            bbox=list(settings.bbox) if settings.bbox else None,
-            datetime=settings.datetime,
-            limit=min(PAGE, settings.max_items),
-        )
-        for item in search.items_as_dicts():
-            listed += 1
-            if listed > settings.max_items:
-                raise UsageError(
-                    f"more than search.max_items = {settings.max_items} items match; raise it, or "
-                    "narrow search.bbox, search.datetime or search.collections"
-                )
-            yield item
-    except STRANGE as error:
-        raise RunError(
-            f"the search failed after {listed} items ({_short(error)}); run again, and if it "
-            "stays so check search.bbox and search.datetime"
-        ) from error

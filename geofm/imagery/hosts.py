@@ -58,7 +58,7 @@ class Access:
     def home(self) -> str:
         """Origin (``host:port``) of the catalogue itself, which it may well point to."""
         url = os.environ.get(PLANET_ENV, "") if self.stac == "planet" else self.stac
-        return origin(url) if url else ""
+        return origin(url) if scheme_of(url) in PORTS else ""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""STAC items as they come from a stranger: frozen to canonical JSON and checked field by field.
+"""STAC items as they come from a stranger, checked field by field.
 
 Nothing here parses an item into objects of a STAC library, which would trust its types. An item is
 a ``dict`` of JSON; what is wrong with it becomes a :class:`Quarantine` with a reason.
@@ -11,96 +11,30 @@ import re
 import unicodedata
 from datetime import datetime
 from typing import Any
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import shapely
 from shapely.geometry import shape
 from shapely.geometry.base import BaseGeometry
 
-from data_catalog.canonical import canonical
 from geofm.imagery.quarantine import Quarantine
 
 Json = dict[str, Any]
 
-#: Frozen items above this size (bytes) are refused: a row of metadata is not a place for data.
-MAX_ITEM_BYTES = 256 * 1024
 MAX_ID_LENGTH = 255
 
 #: Schemes of addresses that may be read, and of those that are merely of no use here.
 READABLE = {"http", "https", "s3"}
 ELSEWHERE = {"gs", "az", "abfs", "abfss", "ftp", "ftps", "mailto", "doi"}
-_SAS = {"se", "sig", "sp", "sr", "st", "sv", "skoid", "sktid", "skt", "ske", "sks", "skv", "spr"}
 
 
-def unsigned(href: str) -> str:
-    """The address without credentials: user info, Azure SAS and AWS query signatures."""
-    parts = urlsplit(href)
-    query = parse_qsl(parts.query, keep_blank_values=True)
-    names = {name for name, _ in query}
-    drop = _SAS if {"sig", "se"} <= names else set()
-    if any(name.startswith("X-Amz-Signature") for name in names):
-        drop = drop | {name for name in names if name.startswith("X-Amz-")}
-    host = parts.netloc.rpartition("@")[2]
-    if not drop and host == parts.netloc:
-        return href
-    kept = urlencode([(name, value) for name, value in query if name not in drop])
-    return urlunsplit((parts.scheme, host, parts.path, kept, parts.fragment))
-
-
-def lasting(item: Json, planet_url: str = "") -> Json:
-    """What of an item stays the same: no links, unsigned hrefs, the planet's hrefs without host."""
-    frozen = {key: value for key, value in item.items() if key != "links"}
-    assets = frozen.get("assets")
-    if isinstance(assets, dict):
-        frozen["assets"] = {
-            key: {**asset, "href": _freeze_href(asset["href"], planet_url)}
-            if isinstance(asset, dict) and isinstance(asset.get("href"), str)
-            else asset
-            for key, asset in assets.items()
-        }
-    return frozen
-
-
-def freeze(item: Json, planet_url: str = "") -> str:
-    """What stays the same of an item, as canonical JSON text.
-
-    Raises:
-        Quarantine: ``not_json`` for NaN and infinities, ``item_too_large``.
-    """
-    try:
-        text = canonical(lasting(item, planet_url)).decode("utf-8")
-    except (ValueError, TypeError, RecursionError) as error:
-        raise Quarantine("not_json", f"the item is no valid JSON: {error}") from error
-    if len(text.encode("utf-8")) > MAX_ITEM_BYTES:
-        raise Quarantine("item_too_large", f"the item has more than {MAX_ITEM_BYTES} bytes of JSON")
-    return text
-
-
-def _freeze_href(href: str, planet_url: str) -> str:
-    """One address as it is stored."""
-    base = planet_url.rstrip("/")
-    if base and href.startswith(base + "/"):
-        return "planet:" + href.removeprefix(base)
-    try:
-        return unsigned(href)
-    except ValueError:  # not an address at all; check_item says so
-        return href
-
-
-def stub(item: Json) -> str:
-    """What is kept of an item that can't be frozen: its id and collection, cut to length."""
-    texts = {key: item[key] for key in ("id", "collection") if isinstance(item.get(key), str)}
-    cut = {key: text[:MAX_ID_LENGTH].encode("ascii", "replace") for key, text in texts.items()}
-    return canonical({key: text.decode("ascii") for key, text in cut.items()}).decode("utf-8")
-
-
-def check_item(item: Json, collections: list[str], planet: bool) -> BaseGeometry:
+def check_item(item: Json, collections: list[str], own: str = "") -> BaseGeometry:
     """Check everything that a search can know; returns the geometry (EPSG:4326).
 
     Args:
         item: a frozen item.
         collections: the collections that were asked for.
-        planet: whether the item comes from the embedded planet.
+        own: the scheme of addresses in the catalogue itself: ``planet`` for the embedded planet,
+            ``catalog`` for a catalogue in a local folder, else empty.
 
     Raises:
         Quarantine: with the first thing that is wrong.
@@ -116,7 +50,7 @@ def check_item(item: Json, collections: list[str], planet: bool) -> BaseGeometry
     if not assets:
         raise Quarantine("no_assets", "the item has no assets")
     for key, asset in assets.items():
-        check_asset(str(key), asset, planet)
+        check_asset(str(key), asset, own)
     return check_geometry(item.get("geometry"))
 
 
@@ -191,7 +125,7 @@ def is_number(value: Any) -> bool:
         return False
 
 
-def check_asset(key: str, asset: Any, planet: bool) -> None:
+def check_asset(key: str, asset: Any, own: str) -> None:
     """An asset is an object with an address that does not point into this machine."""
     if not isinstance(asset, dict) or not isinstance(asset.get("href"), str):
         raise Quarantine("wrong_types", f"asset {key!a:.40} has no href")
@@ -200,7 +134,7 @@ def check_asset(key: str, asset: Any, planet: bool) -> None:
             raise Quarantine("wrong_types", f"asset {key!a:.40}: {name} is no list")
     check_numbers(asset)
     scheme = scheme_of(asset["href"])
-    allowed = READABLE | ELSEWHERE | ({"planet"} if planet else set())
+    allowed = READABLE | ELSEWHERE | ({own} if own else set())
     if scheme not in allowed:
         raise Quarantine("bad_scheme", f"asset {key!a:.40} has the address {asset['href']!a:.80}")
 

@@ -288,6 +288,10 @@ def remote(href: str, access: Access, signing: Signing = Signing()) -> Remote:  
     Raises:
         Quarantine: ``bad_scheme``, ``bad_href`` or ``host_refused``.
     """
+    if scheme_of(href) == "catalog" and access.stac.startswith("/"):
+        from geofm.imagery.local import LocalAsset
+
+        return LocalAsset(href, access.stac)
     url = locate(href, access)
     if scheme_of(url) == "s3":
         return S3Asset(url, access, signing)

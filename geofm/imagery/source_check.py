@@ -9,9 +9,10 @@ from typing import Any
 from data_catalog.errors import UsageError
 from data_catalog.sources import Source, spdx_licence
 from geofm.imagery.bands import Band, described, find_band, find_layer, is_data
+from geofm.imagery.frozen import freeze
 from geofm.imagery.hosts import signing_of
 from geofm.imagery.identity import Scene, scene_of
-from geofm.imagery.items import Json, check_item, freeze, scheme_of
+from geofm.imagery.items import Json, check_item, scheme_of
 from geofm.imagery.quarantine import Quarantine
 
 
@@ -51,7 +52,7 @@ def examine(item: Any, source: Source) -> Json:
     report |= {"item": item.get("id"), "collection": item.get("collection")}
     try:
         frozen: Json = json.loads(freeze(item))
-        area = check_item(frozen, [str(item.get("collection"))], planet=False)
+        area = check_item(frozen, [str(item.get("collection"))])
         scene = scene_of(frozen, source.identity, area)
     except Quarantine as error:
         return {**report, "problems": [f"the search would refuse the item: {error}"]}

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +20,7 @@ from data_catalog.store import open_store
 from geofm.imagery import cut, search
 from geofm.imagery.recut import Recut, recut
 from geofm.settings import CutSettings, SearchSettings
+from tests.geofm.imagery.world_server import served
 
 BANDS = ["red", "green", "blue", "nir"]
 FAULTS = "429=0.05,503=0.05,truncate=0.02,reset=0.02,slow=0.02,etag=0.01"
@@ -51,23 +48,6 @@ SENSIBLE = {
     "huge_properties": "item_too_large",
     "wrong_types": "wrong_types",
 }
-
-
-@contextmanager
-def served(shared: Path, *words: str) -> Iterator[str]:
-    """The dev world's server until the block ends."""
-    script = shared / "worlds" / "serve_world.py"
-    process = subprocess.Popen(
-        [sys.executable, str(script), str(shared / "worlds" / "dev"), "--port", "0", *words],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert process.stdout is not None
-        yield process.stdout.readline().strip()
-    finally:
-        process.terminate()
-        process.wait(10)
 
 
 @dataclass

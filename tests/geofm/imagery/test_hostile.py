@@ -16,12 +16,13 @@ from data_catalog.errors import RunError
 from geofm.imagery import catalogue_api, http_client, remote
 from geofm.imagery.catalogue_api import BoundedRetry, list_collections, open_api
 from geofm.imagery.chips import read_chip
+from geofm.imagery.frozen import frozen_item
 from geofm.imagery.grid import make_grid
 from geofm.imagery.hosts import Access, Signing, is_public, locate
 from geofm.imagery.items import check_geometry, is_number
+from geofm.imagery.judge import judge
 from geofm.imagery.quarantine import PASSING, Quarantine
 from geofm.imagery.remote import HttpAsset
-from geofm.imagery.search import judge
 from geofm.settings import SearchSettings
 from tests.geofm.imagery.small_world import World, add_scene, texture, tiff
 from tests.geofm.imagery.test_cut import Run, good, reasons, run
@@ -186,7 +187,7 @@ def test_unfreezable_items_are_told_apart_by_what_lasts() -> None:
         }  # fmt: skip
 
     def digest(listed: dict[str, Any], url: str) -> str:
-        row = judge([listed], SearchSettings(), {"c": {}}, url)[0]
+        row = judge([frozen_item(listed, url)], SearchSettings(), {"c": {}}, "planet")[0]
         assert row["reason"] == "not_json"
         return str(row["item_sha256"])
 

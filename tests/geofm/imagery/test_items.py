@@ -7,7 +7,8 @@ import pytest
 
 from data_catalog.sources import source_for
 from geofm.imagery.bands import find_band
-from geofm.imagery.items import check_item, freeze, unsigned
+from geofm.imagery.frozen import freeze, unsigned
+from geofm.imagery.items import check_item
 from geofm.imagery.quarantine import Quarantine
 
 RING = [[[2, 48], [3, 48], [3, 49], [2, 49], [2, 48]]]
@@ -25,12 +26,12 @@ def an_item(**change: Any) -> dict[str, Any]:
 
 def reason(item: dict[str, Any]) -> str:
     with pytest.raises(Quarantine) as found:
-        check_item(item, ["c"], planet=False)
+        check_item(item, ["c"])
     return found.value.reason
 
 
 def test_a_good_item_passes_and_gives_its_area() -> None:
-    assert check_item(an_item(), ["c"], planet=False).area == 1
+    assert check_item(an_item(), ["c"]).area == 1
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,272 @@
+"""Listing what an API holds, however much that is: in slices that the server can answer.
+
+Servers page only so deep (Earth Search: 10 000 items) and answer a large query with a timeout. A
+query that matches too much, or that fails, is halved: by collection, then by time, then by ground.
+An item in two slices counts once, so the result does not depend on where the cuts fall.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from pystac_client import Client
+from pystac_client.exceptions import APIError
+from shapely.geometry import box
+
+from data_catalog.errors import RunError, UsageError
+from data_catalog.progress import tick
+from geofm.imagery.catalogue_api import STRANGE, Json, short, status_of
+from geofm.imagery.frozen import Frozen
+from geofm.imagery.items import instant
+from geofm.imagery.query import Query, in_area, is_box, parameters, pieces
+
+log = logging.getLogger("geofm.search")
+
+PAGE = 100
+#: Slices are not made smaller than this: an hour of a hundredth of a degree.
+MIN_SPAN = timedelta(hours=1)
+MIN_DEGREES = 0.01
+#: How often a slice that fails is halved, in a row, before the search gives up.
+FAILURES = 4
+#: Where no collection says when it begins.
+BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
+_NO_INTERSECTS = (400, 422, 501)
+_TOO_DEEP = (400, 413, 422)
+
+
+@dataclass
+class Api:
+    """An API and how it is asked.
+
+    Attributes:
+        freeze: an item as it is kept.
+        language: ``cql2-json`` or ``query``, whichever it filters by; empty for neither.
+        max_matched: from this number of matches on a query is halved rather than paged through.
+        max_items: more items than this are an error.
+        boxed: True once it has turned out not to know ``intersects``.
+        unreached: items that it counts but that no slice holds, lacking a time or a place.
+    """
+
+    client: Client
+    collections: dict[str, Json]
+    freeze: Callable[[Any], Frozen]
+    language: str
+    max_matched: int
+    max_items: int
+    boxed: bool = False
+    unreached: int = 0
+    extent: tuple[datetime, datetime] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.extent = extent_of(self.collections)
+
+
+class _Deep(Exception):
+    """The query matches more than is paged through."""
+
+
+def extent_of(collections: dict[str, Json]) -> tuple[datetime, datetime]:
+    """Earliest and latest time that the collections state; only a hint of where to halve."""
+    starts, ends = [], []
+    for collection in collections.values():
+        try:
+            first, last = collection["extent"]["temporal"]["interval"][0]
+        except (KeyError, TypeError, IndexError, ValueError):
+            continue
+        starts.append(instant(first))
+        ends.append(instant(last))
+    known = [t.replace(tzinfo=t.tzinfo or UTC) for t in starts if t]
+    late = [t.replace(tzinfo=t.tzinfo or UTC) for t in ends if t]
+    start = min(known) if known and all(starts) else BEGINNING
+    end = max(late) if late and all(ends) else datetime.now(UTC)
+    return start, max(start, end)
+
+
+def search_of(api: Api, query: Query, limit: int) -> Any:
+    """pystac-client's search for a query."""
+    found = parameters(query, api.boxed)
+    tests = [(">=", "gte", query.since), ("<", "lt", query.before)]
+    told = [(cql, word, time) for cql, word, time in tests if time]
+    if told and api.language == "query":
+        found["query"] = {"updated": {word: time for _, word, time in told}}
+    elif told:
+        parts = [{"op": cql, "args": [{"property": "updated"}, time]} for cql, _, time in told]
+        found["filter"] = parts[0] if len(parts) == 1 else {"op": "and", "args": parts}
+        found["filter_lang"] = "cql2-json"
+    return api.client.search(limit=limit, **found)
+
+
+def count(api: Api, query: Query) -> int | None:
+    """How many items match, by one request; None where the API does not tell.
+
+    Raises:
+        RunError: when the API does not answer.
+    """
+    if query.area is not None and api.boxed and not is_box(query.area):
+        return None
+    search = search_of(api, query, 1)
+    try:
+        page = api.client._stac_io.read_json(  # type: ignore[union-attr]
+            search.url, method=search.method, parameters=search.get_parameters()
+        )
+    except STRANGE as error:
+        if isinstance(error, APIError) and status_of(error) in _NO_INTERSECTS:
+            return None
+        raise _failed(0, error) from error
+    return matched(page)
+
+
+def matched(page: Json) -> int | None:
+    """The number of matches that a page states."""
+    context = page.get("context")
+    old = context.get("matched") if isinstance(context, dict) else None
+    told = page.get("numberMatched", old)
+    return told if isinstance(told, int) and not isinstance(told, bool) else None
+
+
+def list_items(api: Api, query: Query) -> list[Frozen]:
+    """Every item that matches; what one answer repeats is repeated.
+
+    Raises:
+        RunError: when a slice can't be had.
+        UsageError: when there are more than ``max_items``.
+    """
+    found: dict[tuple[str, str, str], list[Frozen]] = {}
+    listed, slices = 0, 0
+    for items in _listings(api, query, FAILURES):
+        slices += 1
+        here: dict[tuple[str, str, str], list[Frozen]] = {}
+        for one in items:
+            here.setdefault((*one.key, one.sha256), []).append(one)
+        for key, same in here.items():
+            if len(same) > len(found.get(key, [])):
+                listed += len(same) - len(found.get(key, []))
+                found[key] = same
+        _bounded(listed, api)
+    if slices > 1:
+        total = count(api, query)
+        api.unreached += max((total or 0) - listed, 0)
+        log.info("search: listed in %d slices", slices)
+    return [one for same in found.values() for one in same]
+
+
+def _bounded(listed: int, api: Api) -> None:
+    if listed > api.max_items:
+        raise UsageError(
+            f"more than search.max_items = {api.max_items} items match; raise it, or "
+            "narrow search.bbox, search.datetime or search.collections"
+        )
+
+
+def _listings(api: Api, query: Query, failures: int) -> Iterator[list[Frozen]]:
+    """The items of each slice of a query, one list a slice."""
+    if api.boxed and query.area is not None and len(pieces(query.area)) > 1:
+        for piece in pieces(query.area):
+            yield from _listings(api, replace(query, area=piece), failures)
+        return
+    parts = halves(query, api.extent)
+    try:
+        yield _pages(api, query, bool(parts))
+        return
+    except _Deep:
+        failures = FAILURES
+    except STRANGE as error:
+        if _refuses_intersects(api, query, error):
+            api.boxed = True
+            log.info("search: the API knows no intersects; it is asked by boxes")
+            yield from _listings(api, query, failures)
+            return
+        failures -= 1
+        if not parts or failures < 0 or not _passing(error):
+            raise _failed(0, error) from error
+        log.info("search: a query failed (%s); asking for half of it", short(error))
+    for part in parts:
+        yield from _listings(api, part, failures)
+
+
+def _pages(api: Api, query: Query, can_split: bool) -> list[Frozen]:
+    """All items of one query, page by page.
+
+    Raises:
+        _Deep: there are too many and the query can be split.
+    """
+    found: list[Frozen] = []
+    search = search_of(api, query, min(PAGE, api.max_items))
+    local = query.area if api.boxed and query.area and not is_box(query.area) else None
+    pages = search.pages_as_dicts()
+    number = 0
+    while True:
+        try:
+            page = next(pages, None)
+        except APIError as error:
+            if number and can_split and status_of(error) in _TOO_DEEP:
+                raise _Deep from error
+            raise
+        if page is None:
+            return found
+        number += 1
+        if number == 1 and can_split and (matched(page) or 0) >= api.max_matched:
+            raise _Deep
+        if local is None:
+            found += [api.freeze(item) for item in page["features"]]
+        else:
+            found += [api.freeze(item) for item in page["features"] if in_area(item, local)]
+        _bounded(len(found), api)
+        tick("search", len(found), max(api.max_items, len(found)), "items listed")
+
+
+def _refuses_intersects(api: Api, query: Query, error: BaseException) -> bool:
+    return (
+        isinstance(error, APIError)
+        and status_of(error) in _NO_INTERSECTS
+        and not api.boxed
+        and query.area is not None
+        and not is_box(query.area)
+    )
+
+
+def _passing(error: BaseException) -> bool:
+    """Whether half of the query may fare better: the server gave up, or took too long."""
+    if not isinstance(error, APIError):
+        return False
+    status = status_of(error)
+    return "timed out" in str(error) if status is None else status >= 500
+
+
+def _failed(listed: int, error: BaseException) -> RunError:
+    return RunError(
+        f"the search failed after {listed} items ({short(error)}); run again, and if it "
+        "stays so check search.bbox and search.datetime"
+    )
+
+
+def halves(query: Query, extent: tuple[datetime, datetime]) -> list[Query]:
+    """Two queries that together match what one does; none where it is small enough.
+
+    Open ends stay open: what the collections say of their extent only tells where the middle is.
+    """
+    names = query.collections
+    if len(names) > 1:
+        middle = len(names) // 2
+        return [replace(query, collections=part) for part in (names[:middle], names[middle:])]
+    start = query.start or min(extent[0], query.end or extent[0])
+    end = query.end or max(extent[1], start)
+    if end - start > MIN_SPAN:
+        noon = (start + (end - start) / 2).replace(microsecond=0)
+        return [replace(query, end=noon), replace(query, start=noon)]
+    area = query.area or box(-180.0, -90.0, 180.0, 90.0)
+    west, south, east, north = area.bounds
+    if max(east - west, north - south) <= MIN_DEGREES:
+        return []
+    if east - west >= north - south:
+        edge = (west + east) / 2
+        boxes = [box(west, south, edge, north), box(edge, south, east, north)]
+    else:
+        edge = (south + north) / 2
+        boxes = [box(west, south, east, edge), box(west, edge, east, north)]
+    parts = [area.intersection(one) for one in boxes]
+    return [replace(query, area=part) for part in parts if part.area > 0]

@@ -1,0 +1,116 @@
+"""A refresh asks for what is new: what the last search found, and how it saves listing it again.
+
+An API that filters is asked for the items updated since the newest ``updated`` of the last table,
+and for two counts. Only if they say that nothing else came or went is the rest taken from that
+table; in any doubt the collection is listed again. Both ways give the same table.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from data_catalog.artifact import Artifact
+from data_catalog.tables import records
+from geofm.imagery.frozen import Frozen
+from geofm.imagery.items import Json, instant
+from geofm.imagery.quarantine import Quarantine
+from geofm.imagery.query import Query, rfc3339
+from geofm.imagery.slices import Api, count, list_items
+
+WITHDRAWN = "withdrawn"
+_COLUMNS = ["item_id", "collection", "item_sha256", "item_json", "reason", "detail"]
+
+
+@dataclass(frozen=True)
+class Before:
+    """The last search: what was listed then, and what had been withdrawn by then."""
+
+    listed: tuple[Frozen, ...] = ()
+    gone: tuple[Frozen, ...] = ()
+
+
+def read_before(previous: Artifact | None) -> Before:
+    """The items of the last table; nothing where there is none."""
+    if previous is None:
+        return Before()
+    rows = records(previous.table("items.parquet", _COLUMNS))
+    return Before(
+        listed=tuple(_frozen(row) for row in rows if row["reason"] != WITHDRAWN),
+        gone=tuple(_frozen(row) for row in rows if row["reason"] == WITHDRAWN),
+    )
+
+
+def _frozen(row: dict[str, Any]) -> Frozen:
+    """An item as it was frozen; where the text is only a stub of it, its problem is in the row."""
+    text = row["item_json"]
+    stub = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest() != row["item_sha256"]
+    problem = Quarantine(row["reason"], row["detail"]) if stub else None
+    return Frozen(row["item_id"], row["collection"], text, row["item_sha256"], problem)
+
+
+def withdrawn(before: Before, listed: Iterable[Frozen]) -> list[Frozen]:
+    """Items that were listed once and are no longer; those without an id can't be told."""
+    here = {one.key for one in listed}
+    gone = {(*one.key, one.sha256): one for one in (*before.gone, *before.listed)}
+    return [one for one in gone.values() if one.item_id and one.key not in here]
+
+
+def refresh(api: Api, query: Query, before: Before) -> tuple[list[Frozen], list[str]]:
+    """All items that match now, asking for as little as is safe.
+
+    Returns:
+        The items, and the collections of which only what is new was asked for.
+    """
+    listed: list[Frozen] = []
+    whole: list[str] = []
+    for name in query.collections:
+        old = [one for one in before.listed if one.collection == name]
+        found = _since(api, replace(query, collections=(name,)), old)
+        listed += found or []
+        if found is None:
+            whole.append(name)
+    if whole:
+        listed += list_items(api, replace(query, collections=tuple(whole)))
+    return listed, [name for name in query.collections if name not in whole]
+
+
+def _since(api: Api, query: Query, old: list[Frozen]) -> list[Frozen] | None:
+    """The items of one collection by what is new of it; None when it has to be listed again.
+
+    The server's own comparison parts the items in two, at a second before the newest time: some
+    compare times as texts, and so that the very newest are surely among those asked for. What was
+    listed before and is not sent now must be all of the older part, and both parts all there is;
+    then no item without a time came and none went.
+    """
+    times = [updated(one) for one in old]
+    known = [time for time in times if time is not None]
+    if not api.language or not old or len(known) < len(times):
+        return None
+    newest = max(known).replace(microsecond=0)
+    mark = rfc3339(newest - timedelta(seconds=1))
+    total = count(api, query)
+    if total is None:
+        return None
+    new = list_items(api, replace(query, since=mark))
+    sent = {one.key for one in new}
+    rest = [(one, time) for one, time in zip(old, known, strict=True) if one.key not in sent]
+    sound = (
+        all(one.collection == query.collections[0] for one in new)
+        and all(time < newest for _, time in rest)
+        and total == len(rest) + len(new)
+        and count(api, replace(query, before=mark)) == len(rest)
+    )
+    return [*new, *(one for one, _ in rest)] if sound else None
+
+
+def updated(one: Frozen) -> datetime | None:
+    """When an item was changed, by its own word."""
+    item: Json = json.loads(one.text)
+    properties = item.get("properties")
+    when = instant(properties.get("updated")) if isinstance(properties, dict) else None
+    return when if when is None or when.tzinfo else when.replace(tzinfo=UTC)
