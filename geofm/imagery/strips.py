@@ -21,6 +21,9 @@ from geofm.imagery.scene import Scene
 #: Compressed bytes of all bands that are asked for at once.
 BATCH_BYTES = 8 * 2**20
 
+#: Widest strip in pixels of the grid; wider ones are cut into pieces.
+STRIP_PX = 16_384
+
 #: Cells of one row next to each other: y, first x, x after the last.
 Run = tuple[int, int, int]
 
@@ -88,10 +91,17 @@ def cut_one(scene: Scene, cell: Cell) -> NDArray[Any]:
     return next(cut_cells(scene, [(y, cell[0], cell[0] + 1)]))[1].counts
 
 
+def narrow(runs: Iterable[Run], most: int) -> Iterator[Run]:
+    """Runs of at most so many cells."""
+    for y, first, end in runs:
+        for start in range(first, end, most):
+            yield y, start, min(start + most, end)
+
+
 def batches(scene: Scene, runs: Iterable[Run]) -> Iterator[_Batch]:
     """Strips in batches, each asked for when it is taken."""
     batch, last = _Batch(), _Batch()
-    for run in runs:
+    for run in narrow(runs, max(1, STRIP_PX // scene.grid.size)):
         for key, blocks in strip_blocks(scene, run).items():
             batch.blocks.setdefault(key, set()).update(blocks)
         batch.runs.append(run)

@@ -128,6 +128,7 @@ def test_only_the_blocks_that_windows_touch_are_fetched_and_once(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(strips, "BATCH_BYTES", 2**21)
+    monkeypatch.setattr(strips, "STRIP_PX", 700)  # strips in pieces of 5 cells
     item = big_scene(world)
     settings = CutSettings(size_px=128, bands=["red", "green"])
     access = Access(world.url, whole_max=0)
