@@ -44,11 +44,13 @@ class Host:
         next_turn: when the next request may start (monotonic seconds).
         lost: requests given up in a row.
         back: until when the host is left alone (monotonic seconds).
+        signs: whether it refused an address that it answered once that was signed.
     """
 
     next_turn: float = 0.0
     lost: int = 0
     back: float = 0.0
+    signs: bool = False
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def take_turn(self, per_s: float | None) -> None:

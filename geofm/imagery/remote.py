@@ -113,7 +113,8 @@ class HttpAsset:
     @contextmanager
     def _get(self, headers: dict[str, str]) -> Iterator[Answer]:
         """An open answer with status 200 or 206; a refusal is answered by signing (again) once."""
-        if (self.signing.always and not self._signed) or self._expired():
+        host = record(self.href)
+        if self._expired() or (not self._signed and (self.signing.always or host.signs)):
             self._sign()
         with ExitStack() as stack:
             try:
@@ -127,6 +128,7 @@ class HttpAsset:
                     answer = stack.enter_context(self._ask(headers))
                 except Refused as again:
                     raise Fault(f"answers {again.status} to a signed address") from again
+                host.signs = True  # its other assets are signed before they are asked for
             yield answer
 
     def _ask(self, headers: dict[str, str]) -> AbstractContextManager[Answer]:
@@ -178,11 +180,11 @@ def expiry(signed: str, told: Any = None) -> float:
     for text in (query.get("se"), query.get("Expires"), told):
         if not isinstance(text, str):
             continue
-        with suppress(ValueError):
-            return float(text) if len(text) < 20 and math.isfinite(float(text)) else math.inf
-        when = instant(text)
-        if when is not None and when.tzinfo is not None:
+        if (when := instant(text)) is not None and when.tzinfo is not None:
             return when.timestamp()
+        with suppress(ValueError):
+            seconds = float(text)
+            return seconds if math.isfinite(seconds) else math.inf
     return math.inf
 
 
