@@ -83,6 +83,7 @@ def ask(url: str, headers: dict[str, str], access: Access, where: str) -> Iterat
     Raises:
         Fault: for what may pass; Refused: 401 and 403; Quarantine: for what stays.
     """
+    answered = False
     try:
         for _ in range(REDIRECTS + 1):
             response = _send(url, headers, access)
@@ -96,13 +97,17 @@ def ask(url: str, headers: dict[str, str], access: Access, where: str) -> Iterat
             raise Quarantine("too_many_redirects", f"{where} redirects on and on")
         try:
             problem = _problem(response, where)
+            if not isinstance(problem, Fault):
+                record(url).answered()
+                answered = True
             if problem is not None:
                 raise problem
             yield Answer(response, access.timeout_s)
         finally:
             _done(response, access.timeout_s)
     except HTTPError as error:
-        raise Fault(f"{type(error).__name__}: {error}"[:120]) from error
+        detail = f"{type(error).__name__}: {error}"[:120]
+        raise Fault(detail, refused=not answered) from error
 
 
 def _send(url: str, headers: dict[str, str], access: Access) -> urllib3.BaseHTTPResponse:
@@ -200,7 +205,8 @@ def _problem(response: urllib3.BaseHTTPResponse, where: str) -> Exception | None
     if status in (200, 206):
         return None
     if status in (408, 425, 429) or status >= 500:
-        return Fault(f"answers {status}", retry_after(response.headers.get("retry-after", "")))
+        pause = retry_after(response.headers.get("retry-after", ""))
+        return Fault(f"answers {status}", pause, refused=True)
     if status in (401, 403):
         return Refused(status)
     if status in (404, 410):

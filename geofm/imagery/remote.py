@@ -267,7 +267,7 @@ class S3Asset:
         def attempt() -> T:
             host.take_turn(self.access.requests_per_s)
             try:
-                return call(s3_files(*s3_options(self.signing), os.getpid()))
+                found = call(s3_files(*s3_options(self.signing), os.getpid()))
             except FileNotFoundError as error:
                 raise Quarantine("not_found", f"{self.href} does not exist") from error
             except (PermissionError, NoCredentialsError) as error:
@@ -279,7 +279,9 @@ class S3Asset:
             except (ParamValidationError, ValueError) as error:
                 raise Quarantine("bad_href", f"no bucket and key: {self.href!a:.80}") from error
             except (OSError, BotoCoreError) as error:
-                raise Fault(f"{type(error).__name__}: {error}"[:120]) from error
+                raise Fault(f"{type(error).__name__}: {error}"[:120], refused=True) from error
+            host.answered()
+            return found
 
         return patiently(attempt, self.access.retries, self.href, host)
 

@@ -145,6 +145,16 @@ def test_some_lost_requests_do_not_make_a_dead_host(world: World, slept: list[fl
         assert asset.part(0, 2).data == b"da"
 
 
+def test_wrong_answers_do_not_make_a_dead_host(world: World, slept: list[float]) -> None:
+    world.add("/a", b"data")
+    head = b"HTTP/1.1 206 P\r\ncontent-range: bytes 5-9/100\r\ncontent-length: 4\r\n\r\ndata"
+    world.raw["/lies"] = lambda out: (out.write(head), None)[1]
+    for _ in range(2 * GIVEN_UP):
+        with pytest.raises(Quarantine, match="2 attempts"):
+            remote(world.url + "/lies", reader(world)).part(0, 4)
+    assert remote(world.url + "/a", reader(world)).part(0, 2).data == b"da"
+
+
 def test_what_is_not_there_says_nothing_about_its_host(world: World) -> None:
     for _ in range(GIVEN_UP + 1):
         with pytest.raises(Quarantine, match="not_found"):
