@@ -30,7 +30,7 @@ class World:
 
     ``raw`` has what writes the answer of a path, status line and all, to the connection.
     ``headers`` is added to the answers of a path. ``spliced`` has JSON text to put in place of a
-    string that ``json`` can't write.
+    string that ``json`` can't write. ``lists_all``: every search finds every item.
     """
 
     url: str = ""
@@ -40,6 +40,7 @@ class World:
     headers: dict[str, dict[str, str]] = field(default_factory=dict)
     spliced: dict[str, str] = field(default_factory=dict)
     connections: int = 0
+    lists_all: bool = False
     faults: dict[str, list[int | str]] = field(default_factory=lambda: defaultdict(list))
     items: list[Json] = field(default_factory=list)
     collections: list[Json] = field(default_factory=list)
@@ -105,7 +106,8 @@ def serve() -> Iterator[World]:
             if isinstance(fault, int) and fault:
                 self.answer(fault)
                 return
-            found = [i for i in world.items if i.get("collection") in query["collections"]]
+            found = [i for i in world.items
+                     if world.lists_all or i.get("collection") in query["collections"]]  # fmt: skip
             start = int(query.get("token", 0))
             end = start + int(query["limit"])
             links = []
