@@ -72,6 +72,8 @@ class HttpAsset:
 
         def attempt() -> Piece | None:
             with self._get({}) as answer:
+                if answer.status != 200:
+                    raise Fault(f"answers {answer.status} though all bytes were asked for")
                 told = _whole(answer.headers.get("content-length", ""))
                 if told is not None and told > most:
                     return None
