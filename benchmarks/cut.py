@@ -77,22 +77,22 @@ def main() -> None:
         place = Path(folder)
         scenes = asked.work or place
         rows: list[Json] = []
-        if "dev" in parts and asked.world and asked.server:
-            command = [sys.executable, asked.server, asked.world, "--port", "0"]
-            name = f"{asked.server.name} (uvicorn)"
-            settings = ["search.collections=sentinel-2-l1c"]
-            rows += compare("dev", command, name, asked.world, settings, asked, place)
-        if "big" in parts:
-            make_scenes(scenes / "big", 10_980, 17)
-            command = [
-                sys.executable,
-                HERE / "range_server.py",
-                scenes / "big",
-                "--items",
-                asked.scenes,
-            ]
-            rows += compare("big", command, "range_server.py (asyncio)", scenes / "big", [], asked,
-                            place)  # fmt: skip
+        # cells counted from the scene's corner lie on the files' blocks, those of the ground don't
+        for anchor in ("scene", "ground"):
+            where = [f"cut.anchor={anchor}"]
+            if "dev" in parts and asked.world and asked.server:
+                command = [sys.executable, asked.server, asked.world, "--port", "0"]
+                name = f"{asked.server.name} (uvicorn)"
+                only = [*where, "search.collections=sentinel-2-l1c"]
+                rows += compare(f"dev, {anchor} cells", command, name, asked.world, only, asked,
+                                place)  # fmt: skip
+            if "big" in parts:
+                make_scenes(scenes / "big", 10_980, 17)
+                command = [sys.executable, HERE / "range_server.py", scenes / "big",
+                           "--items", asked.scenes]  # fmt: skip
+                name = "range_server.py (asyncio)"
+                rows += compare(f"big, {anchor} cells", command, name, scenes / "big", where, asked,
+                                place)  # fmt: skip
         if rows:
             write("cut.csv", COLUMNS, rows, keep="world")
         if "growth" in parts:
@@ -129,7 +129,7 @@ def compare(
                          f"seal {row['seal_seconds']:.2f} s"})  # fmt: skip
         for name in PEERS:
             some = dict(job)
-            if world == "big" and name in ("odc-stac", "rio-tiler"):
+            if world.startswith("big") and name in ("odc-stac", "rio-tiler"):
                 some["windows"] = few(job["windows"])
             some["blocks"] = touched_blocks(some, files, layers=name.startswith("bare"))
             touched = sum(block["size"] for block in some["blocks"])

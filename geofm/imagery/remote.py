@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
@@ -66,6 +67,7 @@ class HttpAsset:
     name: str = ""
     _signed: str = field(default="", repr=False)
     _expires: float = field(default=math.inf, repr=False)
+    _signs: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def whole(self, most: int) -> Piece | None:
         """All bytes, checked against the length that the server told."""
@@ -117,31 +119,39 @@ class HttpAsset:
         """An open answer with status 200 or 206; a refusal is answered by signing (again) once."""
         host = record(self.href)
         if self._expired() or (not self._signed and (self.signing.always or host.signs)):
-            self._sign()
+            self._sign(self._signed)
         with ExitStack() as stack:
+            used = self._signed
             try:
-                answer = stack.enter_context(self._ask(headers))
+                answer = stack.enter_context(self._ask(used, headers))
             except Refused as refused:
-                if not self._sign():
+                if not self._sign(used):
                     raise Quarantine(
                         "forbidden", f"{self.where} answers {refused.status}"
                     ) from refused
                 try:
-                    answer = stack.enter_context(self._ask(headers))
+                    answer = stack.enter_context(self._ask(self._signed, headers))
                 except Refused as again:
                     raise Fault(f"answers {again.status} to a signed address") from again
                 host.signs = True  # its other assets are signed before they are asked for
             yield answer
 
-    def _ask(self, headers: dict[str, str]) -> AbstractContextManager[Answer]:
-        return ask(self._signed or self.href, headers, self.access, self.where)
+    def _ask(self, signed: str, headers: dict[str, str]) -> AbstractContextManager[Answer]:
+        return ask(signed or self.href, headers, self.access, self.where)
 
     def _expired(self) -> bool:
         """Whether the signature's time is over, or nearly so."""
         return time.time() > self._expires - NEARLY_EXPIRED_S
 
-    def _sign(self) -> bool:
-        """Get a signed address (again); False where nobody signs."""
+    def _sign(self, used: str) -> bool:
+        """Get a signed address in place of the ``used`` one; False where nobody signs.
+
+        Threads that find the same signature expired share its successor.
+        """
+        with self._signs:
+            return self._signed != used or self._sign_now()
+
+    def _sign_now(self) -> bool:
         url = sign_url(self.href, self.signing, self.access)
         if not url:
             return False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from typing import Any, BinaryIO
@@ -194,6 +195,16 @@ def test_a_signature_is_renewed_before_it_is_refused(world: World) -> None:
     asset.part(0, 2)
     asset.part(0, 2)
     assert world.asked[4:] == ["/sign", "/a", "/a"]
+
+
+def test_threads_share_a_signature(world: World) -> None:
+    href = world.add("/a", b"data")
+    asset = HttpAsset(href, reader(world), Signing(SIGN.url, always=True))
+    sign(world, href, 60.0)
+    with ThreadPoolExecutor(8) as pool:
+        assert len({piece.data for piece in pool.map(lambda n: asset.part(0, 2), range(40))}) == 1
+    assert world.asked.count("/sign") == 1
+    assert world.asked.count("/a") == 40
 
 
 def test_a_wrong_clock_does_not_sign_for_ever(world: World) -> None:
