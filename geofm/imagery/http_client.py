@@ -25,6 +25,7 @@ from geofm.imagery.hosts import Access, check_host, origin
 from geofm.imagery.items import scheme_of
 from geofm.imagery.patience import Fault, Host, host_of, retry_after
 from geofm.imagery.quarantine import Quarantine
+from geofm.imagery.watch import POOLS
 
 REDIRECTS = 5
 #: An answer may take the timeout and a second for each so many bytes; slower ones are given up.
@@ -161,12 +162,14 @@ def pools(timeout_s: float, proxy: str, process: int) -> urllib3.PoolManager:
         login = parse_url(proxy).auth
         told = urllib3.make_headers(proxy_basic_auth=unquote(login)) if login else None
         make = partial(urllib3.ProxyManager, proxy, proxy_headers=told)
-    return make(
+    made = make(
         timeout=urllib3.Timeout(connect=min(timeout_s, 10.0), read=timeout_s),
         maxsize=64,
         num_pools=64,
         ssl_context=trusted,
     )
+    made.pool_classes_by_scheme = POOLS
+    return made
 
 
 @lru_cache(maxsize=1024)

@@ -82,7 +82,7 @@ class HttpAsset:
                 data = answer.take(most + 1)
                 if len(data) > most:
                     return None
-                if told is not None and len(data) != told:
+                if (told is None and not data) or (told is not None and len(data) != told):
                     raise Fault(f"{len(data)} of {told} bytes came")
                 return Piece(data, len(data), answer.headers.get("etag", ""))
 
@@ -95,7 +95,10 @@ class HttpAsset:
             with self._get({"range": f"bytes={start}-{end - 1}"}) as answer:
                 if answer.status != 206:
                     raise Quarantine("no_ranges", f"{self.where} does not serve byte ranges")
-                first, total = _content_range(answer.headers.get("content-range", ""))
+                span = answer.headers.get("content-range", "")
+                if not span and not answer.take(1):
+                    raise Fault("the answer ended amid its headers")
+                first, total = _content_range(span)
                 want = min(end, total) - start
                 if first != start or want < 0:
                     raise Fault(f"bytes from {first} of {total} came, not from {start}")

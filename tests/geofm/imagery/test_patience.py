@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -265,6 +266,38 @@ def test_dripping_answers_are_given_up(world: World) -> None:
     world.raw["/a"] = drip
     with pytest.raises(Quarantine, match=r"unreachable.*only \d+ bytes"):
         remote(world.url + "/a", reader(world, retries=0, timeout_s=0.3)).part(0, 4000)
+
+
+def endless_continue(out: BinaryIO) -> None:
+    while True:
+        out.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+
+def dripping_headers(out: BinaryIO) -> None:
+    out.write(b"HTTP/1.1 206 P\r\n")
+    while True:
+        out.write(b"X")
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("never", [endless_continue, dripping_headers])
+def test_answers_that_never_begin_are_cut_off(
+    world: World, never: Callable[[BinaryIO], None]
+) -> None:
+    world.raw["/a"] = never
+    with pytest.raises(Quarantine, match=r"unreachable.*ReadTimeout") as found:
+        remote(world.url + "/a", reader(world, retries=0, timeout_s=0.3)).part(0, 4)
+    assert found.value.passing
+    world.add("/b", b"data")
+    assert remote(world.url + "/b", reader(world, timeout_s=0.3)).part(0, 2).data == b"da"
+
+
+@pytest.mark.parametrize("head", [b"HTTP/1.1 206 P\r\nETag: x\r\n", b"HTTP/1.1 200 OK\r\nA: b\r\n"])
+def test_headers_cut_short_are_a_passing_fault(world: World, head: bytes) -> None:
+    world.raw["/a"] = lambda out: (out.write(head), None)[1]
+    asset = remote(world.url + "/a", reader(world, retries=0))
+    with pytest.raises(Quarantine, match="unreachable"):
+        asset.part(0, 4) if b"206" in head else asset.whole(100)
 
 
 def test_records_belong_to_hosts() -> None:
