@@ -2,7 +2,9 @@
 
 It costs little, so a figure measured against it is about the reader. ``FOLDER/collection.json`` and
 ``FOLDER/items.json`` (a list, hrefs relative to ``/assets/``) make the API; files lie in
-``FOLDER/assets``. ``/__stats`` tells requests and bytes of bodies, ``POST /__reset`` clears them.
+``FOLDER/assets``. An asset of ``FOLDER/patches.json`` is a file with a few other bytes: one file on
+disk then stands for many places. ``/__stats`` tells requests and bytes of bodies, ``/__reset``
+clears them.
 
     python benchmarks/range_server.py FOLDER --port 0      (the first line printed is the address)
 """
@@ -30,24 +32,44 @@ LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 class World:
     """A folder and what was sent from it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, most_items: int | None = None) -> None:
         self.folder = folder.resolve()
         self.url = ""
         self.counts: dict[str, Counter[str]] = {"requests": Counter(), "bytes": Counter()}
         self.items: list[Json] = []
         self.collection: Json = {}
+        self.patches: dict[str, Json] = {}
+        if (folder / "patches.json").exists():
+            self.patches = json.loads((folder / "patches.json").read_bytes())
         if (folder / "items.json").exists():
-            self.items = json.loads((folder / "items.json").read_bytes())
+            self.items = json.loads((folder / "items.json").read_bytes())[:most_items]
             self.collection = json.loads((folder / "collection.json").read_bytes())
 
     @lru_cache(maxsize=4096)  # noqa: B019 (one world a process)
-    def file(self, path: str) -> tuple[int, int] | None:
-        """Descriptor and size of an asset, opened once."""
-        place = (self.folder / path.lstrip("/")).resolve()
+    def file(self, name: str) -> tuple[int, int, int, bytes] | None:
+        """Descriptor and size of an asset, and where which bytes are put in."""
+        patch = self.patches.get(name, {"file": name, "at": 0, "hex": ""})
+        place = (self.folder / "assets" / patch["file"]).resolve()
         if not place.is_relative_to(self.folder / "assets") or not place.is_file():
             return None
-        handle = os.open(place, os.O_RDONLY)
-        return handle, os.fstat(handle).st_size
+        handle = self.handle(place)
+        return handle, os.fstat(handle).st_size, patch["at"], bytes.fromhex(patch["hex"])
+
+    @lru_cache(maxsize=512)  # noqa: B019
+    def handle(self, place: Path) -> int:
+        """A file's descriptor, opened once."""
+        return os.open(place, os.O_RDONLY)
+
+    def read(self, name: str, first: int, end: int) -> bytes:
+        """Bytes of an asset that there is."""
+        found = self.file(name)
+        assert found is not None
+        handle, _, at, new = found
+        data = os.pread(handle, end - first, first)
+        if new and first < at + len(new) and end > at:
+            low, high = max(first, at), min(end, at + len(new))
+            data = data[: low - first] + new[low - at : high - at] + data[high - first :]
+        return data
 
     def api(self, path: str, body: bytes) -> Json | None:
         """Answers of the STAC API."""
@@ -121,8 +143,9 @@ class Connection(asyncio.Protocol):
         """The bytes of an answer."""
         method, target, _ = head.split(b"\r\n", 1)[0].decode("latin-1").split(" ", 2)
         path = unquote(target.partition("?")[0])
-        if path.startswith("/assets/") and (found := self.world.file(path)):
-            handle, size = found
+        name = path.removeprefix("/assets/")
+        if name != path and (found := self.world.file(name)):
+            size = found[1]
             status, more, first, last = "200 OK", "", 0, size - 1
             if asked := RANGE.search(head):
                 first, last = int(asked[1]), min(int(asked[2] or size), size - 1)
@@ -133,7 +156,7 @@ class Connection(asyncio.Protocol):
             if first > last:
                 yield from self.send("416 Range Not Satisfiable", b"", "api")
                 return
-            data = b"" if method == "HEAD" else os.pread(handle, last - first + 1, first)
+            data = b"" if method == "HEAD" else self.world.read(name, first, last + 1)
             self.count("assets", len(data))
             yield (f'HTTP/1.1 {status}\r\ncontent-length: {last - first + 1}\r\n{more}'
                    f'etag: "{size}"\r\naccept-ranges: bytes\r\n'
@@ -181,5 +204,6 @@ if __name__ == "__main__":
     )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--items", type=int, help="serve only the first so many")
     asked = parser.parse_args()
-    asyncio.run(serve(World(asked.folder), asked.port))
+    asyncio.run(serve(World(asked.folder, asked.items), asked.port))

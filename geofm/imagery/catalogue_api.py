@@ -20,6 +20,7 @@ from urllib3 import BaseHTTPResponse, Retry
 
 from data_catalog.canonical import canonical
 from data_catalog.errors import RunError, UsageError
+from geofm.imagery.deep_json import shallow
 from geofm.imagery.items import check_id
 from geofm.imagery.quarantine import Quarantine, printable
 from geofm.planet.serving import ADDRESS as PLANET_ENV
@@ -131,7 +132,10 @@ class PatientIO(StacApiIO):  # type: ignore[misc, unused-ignore]
 
         NaN and endless numbers are let in, so that they spoil one item and not its page.
         """
-        found: Json = json.loads(txt, parse_int=_whole)
+        try:
+            found: Json = json.loads(txt, parse_int=_whole)
+        except RecursionError:
+            found = json.loads(shallow(txt), parse_int=_whole)
         return found
 
     def get_pages(

@@ -25,6 +25,7 @@ from geofm.imagery.hosts import Access, check_host, origin
 from geofm.imagery.items import scheme_of
 from geofm.imagery.patience import Fault, Host, host_of, retry_after
 from geofm.imagery.quarantine import Quarantine
+from geofm.imagery.watch import POOLS
 
 REDIRECTS = 5
 #: An answer may take the timeout and a second for each so many bytes; slower ones are given up.
@@ -83,6 +84,7 @@ def ask(url: str, headers: dict[str, str], access: Access, where: str) -> Iterat
     Raises:
         Fault: for what may pass; Refused: 401 and 403; Quarantine: for what stays.
     """
+    answered = False
     try:
         for _ in range(REDIRECTS + 1):
             response = _send(url, headers, access)
@@ -96,13 +98,17 @@ def ask(url: str, headers: dict[str, str], access: Access, where: str) -> Iterat
             raise Quarantine("too_many_redirects", f"{where} redirects on and on")
         try:
             problem = _problem(response, where)
+            if not isinstance(problem, Fault):
+                record(url).answered()
+                answered = True
             if problem is not None:
                 raise problem
             yield Answer(response, access.timeout_s)
         finally:
             _done(response, access.timeout_s)
     except HTTPError as error:
-        raise Fault(f"{type(error).__name__}: {error}"[:120]) from error
+        detail = f"{type(error).__name__}: {error}"[:120]
+        raise Fault(detail, refused=not answered) from error
 
 
 def _send(url: str, headers: dict[str, str], access: Access) -> urllib3.BaseHTTPResponse:
@@ -156,12 +162,14 @@ def pools(timeout_s: float, proxy: str, process: int) -> urllib3.PoolManager:
         login = parse_url(proxy).auth
         told = urllib3.make_headers(proxy_basic_auth=unquote(login)) if login else None
         make = partial(urllib3.ProxyManager, proxy, proxy_headers=told)
-    return make(
+    made = make(
         timeout=urllib3.Timeout(connect=min(timeout_s, 10.0), read=timeout_s),
         maxsize=64,
         num_pools=64,
         ssl_context=trusted,
     )
+    made.pool_classes_by_scheme = POOLS
+    return made
 
 
 @lru_cache(maxsize=1024)
@@ -200,7 +208,8 @@ def _problem(response: urllib3.BaseHTTPResponse, where: str) -> Exception | None
     if status in (200, 206):
         return None
     if status in (408, 425, 429) or status >= 500:
-        return Fault(f"answers {status}", retry_after(response.headers.get("retry-after", "")))
+        pause = retry_after(response.headers.get("retry-after", ""))
+        return Fault(f"answers {status}", pause, refused=True)
     if status in (401, 403):
         return Refused(status)
     if status in (404, 410):

@@ -29,11 +29,17 @@ _pauses = random.Random()
 
 
 class Fault(Exception):
-    """A fault that may pass; ``pause`` is how long the server asks to wait (seconds)."""
+    """A fault that may pass.
 
-    def __init__(self, detail: str, pause: float = 0.0) -> None:
+    Attributes:
+        pause: how long the server asks to wait (seconds).
+        refused: nobody answered, or the server asked to be left alone; False where an answer came
+            and was wrong, which says something about one asset rather than about its host.
+    """
+
+    def __init__(self, detail: str, pause: float = 0.0, refused: bool = False) -> None:
         super().__init__(detail)
-        self.pause = pause
+        self.pause, self.refused = pause, refused
 
 
 @dataclass
@@ -42,13 +48,15 @@ class Host:
 
     Attributes:
         next_turn: when the next request may start (monotonic seconds).
-        lost: requests given up in a row.
+        lost: requests given up in a row because nobody answered.
         back: until when the host is left alone (monotonic seconds).
+        signs: whether it refused an address that it answered once that was signed.
     """
 
     next_turn: float = 0.0
     lost: int = 0
     back: float = 0.0
+    signs: bool = False
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def take_turn(self, per_s: float | None) -> None:
@@ -61,7 +69,7 @@ class Host:
         time.sleep(max(0.0, turn - time.monotonic()))
 
     def answered(self) -> None:
-        """A request came to an end."""
+        """An answer came."""
         self.lost, self.back = 0, 0.0
 
     def gave_up(self) -> None:
@@ -110,20 +118,16 @@ def patiently(attempt: Callable[[], T], retries: int, what: str, host: Host | No
         raise Quarantine("unreachable", f"{what}: its host answers nobody", passing=True)
     for number in range(retries + 1):
         try:
-            found = attempt()
+            return attempt()
         except Fault as fault:
             if number == retries or (host is not None and host.lost >= GIVEN_UP):
-                if host is not None:
+                if host is not None and fault.refused:
                     host.gave_up()
                 raise Quarantine(
                     "unreachable", f"{what}: {fault} ({number + 1} attempts)", passing=True
                 ) from fault
             wait = fault.pause + _pauses.uniform(0.0, FIRST_PAUSE * 2**number)
             time.sleep(min(wait, MAX_PAUSE))
-        else:
-            if host is not None:
-                host.answered()
-            return found
     raise AssertionError("unreachable")
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
@@ -66,19 +67,22 @@ class HttpAsset:
     name: str = ""
     _signed: str = field(default="", repr=False)
     _expires: float = field(default=math.inf, repr=False)
+    _signs: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def whole(self, most: int) -> Piece | None:
         """All bytes, checked against the length that the server told."""
 
         def attempt() -> Piece | None:
             with self._get({}) as answer:
+                if answer.status != 200:
+                    raise Fault(f"answers {answer.status} though all bytes were asked for")
                 told = _whole(answer.headers.get("content-length", ""))
                 if told is not None and told > most:
                     return None
                 data = answer.take(most + 1)
                 if len(data) > most:
                     return None
-                if told is not None and len(data) != told:
+                if (told is None and not data) or (told is not None and len(data) != told):
                     raise Fault(f"{len(data)} of {told} bytes came")
                 return Piece(data, len(data), answer.headers.get("etag", ""))
 
@@ -91,7 +95,10 @@ class HttpAsset:
             with self._get({"range": f"bytes={start}-{end - 1}"}) as answer:
                 if answer.status != 206:
                     raise Quarantine("no_ranges", f"{self.where} does not serve byte ranges")
-                first, total = _content_range(answer.headers.get("content-range", ""))
+                span = answer.headers.get("content-range", "")
+                if not span and not answer.take(1):
+                    raise Fault("the answer ended amid its headers")
+                first, total = _content_range(span)
                 want = min(end, total) - start
                 if first != start or want < 0:
                     raise Fault(f"bytes from {first} of {total} came, not from {start}")
@@ -113,31 +120,41 @@ class HttpAsset:
     @contextmanager
     def _get(self, headers: dict[str, str]) -> Iterator[Answer]:
         """An open answer with status 200 or 206; a refusal is answered by signing (again) once."""
-        if (self.signing.always and not self._signed) or self._expired():
-            self._sign()
+        host = record(self.href)
+        if self._expired() or (not self._signed and (self.signing.always or host.signs)):
+            self._sign(self._signed)
         with ExitStack() as stack:
+            used = self._signed
             try:
-                answer = stack.enter_context(self._ask(headers))
+                answer = stack.enter_context(self._ask(used, headers))
             except Refused as refused:
-                if not self._sign():
+                if not self._sign(used):
                     raise Quarantine(
                         "forbidden", f"{self.where} answers {refused.status}"
                     ) from refused
                 try:
-                    answer = stack.enter_context(self._ask(headers))
+                    answer = stack.enter_context(self._ask(self._signed, headers))
                 except Refused as again:
                     raise Fault(f"answers {again.status} to a signed address") from again
+                host.signs = True  # its other assets are signed before they are asked for
             yield answer
 
-    def _ask(self, headers: dict[str, str]) -> AbstractContextManager[Answer]:
-        return ask(self._signed or self.href, headers, self.access, self.where)
+    def _ask(self, signed: str, headers: dict[str, str]) -> AbstractContextManager[Answer]:
+        return ask(signed or self.href, headers, self.access, self.where)
 
     def _expired(self) -> bool:
         """Whether the signature's time is over, or nearly so."""
         return time.time() > self._expires - NEARLY_EXPIRED_S
 
-    def _sign(self) -> bool:
-        """Get a signed address (again); False where nobody signs."""
+    def _sign(self, used: str) -> bool:
+        """Get a signed address in place of the ``used`` one; False where nobody signs.
+
+        Threads that find the same signature expired share its successor.
+        """
+        with self._signs:
+            return self._signed != used or self._sign_now()
+
+    def _sign_now(self) -> bool:
         url = sign_url(self.href, self.signing, self.access)
         if not url:
             return False
@@ -178,11 +195,11 @@ def expiry(signed: str, told: Any = None) -> float:
     for text in (query.get("se"), query.get("Expires"), told):
         if not isinstance(text, str):
             continue
-        with suppress(ValueError):
-            return float(text) if len(text) < 20 and math.isfinite(float(text)) else math.inf
-        when = instant(text)
-        if when is not None and when.tzinfo is not None:
+        if (when := instant(text)) is not None and when.tzinfo is not None:
             return when.timestamp()
+        with suppress(ValueError):
+            seconds = float(text)
+            return seconds if math.isfinite(seconds) else math.inf
     return math.inf
 
 
@@ -265,7 +282,7 @@ class S3Asset:
         def attempt() -> T:
             host.take_turn(self.access.requests_per_s)
             try:
-                return call(s3_files(*s3_options(self.signing), os.getpid()))
+                found = call(s3_files(*s3_options(self.signing), os.getpid()))
             except FileNotFoundError as error:
                 raise Quarantine("not_found", f"{self.href} does not exist") from error
             except (PermissionError, NoCredentialsError) as error:
@@ -277,7 +294,9 @@ class S3Asset:
             except (ParamValidationError, ValueError) as error:
                 raise Quarantine("bad_href", f"no bucket and key: {self.href!a:.80}") from error
             except (OSError, BotoCoreError) as error:
-                raise Fault(f"{type(error).__name__}: {error}"[:120]) from error
+                raise Fault(f"{type(error).__name__}: {error}"[:120], refused=True) from error
+            host.answered()
+            return found
 
         return patiently(attempt, self.access.retries, self.href, host)
 

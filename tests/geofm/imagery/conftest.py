@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from geofm.imagery import patience
 from tests.geofm.imagery.small_world import World, serve
 
 
@@ -12,3 +13,9 @@ def world() -> Iterator[World]:
     """An empty catalogue on loopback."""
     with serve() as served:
         yield served
+
+
+@pytest.fixture(autouse=True)
+def _strangers() -> None:
+    """Each test meets its hosts for the first time: ports are used again."""
+    patience._host.cache_clear()

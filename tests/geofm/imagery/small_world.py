@@ -6,11 +6,11 @@ import hashlib
 import json
 import threading
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from affine import Affine
@@ -26,11 +26,21 @@ WEST, NORTH = 448_000.0, 5_411_200.0
 @dataclass
 class World:
     """What is served. ``faults`` has statuses (or ``cut``) that a path answers first, in order;
-    ``sent`` the bytes of each file answer."""
+    ``sent`` the bytes of each file answer.
+
+    ``raw`` has what writes the answer of a path, status line and all, to the connection.
+    ``headers`` is added to the answers of a path. ``spliced`` has JSON text to put in place of a
+    string that ``json`` can't write. ``lists_all``: every search finds every item.
+    """
 
     url: str = ""
     files: dict[str, bytes] = field(default_factory=dict)
     redirects: dict[str, str] = field(default_factory=dict)
+    raw: dict[str, Callable[[BinaryIO], None]] = field(default_factory=dict)
+    headers: dict[str, dict[str, str]] = field(default_factory=dict)
+    spliced: dict[str, str] = field(default_factory=dict)
+    connections: int = 0
+    lists_all: bool = False
     faults: dict[str, list[int | str]] = field(default_factory=lambda: defaultdict(list))
     items: list[Json] = field(default_factory=list)
     collections: list[Json] = field(default_factory=list)
@@ -51,6 +61,10 @@ def serve() -> Iterator[World]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
+        def setup(self) -> None:
+            super().setup()
+            world.connections += 1
+
         def log_message(self, *args: object) -> None:
             pass
 
@@ -68,7 +82,11 @@ def serve() -> Iterator[World]:
             world.asked.append(path)
             fault = world.faults[path].pop(0) if world.faults[path] else 0
             if isinstance(fault, int) and fault:
-                self.answer(fault)
+                self.answer(fault, **world.headers.get(path, {}))
+            elif path in world.raw:
+                self.close_connection = True
+                with suppress(OSError):
+                    world.raw[path](self.wfile)
             elif path in world.redirects:
                 self.answer(302, location=world.redirects[path])
             elif path in world.files:
@@ -88,7 +106,8 @@ def serve() -> Iterator[World]:
             if isinstance(fault, int) and fault:
                 self.answer(fault)
                 return
-            found = [i for i in world.items if i.get("collection") in query["collections"]]
+            found = [i for i in world.items
+                     if world.lists_all or i.get("collection") in query["collections"]]  # fmt: skip
             start = int(query.get("token", 0))
             end = start + int(query["limit"])
             links = []
@@ -100,19 +119,23 @@ def serve() -> Iterator[World]:
             self.json(page, fault == "cut")
 
         def json(self, content: Json, cut: bool = False) -> None:
-            body = json.dumps(content).encode()
-            self.answer(200, body, cut, content_type="application/geo+json")
+            text = json.dumps(content)
+            for word, instead in world.spliced.items():
+                text = text.replace(json.dumps(word), instead)
+            self.answer(200, text.encode(), cut, content_type="application/geo+json")
 
         def file(self, data: bytes, cut: bool) -> None:
-            span, status, more = self.headers.get("range"), 200, {}
+            span, status = self.headers.get("range"), 200
+            more = {"etag": '"1"', **world.headers.get(self.path, {})}
             body = data
             if span:
                 first, _, last = span.removeprefix("bytes=").partition("-")
                 body = data[int(first) : int(last) + 1]
                 end = int(first) + len(body) - 1
-                status, more = 206, {"content_range": f"bytes {first}-{end}/{len(data)}"}
+                status = 206
+                more = {"content_range": f"bytes {first}-{end}/{len(data)}", **more}
             world.sent.append(len(body))
-            self.answer(status, body, cut, etag='"1"', **more)
+            self.answer(status, body, cut, **more)
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     world.url = f"http://127.0.0.1:{server.server_address[1]}"

@@ -1,0 +1,370 @@
+"""Speed of cutting chips from COGs by HTTP, beside its peers and beside the bare bytes.
+
+Servers run on loopback and share the machine's cores with the readers. Every row is a process of
+its own; bytes and requests are counted by the server. ``seconds`` of geofm's rows is the work on
+all parts (the search was done before); ``stage_seconds`` adds the plan (each item is looked at)
+and the seal. ``touched_bytes`` are the compressed blocks that the windows touch, each once.
+
+    python benchmarks/cut.py --peers PYTHON [--world DIR --server serve_world.py] [--only big]
+
+``--world`` and ``--server`` are a folder and a script that serves it (``SCRIPT DIR --port 0``
+prints the address first and answers ``/__stats``). Peers: see ``cut_peers.py``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import math
+import os
+import platform
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import version
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Json = dict[str, Any]
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+BANDS = ["red", "green", "blue", "nir"]
+SIZE = 256
+#: Windows that the slow peers read of the large scenes.
+FEW = 400
+PEERS = ("odc-stac", "rio-tiler", "rasterio", "local GDAL", "bare fetch", "bare fetch + zlib",
+         "bare fetch + libdeflate")  # fmt: skip
+COLUMNS = ("reader", "world", "chips", "seconds", "chips_per_s", "ours_is_x_times", "stage_seconds",
+           "requests", "bytes", "touched_bytes", "amplification", "peak_rss_mib", "threads", "note",
+           "server", "machine", "cores", "versions", "date")  # fmt: skip
+
+
+def main() -> None:
+    """Run what is asked for and write the tables."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--peers", type=Path, help="Python with the peers installed")
+    parser.add_argument("--world", type=Path, help="a folder of test scenes")
+    parser.add_argument("--server", type=Path, help="the script that serves it")
+    parser.add_argument("--work", type=Path, help="folder for generated scenes and stores")
+    parser.add_argument("--threads", type=int, default=4)
+    parser.add_argument("--repeats", type=int, default=3, help="each row is the median of so many")
+    parser.add_argument("--only", choices=("dev", "big", "growth"), action="append")
+    parser.add_argument("--scenes", type=int, default=4, help="large scenes, of 1,764 chips each")
+    parser.add_argument("--growth", default="10,30,100,300", help="items of 100 chips each")
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.FIELD=VALUE")
+    parser.add_argument("--ours", type=Path, help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.ours:
+        print(json.dumps(ours(json.loads(asked.ours.read_bytes()))))
+        return
+    parts = asked.only or ["dev", "big", "growth"]
+    with tempfile.TemporaryDirectory(dir=asked.work) as folder:
+        place = Path(folder)
+        scenes = asked.work or place
+        rows: list[Json] = []
+        # cells counted from the scene's corner lie on the files' blocks, those of the ground don't
+        for anchor in ("scene", "ground"):
+            where = [f"cut.anchor={anchor}"]
+            if "dev" in parts and asked.world and asked.server:
+                command = [sys.executable, asked.server, asked.world, "--port", "0"]
+                name = f"{asked.server.name} (uvicorn)"
+                only = [*where, "search.collections=sentinel-2-l1c"]
+                rows += compare(f"dev, {anchor} cells", command, name, asked.world, only, asked,
+                                place)  # fmt: skip
+            if "big" in parts:
+                make_scenes(scenes / "big", 10_980, 17)
+                command = [sys.executable, HERE / "range_server.py", scenes / "big",
+                           "--items", asked.scenes]  # fmt: skip
+                name = "range_server.py (asyncio)"
+                rows += compare(f"big, {anchor} cells", command, name, scenes / "big", where, asked,
+                                place)  # fmt: skip
+        if rows:
+            write("cut.csv", COLUMNS, rows, keep="world")
+        if "growth" in parts:
+            make_scenes(scenes / "small", 2815, 300)
+            rows = growth(scenes / "small", [int(n) for n in asked.growth.split(",")], asked, place)
+            write("cut-growth.csv", tuple(rows[0]), rows)
+
+
+def make_scenes(folder: Path, edge: int, items: int) -> None:
+    """The generated world, unless it is there."""
+    from big_scenes import make_world
+
+    folder.mkdir(exist_ok=True)
+    make_world(folder, edge, items)
+
+
+def compare(
+    world: str, command: list[Any], server: str, files: Path, settings: list[str],
+    asked: argparse.Namespace, place: Path,
+) -> list[Json]:  # fmt: skip
+    """The rows of one world."""
+    rows = []
+    common = {"world": world, "server": server, "threads": asked.threads}
+    with served(command) as url:
+        job: Json = {}
+        for name, most in (("geofm, windows", 0), ("geofm, default", None)):
+            more = [*settings, *([f"cut.whole_max_mib={most}"] if most is not None else [])]
+            found = [run_ours(url, [*more, *asked.set], asked, place) for _ in range(asked.repeats)]
+            row = median(found)
+            job = job or json.loads(Path(row["job"]).read_bytes())
+            touched = sum(block["size"] for block in touched_blocks(job, files, layers=True))
+            rows.append({**common, **row, "reader": name, "touched_bytes": touched,
+                         "note": f"work {row['seconds']:.2f} s, plan {row['plan_seconds']:.2f} s, "
+                         f"seal {row['seal_seconds']:.2f} s"})  # fmt: skip
+        for name in PEERS:
+            some = dict(job)
+            if world.startswith("big") and name in ("odc-stac", "rio-tiler"):
+                some["windows"] = few(job["windows"])
+            some["blocks"] = touched_blocks(some, files, layers=name.startswith("bare"))
+            touched = sum(block["size"] for block in some["blocks"])
+            found = [run_peer(name, some, url, asked, place) for _ in range(asked.repeats)]
+            rows.append({**common, **median(found), "reader": name, "touched_bytes": touched})
+            if name == "local GDAL":
+                rows[-1].update(requests=0, bytes=0)
+    best = rows[0]["chips"] / rows[0]["seconds"]
+    for row in rows:
+        if row.get("seconds"):
+            rate = row["chips"] / row["seconds"]
+            row.update(chips_per_s=round(rate, 2), ours_is_x_times=round(best / rate, 2),
+                       amplification=round(row["bytes"] / row["touched_bytes"], 4),
+                       seconds=round(row["seconds"], 3),
+                       peak_rss_mib=round(row["peak_rss_mib"]))  # fmt: skip
+        print({key: row.get(key) for key in COLUMNS[:12]}, row.get("note", ""), flush=True)
+    return rows
+
+
+def few(windows: list[Json]) -> list[Json]:
+    """Some windows of each item, neighbours as they are."""
+    names = sorted({window["item"] for window in windows})
+    share = FEW // len(names)
+    return [w for name in names for w in [w for w in windows if w["item"] == name][:share]]
+
+
+def median(rows: list[Json]) -> Json:
+    """The run whose time is the median."""
+    timed = [row for row in rows if "seconds" in row]
+    if not timed:
+        return rows[0]
+    middle = statistics.median_low(row["seconds"] for row in timed)
+    return next(row for row in timed if row["seconds"] == middle)
+
+
+@contextmanager
+def served(command: list[Any]) -> Iterator[str]:
+    """A server's address until the block ends."""
+    process = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        yield process.stdout.readline().strip()
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def counted(url: str, reset: bool = False) -> Json:
+    """Requests and bytes of assets since the last reset."""
+    request = urllib.request.Request(  # noqa: S310
+        url + ("__reset" if reset else "__stats"), method="POST" if reset else "GET"
+    )
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    told = json.loads(direct.open(request).read())
+    return {} if reset else {key: told[key].get("assets", 0) for key in ("requests", "bytes")}
+
+
+def run_ours(url: str, settings: list[str], asked: argparse.Namespace, place: Path) -> Json:
+    """The stage ``cut`` in a process of its own, into an empty store."""
+    with tempfile.TemporaryDirectory(dir=place) as folder:
+        file = Path(folder) / "asked.json"
+        job = place / f"job-{Path(folder).name}.json"
+        file.write_text(json.dumps({"url": url, "settings": settings, "threads": asked.threads,
+                                    "store": folder, "job": str(job)}))  # fmt: skip
+        done = subprocess.run([sys.executable, __file__, "--ours", file], capture_output=True,
+                              text=True, check=False)  # fmt: skip
+        if done.returncode:
+            sys.exit(done.stderr[-3000:])
+        return {**json.loads(done.stdout.splitlines()[-1]), "job": str(job)}
+
+
+def run_peer(name: str, job: Json, url: str, asked: argparse.Namespace, place: Path) -> Json:
+    """A peer in a process of its own; why not, where it can't."""
+    if asked.peers is None:
+        return {"note": "missing: give --peers"}
+    file = place / "peer.json"
+    file.write_text(json.dumps({**job, "threads": asked.threads}))
+    counted(url, reset=True)
+    done = subprocess.run([asked.peers, HERE / "cut_peers.py", name, file], capture_output=True,
+                          text=True, check=False)  # fmt: skip
+    if done.returncode:
+        why = done.stderr.strip().splitlines()[-1:]
+        return {"note": f"failed or missing: {' '.join(why)}"[:200]}
+    return {**json.loads(done.stdout.splitlines()[-1]), **counted(url)}
+
+
+def ours(asked: Json) -> Json:
+    """Search and what comes before the cut untimed, then the cut. Runs in a process of its own."""
+    from data_catalog.catalogue import open_catalogue
+    from data_catalog.run import make_job, plan_parts, run_stage, seal, work_parts
+    from data_catalog.store import open_store
+    from geofm.recipe_book import load_recipe
+    from geofm.stages import ALL_STAGES, get_stage
+
+    recipe = load_recipe(
+        "sentinel2-concise",
+        ["search.collections=", "search.bbox=", "search.datetime=", f"search.stac={asked['url']}",
+         "cut.bands=" + ",".join(BANDS), f"cut.size_px={SIZE}", "cut.max_failed=1",
+         *asked["settings"]],
+    )  # fmt: skip
+    folder = Path(asked["store"])
+    store, catalogue = open_store(folder / "store"), open_catalogue(f"sqlite:///{folder}/c.db")
+    made: Json = {}
+    for name in ALL_STAGES[: ALL_STAGES.index("cut")]:
+        stage = get_stage(name)
+        made[stage.kind] = run_stage(stage, store, catalogue, made, getattr(recipe, name))
+    stage = get_stage("cut")
+    job = make_job(stage, store, made, recipe.cut, catalogue=catalogue.url)
+    counted(asked["url"], reset=True)
+    times = [time.perf_counter()]
+    parts = plan_parts(stage, job)
+    times.append(time.perf_counter())
+    with ThreadPoolExecutor(asked["threads"]) as pool:
+        list(pool.map(lambda part: work_parts(stage, job, [part]), parts))
+    times.append(time.perf_counter())
+    chips, _ = seal(stage, job, parts)
+    times.append(time.perf_counter())
+    plan_s, work_s, seal_s = (b - a for a, b in pairwise(times))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    counts = counted(asked["url"])
+    good = chips.table("chips.parquet").query("status == 'ok'")
+    Path(asked["job"]).write_text(json.dumps(windows_of(good, made["items"])))
+    return {"chips": len(good), "seconds": work_s, "plan_seconds": plan_s,
+            "seal_seconds": seal_s, "stage_seconds": round(plan_s + work_s + seal_s, 3),
+            "peak_rss_mib": peak, **counts}  # fmt: skip
+
+
+def windows_of(chips: Any, items: Any) -> Json:
+    """The windows that were cut, and the items' addresses, for the peers."""
+    used = set(chips["item_id"])
+    frozen = {}
+    for row in items.table("items.parquet").query("status == 'ok'").itertuples():
+        if row.item_id in used:
+            item = {"links": [], **json.loads(row.item_json)}
+            hrefs = {band: item["assets"][band]["href"] for band in BANDS}
+            layer = item["assets"].get("scl", {}).get("href", "")
+            frozen[row.item_id] = {"stac": item, "hrefs": hrefs, "layer": layer}
+    windows = [
+        {"item": row.item_id, "row": int(row.row), "col": int(row.col), "crs": row.crs,
+         "transform": list(row.transform)}
+        for row in chips.itertuples()
+    ]  # fmt: skip
+    return {"items": frozen, "windows": windows, "bands": BANDS, "size": SIZE}
+
+
+def local_file(href: str, files: Path) -> Path:
+    """The file behind an address of one of the servers."""
+    path = href.split("/assets/", 1)[1]
+    for candidate in (files / "assets" / Path(path).name, files / path.partition("/")[2]):
+        if candidate.is_file():
+            return candidate
+    raise FileNotFoundError(href)
+
+
+def touched_blocks(job: Json, files: Path, layers: bool) -> list[Json]:
+    """The compressed blocks that the windows touch; fills in the items' local files.
+
+    Args:
+        job: windows and items.
+        files: the folder that is served.
+        layers: with the cloud layer, which geofm reads as well.
+    """
+    import rasterio
+
+    found = []
+    for name, item in job["items"].items():
+        item["files"] = {b: str(local_file(h, files)) for b, h in item["hrefs"].items()}
+        hrefs = [*item["hrefs"].values(), *([item["layer"]] if layers and item["layer"] else [])]
+        windows = [w for w in job["windows"] if w["item"] == name]
+        gsd = rasterio.open(item["files"]["red"]).transform.a
+        for href in hrefs:
+            with rasterio.open(local_file(href, files)) as file:
+                edge = file.block_shapes[0][0]
+                step = edge * file.transform.a / gsd  # of a block, in pixels of the windows
+                blocks = {
+                    (x, y)
+                    for w in windows
+                    for x in range(int(w["col"] // step), int((w["col"] + SIZE - 1) // step) + 1)
+                    for y in range(int(w["row"] // step), int((w["row"] + SIZE - 1) // step) + 1)
+                }
+                for x, y in blocks:
+                    tag = f"{x}_{y}"
+                    offset = file.get_tag_item(f"BLOCK_OFFSET_{tag}", "TIFF", bidx=1)
+                    size = file.get_tag_item(f"BLOCK_SIZE_{tag}", "TIFF", bidx=1)
+                    if offset:
+                        found.append({"href": href, "offset": int(offset), "size": int(size),
+                                      "edge": edge, "dtype": file.dtypes[0]})  # fmt: skip
+    return found
+
+
+def growth(files: Path, sizes: list[int], asked: argparse.Namespace, place: Path) -> list[Json]:
+    """The whole stage for more and more items, and the exponent of its time."""
+    rows = []
+    for items in sizes:
+        free = shutil.disk_usage(place).free / 2**30
+        if free < items * 100 * SIZE * SIZE * len(BANDS) * 2 / 2**30 + 5:
+            sys.exit(f"only {free:.0f} GiB free: give --work a larger disk or --growth fewer items")
+        command = [sys.executable, HERE / "range_server.py", files, "--items", str(items)]
+        with served(command) as url:
+            row = run_ours(url, ["cut.whole_max_mib=0", *asked.set], asked, place)
+        rows.append({"chips": row["chips"], "items": items, "stage_seconds": row["stage_seconds"],
+                     "plan_s": round(row["plan_seconds"], 3), "work_s": round(row["seconds"], 3),
+                     "seal_s": round(row["seal_seconds"], 3),
+                     "peak_rss_mib": round(row["peak_rss_mib"]),
+                     "threads": asked.threads})  # fmt: skip
+        print(rows[-1], flush=True)
+    if len(rows) > 1:
+        chips, seconds = ([math.log(r[key]) for r in rows] for key in ("chips", "stage_seconds"))
+        slope = round(float(np.polyfit(chips, seconds, 1)[0]), 3)
+        for row in rows:
+            row["exponent"] = slope
+    return [{**row, **about()} for row in rows]
+
+
+def about() -> Json:
+    """The machine, the versions and the day."""
+    names = ("geofm", "rasterio", "numpy", "urllib3")
+    return {"machine": platform.machine(), "cores": os.cpu_count(),
+            "versions": " ".join(f"{name} {version(name)}" for name in names),
+            "date": datetime.now(UTC).date().isoformat()}  # fmt: skip
+
+
+def write(name: str, columns: tuple[str, ...], rows: list[Json], keep: str = "") -> None:
+    """A table; rows of an earlier one whose ``keep`` column has another value stay."""
+    target = RESULTS / name
+    old = []
+    if keep and target.exists():
+        with target.open(newline="") as file:
+            new = {row[keep] for row in rows}
+            old = [row for row in csv.DictReader(file) if row[keep] not in new]
+    with target.open("w", newline="") as file:
+        table = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
+        table.writeheader()
+        table.writerows([*old, *({**about(), **row} for row in rows)])
+
+
+if __name__ == "__main__":
+    main()
