@@ -21,6 +21,7 @@ from data_catalog.sources import BandPlace, BaselineOffset, Cloud, Identity, Sou
 from data_catalog.store import Store
 from flows.cli import app
 from geofm.imagery.chips import chip_from_bytes
+from geofm.imagery.recut import recut
 from geofm.settings import Recipe
 from geofm.stages import DATA_STAGES, get_stage
 from tests.geofm.imagery.small_world import NORTH, WEST, World, polygon, serve, tiff
@@ -151,8 +152,14 @@ def test_a_search_and_a_cut_by_the_pages_profile(
         assert chip["cloud_fraction"] == float((row, col) == (0, 0))
         assert list(chip["scale"]) == [1e-4] * 3
         assert list(chip["dn_offset"]) == [-1000] * 3
+    # cut again by the profile of then, whatever has become of it
+    (files / "smallsat.yaml").write_text("gone: true")
+    monkeypatch.setenv("GEOFM_SOURCES", str(files))
+    again = recut(made["chips"], made["items"], sorted(chips["chip_id"]))
+    assert all(one.got == one.expected and not one.problem for one in again)
     facts = made["items"].manifest.facts
     assert list(facts["profiles"]) == ["smallsat"]
+    assert facts["profiles"]["smallsat"]["cloud"]["cloud"] == [1]
     assert facts["sources"][0]["attribution"] == "Imagery by Example Space."
 
 

@@ -11,7 +11,7 @@ from functools import lru_cache
 from shapely.geometry.base import BaseGeometry
 
 from data_catalog.artifact import Artifact
-from data_catalog.sources import Source, source_named
+from data_catalog.sources import Source
 from data_catalog.tables import records
 from geofm.imagery import identity
 from geofm.imagery.hosts import Access
@@ -37,17 +37,14 @@ class Listed:
     baseline: str
     cloud_cover: float
     superseded_by: str
+    #: The profile of its collection, as it was when the item was searched.
+    profile: Source
 
     @property
     def item(self) -> Json:
         """The frozen item."""
         found: Json = json.loads(self.text)
         return found
-
-    @property
-    def profile(self) -> Source:
-        """The profile of its collection."""
-        return source_named(self.source)
 
     @property
     def facts(self) -> Json:
@@ -63,6 +60,8 @@ def every_item(items: Artifact) -> dict[int, Listed]:
     These are the good ones, and those that another good one stands for (``superseded_by``).
     """
     rows = records(items.table("items.parquet"))
+    kept = items.manifest.facts["profiles"]
+    profiles = {name: Source.model_validate(profile) for name, profile in kept.items()}
     return {
         number: Listed(
             number=number,
@@ -78,6 +77,7 @@ def every_item(items: Artifact) -> dict[int, Listed]:
             baseline=row["baseline"],
             cloud_cover=100.0 if math.isnan(row["cloud_cover"]) else float(row["cloud_cover"]),
             superseded_by=row["superseded_by"],
+            profile=profiles[row["source"]],
         )
         for number, row in enumerate(rows)
         if row["status"] == "ok" or row["reason"] in SUPERSEDED

@@ -6,7 +6,6 @@ import logging
 from collections import Counter
 from pathlib import Path
 
-from data_catalog.canonical import digest_of
 from data_catalog.errors import RunError
 from data_catalog.sources import count_sources, source_named
 from data_catalog.stage import Job, Sealed, Stage, no_parts, no_work
@@ -43,7 +42,7 @@ def seal(job: Job, folders: list[Path], out: Path) -> Sealed:
         facts={
             "collections": chosen,
             "profiles": {
-                name: profile_digest(name) for name in sorted({row["source"] for row in rows})
+                name: frozen_profile(name) for name in sorted({row["source"] for row in rows})
             },
             "quarantined": sum(row["status"] == "quarantined" for row in rows),
             "sources": count_sources(good),
@@ -53,12 +52,13 @@ def seal(job: Job, folders: list[Path], out: Path) -> Sealed:
     )
 
 
-def profile_digest(name: str) -> str:
-    """SHA-256 of a source profile: it decides scales and cloud codes, so it belongs to the items.
+def frozen_profile(name: str) -> Json:
+    """A source profile as the items keep it: it decides scales and cloud codes.
 
-    The search runs every time, so a changed profile changes the items and all that is made of them.
+    Whatever is made of the items is made by this profile, wherever and whenever. The search runs
+    every time, so a changed profile changes the items and all that follows from them.
     """
-    return digest_of(source_named(name).model_dump(mode="json"))
+    return source_named(name).model_dump(mode="json")
 
 
 def _nothing(settings: SearchSettings, collections: list[str]) -> str:
