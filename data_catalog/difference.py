@@ -113,18 +113,18 @@ def read_version(catalogue: Catalogue, artifact: Artifact) -> Version:
 
 def compare(old: Version, new: Version) -> Difference:
     """What changed from ``old`` to ``new``."""
-    before, after = set(old.samples["chip_id"]), set(new.samples["chip_id"])
-    came = new.samples[~new.samples["chip_id"].isin(before)]
-    went = old.samples[~old.samples["chip_id"].isin(after)]
+    stayed = new.samples["chip_id"].isin(old.samples["chip_id"])
+    came, both = new.samples[~stayed], new.samples[stayed]
+    went = old.samples[~old.samples["chip_id"].isin(both["chip_id"])]
     changes = item_changes(old.items, new.items)
     return Difference(
         added=sorted(came["chip_id"]),
         removed=sorted(went["chip_id"]),
-        kept=len(before & after),
+        kept=len(both),
         why_added=_why_added(came, changes),
         why_removed=_why_removed(went, changes, new),
         items=_with_samples(changes, came, went),
-        by_source=_by_source(old.samples, new.samples, before & after),
+        by_source=_by_source(came, went, both),
         by_cell=_by_cell(came, went),
     )
 
@@ -187,21 +187,28 @@ def _why_removed(
     went: pd.DataFrame, changes: dict[Key, dict[str, str]], new: Version
 ) -> dict[str, int]:
     """Number of lost samples by reason: their item's, else what is now said of the chip."""
-    keys = list(zip(went["collection"], went["item_id"], strict=True))
-    told = [changes.get(key, {}).get("change", "") for key in keys]
-    rules = dict(zip(new.decisions["chip_id"], new.decisions["rule"], strict=True))
-    fallen = new.chips[new.chips["status"] != "ok"]
-    cut = dict(zip(fallen["chip_id"], fallen["reason"], strict=True))
     reasons: Counter[str] = Counter()
-    for chip, change in zip(went["chip_id"], told, strict=True):
-        own = rules.get(chip) or cut.get(chip) or "not cut any more"
-        reasons[f"item {change}" if change else str(own)] += 1
+    same = []  # of items that are what they were
+    for (collection, item), chips in went.groupby(["collection", "item_id"])["chip_id"]:
+        change = changes.get((str(collection), str(item)), {}).get("change")
+        if change:
+            reasons[f"item {change}"] += len(chips)
+        else:
+            same.append(chips)
+    if same:
+        fallen = new.chips[new.chips["status"] != "ok"].set_index("chip_id")["reason"]
+        rules = new.decisions.set_index("chip_id")["rule"]
+        chips = pd.concat(same)
+        own = chips.map(rules[~rules.index.duplicated()])
+        own = own.fillna(chips.map(fallen[~fallen.index.duplicated()])).fillna("not cut any more")
+        reasons.update({str(reason): int(n) for reason, n in own.value_counts().items()})
     return dict(sorted(reasons.items()))
 
 
 def _item_sizes(samples: pd.DataFrame) -> dict[Key, int]:
     """Number of samples by item."""
-    return Counter(zip(samples["collection"], samples["item_id"], strict=True))
+    groups = samples.groupby(["collection", "item_id"])
+    return {(str(collection), str(item)): len(rows) for (collection, item), rows in groups}
 
 
 def _with_samples(
@@ -216,22 +223,14 @@ def _with_samples(
     ]  # fmt: skip
 
 
-def _by_source(old: pd.DataFrame, new: pd.DataFrame, both: set[str]) -> list[dict[str, Any]]:
+def _by_source(came: pd.DataFrame, went: pd.DataFrame, both: pd.DataFrame) -> list[dict[str, Any]]:
     """Samples added, removed and kept by source profile and collection."""
-    names = ["source", "collection"]
-    counts: dict[Key, Counter[str]] = {}
-    for frame, what in ((new, "added"), (old, "removed")):
-        for row in records(frame[[*names, "chip_id"]]):
-            count = counts.setdefault((row["source"], row["collection"]), Counter())
-            if row["chip_id"] not in both:
-                count[what] += 1
-            elif what == "added":
-                count["kept"] += 1
-    return [
-        {"source": key[0], "collection": key[1]}
-        | {what: counts[key][what] for what in ("added", "removed", "kept")}
-        for key in sorted(counts)
-    ]
+    counts: dict[Key, dict[str, int]] = {}
+    for frame, what in ((came, "added"), (went, "removed"), (both, "kept")):
+        for (source, collection), rows in frame.groupby(["source", "collection"]):
+            none = {"added": 0, "removed": 0, "kept": 0}
+            counts.setdefault((str(source), str(collection)), none)[what] = len(rows)
+    return [{"source": key[0], "collection": key[1], **counts[key]} for key in sorted(counts)]
 
 
 def _by_cell(came: pd.DataFrame, went: pd.DataFrame) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from data_catalog.artifact import Artifact
 from data_catalog.catalogue import Catalogue
+from data_catalog.errors import CheckError, UsageError
 from data_catalog.run import run_stage
 from data_catalog.sources import BandPlace, BaselineOffset, Cloud, Identity, Source
 from data_catalog.store import Store
@@ -87,7 +88,7 @@ def test_what_is_missing_is_named_with_the_remedy(files: Path) -> None:
     item["assets"]["pixels"] = item["assets"].pop("analytic")
     (files / "item.json").write_text(json.dumps(item))
     shown = CliRunner().invoke(app, [*commands()[-1], "--json"])
-    assert shown.exception is not None
+    assert isinstance(shown.exception, CheckError)  # exit code 4
     assert "bands.red: " in str(shown.exception)
     assert "(the profile says asset 'analytic'); the item's assets are pixels" in str(
         shown.exception
@@ -95,6 +96,25 @@ def test_what_is_missing_is_named_with_the_remedy(files: Path) -> None:
     assert "cloud.asset: the item has no asset 'udm'; it has pixels" in str(shown.exception)
     notes = json.loads(shown.stdout)["notes"]
     assert any("identity.acquisition: the item lacks smallsat:strip" in note for note in notes)
+
+
+def test_a_bad_file_or_item_is_bad_usage(files: Path) -> None:
+    (files / "smallsat.yaml").write_text(block("yaml").replace("CC-BY-4.0", "free"))
+    shown = CliRunner().invoke(app, commands()[-2])
+    assert isinstance(shown.exception, UsageError)  # exit code 2
+    assert "smallsat.yaml: licence: 'free' is neither" in str(shown.exception)
+    (files / "smallsat.yaml").write_text(block("yaml").replace("smallsat-sr", "other"))
+    for text, words in {
+        block("json"): "'smallsat-sr' is covered by no profile of the file: smallsat",
+        "[]": "it must be a JSON object",
+        "{": "can't be read as JSON",
+    }.items():
+        (files / "item.json").write_text(text)
+        shown = CliRunner().invoke(app, commands()[-1])
+        assert isinstance(shown.exception, UsageError)
+        assert words in str(shown.exception)
+    assert isinstance(CliRunner().invoke(app, ["sources", "--item", "x"]).exception, UsageError)
+    assert isinstance(CliRunner().invoke(app, ["sources", "nothing"]).exception, UsageError)
 
 
 def four_bands(pixels: NDArray[np.uint16]) -> bytes:
