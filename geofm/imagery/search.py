@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from data_catalog.errors import RunError
 from data_catalog.sources import count_sources, source_named
@@ -52,7 +53,7 @@ def seal(job: Job, folders: list[Path], out: Path) -> Sealed:
     )
 
 
-def frozen_profile(name: str) -> Json:
+def frozen_profile(name: str) -> dict[str, Any]:
     """A source profile as the items keep it: it decides scales and cloud codes.
 
     Whatever is made of the items is made by this profile, wherever and whenever. The search runs

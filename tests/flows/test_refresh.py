@@ -91,6 +91,14 @@ def test_versions_come_with_their_difference(world: World, recipe: str, geofm: G
     assert (len(back["added"]), len(back["removed"]), back["kept"]) == (4, 8, 0)
     assert geofm("diff", "small", "nothing").code == 2
 
+    world.items = [item for item in world.items if item["id"] != more]
+    fourth = geofm("refresh", recipe)
+    assert fourth.code == 0, fourth.stderr[-3000:]
+    assert "+0 −4 (1 item withdrawn)" in fourth.stdout
+    last = geofm("diff", "small", "--json").json
+    assert last["why_removed"] == {"item withdrawn": 4}
+    assert [row["change"] for row in last["items"]] == ["withdrawn"]
+
 
 def begin(
     recipe: str, environment: dict[str, str], tmp_path: Path, *more: str
