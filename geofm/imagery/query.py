@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import calendar
 import math
+import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 import shapely
-from pystac_client import ItemSearch
 from shapely.geometry import box, mapping
 from shapely.geometry.base import BaseGeometry
 
@@ -17,6 +18,8 @@ from geofm.imagery.area import area_of, split
 from geofm.imagery.items import Json, check_geometry, instant
 from geofm.imagery.quarantine import Quarantine
 from geofm.settings import SearchSettings
+
+_DATE = re.compile(r"(\d{4})(?:-(\d\d)(?:-(\d\d))?)?")
 
 
 @dataclass(frozen=True)
@@ -67,23 +70,32 @@ def interval(text: str | None) -> tuple[datetime | None, datetime | None]:
     """Both ends of an interval; 2024 or 2024-06 mean the whole year or month."""
     if not text:
         return None, None
+    first, slash, last = text.partition("/")
     try:
-        told = ItemSearch("http://localhost", datetime=text).get_parameters()["datetime"]
-        first, slash, last = str(told).partition("/")
-        ends = [_end(part) for part in (first, last if slash else first)]
-    except (ValueError, KeyError, OverflowError, AttributeError, TypeError) as error:
+        start = None if first in ("", "..") else _span(first)[0]
+        if not slash:
+            return start, _span(first)[1]
+        return start, None if last in ("", "..") else _span(last)[1]
+    except (ValueError, OverflowError) as error:
         raise UsageError(
             f"search.datetime: {text!a:.60} is no time or interval; write e.g. 2024-06 or "
             "2024-01-01/2024-12-31"
         ) from error
-    return ends[0], ends[1]
 
 
-def _end(text: str) -> datetime | None:
-    if text in ("", ".."):
-        return None
-    when = datetime.fromisoformat(text)
-    return when if when.tzinfo else when.replace(tzinfo=UTC)
+def _span(text: str) -> tuple[datetime, datetime]:
+    """First and last moment of a time; a year, month or day is not a moment."""
+    found = _DATE.fullmatch(text.strip())
+    if found is None:
+        when = datetime.fromisoformat(text.strip())
+        when = when if when.tzinfo else when.replace(tzinfo=UTC)
+        return when, when
+    year, month, day = (int(part) if part else 0 for part in found.groups())
+    last = calendar.monthrange(year, month or 12)[1]
+    return (
+        datetime(year, month or 1, day or 1, tzinfo=UTC),
+        datetime(year, month or 12, day or last, 23, 59, 59, 999_999, tzinfo=UTC),
+    )
 
 
 def parameters(query: Query, boxed: bool) -> Json:

@@ -27,11 +27,13 @@ from geofm.imagery.query import Query, in_area, is_box, parameters, pieces
 log = logging.getLogger("geofm.search")
 
 PAGE = 100
-#: Slices are not made smaller than this: an hour of a hundredth of a degree.
+#: Slices are not made smaller than this: an hour of about a scene.
 MIN_SPAN = timedelta(hours=1)
-MIN_DEGREES = 0.01
+MIN_DEGREES = 0.25
+#: No catalogue needs more: 100 million items at 10 000 a slice.
+MAX_SLICES = 10_000
 #: How often a slice that fails is halved, in a row, before the search gives up.
-FAILURES = 4
+FAILURES = 6
 #: Where no collection says when it begins.
 BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 _NO_INTERSECTS = (400, 422, 501)
@@ -66,7 +68,11 @@ class Api:
 
 
 class _Deep(Exception):
-    """The query matches more than is paged through."""
+    """The query matches more than is paged through: so many, where that is known."""
+
+    def __init__(self, number: int | None = None) -> None:
+        super().__init__()
+        self.number = number
 
 
 def extent_of(collections: dict[str, Json]) -> tuple[datetime, datetime]:
@@ -101,11 +107,7 @@ def search_of(api: Api, query: Query, limit: int) -> Any:
 
 
 def count(api: Api, query: Query) -> int | None:
-    """How many items match, by one request; None where the API does not tell.
-
-    Raises:
-        RunError: when the API does not answer.
-    """
+    """How many items match, by one request; None where the API does not tell."""
     if query.area is not None and api.boxed and not is_box(query.area):
         return None
     search = search_of(api, query, 1)
@@ -114,9 +116,8 @@ def count(api: Api, query: Query) -> int | None:
             search.url, method=search.method, parameters=search.get_parameters()
         )
     except STRANGE as error:
-        if isinstance(error, APIError) and status_of(error) in _NO_INTERSECTS:
-            return None
-        raise _failed(0, error) from error
+        log.info("search: no count (%s)", short(error))
+        return None
     return matched(page)
 
 
@@ -139,6 +140,11 @@ def list_items(api: Api, query: Query) -> list[Frozen]:
     listed, slices = 0, 0
     for items in _listings(api, query, FAILURES):
         slices += 1
+        if slices > MAX_SLICES:
+            raise RunError(
+                f"the search takes more than {MAX_SLICES} slices; raise search.max_matched, or "
+                "narrow search.bbox, search.datetime or search.collections"
+            )
         here: dict[tuple[str, str, str], list[Frozen]] = {}
         for one in items:
             here.setdefault((*one.key, one.sha256), []).append(one)
@@ -162,18 +168,29 @@ def _bounded(listed: int, api: Api) -> None:
         )
 
 
-def _listings(api: Api, query: Query, failures: int) -> Iterator[list[Frozen]]:
-    """The items of each slice of a query, one list a slice."""
+def _listings(
+    api: Api, query: Query, failures: int, above: int | None = None
+) -> Iterator[list[Frozen]]:
+    """The items of each slice of a query, one list a slice.
+
+    Args:
+        api: the API.
+        query: what to list.
+        failures: how often it may be halved because it fails.
+        above: matches of the query whose ground was halved to this. Where there are not fewer,
+            the footprints are larger than the slices, and halving on would never end.
+    """
     if api.boxed and query.area is not None and len(pieces(query.area)) > 1:
         for piece in pieces(query.area):
             yield from _listings(api, replace(query, area=piece), failures)
         return
     parts = halves(query, api.extent)
     try:
-        yield _pages(api, query, bool(parts))
+        yield _pages(api, query, bool(parts), above)
         return
-    except _Deep:
+    except _Deep as deep:
         failures = FAILURES
+        above = deep.number if parts[0].area is not query.area else None
     except STRANGE as error:
         if _refuses_intersects(api, query, error):
             api.boxed = True
@@ -185,10 +202,10 @@ def _listings(api: Api, query: Query, failures: int) -> Iterator[list[Frozen]]:
             raise _failed(0, error) from error
         log.info("search: a query failed (%s); asking for half of it", short(error))
     for part in parts:
-        yield from _listings(api, part, failures)
+        yield from _listings(api, part, failures, above)
 
 
-def _pages(api: Api, query: Query, can_split: bool) -> list[Frozen]:
+def _pages(api: Api, query: Query, can_split: bool, above: int | None) -> list[Frozen]:
     """All items of one query, page by page.
 
     Raises:
@@ -209,8 +226,10 @@ def _pages(api: Api, query: Query, can_split: bool) -> list[Frozen]:
         if page is None:
             return found
         number += 1
-        if number == 1 and can_split and (matched(page) or 0) >= api.max_matched:
-            raise _Deep
+        total = matched(page) or 0
+        fewer = above is None or total < above
+        if number == 1 and can_split and fewer and total >= api.max_matched:
+            raise _Deep(total)
         if local is None:
             found += [api.freeze(item) for item in page["features"]]
         else:

@@ -38,7 +38,11 @@ def read_before(previous: Artifact | None) -> Before:
     """The items of the last table; nothing where there is none."""
     if previous is None:
         return Before()
-    rows = records(previous.table("items.parquet", _COLUMNS))
+    return before_of(records(previous.table("items.parquet", _COLUMNS)))
+
+
+def before_of(rows: list[dict[str, Any]]) -> Before:
+    """The items of a table's rows."""
     return Before(
         listed=tuple(_frozen(row) for row in rows if row["reason"] != WITHDRAWN),
         gone=tuple(_frozen(row) for row in rows if row["reason"] == WITHDRAWN),
