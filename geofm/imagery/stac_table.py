@@ -21,11 +21,14 @@ import stac_geoparquet.arrow as sga
 from pystac.serialization import identify_stac_object, migrate_to_latest
 
 from geofm.imagery.frozen import TIMES, stamp
-from geofm.imagery.items import Json, instant
+from geofm.imagery.items import Json, check_geometry, instant, is_number
+from geofm.imagery.quarantine import Quarantine
 
 #: Columns beyond which items are left out: each asset key and each field is one.
 MAX_FIELDS = 5000
 ROW_GROUP = 10_000
+#: Conversions that are tried to find the items that can't be converted.
+TRIES = 200
 _LINK = pa.struct([(name, pa.string()) for name in ("href", "rel", "type", "title")])
 #: What somebody's JSON may raise in libraries that trust its types.
 _STRANGE = (
@@ -54,8 +57,8 @@ def write_items(texts: list[str], path: Path) -> dict[str, int]:
     items = agreeing([item for text in texts if (item := to_latest(text)) is not None])
     table = _table(items)
     if table is None and items:
-        items = [item for item in items if _table([item]) is not None]
-        table = _table(items)
+        items = list(_fitting(items, [TRIES]))
+        table = _table(items) if items else None
     if table is None:
         return {"items": 0, "left_out": len(texts)}
     batches = table.to_batches(max_chunksize=ROW_GROUP)
@@ -65,21 +68,36 @@ def write_items(texts: list[str], path: Path) -> dict[str, int]:
     return {"items": len(items), "left_out": len(texts) - len(items)}
 
 
+def _fitting(items: list[Json], tries: list[int]) -> Iterator[Json]:
+    """The items that make a table, found by halving; ``tries`` counts down to when it gives up."""
+    tries[0] -= 1
+    if _table(items) is not None:
+        yield from items
+    elif len(items) > 1 and tries[0] > 0:
+        middle = len(items) // 2
+        yield from _fitting(items[:middle], tries)
+        yield from _fitting(items[middle:], tries)
+
+
 def to_latest(text: str) -> Json | None:
     """A frozen item as STAC 1.1 and as a table can hold it; None where that can't be done."""
     item: Json = json.loads(text)
     item["links"] = []
     item.setdefault("stac_version", "1.0.0")
     try:
+        area = check_geometry(item.get("geometry"))
         latest: Json = migrate_to_latest(copy.deepcopy(item), identify_stac_object(item))
         if _RESERVED & set(latest["properties"]):
             return None
         for name in TIMES:
             if name in latest["properties"]:
                 latest["properties"][name] = _full(latest["properties"][name])
-    except _STRANGE:
+    except (*_STRANGE, Quarantine):
         return None
     latest.setdefault("stac_extensions", [])
+    corners = latest.get("bbox")
+    if not (isinstance(corners, list) and len(corners) == 4 and all(map(is_number, corners))):
+        latest["bbox"] = list(area.bounds)
     return {**_filled(latest), "links": []}
 
 

@@ -60,6 +60,7 @@ def serve() -> Iterator[World]:
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True  # else each answer waits for an acknowledgement
 
         def setup(self) -> None:
             super().setup()
