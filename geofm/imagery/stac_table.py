@@ -64,7 +64,11 @@ def write_items(texts: list[str], path: Path) -> dict[str, int]:
     batches = table.to_batches(max_chunksize=ROW_GROUP)
     reader = pa.RecordBatchReader.from_batches(table.schema, batches)
     # without the collections' own JSON: servers write it anew each day (extents, addresses)
-    sga.to_parquet(reader, path, compression="zstd")
+    try:
+        sga.to_parquet(reader, path, compression="zstd")
+    except _STRANGE:  # what Arrow holds and Parquet does not
+        path.unlink(missing_ok=True)
+        return {"items": 0, "left_out": len(texts)}
     return {"items": len(items), "left_out": len(texts) - len(items)}
 
 
@@ -114,7 +118,9 @@ def _filled(value: Any) -> Any:
     if isinstance(value, dict):
         inner = {key: _filled(one) for key, one in value.items()}
         return {key: one for key, one in inner.items() if one != {}}
-    return [_filled(one) for one in value] if isinstance(value, list) else value
+    if isinstance(value, list):
+        return [one for one in map(_filled, value) if one != {}]
+    return value
 
 
 def agreeing(items: list[Json]) -> list[Json]:
