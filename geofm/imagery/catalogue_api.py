@@ -201,14 +201,10 @@ def read_root(url: str) -> Json:
 def is_api(root: Json) -> bool:
     """Whether a landing page is that of an API; a static catalogue has nothing to search with."""
     links = root.get("links")
-    rels = (
-        {link.get("rel") for link in links if isinstance(link, dict)}
-        if isinstance(links, list)
-        else set()
-    )
-    return root.get("type") != "Collection" and (
-        "conformsTo" in root or bool(rels & {"search", "data"})
-    )
+    listed = links if isinstance(links, list) else []
+    rels = [link.get("rel") for link in listed if isinstance(link, dict)]
+    asks = "conformsTo" in root or "search" in rels or "data" in rels
+    return root.get("type") != "Collection" and asks
 
 
 def open_api(url: str) -> Client:

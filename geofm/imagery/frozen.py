@@ -33,7 +33,7 @@ TIMES = (
 )  # fmt: skip
 _SAS = {"se", "sig", "sp", "sr", "st", "sv", "skoid", "sktid", "skt", "ske", "sks", "skv", "spr"}
 #: A time with a zone and no more digits than Python keeps.
-_FULL_TIME = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d{1,6})?(Z|z|[+-]\d\d:\d\d)")
+_FULL_TIME = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,6})?(Z|z|[+-]\d\d:\d\d)")
 
 
 @dataclass(frozen=True)

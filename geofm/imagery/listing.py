@@ -100,7 +100,8 @@ def _api(client: Client, url: str, settings: SearchSettings, before: Before) -> 
 
 def language_of(client: Client) -> str:
     """How an API can be asked for what was updated: ``cql2-json``, ``query``, or empty."""
-    told = [str(uri) for uri in client.to_dict().get("conformsTo", [])]
+    conforms = client.to_dict().get("conformsTo")
+    told = [str(uri) for uri in conforms] if isinstance(conforms, list) else []
     if any(uri.endswith("item-search#filter") for uri in told) and any(
         uri.endswith("cql2-json") for uri in told
     ):

@@ -152,7 +152,7 @@ def list_items(api: Api, query: Query) -> list[Frozen]:
             if len(same) > len(found.get(key, [])):
                 listed += len(same) - len(found.get(key, []))
                 found[key] = same
-        _bounded(listed, api)
+        bounded(listed, api)
     if slices > 1:
         total = count(api, query)
         api.unreached += max((total or 0) - listed, 0)
@@ -160,7 +160,12 @@ def list_items(api: Api, query: Query) -> list[Frozen]:
     return [one for same in found.values() for one in same]
 
 
-def _bounded(listed: int, api: Api) -> None:
+def bounded(listed: int, api: Api) -> None:
+    """Stop a search that finds more than is wanted.
+
+    Raises:
+        UsageError: there are more than ``max_items``.
+    """
     if listed > api.max_items:
         raise UsageError(
             f"more than search.max_items = {api.max_items} items match; raise it, or "
@@ -234,7 +239,7 @@ def _pages(api: Api, query: Query, can_split: bool, above: int | None) -> list[F
             found += [api.freeze(item) for item in page["features"]]
         else:
             found += [api.freeze(item) for item in page["features"] if in_area(item, local)]
-        _bounded(len(found), api)
+        bounded(len(found), api)
         tick("search", len(found), max(api.max_items, len(found)), "items listed")
 
 

@@ -20,9 +20,11 @@ from geofm.imagery.frozen import Frozen
 from geofm.imagery.items import Json, instant
 from geofm.imagery.quarantine import Quarantine
 from geofm.imagery.query import Query, rfc3339
-from geofm.imagery.slices import Api, count, list_items
+from geofm.imagery.slices import Api, bounded, count, list_items
 
 WITHDRAWN = "withdrawn"
+#: How long (before the newest time) an item may have been updated and yet be seen only now.
+OVERLAP = timedelta(days=1)
 _COLUMNS = ["item_id", "collection", "item_sha256", "item_json", "reason", "detail"]
 
 
@@ -69,6 +71,10 @@ def refresh(api: Api, query: Query, before: Before) -> tuple[list[Frozen], list[
 
     Returns:
         The items, and the collections of which only what is new was asked for.
+
+    Raises:
+        RunError: the API does not answer.
+        UsageError: there are more than ``max_items``.
     """
     listed: list[Frozen] = []
     whole: list[str] = []
@@ -80,23 +86,26 @@ def refresh(api: Api, query: Query, before: Before) -> tuple[list[Frozen], list[
             whole.append(name)
     if whole:
         listed += list_items(api, replace(query, collections=tuple(whole)))
+    bounded(len(listed), api)
     return listed, [name for name in query.collections if name not in whole]
 
 
 def _since(api: Api, query: Query, old: list[Frozen]) -> list[Frozen] | None:
     """The items of one collection by what is new of it; None when it has to be listed again.
 
-    The server's own comparison parts the items in two, at a second before the newest time: some
-    compare times as texts, and so that the very newest are surely among those asked for. What was
+    The server's own comparison parts the items in two, at a day before the newest time. What was
     listed before and is not sent now must be all of the older part, and both parts all there is;
-    then no item without a time came and none went.
+    then no item without a time came and none went. (Some servers compare times as texts, so which
+    part the very second of the mark falls in is theirs to say.)
     """
     times = [updated(one) for one in old]
     known = [time for time in times if time is not None]
     if not api.language or not old or len(known) < len(times):
         return None
-    newest = max(known).replace(microsecond=0)
-    mark = rfc3339(newest - timedelta(seconds=1))
+    if max(known) > datetime.now(UTC):  # that says nothing of what is new
+        return None
+    edge = max(known).replace(microsecond=0) - OVERLAP
+    mark = rfc3339(edge)
     total = count(api, query)
     if total is None:
         return None
@@ -105,7 +114,7 @@ def _since(api: Api, query: Query, old: list[Frozen]) -> list[Frozen] | None:
     rest = [(one, time) for one, time in zip(old, known, strict=True) if one.key not in sent]
     sound = (
         all(one.collection == query.collections[0] for one in new)
-        and all(time < newest for _, time in rest)
+        and all(time < edge + timedelta(seconds=1) for _, time in rest)
         and total == len(rest) + len(new)
         and count(api, replace(query, before=mark)) == len(rest)
     )
@@ -117,4 +126,6 @@ def updated(one: Frozen) -> datetime | None:
     item: Json = json.loads(one.text)
     properties = item.get("properties")
     when = instant(properties.get("updated")) if isinstance(properties, dict) else None
-    return when if when is None or when.tzinfo else when.replace(tzinfo=UTC)
+    if when is None or when.year < 1970:
+        return None
+    return when if when.tzinfo else when.replace(tzinfo=UTC)

@@ -11,7 +11,15 @@ import pytest
 
 from data_catalog.catalogue import Catalogue
 from data_catalog.manifest import ConservationError
-from data_catalog.run import find, make_job, plan_parts, run_stage, seal, work_parts
+from data_catalog.run import (
+    find,
+    make_job,
+    plan_parts,
+    run_stage,
+    seal,
+    with_previous,
+    work_parts,
+)
 from data_catalog.stage import Job, Sealed
 from data_catalog.store import Store, open_store
 from data_catalog.verify import verify_artifact
@@ -128,3 +136,42 @@ def test_what_was_sealed_during_an_outage_is_not_served_again(
     back = run_stage(NUMBERS, store, catalogue, {}, Settings())
     assert back.digest != first.digest
     assert find(NUMBERS, job, catalogue) == back
+
+
+def test_a_live_stage_is_told_what_it_came_to_last_time(store: Store, catalogue: Catalogue) -> None:
+    told: list[str | None] = []
+    world: list[str] = []
+
+    def look(job: Job, parts: list[Path], out: Path) -> Sealed:
+        told.append(job.previous.digest if job.previous else None)
+        (out / "world.txt").write_text(world[-1])
+        return Sealed({"rows_in": 1, "rows_out": 1})
+
+    stage = replace(NUMBERS, seal=look, live=True)
+    made = []
+    for state in ("a", "b", "a"):
+        world.append(state)
+        made.append(run_stage(stage, store, catalogue, {}, Settings()).digest)
+    with pytest.raises(IsADirectoryError):
+        run_stage(replace(stage, seal=_fails), store, catalogue, {}, Settings())
+    run_stage(stage, store, catalogue, {}, Settings())
+    assert made[0] == made[2]
+    assert told == [None, made[0], made[1], made[2]], "the newest finished run, not artifact"
+    run_stage(stage, store, catalogue, {}, Settings(count=7))
+    assert told[-1] is None, "another job"
+    shutil.rmtree(store.artifact("items", made[0]).root.path)
+    run_stage(stage, store, catalogue, {}, Settings())
+    assert told[-1] is None, "it is no longer in the store"
+
+
+def _fails(job: Job, parts: list[Path], out: Path) -> Sealed:
+    raise IsADirectoryError
+
+
+def test_what_was_made_before_is_not_part_of_the_key(store: Store, catalogue: Catalogue) -> None:
+    items = run_stage(NUMBERS, store, catalogue, {}, Settings())
+    job = make_job(NUMBERS, store, {}, Settings())
+    assert replace(job, previous=items).key == job.key
+    assert with_previous(NUMBERS, job, catalogue).previous is None, "it is not live"
+    again = with_previous(replace(NUMBERS, live=True), job, catalogue)
+    assert pickle.loads(pickle.dumps(again)).previous.digest == items.digest

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from data_catalog.artifact import Artifact
 from data_catalog.catalogue import Catalogue
+from data_catalog.errors import UsageError
 from data_catalog.run import run_stage
 from data_catalog.store import Store
 from geofm.imagery.judge import judge
@@ -78,15 +79,17 @@ def test_an_unchanged_world_is_asked_little_and_gives_the_same(api: Api, refresh
 def test_only_what_is_new_is_sent(api: Api, refresh: Any, conforms: list[str]) -> None:
     api.conforms = conforms
     api.items = [
-        scene(f"i{n}", f"2024-01-01T00:{n // 60:02}:{n % 60:02}Z", tile=f"T{n}") for n in range(250)
+        scene(f"i{n}", f"2024-{n // 28 + 1:02}-{n % 28 + 1:02}T00:00:00Z", tile=f"T{n}")
+        for n in range(250)
     ]
     refresh()
-    api.items.append(scene("new", "2024-02-01T00:00:00Z"))
-    api.items[7] = scene("i7", "2024-02-01T00:00:00Z", tile="T7", gsd=10)
+    api.items.append(scene("new", "2025-02-01T00:00:00Z"))
+    api.items[7] = scene("i7", "2025-02-01T00:00:00Z", tile="T7", gsd=10)
     before = len(api.asked)
     items, asked = refresh()
     assert asked["asked"] == "updated"
     assert len(api.asked) - before == 3
+    assert len(api.answer(api.asked[-2])[1]["features"]) == 4, "two are new, two within a day"
     assert items.manifest.counts == {"rows_in": 251, "rows_out": 251}
     assert '"gsd":10' in items.table("items.parquet").set_index("item_id").item_json["i7"]
 
@@ -130,6 +133,23 @@ def test_items_without_an_updated_time_are_listed_whole(api: Api, refresh: Any) 
     api.items.append(scene("timeless", None, tile="T9"))
     refresh()
     assert refresh()[1]["asked"] == "whole"
+
+
+@pytest.mark.parametrize("when", ["2999-01-01T00:00:00Z", "0001-01-01T00:00:00Z", "soon"])
+def test_times_that_say_nothing_are_not_relied_on(api: Api, refresh: Any, when: str) -> None:
+    api.items.append(scene("odd", when, tile="T9"))
+    refresh()
+    api.items[0] = scene("i0", "2024-03-01T00:00:00Z", tile="T0", gsd=10)
+    items, asked = refresh()
+    assert asked["asked"] == "whole"
+    assert '"gsd":10' in items.table("items.parquet").set_index("item_id").item_json["i0"]
+
+
+def test_too_many_items_are_too_many_either_way(api: Api, refresh: Any) -> None:
+    refresh(max_items=3)
+    api.items.append(scene("i3", "2024-02-01T00:00:00Z", tile="T3"))
+    with pytest.raises(UsageError, match=r"search\.max_items = 3"):
+        refresh(max_items=3)
 
 
 def test_the_watermark_can_be_switched_off(api: Api, refresh: Any) -> None:
@@ -187,7 +207,7 @@ def test_asking_for_what_is_new_is_as_good_as_listing_everything(
     known = {True: Before(), False: Before()}
     for day, events in enumerate([[], *history], start=2):
         for event, number in events:
-            happen(api, event, number, f"2024-01-{day:02}T00:00:00.000Z")
+            happen(api, event, number, f"2024-01-{2 * day:02}T00:00:00.000Z")
         tables = {}
         for way in (True, False):
             rows = table(api, way, known[way])
