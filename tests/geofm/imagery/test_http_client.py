@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import shutil
+import socket
 import ssl
 import subprocess
 import threading
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from geofm.imagery import http_client
+from geofm.imagery import connections, hosts
 from geofm.imagery.hosts import Access
 from geofm.imagery.http_client import address
 from geofm.imagery.quarantine import Quarantine
@@ -21,8 +22,8 @@ from tests.geofm.imagery.small_world import World
 
 @pytest.fixture(autouse=True)
 def _fresh() -> None:
-    http_client._proxy.cache_clear()
-    http_client.pools.cache_clear()
+    connections.proxy_for.cache_clear()
+    connections.pools.cache_clear()
 
 
 def test_an_address_is_taken_apart_once() -> None:
@@ -83,10 +84,31 @@ def test_tls_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         with pytest.raises(Quarantine, match=r"unreachable.*SSL"):
             remote(f"{url}/a", access).part(0, 4)
         monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-        http_client.pools.cache_clear()
+        connections.pools.cache_clear()
         asset = remote(f"{url}/a", access)
         assert [asset.part(0, 4).data for _ in range(2)] == [b"data"] * 2
     finally:
         server.shutdown()
         server.server_close()
         thread.join(5)
+
+
+def test_a_name_that_turns_private_after_its_check_is_refused(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = world.url.rpartition(":")[2]
+    world.add("/a", b"data")
+    resolve = socket.getaddrinfo
+    monkeypatch.setattr(hosts, "addresses", lambda host: ["93.184.216.34"])
+    monkeypatch.setattr(
+        socket, "getaddrinfo", lambda host, *more, **named: resolve("127.0.0.1", *more, **named)
+    )
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    href = f"http://rebound.example:{port}/a"
+    with pytest.raises(Quarantine, match="host_refused") as found:
+        remote(href, Access(stac="http://other.example", retries=2)).part(0, 2)
+    assert not found.value.passing
+    assert world.asked == []
+    allowed = Access(stac="http://other.example", allow_hosts=("rebound.example",))
+    assert remote(href, allowed).part(0, 2).data == b"da"
