@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from data_catalog.catalogue import open_catalogue
@@ -28,10 +28,13 @@ from tests.geofm.imagery.test_cut import Run
 
 Json = dict[str, Any]
 RED = texture(32, 32)
+MANY = "GEOFM_EXAMPLES" in os.environ
 FEW = settings(
     max_examples=int(os.environ.get("GEOFM_EXAMPLES", "10")),
     deadline=None,
-    derandomize="GEOFM_EXAMPLES" not in os.environ,
+    derandomize=not MANY,
+    # making a failure small takes minutes of whole runs
+    phases=[Phase.explicit, Phase.generate, *([Phase.reuse, Phase.shrink] if MANY else [])],
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 
