@@ -44,6 +44,7 @@ STRANGE = (
     APIError,
     ClientTypeError,
     pystac.STACError,
+    pystac.STACTypeError,
     NotImplementedError,
     ValueError,
     KeyError,

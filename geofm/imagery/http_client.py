@@ -7,25 +7,21 @@ exactly that host and port, so no two parsers can disagree about where a request
 from __future__ import annotations
 
 import os
-import ssl
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache, partial
-from urllib.parse import unquote, urljoin
-from urllib.request import getproxies, proxy_bypass
+from functools import lru_cache
+from urllib.parse import urljoin
 
-import certifi
 import httpx
 import urllib3
 from urllib3.exceptions import HTTPError
-from urllib3.util import parse_url
 
+from geofm.imagery.connections import pools, proxy_for
 from geofm.imagery.hosts import Access, check_host, origin
 from geofm.imagery.items import scheme_of
 from geofm.imagery.patience import Fault, Host, host_of, retry_after
 from geofm.imagery.quarantine import Quarantine
-from geofm.imagery.watch import POOLS
 
 REDIRECTS = 5
 #: An answer may take the timeout and a second for each so many bytes; slower ones are given up.
@@ -34,7 +30,6 @@ SLOWEST = 10_000
 BLOCK = 2**20
 #: The rest of an answer nobody needs is read up to here (bytes), so that its connection lives on.
 LEFT_OVER = 16 * 1024
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 class Refused(Exception):
@@ -72,7 +67,9 @@ class Answer:
 
 
 @contextmanager
-def ask(url: str, headers: dict[str, str], access: Access, where: str) -> Iterator[Answer]:
+def ask(
+    url: str, headers: dict[str, str], access: Access, where: str, trusted: bool = False
+) -> Iterator[Answer]:
     """An answer after redirects, each hop of which the host policy allows.
 
     Args:
@@ -80,6 +77,7 @@ def ask(url: str, headers: dict[str, str], access: Access, where: str) -> Iterat
         headers: of the request.
         access: what may be read, and how.
         where: the address in messages.
+        trusted: the address is the user's own and may lie in a private network.
 
     Raises:
         Fault: for what may pass; Refused: 401 and 403; Quarantine: for what stays.
@@ -87,12 +85,12 @@ def ask(url: str, headers: dict[str, str], access: Access, where: str) -> Iterat
     answered = False
     try:
         for _ in range(REDIRECTS + 1):
-            response = _send(url, headers, access)
+            response = _send(url, headers, access, trusted)
             location = response.headers.get("location", "")
             if response.status not in (301, 302, 303, 307, 308) or not location:
                 break
             _done(response, access.timeout_s)
-            url = _follow(url, location)
+            url, trusted = _follow(url, location), False
             check_host(url, access)
         else:
             raise Quarantine("too_many_redirects", f"{where} redirects on and on")
@@ -111,12 +109,15 @@ def ask(url: str, headers: dict[str, str], access: Access, where: str) -> Iterat
         raise Fault(detail, refused=not answered) from error
 
 
-def _send(url: str, headers: dict[str, str], access: Access) -> urllib3.BaseHTTPResponse:
+def _send(
+    url: str, headers: dict[str, str], access: Access, trusted: bool
+) -> urllib3.BaseHTTPResponse:
     """One request, when it is its turn; the body of the answer is left to come."""
     scheme, host, port, target = address(url)
     record(url).take_turn(access.requests_per_s)
-    proxy = _proxy(scheme, host)
-    connections = pools(access.timeout_s, proxy, os.getpid())
+    proxy = proxy_for(scheme, host)
+    public = not (trusted or proxy or access.allow_hosts or f"{host}:{port}" == access.home)
+    connections = pools(access.timeout_s, proxy, public, os.getpid())
     send: Callable[..., urllib3.BaseHTTPResponse]
     if proxy:
         send = connections.urlopen
@@ -150,35 +151,6 @@ def record(url: str) -> Host:
     """What this process has met on the host of an address."""
     _, host, port, _ = address(url)
     return host_of(f"{host}:{port}")
-
-
-@lru_cache(maxsize=16)
-def pools(timeout_s: float, proxy: str, process: int) -> urllib3.PoolManager:
-    """The connections of a process (a fork must not share its parent's)."""
-    trusted = ssl.create_default_context()
-    trusted.load_verify_locations(certifi.where())
-    make: Callable[..., urllib3.PoolManager] = urllib3.PoolManager
-    if proxy:
-        login = parse_url(proxy).auth
-        told = urllib3.make_headers(proxy_basic_auth=unquote(login)) if login else None
-        make = partial(urllib3.ProxyManager, proxy, proxy_headers=told)
-    made = make(
-        timeout=urllib3.Timeout(connect=min(timeout_s, 10.0), read=timeout_s),
-        maxsize=64,
-        num_pools=64,
-        ssl_context=trusted,
-    )
-    made.pool_classes_by_scheme = POOLS
-    return made
-
-
-@lru_cache(maxsize=1024)
-def _proxy(scheme: str, host: str) -> str:
-    """The proxy that the environment names for a host; loopback never goes by one."""
-    if host in LOOPBACK or proxy_bypass(host):
-        return ""
-    named = getproxies()
-    return named.get(scheme) or named.get("all") or ""
 
 
 def _done(response: urllib3.BaseHTTPResponse, timeout_s: float) -> None:

@@ -27,6 +27,8 @@ from geofm.imagery.quarantine import Quarantine
 T = TypeVar("T")
 #: Bytes that a signing service's answer may have.
 MAX_SIGNED = 64 * 1024
+#: Bytes of a file that are asked for before its size is known.
+BEGINNING = 2**20
 #: A signature that has less than this to live (seconds) is renewed before it is used.
 NEARLY_EXPIRED_S = 1.0
 
@@ -70,44 +72,53 @@ class HttpAsset:
     _signs: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def whole(self, most: int) -> Piece | None:
-        """All bytes, checked against the length that the server told."""
+        """All bytes, checked against the length that the server told.
+
+        The beginning comes first and tells the size, so that of a file with more than ``most``
+        bytes no more than that is sent.
+        """
+        if most < 1:
+            return None
 
         def attempt() -> Piece | None:
-            with self._get({}) as answer:
-                if answer.status != 200:
-                    raise Fault(f"answers {answer.status} though all bytes were asked for")
-                told = _whole(answer.headers.get("content-length", ""))
-                if told is not None and told > most:
-                    return None
-                data = answer.take(most + 1)
-                if len(data) > most:
-                    return None
-                if (told is None and not data) or (told is not None and len(data) != told):
-                    raise Fault(f"{len(data)} of {told} bytes came")
-                return Piece(data, len(data), answer.headers.get("etag", ""))
+            begin = self._begin(most)
+            if begin is None or begin.total > most:
+                return None
+            if len(begin.data) == begin.total:
+                return begin
+            rest = self._range(len(begin.data), begin.total)
+            if (rest.total, rest.etag) != (begin.total, begin.etag):
+                raise Fault("the file changed while it was read")
+            return Piece(begin.data + rest.data, begin.total, begin.etag)
 
         return self._retry(attempt)
 
     def part(self, start: int, end: int) -> Piece:
         """A range, checked against what was asked for."""
+        return self._retry(lambda: self._range(start, end))
 
-        def attempt() -> Piece:
-            with self._get({"range": f"bytes={start}-{end - 1}"}) as answer:
-                if answer.status != 206:
-                    raise Quarantine("no_ranges", f"{self.where} does not serve byte ranges")
-                span = answer.headers.get("content-range", "")
-                if not span and not answer.take(1):
-                    raise Fault("the answer ended amid its headers")
-                first, total = _content_range(span)
-                want = min(end, total) - start
-                if first != start or want < 0:
-                    raise Fault(f"bytes from {first} of {total} came, not from {start}")
-                data = answer.take(want + 1)
-                if len(data) != want:
-                    raise Fault(f"{len(data)} of {want} bytes came")
-                return Piece(data, total, answer.headers.get("etag", ""))
+    def _range(self, start: int, end: int) -> Piece:
+        """One attempt at a range."""
+        with self._get({"range": f"bytes={start}-{end - 1}"}) as answer:
+            if answer.status != 206:
+                raise Quarantine("no_ranges", f"{self.where} does not serve byte ranges")
+            return _piece(answer, start, end)
 
-        return self._retry(attempt)
+    def _begin(self, most: int) -> Piece | None:
+        """One attempt at the beginning; all bytes from a server that does not serve ranges."""
+        first = min(most, BEGINNING)
+        with self._get({"range": f"bytes=0-{first - 1}"}) as answer:
+            if answer.status == 206:
+                return _piece(answer, 0, first)
+            told = _whole(answer.headers.get("content-length", ""))
+            if told is not None and told > most:
+                return None
+            data = answer.take(most + 1)
+            if len(data) > most:
+                return None
+            if (told is None and not data) or (told is not None and len(data) != told):
+                raise Fault(f"{len(data)} of {told} bytes came")
+            return Piece(data, len(data), answer.headers.get("etag", ""))
 
     @property
     def where(self) -> str:
@@ -159,7 +170,7 @@ class HttpAsset:
         if not url:
             return False
         try:
-            with ask(url, {}, self.access, "the signing service") as answer:
+            with ask(url, {}, self.access, "the signing service", trusted=True) as answer:
                 body = answer.take(MAX_SIGNED)
         except (Quarantine, Refused) as error:
             if self.signing.always:
@@ -210,6 +221,21 @@ def _path(url: str) -> str:
 def _whole(text: str) -> int | None:
     """A number of a header, None for anything that is no plain number of sensible length."""
     return int(text) if text.isascii() and text.isdigit() and len(text) < 16 else None
+
+
+def _piece(answer: Answer, start: int, end: int) -> Piece:
+    """The bytes of an answer to a range, as many as were asked for (fewer at the file's end)."""
+    span = answer.headers.get("content-range", "")
+    if not span and not answer.take(1):
+        raise Fault("the answer ended amid its headers")
+    first, total = _content_range(span)
+    want = min(end, total) - start
+    if first != start or want < 0:
+        raise Fault(f"bytes from {first} of {total} came, not from {start}")
+    data = answer.take(want + 1)
+    if len(data) != want:
+        raise Fault(f"{len(data)} of {want} bytes came")
+    return Piece(data, total, answer.headers.get("etag", ""))
 
 
 def _content_range(text: str) -> tuple[int, int]:

@@ -32,8 +32,9 @@ TRIES = 200
 _LINK = pa.struct([(name, pa.string()) for name in ("href", "rel", "type", "title")])
 #: What somebody's JSON may raise in libraries that trust its types.
 _STRANGE = (
-    pystac.STACError, pa.ArrowException, ValueError, TypeError, KeyError, AttributeError,
-    IndexError, OverflowError, RecursionError, NotImplementedError,
+    pystac.STACError, pystac.STACTypeError, pystac.ExtensionTypeError, pa.ArrowException,
+    ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError, RecursionError,
+    NotImplementedError,
 )  # fmt: skip
 #: Members of an item that a property of the same name would fall upon in a table.
 _RESERVED = {

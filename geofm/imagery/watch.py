@@ -15,11 +15,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
-from http.client import HTTPResponse
-from typing import Any
-
-from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
-from urllib3.connection import HTTPConnection, HTTPSConnection
 
 #: An answer may begin so many times the timeout after it was asked for.
 PATIENCE = 2.0
@@ -71,31 +66,3 @@ def _watch(waits: dict[int, _Wait]) -> None:
                 wait.over = True
                 with suppress(OSError):  # the plain socket's: TLS has nothing to say any more
                     socket.socket.shutdown(wait.door, socket.SHUT_RDWR)
-
-
-def _begin(connection: Any, getresponse: Any) -> Any:
-    timeout = connection.timeout
-    with limited(connection.sock, PATIENCE * timeout if timeout else None):
-        return getresponse()
-
-
-class _Http(HTTPConnection):
-    def getresponse(self) -> HTTPResponse:  # type: ignore[override]
-        return _begin(self, super().getresponse)  # type: ignore[no-any-return]
-
-
-class _Https(HTTPSConnection):
-    def getresponse(self) -> HTTPResponse:  # type: ignore[override]
-        return _begin(self, super().getresponse)  # type: ignore[no-any-return]
-
-
-class _HttpPool(HTTPConnectionPool):
-    ConnectionCls = _Http  # type: ignore[assignment]
-
-
-class _HttpsPool(HTTPSConnectionPool):
-    ConnectionCls = _Https  # type: ignore[assignment]
-
-
-#: For ``PoolManager.pool_classes_by_scheme``.
-POOLS = {"http": _HttpPool, "https": _HttpsPool}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import os
 import socket
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from data_catalog.catalogue import open_catalogue
@@ -27,10 +28,13 @@ from tests.geofm.imagery.test_cut import Run
 
 Json = dict[str, Any]
 RED = texture(32, 32)
+MANY = "GEOFM_EXAMPLES" in os.environ
 FEW = settings(
-    max_examples=int(os.environ.get("GEOFM_EXAMPLES", "12")),
+    max_examples=int(os.environ.get("GEOFM_EXAMPLES", "10")),
     deadline=None,
-    derandomize="GEOFM_EXAMPLES" not in os.environ,
+    derandomize=not MANY,
+    # making a failure small takes minutes of whole runs
+    phases=[Phase.explicit, Phase.generate, *([Phase.reuse, Phase.shrink] if MANY else [])],
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 
@@ -56,6 +60,21 @@ changes = st.lists(
     st.tuples(st.integers(0, 10_000), st.one_of(anything, st.just("drop"))), min_size=1, max_size=3
 )
 items = st.one_of(changes, changes, changes, anything.map(lambda value: {"whole": value}))
+
+
+WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+#: Files that Python opens for writing, while a list is here.
+_written: list[list[str]] = []
+
+
+def _audit(event: str, details: tuple[Any, ...]) -> None:
+    if not _written:
+        return
+    if event == "os.mkdir" or (event == "open" and details[2] & WRITING):
+        _written[-1].append(str(details[0]))
+
+
+sys.addaudithook(_audit)
 
 
 def places(value: Any, found: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
@@ -125,9 +144,14 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[World, Run, Path,
         patch.setattr(socket.socket, "connect", connecting)
         patch.setattr(socket, "getaddrinfo", resolving)
         world.lists_all, place = True, Path(folder)
+        patch.chdir(place)  # a relative path ends where it is noticed
         run = Run(open_store(place / "store"), open_catalogue(f"sqlite:///{place}/c.db"), world)
         add_scene(world, "good", {"red": RED}, collection="good")
-        yield world, run, place, asked
+        _written.append([])
+        try:
+            yield world, run, place, asked
+        finally:
+            _written.clear()
 
 
 def check(run: Run, world: World, folder: Path, asked: set[Any]) -> None:
@@ -140,6 +164,9 @@ def check(run: Run, world: World, folder: Path, asked: set[Any]) -> None:
         counts, dropped = artifact.manifest.counts, artifact.manifest.dropped
         assert counts["rows_in"] == counts["rows_out"] + sum(dropped.values())
     assert asked == {("127.0.0.1", int(world.url.rpartition(":")[2]))}
+    outside = [path for path in _written[-1] if not path.startswith((str(folder), "/dev/null"))]
+    assert _written[-1], "the watch works"
+    assert not outside
     assert {path.name.partition(".db")[0] for path in folder.iterdir()} == {"store", "c"}
 
 

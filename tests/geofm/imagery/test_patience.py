@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from typing import Any, BinaryIO
@@ -14,6 +15,7 @@ from typing import Any, BinaryIO
 import pytest
 
 from geofm.imagery import patience
+from geofm.imagery import remote as remote_module
 from geofm.imagery.hosts import Access, Signing
 from geofm.imagery.patience import (
     FIRST_PAUSE,
@@ -252,6 +254,43 @@ def test_connections_are_used_again(world: World) -> None:
     assert asset.whole(10) is None, "more than is wanted: this connection is closed"
     asset.part(0, 2000)
     assert world.connections <= 2
+
+
+def test_a_file_is_read_whole_without_more_than_is_wanted(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote_module, "BEGINNING", 1000)
+    data = bytes(range(256)) * 20
+    asset = remote(world.add("/a", data), reader(world))
+    piece = asset.whole(len(data))
+    assert piece is not None
+    assert (piece.data, piece.total, piece.etag) == (data, len(data), '"1"')
+    assert world.sent == [1000, len(data) - 1000]
+    assert asset.whole(len(data) - 1) is None
+    assert asset.whole(999) is None
+    assert asset.whole(0) is None
+    assert world.sent[2:] == [1000, 999]
+    head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(data)}\r\n\r\n".encode()
+    world.raw["/a"] = lambda out: (out.write(head + data), None)[1]
+    plain = asset.whole(len(data))
+    assert plain is not None, "a server without ranges"
+    assert plain.data == data
+    assert asset.whole(len(data) - 1) is None
+
+
+def test_a_file_that_changes_between_two_ranges_is_asked_for_again(
+    world: World, slept: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote_module, "BEGINNING", 1000)
+    asset = remote(world.add("/a", b"a" * 3000), reader(world))
+    once, tags = HttpAsset._range, iter(['"other"', '"1"'])
+    monkeypatch.setattr(
+        HttpAsset, "_range", lambda self, a, b: replace(once(self, a, b), etag=next(tags))
+    )
+    piece = asset.whole(3000)
+    assert piece is not None
+    assert piece.data == b"a" * 3000
+    assert world.asked == ["/a"] * 4
 
 
 def test_dripping_answers_are_given_up(world: World) -> None:

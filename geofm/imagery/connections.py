@@ -1,0 +1,108 @@
+"""Connections of a process: kept alive, trusted, and never to another kind of host than was meant.
+
+A name is resolved when its host is checked, and again when the connection is made; who answers for
+the name may give another address the second time. So where only public hosts are allowed, the
+address that was really reached is looked at before anything is sent to it.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections.abc import Callable
+from functools import lru_cache, partial
+from http.client import HTTPResponse
+from typing import Any
+from urllib.parse import unquote
+from urllib.request import getproxies, proxy_bypass
+
+import certifi
+import urllib3
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.util import parse_url
+
+from geofm.imagery.hosts import is_public
+from geofm.imagery.quarantine import Quarantine
+from geofm.imagery.watch import PATIENCE, limited
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+@lru_cache(maxsize=16)
+def pools(timeout_s: float, proxy: str, public: bool, process: int) -> urllib3.PoolManager:
+    """The connections of a process (a fork must not share its parent's).
+
+    Args:
+        timeout_s: to connect (at most 10) and between two bytes.
+        proxy: its address, or empty.
+        public: refuse addresses that are not on the public internet.
+        process: its id.
+    """
+    trusted = ssl.create_default_context()
+    trusted.load_verify_locations(certifi.where())
+    make: Callable[..., urllib3.PoolManager] = urllib3.PoolManager
+    if proxy:
+        login = parse_url(proxy).auth
+        told = urllib3.make_headers(proxy_basic_auth=unquote(login)) if login else None
+        make = partial(urllib3.ProxyManager, proxy, proxy_headers=told)
+    made = make(
+        timeout=urllib3.Timeout(connect=min(timeout_s, 10.0), read=timeout_s),
+        maxsize=64,
+        num_pools=64,
+        ssl_context=trusted,
+    )
+    made.pool_classes_by_scheme = _PUBLIC if public else _ANY
+    return made
+
+
+@lru_cache(maxsize=1024)
+def proxy_for(scheme: str, host: str) -> str:
+    """The proxy that the environment names for a host; loopback never goes by one."""
+    if host in LOOPBACK or proxy_bypass(host):
+        return ""
+    named = getproxies()
+    return named.get(scheme) or named.get("all") or ""
+
+
+def _begin(connection: Any, getresponse: Callable[[], Any]) -> Any:
+    timeout = connection.timeout
+    with limited(connection.sock, PATIENCE * timeout if timeout else None):
+        return getresponse()
+
+
+def _public(door: socket.socket) -> socket.socket:
+    address = door.getpeername()[0]
+    if not is_public(address):
+        door.close()
+        raise Quarantine("host_refused", f"a public name leads to the private address {address}")
+    return door
+
+
+class _Http(HTTPConnection):
+    def getresponse(self) -> HTTPResponse:  # type: ignore[override]
+        return _begin(self, super().getresponse)  # type: ignore[no-any-return]
+
+
+class _Https(HTTPSConnection):
+    def getresponse(self) -> HTTPResponse:  # type: ignore[override]
+        return _begin(self, super().getresponse)  # type: ignore[no-any-return]
+
+
+class _PublicHttp(_Http):
+    def _new_conn(self) -> socket.socket:
+        return _public(super()._new_conn())
+
+
+class _PublicHttps(_Https):
+    def _new_conn(self) -> socket.socket:
+        return _public(super()._new_conn())
+
+
+def _by_scheme(http: Any, https: Any) -> dict[str, Any]:
+    return {
+        "http": type("Pool", (urllib3.HTTPConnectionPool,), {"ConnectionCls": http}),
+        "https": type("Pool", (urllib3.HTTPSConnectionPool,), {"ConnectionCls": https}),
+    }
+
+
+_ANY, _PUBLIC = _by_scheme(_Http, _Https), _by_scheme(_PublicHttp, _PublicHttps)
