@@ -33,6 +33,7 @@ class Band:
         nodata: value of pixels without data.
         size: [height, width] that the item states for this very asset.
         sha256: hex, declared.
+        bytes: size of the file as stated, 0 where it is not.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Band:
     size: tuple[int, int] | None
     transform: tuple[float, ...] | None
     sha256: str
+    bytes: int = 0
 
 
 def find_band(item: Json, name: str, source: Source) -> Band:
@@ -82,7 +84,18 @@ def find_layer(item: Json, key: str) -> Band | None:
     if asset is None:
         return None
     return Band(
-        key, key, asset["href"], 1, None, None, 0.0, None, _size(asset), _to(asset), _sha(asset)
+        key,
+        key,
+        asset["href"],
+        1,
+        None,
+        None,
+        0.0,
+        None,
+        _size(asset),
+        _to(asset),
+        _sha(asset),
+        file_size(asset),
     )
 
 
@@ -135,6 +148,7 @@ def _band(item: Json, name: str, key: str, index: int, source: Source) -> Band:
         size=_size(asset),
         transform=_to(asset),
         sha256=_sha(asset),
+        bytes=file_size(asset),
     )
 
 
@@ -174,6 +188,12 @@ def _offset(item: Json, places: list[Json], scale: float, source: Source) -> flo
 def _size(asset: Json) -> tuple[int, int] | None:
     size = asset.get("proj:shape")
     return (int(size[0]), int(size[1])) if size else None
+
+
+def file_size(asset: Json) -> int:
+    """``file:size`` in bytes, 0 where it is not stated."""
+    size = asset.get("file:size")
+    return int(size) if is_number(size) and size > 0 else 0  # type: ignore[operator]
 
 
 def _to(asset: Json) -> tuple[float, ...] | None:

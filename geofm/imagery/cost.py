@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from data_catalog.sources import Source
 from geofm.imagery.bands import Band, declared_crs, find_band, find_layer
 from geofm.imagery.grid import Grid
-from geofm.imagery.items import Json, is_number
+from geofm.imagery.items import Json
 from geofm.imagery.listed import Listed
 from geofm.imagery.overlap import Cells
 from geofm.imagery.scene import is_upright
@@ -63,7 +62,7 @@ def cost_of(one: Listed, grid: Grid, cells: Cells, settings: CutSettings) -> Cos
         if band.asset in assets:
             continue
         assets.add(band.asset)
-        size = file_size(item, band.asset)
+        size = band.bytes
         if 0 < size <= settings.whole_max_mib * 2**20:
             total += Cost(1, size)
             continue
@@ -94,12 +93,6 @@ def touched_blocks(grid: Grid, cells: Cells, ratio: float) -> Cells:
     return np.asarray(found, dtype=np.int64)
 
 
-def file_size(item: Json, key: str) -> int:
-    """``file:size`` of an asset, 0 where it is not stated."""
-    size: Any = item["assets"][key].get("file:size")
-    return int(size) if is_number(size) and size > 0 else 0
-
-
 def gsd_of(item: Json, band: Band, grid: Grid) -> float:
     """Edge of a band's pixel in units of the CRS; the grid's where it is not stated."""
     place = stated_place(item, band)
@@ -109,7 +102,7 @@ def gsd_of(item: Json, band: Band, grid: Grid) -> float:
 def bytes_per_pixel(item: Json, band: Band, grid: Grid) -> float:
     """About how many compressed bytes of a band's file one pixel of the grid takes."""
     share = (grid.gsd / gsd_of(item, band, grid)) ** 2
-    size = file_size(item, band.asset)
+    size = band.bytes
     if size and band.size:
         return size * FULL_RESOLUTION / math.prod(band.size) * share
     return 2 * USUAL_RATIO * share

@@ -28,7 +28,7 @@ T = TypeVar("T")
 #: Bytes that a signing service's answer may have.
 MAX_SIGNED = 64 * 1024
 #: Bytes of a file that are asked for before its size is known.
-BEGINNING = 2**20
+BEGINNING = 2**19
 #: A signature that has less than this to live (seconds) is renewed before it is used.
 NEARLY_EXPIRED_S = 1.0
 

@@ -123,7 +123,9 @@ def open_scene(
         pool = openers(os.getpid())
         first = {band.asset: band for band in reversed(wanted)}
         calls = {
-            key: pool.submit(fetch, band.href, access, signing, whole)
+            key: pool.submit(
+                fetch, band.href, access, signing, whole and band.bytes <= access.whole_max
+            )
             for key, band in first.items()
         }
         wait(calls.values())
