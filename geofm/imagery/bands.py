@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from data_catalog.sources import Source
 from geofm.imagery.identity import text_of, version_key
@@ -192,8 +193,8 @@ def _size(asset: Json) -> tuple[int, int] | None:
 
 def file_size(asset: Json) -> int:
     """``file:size`` in bytes, 0 where it is not stated."""
-    size = asset.get("file:size")
-    return int(size) if is_number(size) and size > 0 else 0  # type: ignore[operator]
+    size: Any = asset.get("file:size")
+    return int(size) if is_number(size) and size > 0 else 0
 
 
 def _to(asset: Json) -> tuple[float, ...] | None:
