@@ -10,6 +10,7 @@ import json
 import logging
 import resource
 import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -83,17 +84,27 @@ def read_plan(job: Job) -> list[Part]:
 
 def work_parts(stage: Stage, job: Job, parts: list[Part]) -> int:
     """Compute those of the parts that are not there yet; returns how many that were."""
-    computed = 0
-    for part in parts:
-        if job.store.has_part(part.key):
-            continue
+
+    def work(part: Part) -> None:
         with job.store.staging() as folder:
             out = folder / "part"
             out.mkdir()
             stage.work(job, part, out)
             job.store.publish_part(part.key, out)
-        computed += 1
-    return computed
+
+    missing = [part for part in parts if not job.store.has_part(part.key)]
+    if stage.at_once == 1 or len(missing) < 2:
+        for part in missing:
+            work(part)
+        return len(missing)
+    with ThreadPoolExecutor(min(stage.at_once, len(missing))) as pool:
+        calls = [pool.submit(work, part) for part in missing]
+        try:
+            for call in as_completed(calls):
+                call.result()
+        finally:
+            pool.shutdown(cancel_futures=True)  # after a failure no further part is begun
+    return len(missing)
 
 
 def _whole_part(stage: Stage, job: Job, part: Part) -> Path:

@@ -114,6 +114,8 @@ class Stage:
     seeded: bool = False
     #: True for a stage that asks the outside world: it runs every time, its result decides.
     live: bool = False
+    #: Parts that one worker works on at once: several where a part mostly waits for the network.
+    at_once: int = 1
 
 
 def no_parts(job: Job) -> list[Part]:

@@ -185,4 +185,5 @@ STAGE = Stage(
     plan=plan,
     work=work,
     seal=seal,
+    at_once=4,
 )

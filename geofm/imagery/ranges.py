@@ -26,7 +26,7 @@ MOST_AHEAD = 64
 GAP = 4 * 1024
 MOST_RANGE = 4 * 2**20
 #: Requests in flight at once in a process: they wait for the network, not for the processor.
-FETCHES = 32
+FETCHES = 24
 
 #: First byte and the one after the last.
 Range = tuple[int, int]

@@ -43,7 +43,7 @@ MAX_PIXELS = 2**31
 #: Bytes of one compressed block of all bands; reading any pixel of it takes them all into memory.
 MAX_BLOCK = 2**28
 #: Assets opened at once in a process: opening waits for the network.
-OPENERS = 32
+OPENERS = 24
 DTYPES = ("uint8", "uint16", "int16", "float32", "float64")
 
 

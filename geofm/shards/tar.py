@@ -57,8 +57,13 @@ def tar_size(sizes: Iterable[int]) -> int:
     return sum(BLOCK + size + (-size % BLOCK) for size in sizes) + len(END)
 
 
-def write_tar(path: Path, members: Iterable[tuple[str, bytes]]) -> list[Member]:
-    """Write a tar of (name, data) in the order given; returns where each member's data is."""
+def write_tar(
+    path: Path, members: Iterable[tuple[str, bytes]], digests: bool = True
+) -> list[Member]:
+    """Write a tar of (name, data) in the order given; returns where each member's data is.
+
+    Without ``digests`` the members' ``sha256`` stays empty.
+    """
     written = []
     offset = 0
     with path.open("wb") as file:
@@ -66,7 +71,7 @@ def write_tar(path: Path, members: Iterable[tuple[str, bytes]]) -> list[Member]:
             file.write(header(name, len(data)))
             file.write(data)
             file.write(padding(len(data)))
-            digest = hashlib.sha256(data).hexdigest()
+            digest = hashlib.sha256(data).hexdigest() if digests else ""
             written.append(Member(name, offset + BLOCK, len(data), digest))
             offset += BLOCK + len(data) + (-len(data) % BLOCK)
         file.write(END)
