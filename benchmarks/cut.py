@@ -1,9 +1,10 @@
 """Speed of cutting chips from COGs by HTTP, beside its peers and beside the bare bytes.
 
 Servers run on loopback and share the machine's cores with the readers. Every row is a process of
-its own; bytes and requests are counted by the server. ``seconds`` of geofm's rows is the work on
-all parts (the search was done before); ``stage_seconds`` adds the plan (each item is looked at)
-and the seal. ``touched_bytes`` are the compressed blocks that the windows touch, each once.
+its own that has read a scene before; bytes and requests are counted by the server. ``seconds`` of
+geofm's rows is the work on all parts (the search was done before), pixel digests, measures and tars
+included; ``stage_seconds`` adds the plan and the seal. ``touched_bytes`` are the compressed blocks
+that the windows touch, each once.
 
     python benchmarks/cut.py --peers PYTHON [--world DIR --server serve_world.py] [--only big]
 
@@ -17,6 +18,7 @@ import argparse
 import csv
 import json
 import math
+import multiprocessing
 import os
 import platform
 import resource
@@ -27,8 +29,9 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -47,6 +50,12 @@ SIZE = 256
 FEW = 400
 PEERS = ("odc-stac", "rio-tiler", "rasterio", "local GDAL", "bare fetch", "bare fetch + zlib",
          "bare fetch + libdeflate")  # fmt: skip
+#: Our rows: name, ``cut.whole_max_mib`` (None: the default), worker processes.
+OURS = (
+    ("geofm, windows", 0, 1),
+    ("geofm, windows, 2 processes", 0, 2),
+    ("geofm, default", None, 1),
+)
 COLUMNS = ("reader", "world", "chips", "seconds", "chips_per_s", "ours_is_x_times", "stage_seconds",
            "requests", "bytes", "touched_bytes", "amplification", "peak_rss_mib", "threads", "note",
            "server", "machine", "cores", "versions", "date")  # fmt: skip
@@ -118,13 +127,17 @@ def compare(
     common = {"world": world, "server": server, "threads": asked.threads}
     with served(command) as url:
         job: Json = {}
-        for name, most in (("geofm, windows", 0), ("geofm, default", None)):
+        for name, most, processes in OURS:
             more = [*settings, *([f"cut.whole_max_mib={most}"] if most is not None else [])]
-            found = [run_ours(url, [*more, *asked.set], asked, place) for _ in range(asked.repeats)]
+            found = [
+                run_ours(url, [*more, *asked.set], asked, place, processes)
+                for _ in range(asked.repeats)
+            ]
             row = median(found)
             job = job or json.loads(Path(row["job"]).read_bytes())
             touched = sum(block["size"] for block in touched_blocks(job, files, layers=True))
             rows.append({**common, **row, "reader": name, "touched_bytes": touched,
+                         "threads": f"{processes} x {asked.threads}",
                          "note": f"work {row['seconds']:.2f} s, plan {row['plan_seconds']:.2f} s, "
                          f"seal {row['seal_seconds']:.2f} s"})  # fmt: skip
         for name in PEERS:
@@ -187,13 +200,15 @@ def counted(url: str, reset: bool = False) -> Json:
     return {} if reset else {key: told[key].get("assets", 0) for key in ("requests", "bytes")}
 
 
-def run_ours(url: str, settings: list[str], asked: argparse.Namespace, place: Path) -> Json:
+def run_ours(
+    url: str, settings: list[str], asked: argparse.Namespace, place: Path, processes: int = 1
+) -> Json:
     """The stage ``cut`` in a process of its own, into an empty store."""
     with tempfile.TemporaryDirectory(dir=place) as folder:
         file = Path(folder) / "asked.json"
         job = place / f"job-{Path(folder).name}.json"
-        file.write_text(json.dumps({"url": url, "settings": settings, "threads": asked.threads,
-                                    "store": folder, "job": str(job)}))  # fmt: skip
+        what = {"url": url, "settings": settings, "threads": asked.threads, "processes": processes}
+        file.write_text(json.dumps({**what, "store": folder, "job": str(job)}))
         done = subprocess.run([sys.executable, __file__, "--ours", file], capture_output=True,
                               text=True, check=False)  # fmt: skip
         if done.returncode:
@@ -219,7 +234,7 @@ def run_peer(name: str, job: Json, url: str, asked: argparse.Namespace, place: P
 def ours(asked: Json) -> Json:
     """Search and what comes before the cut untimed, then the cut. Runs in a process of its own."""
     from data_catalog.catalogue import open_catalogue
-    from data_catalog.run import make_job, plan_parts, run_stage, seal, work_parts
+    from data_catalog.run import make_job, plan_parts, run_stage, seal
     from data_catalog.store import open_store
     from geofm.recipe_book import load_recipe
     from geofm.stages import ALL_STAGES, get_stage
@@ -238,12 +253,12 @@ def ours(asked: Json) -> Json:
         made[stage.kind] = run_stage(stage, store, catalogue, made, getattr(recipe, name))
     stage = get_stage("cut")
     job = make_job(stage, store, made, recipe.cut, catalogue=catalogue.url)
-    counted(asked["url"], reset=True)
-    times = [time.perf_counter()]
-    parts = plan_parts(stage, job)
-    times.append(time.perf_counter())
-    with ThreadPoolExecutor(asked["threads"]) as pool:
-        list(pool.map(lambda part: work_parts(stage, job, [part]), parts))
+    with workers(asked, store.url, made, recipe.cut) as run_parts:
+        counted(asked["url"], reset=True)
+        times = [time.perf_counter()]
+        parts = plan_parts(stage, job)
+        times.append(time.perf_counter())
+        run_parts(job, len(parts))
     times.append(time.perf_counter())
     chips, _ = seal(stage, job, parts)
     times.append(time.perf_counter())
@@ -255,6 +270,47 @@ def ours(asked: Json) -> Json:
     return {"chips": len(good), "seconds": work_s, "plan_seconds": plan_s,
             "seal_seconds": seal_s, "stage_seconds": round(plan_s + work_s + seal_s, 3),
             "peak_rss_mib": peak, **counts}  # fmt: skip
+
+
+@contextmanager
+def workers(
+    asked: Json, store: str, made: Json, settings: Any
+) -> Iterator[Callable[[Any, int], None]]:
+    """What cuts the planned parts of a job; each worker has cut a scene elsewhere before."""
+    from data_catalog.run import make_job, plan_parts
+    from data_catalog.store import open_store
+    from geofm.stages import get_stage
+
+    threads, processes = asked["threads"], asked["processes"]
+    spare = [
+        make_job(get_stage("cut"), open_store(f"{store}-warm-{n}"), made, settings)
+        for n in range(2 * processes)
+    ]
+    for job in spare:
+        plan_parts(get_stage("cut"), job)
+    if processes == 1:
+        cut_range(spare[0], 0, 1)
+        with ThreadPoolExecutor(threads) as pool:
+            yield lambda job, n: deque(pool.map(lambda k: cut_range(job, k, k + 1), range(n)), 0)
+        return
+    spawned = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, mp_context=spawned) as many:
+        deque(many.map(cut_range, spare, [0] * len(spare), [1] * len(spare)), 0)
+
+        def run_parts(job: Any, count: int) -> None:
+            starts = range(0, count, threads)
+            ends = [min(start + threads, count) for start in starts]
+            deque(many.map(cut_range, [job] * len(ends), starts, ends), 0)
+
+        yield run_parts
+
+
+def cut_range(job: Any, start: int, end: int) -> None:
+    """Cut some of the planned parts; a worker cuts several of them at once."""
+    from data_catalog.run import read_plan, work_parts
+    from geofm.stages import get_stage
+
+    work_parts(get_stage("cut"), job, read_plan(job)[start:end])
 
 
 def windows_of(chips: Any, items: Any) -> Json:
