@@ -63,6 +63,13 @@ class SearchSettings(Section):
         description="A query that matches more is split by collection, time and place: servers "
         "page no deeper (Earth Search: 10 000).",
     )
+    max_withdrawn: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="The run fails when a larger share of the items listed last time is gone: "
+        "rather a catalogue in trouble than a smaller world.",
+    )
     watermark: bool = Field(
         True,
         description="A refresh asks an API only for what was updated since the last one. Off: it "

@@ -11,10 +11,11 @@ from data_catalog.errors import RunError
 from data_catalog.sources import count_sources, source_named
 from data_catalog.stage import Job, Sealed, Stage, no_parts, no_work
 from data_catalog.tables import write_table
+from geofm.imagery.frozen import Frozen
 from geofm.imagery.judge import judge, to_frame
 from geofm.imagery.listing import list_catalogue
 from geofm.imagery.stac_table import write_items
-from geofm.imagery.watermark import read_before, withdrawn
+from geofm.imagery.watermark import Before, read_before, withdrawn
 from geofm.settings import SearchSettings
 
 log = logging.getLogger("geofm.search")
@@ -29,6 +30,7 @@ def seal(job: Job, folders: list[Path], out: Path) -> Sealed:
     if not listing.items:
         raise RunError(_nothing(settings, chosen))
     gone = withdrawn(before, listing.items)
+    check_withdrawn(before, gone, settings)
     rows = judge(listing.items, settings, listing.collections, listing.own, gone)
     write_table(to_frame(rows), out / "items.parquet")
     good = [row for row in rows if row["status"] == "ok"]
@@ -51,6 +53,22 @@ def seal(job: Job, folders: list[Path], out: Path) -> Sealed:
         },
         metrics=listing.asked,
     )
+
+
+def check_withdrawn(before: Before, gone: list[Frozen], settings: SearchSettings) -> None:
+    """Stop when so much is gone at once that the catalogue itself seems to be in trouble.
+
+    Raises:
+        RunError: with the figures and the remedy.
+    """
+    known = {one.key for one in before.listed}
+    lost = sum(one.key in known for one in gone)
+    if lost > settings.max_withdrawn * len(known):
+        raise RunError(
+            f"{lost} of {len(known)} items that {settings.stac} listed last time are gone; the "
+            f"limit is search.max_withdrawn = {settings.max_withdrawn:g}: if the catalogue is "
+            "right, raise it, else run again when it is whole"
+        )
 
 
 def frozen_profile(name: str) -> dict[str, Any]:

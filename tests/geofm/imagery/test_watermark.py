@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from data_catalog.artifact import Artifact
 from data_catalog.catalogue import Catalogue
-from data_catalog.errors import UsageError
+from data_catalog.errors import RunError, UsageError
 from data_catalog.run import run_stage
 from data_catalog.store import Store
 from geofm.imagery.judge import judge
@@ -107,6 +107,15 @@ def test_a_withdrawn_item_is_marked_and_comes_back(api: Api, refresh: Any) -> No
     assert refresh()[0].digest == first.digest
     api.items.remove(gone)
     assert refresh()[0].digest == without.digest, "what counts is the newest run, not artifact"
+
+
+def test_a_catalogue_that_loses_most_of_its_items_is_not_believed(api: Api, refresh: Any) -> None:
+    first, _ = refresh()
+    lost = [api.items.pop() for _ in range(2)]
+    with pytest.raises(RunError, match=r"2 of 3 items .* are gone; .* search\.max_withdrawn"):
+        refresh()
+    api.items += lost
+    assert refresh()[0].digest == first.digest
 
 
 def test_when_the_newer_version_is_withdrawn_the_older_one_is_back(api: Api, refresh: Any) -> None:
