@@ -271,7 +271,7 @@ def write_state(
     ``tar`` is the name that the part's tar has in the artifact.
     """
     content = {
-        "number": listed.number,
+        "item": listed.key,
         "state": state,
         "grid": asdict(grid) if grid else None,
         "order": order.windows_json() if order else None,

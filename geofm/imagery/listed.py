@@ -47,6 +47,11 @@ class Listed:
         return found
 
     @property
+    def key(self) -> list[str]:
+        """What it is called whatever its row: parts outlive the table that they were planned by."""
+        return [self.collection, self.item_id, self.item_sha256]
+
+    @property
     def facts(self) -> Json:
         """The columns that are the same in all rows of the item."""
         names = ("item_id", "item_sha256", "collection", "datetime", "licence", "source")

@@ -47,7 +47,8 @@ def settle(job: Job, folders: list[Path]) -> tuple[list[Path], Survey]:
         The folders to seal, in the order of the items' rows, and the plan that they follow.
     """
     everyone = every_item(job.inputs["items"])
-    current = {read_state(folder)["number"]: folder for folder in folders}
+    numbers = {tuple(one.key): number for number, one in everyone.items()}
+    current = {numbers[tuple(read_state(folder)["item"])]: folder for folder in folders}
     asked: set[int] = set()
     while True:
         states = {number: read_state(folder) for number, folder in current.items()}

@@ -278,6 +278,27 @@ def test_parts_are_used_again_and_faults_leave_no_trace(run: Run) -> None:
     assert set(first.table("chips.parquet").chip_id) < set(second.table("chips.parquet").chip_id)
 
 
+def test_parts_of_a_table_whose_rows_have_moved_are_used_again(run: Run, tmp_path: Any) -> None:
+    from data_catalog.catalogue import open_catalogue
+    from data_catalog.store import open_store
+
+    for name, south in (("k", 0), ("m", 6400), ("p", 12_800)):
+        add_scene(run.world, name, {"red": texture(64, 64)}, north=NORTH - south)
+    run.chips()
+    for name, south in (("a", 19_200), ("l", 25_600)):
+        add_scene(run.world, name, {"red": texture(64, 64)}, north=NORTH - south)
+    run.world.items.pop(1)  # m is withdrawn
+    run.world.asked.clear()
+    second = run.chips()
+    asked = {path.split("/")[2] for path in run.world.asked if path.startswith("/files")}
+    assert asked == {"a", "l"}
+    afresh = Run(open_store(tmp_path / "other"), open_catalogue(f"sqlite:///{tmp_path}/o.db"),
+                 run.world).chips()  # fmt: skip
+    frames = [one.table("chips.parquet").drop(columns="geometry") for one in (second, afresh)]
+    pd.testing.assert_frame_equal(*frames)
+    assert set(good(second).item_id) == {"a", "k", "l", "p"}
+
+
 def test_a_passing_failure_heals_when_the_run_seals(run: Run, tmp_path: Any) -> None:
     from data_catalog.catalogue import open_catalogue
     from data_catalog.store import open_store
