@@ -15,7 +15,6 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_catalog.canonical import digest_of
 from data_catalog.errors import RunError
 from data_catalog.sources import count_sources
 from data_catalog.stage import Job, Part, Sealed, Stage, link
@@ -51,16 +50,14 @@ def plan(job: Job) -> list[Part]:
     parts = []
     for number in sorted([*found.bad, *orders]):
         one = everyone[number]
-        covers = [one.collection, one.item_id, one.item_sha256, one.facts,
-                  digest_of(one.profile.model_dump(mode="json"))]  # fmt: skip
         if number in found.bad:
             problem = found.bad[number]
             why = [problem.reason, problem.kept, problem.passing]
-            parts.append(job.part({"number": number, "bad": why}, [*covers, why]))
+            parts.append(job.part({"number": number, "bad": why}, [*one.covers, why]))
         else:
             order = orders[number]
             payload = {"number": number, "order": order.to_json()}
-            parts.append(job.part(payload, [*covers, order.runs, order.lost]))
+            parts.append(job.part(payload, [*one.covers, order.runs, order.lost]))
     return parts
 
 

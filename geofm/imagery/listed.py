@@ -7,10 +7,12 @@ import math
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 from shapely.geometry.base import BaseGeometry
 
 from data_catalog.artifact import Artifact
+from data_catalog.canonical import digest_of
 from data_catalog.sources import Source
 from data_catalog.tables import records
 from geofm.imagery import identity
@@ -50,6 +52,11 @@ class Listed:
     def key(self) -> list[str]:
         """What it is called whatever its row: parts outlive the table that they were planned by."""
         return [self.collection, self.item_id, self.item_sha256]
+
+    @property
+    def covers(self) -> list[Any]:
+        """What a part that is cut from it depends on, but for its windows."""
+        return [*self.key, self.facts, digest_of(self.profile.model_dump(mode="json"))]
 
     @property
     def facts(self) -> Json:

@@ -62,7 +62,8 @@ def settle(job: Job, folders: list[Path]) -> tuple[list[Path], Survey]:
             current[number] = cut_again(job, number, orders[number])
         for number, problem in found.bad.items():
             if number in again or number not in states:
-                current[number] = empty_folder(job, [number, problem.reason, problem.kept])
+                name = digest_of([everyone[number].key, problem.reason, problem.kept])
+                current[number] = empty_folder(job, name)
                 quarantine_item(everyone[number], job.settings, problem, current[number])
         if not todo and not again:
             keep = set(orders) | set(found.bad)
@@ -87,27 +88,29 @@ def differs(order: Order, state: Json | None) -> bool:
 
 
 def cut_again(job: Job, number: int, order: Order) -> Path:
-    """Cut a scene's windows into the job's scratch, unless that was done before."""
+    """Cut a scene's windows, unless that was done before, in this run or another night.
+
+    What comes of it is kept as a part, but for a scene that is out of reach still.
+    """
     one = every_item(job.inputs["items"])[number]
-    folder = settled_folder(job, [number, order.to_json()])
-    if (folder / STATE).exists() and read_state(folder)["state"] != "passing":
-        return folder
+    part = job.part({}, ["settled", *one.covers, order.to_json()])
+    if job.store.has_part(part.key) and (kept := job.store.fetch_part(part.key)):
+        return kept
     log.info("cut: cutting %s again", one.item_id)
+    folder = empty_folder(job, part.key)
     access = access_of(job.inputs["items"], job.settings)
-    cut_or_quarantine(
-        one, job.settings, access, order, empty_folder(job, [number, order.to_json()])
-    )
-    return folder
+    cut_or_quarantine(one, job.settings, access, order, folder)
+    if read_state(folder)["state"] == "passing":
+        return folder
+    with job.store.staging() as staged:
+        shutil.move(folder, staged / "part")
+        job.store.publish_part(part.key, staged / "part")
+    return job.store.fetch_part(part.key) or cut_again(job, number, order)
 
 
-def settled_folder(job: Job, what: Json | list[object]) -> Path:
-    """Where something is kept that is cut while sealing."""
-    return job.scratch / f"settled-{digest_of([job.key, what])[:16]}"
-
-
-def empty_folder(job: Job, what: Json | list[object]) -> Path:
-    """The same, emptied."""
-    folder = settled_folder(job, what)
+def empty_folder(job: Job, name: str) -> Path:
+    """A folder in the job's scratch for what is not kept as a part."""
+    folder = job.scratch / f"settled-{name[:16]}"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     return folder

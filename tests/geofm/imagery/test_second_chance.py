@@ -100,6 +100,18 @@ def test_a_bad_new_version_does_not_take_the_old_one_with_it(run: Run, late: boo
     assert set(good(chips).item_id) == {"other", "v2"}
 
 
+def test_what_was_settled_once_is_not_fetched_again_another_night(run: Run) -> None:
+    _, _, newest = versions(run)
+    newest["assets"]["red"]["file:checksum"] = "1220" + "0" * 64
+    first = good(run.chips())
+    assert set(first.item_id) == {"other", "v3"}
+    add_scene(run.world, "a", {"red": RED}, north=NORTH - 12_800)
+    run.world.asked.clear()
+    second = good(run.chips())
+    assert set(second.item_id) == {"a", "other", "v3"}
+    assert {p for p in run.world.asked if p.startswith("/files")} == {"/files/a/red.tif"}
+
+
 def test_a_new_version_out_of_reach_keeps_its_place(run: Run) -> None:
     versions(run)
     run.world.faults["/files/v4/red.tif"] += [503] * 60
