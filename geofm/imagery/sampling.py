@@ -161,7 +161,8 @@ def limit(windows: Windows, claims: Sequence[Claim], settings: CutSettings) -> N
     if settings.max_chips is not None:
         over |= np.arange(len(table)) >= settings.max_chips
     if settings.max_gib is not None:
-        over |= (table["bytes"].cumsum() > settings.max_gib * 2**30).to_numpy()
+        paid = table["bytes"] + table["once"].where(~table.duplicated("claim"), 0.0)
+        over |= (paid.cumsum() > settings.max_gib * 2**30).to_numpy()
     drop(windows, table, pd.Series(over, table.index), "over_budget")
 
 
@@ -178,11 +179,12 @@ def candidates(windows: Windows, claims: Sequence[Claim], settings: CutSettings)
             "cloud": [c.cloud for c in claims],
             "age": [-moment(c.time) for c in claims],
             "bytes": [c.chip_bytes for c in claims],
+            "once": [c.scene_bytes for c in claims],
         }
     )
     table = scenes.iloc[windows.claim[left]].reset_index(drop=True)
     x, y = windows.cells[left].T
-    table = table.assign(window=left, x=x, y=y)
+    table = table.assign(window=left, claim=windows.claim[left], x=x, y=y)
     square = np.empty((len(left), 2), np.int64)
     for number, claim in enumerate(claims):
         first, end = np.searchsorted(windows.claim[left], [number, number + 1])
