@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -78,14 +78,24 @@ class Job:
         inputs = {role: artifact.digest for role, artifact in self.inputs.items()}
         return digest_of({**self.identity, "inputs": inputs})
 
-    def part(self, payload: dict[str, Any], covers: Any) -> Part:
+    def part(
+        self, payload: dict[str, Any], covers: Any, fields: Sequence[str] | None = None
+    ) -> Part:
         """A part whose key depends on the stage's identity and on what it covers alone.
 
         Args:
             payload: JSON, what ``work`` needs; may change without changing the key.
             covers: JSON, the content identity of the rows it covers (digests, ids).
+            fields: the settings that its content depends on; None for all.
         """
-        return Part(digest_of({**self.identity, "covers": covers}), payload)
+        return Part(digest_of({**self.identity_by(fields), "covers": covers}), payload)
+
+    def identity_by(self, fields: Sequence[str] | None) -> dict[str, Any]:
+        """The identity with some of the settings only."""
+        if fields is None:
+            return self.identity
+        settings = {name: self.identity["settings"][name] for name in fields}
+        return {**self.identity, "settings": settings}
 
     @property
     def scratch(self) -> Path:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 
+from data_catalog.errors import RunError
 from data_catalog.run import make_job, run_stage
 from flows.console import out, print_json, print_table, progress_bars
 from flows.settings import open_place
+from geofm.imagery.cut import why_not
 from geofm.imagery.forecast import Forecast, forecast, total
 from geofm.imagery.survey import survey
 from geofm.planet.serving import serving_source
@@ -28,16 +30,21 @@ def dry_run(recipe: Recipe, store: str, catalog: str, json_: bool) -> None:
     with progress_bars(), serving_source(recipe.search.stac):
         items = run_stage(get_stage("search"), place.store, place.catalogue, {}, recipe.search)
         job = make_job(get_stage("cut"), place.store, {"items": items}, recipe.cut)
-        found = survey(job, look=False)
+        found = survey(job, look=False) if items.manifest.counts["rows_out"] else None
+    if found is None:
+        raise RunError("the search kept no item, so there is nothing to cut; widen the search")
     parts = forecast(found, recipe.cut)
+    problem = why_not(found, recipe.cut)
     counts = {**items.manifest.counts, "dropped": items.manifest.dropped}
     if json_:
-        plan = {"total": total(parts).to_json(), **{one.collection: one.to_json() for one in parts}}
+        by_collection = {one.collection: one.to_json() for one in parts}
+        plan = {**total(parts).to_json(), "collections": by_collection}
         print_json(
             {
                 "artifacts": {"search": items.digest},
                 "counts": {"search": counts},
                 "plan": plan,
+                "would_fail": problem or None,
                 "unplanned_scenes": len(found.unknown),
                 "unusable_scenes": len(found.bad),
                 "seconds": round(time.perf_counter() - started, 2),
@@ -55,8 +62,14 @@ def dry_run(recipe: Recipe, store: str, catalog: str, json_: bool) -> None:
             f"{len(found.unknown)} scenes do not state where their pixels lie; their headers are "
             "read when the run starts, and they come on top"
         )
-    for problem in list(found.bad.values())[:5]:
-        out.print(f"not usable: {problem}", highlight=False, markup=False)
+    if found.bad:
+        example = next(iter(found.bad.values()))
+        out.print(
+            f"{len(found.bad)} scenes are not usable, e.g. {example}", highlight=False, markup=False
+        )
+    if problem:
+        out.print(f"A run would fail: {problem}", highlight=False, markup=False)
+        return
     out.print("Nothing was fetched. The same command without --dry-run carries the plan out.")
 
 

@@ -13,6 +13,7 @@ from geofm.imagery.grid import Grid
 from geofm.imagery.items import Json
 from geofm.imagery.listed import Listed
 from geofm.imagery.overlap import Cells
+from geofm.imagery.remote import BEGINNING
 from geofm.imagery.scene import is_upright
 from geofm.settings import CutSettings
 
@@ -62,15 +63,23 @@ def cost_of(one: Listed, grid: Grid, cells: Cells, settings: CutSettings) -> Cos
         if band.asset in assets:
             continue
         assets.add(band.asset)
-        size = band.bytes
-        if 0 < size <= settings.whole_max_mib * 2**20:
-            total += Cost(1, size)
+        if whole := whole_bytes(item, band, grid, settings):
+            total += Cost(1 + (whole > BEGINNING), round(whole))
             continue
         ratio = gsd_of(item, band, grid) / grid.gsd
         blocks = touched_blocks(grid, cells, max(1.0, ratio))
         per_block = bytes_per_pixel(item, band, grid) * (USUAL_BLOCK * max(1.0, ratio)) ** 2
         total += Cost(1 + len(np.unique(blocks[:, 0])), round(len(blocks) * per_block))
     return total
+
+
+def whole_bytes(item: Json, band: Band, grid: Grid, settings: CutSettings) -> float:
+    """About the size of a band's file where it is read whole, else 0."""
+    size: float = band.bytes
+    if not size:
+        pixels = math.prod(band.size or (grid.height, grid.width))
+        size = pixels * 2 * USUAL_RATIO / FULL_RESOLUTION
+    return size if size <= settings.whole_max_mib * 2**20 else 0.0
 
 
 def touched_blocks(grid: Grid, cells: Cells, ratio: float) -> Cells:

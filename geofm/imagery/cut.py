@@ -20,8 +20,17 @@ from data_catalog.sources import count_sources
 from data_catalog.stage import Job, Part, Sealed, Stage, link
 from data_catalog.tables import records, write_table
 from geofm.imagery.chip_table import read_rows
-from geofm.imagery.cutting import ASSETS, CHIPS, ROWS, Order, cut_or_quarantine, quarantine_item
+from geofm.imagery.cutting import (
+    ASSETS,
+    CHIPS,
+    PIXELS,
+    ROWS,
+    Order,
+    cut_or_quarantine,
+    quarantine_item,
+)
 from geofm.imagery.forecast import forecast, total
+from geofm.imagery.items import Json
 from geofm.imagery.listed import access_of, every_item, listed_items
 from geofm.imagery.quarantine import Quarantine
 from geofm.imagery.sampling import REASONS
@@ -53,11 +62,11 @@ def plan(job: Job) -> list[Part]:
         if number in found.bad:
             problem = found.bad[number]
             why = [problem.reason, problem.kept, problem.passing]
-            parts.append(job.part({"number": number, "bad": why}, [*one.covers, why]))
+            parts.append(job.part({"number": number, "bad": why}, [*one.covers, why], PIXELS))
         else:
             order = orders[number]
             payload = {"number": number, "order": order.to_json()}
-            parts.append(job.part(payload, [*one.covers, order.runs, order.lost]))
+            parts.append(job.part(payload, [*one.covers, order.runs, order.lost], PIXELS))
     return parts
 
 
@@ -118,7 +127,7 @@ def seal(job: Job, folders: list[Path], out: Path) -> Sealed:
     write_table(assets, out / "assets.parquet")
     write_windows(found, out / "windows.parquet")
     gone = chips[chips["status"] != "ok"]
-    retry = sum(read_state(folder)["state"] == "passing" for folder in folders)
+    retry = sum(asks_again(read_state(folder)) for folder in folders)
     if retry:
         log.warning("cut: %d items were out of reach; run again to ask for them once more", retry)
     return Sealed(
@@ -138,10 +147,25 @@ def seal(job: Job, folders: list[Path], out: Path) -> Sealed:
     )
 
 
+def asks_again(state: Json) -> bool:
+    """Whether another run may get further with an item: it was out of reach, or not allowed."""
+    forbidden = bool(state["bad"]) and state["bad"][0] == "forbidden"
+    return bool(state["state"] == "passing" or forbidden)
+
+
 def findings(assets: pd.DataFrame) -> dict[str, int]:
     """Scenes whose pixels contradict their items, by what was found."""
     found = assets[assets["finding"] != ""].drop_duplicates(["item_sha256", "finding"])
     return {str(kind): int(n) for kind, n in found["finding"].value_counts().sort_index().items()}
+
+
+def why_not(found: Survey, settings: CutSettings) -> str:
+    """Why a run of this plan would fail, empty where it would not."""
+    try:
+        check_failed(found.bad.values(), len(found.listed) + len(found.bad), settings)
+    except RunError as error:
+        return str(error)
+    return "" if "" in found.windows.counts() or found.unknown else nothing(found, settings)
 
 
 def nothing(found: Survey, settings: CutSettings) -> str:

@@ -34,6 +34,9 @@ from geofm.shards.tar import write_tar
 
 log = logging.getLogger("geofm.cut")
 
+#: The settings that a scene's chips depend on, once its windows are chosen.
+PIXELS = ("size_px", "gsd_m", "anchor", "bands", "resampling", "whole_max_mib")
+
 CHIPS, ROWS, ASSETS, STATE = "chips.tar", "rows.arrow", "assets.arrow", "state.json"
 
 
@@ -112,6 +115,13 @@ def cut_item(
         Quarantine: when the item turns out to be bad; then nothing of it is to be used.
     """
     source = listed.profile
+    lost = order.lost_cells()
+    rows = lost_rows(listed, settings, order.grid, lost)
+    if not order.runs:  # all of its ground belongs to others: nothing is read
+        write_rows(rows, CHIP_COLUMNS, out / ROWS)
+        write_rows([], ASSET_COLUMNS, out / ASSETS)
+        write_state(out, listed, "ok", grid=order.grid, order=order)
+        return
     with open_scene(listed.item, listed.geometry, source, settings, access) as scene:
         grid = scene.grid
         if not same_place(order.grid, grid):
@@ -120,11 +130,7 @@ def cut_item(
             write_rows([], ASSET_COLUMNS, out / ASSETS)
             write_state(out, listed, "moved", grid=grid, order=order)
             return
-        lost = order.lost_cells()
-        rows = [
-            {**row, "status": "dropped", "reason": "overlap", "witness": lost[cell]}
-            for cell, row in window_rows(listed, settings, grid, sorted(lost)).items()
-        ]
+        rows = lost_rows(listed, settings, grid, lost)
         cut = window_rows(listed, settings, grid, from_runs(order.runs))
         watch = watch_for(source, listed.baseline)
 
@@ -145,10 +151,20 @@ def cut_item(
     write_state(out, listed, "ok", grid=scene.grid, order=order, tar=part if cut else "")
 
 
+def lost_rows(
+    listed: Listed, settings: CutSettings, grid: Grid, lost: dict[Cell, str]
+) -> list[Json]:
+    """A row for each window whose ground another scene owns."""
+    return [
+        {**row, "status": "dropped", "reason": "overlap", "witness": lost[cell]}
+        for cell, row in window_rows(listed, settings, grid, sorted(lost)).items()
+    ]
+
+
 def tar_name(listed: Listed, settings: CutSettings, runs: list[Run]) -> str:
     """Name of the item's tar in the artifact: by what is in it, not by who wrote it when."""
     profile = listed.profile.model_dump(mode="json")
-    what = [listed.facts, settings.model_dump(mode="json"), profile, runs]
+    what = [listed.facts, settings.model_dump(mode="json", include=set(PIXELS)), profile, runs]
     return f"parts/{digest_of(what)[:16]}.tar"
 
 

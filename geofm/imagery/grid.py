@@ -297,4 +297,4 @@ def continuous(area: BaseGeometry) -> BaseGeometry:
         return points + np.where(points[:, :1] < 0, [360.0, 0.0], [0.0, 0.0])
 
     moved: BaseGeometry = shapely.transform(area, move)
-    return moved
+    return moved if moved.area > 0 else area  # one that goes round the Earth jumps nowhere

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,6 +21,8 @@ from geofm.imagery.hosts import Access
 from geofm.imagery.identity import SUPERSEDED
 from geofm.imagery.items import Json
 from geofm.settings import CutSettings
+
+_lock = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -65,12 +68,18 @@ class Listed:
         return {name: getattr(self, name) for name in names}
 
 
-@lru_cache(maxsize=2)
 def every_item(items: Artifact) -> dict[int, Listed]:
     """The items that may be cut by row number; kept, since each part asks for one.
 
     These are the good ones, and those that another good one stands for (``superseded_by``).
     """
+    with _lock:  # threads that start together read the table once
+        return _every_item(items)
+
+
+@lru_cache(maxsize=2)
+def _every_item(items: Artifact) -> dict[int, Listed]:
+    """The same, read."""
     rows = records(items.table("items.parquet"))
     kept = items.manifest.facts["profiles"]
     profiles = {name: Source.model_validate(profile) for name, profile in kept.items()}

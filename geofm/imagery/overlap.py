@@ -36,6 +36,7 @@ class Claim:
         nodata: percent of pixels without data, 0 when unknown.
         geometry: where the scene has data, EPSG:4326.
         chip_bytes: about what one of its chips costs to download.
+        scene_bytes: about what its first chip costs besides, for files that are read whole.
     """
 
     collection: str
@@ -49,6 +50,7 @@ class Claim:
     grid: Grid
     geometry: BaseGeometry
     chip_bytes: float = 0.0
+    scene_bytes: float = 0.0
 
     def priority(self) -> tuple[tuple[int, ...], float, str]:
         """Smaller is better: newest baseline, fewest clouds, then by id."""
@@ -76,9 +78,10 @@ def find_owners(
     """
     owner = [np.full(len(some), -1, np.int64) for some in cells]
     groups: dict[tuple[str, str], list[int]] = defaultdict(list)
+    days = first_days(claims)
     for number, claim in enumerate(claims):
         if claim.acquisition and len(cells[number]):
-            groups[claim.collection, claim.time[:10]].append(number)
+            groups[claim.collection, days[claim.collection, claim.acquisition]].append(number)
     for members in groups.values():
         near = neighbours([claims[n] for n in members]) if len(members) > 1 else {}
         done: dict[int, _Owner] = {}
@@ -90,6 +93,15 @@ def find_owners(
             kept = cells[number][owner[number] < 0]
             done[place] = _Owner(number, claims[number], kept)
     return owner
+
+
+def first_days(claims: Sequence[Claim]) -> dict[tuple[str, str], str]:
+    """The day (UTC) on which each acquisition began: one that passes midnight has one day."""
+    days: dict[tuple[str, str], str] = {}
+    for claim in claims:
+        key = claim.collection, claim.acquisition
+        days[key] = min(days.get(key, claim.time[:10]), claim.time[:10])
+    return days
 
 
 def neighbours(claims: Sequence[Claim]) -> dict[int, set[int]]:

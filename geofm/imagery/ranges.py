@@ -88,6 +88,9 @@ class RangeSource:
     def forget(self, ranges: Sequence[Range]) -> None:
         """Drop what was fetched ahead."""
         gone = set(ranges)
+        for segment in self.segments:
+            if (segment.start, segment.end) in gone:
+                segment.data.cancel()
         self.segments = [s for s in self.segments if (s.start, s.end) not in gone]
 
     def read(self, offset: int, size: int) -> bytes:

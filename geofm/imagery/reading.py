@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import warnings
+from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -74,7 +75,7 @@ class Raster:
     """
 
     dataset: Any
-    fetched: Fetched
+    known: Fetched
     where: str
     source: RangeSource | None
     closing: ExitStack
@@ -86,6 +87,13 @@ class Raster:
     def __exit__(self, *error: object) -> None:
         """Close it."""
         self.closing.close()
+
+    @property
+    def fetched(self) -> Fetched:
+        """What is known of the bytes by now: an ETag may have been a passing fault."""
+        if self.source is None or self.known.sha256:
+            return self.known
+        return replace(self.known, etag=self.source.etag)
 
     def ranges(self, band: int, window: Window) -> list[Range]:
         """Byte ranges of the compressed blocks that a window touches; empty where nobody knows.
@@ -115,22 +123,37 @@ class Raster:
         Raises:
             Quarantine: ``truncated`` when the file is damaged, or what the network says.
         """
-        try:
-            return np.asarray(self.dataset.read(band, window=window))
-        except (RasterioError, ValueError, MemoryError) as error:
-            if self.source is not None and self.source.error is not None:
-                raise self.source.error from error
-            raise Quarantine(
-                "truncated",
-                f"{self.where}: pixels at {window.col_off},{window.row_off} can't be read",
-            ) from error
+        what = f"pixels at {window.col_off},{window.row_off}"
+        return self._ask(lambda: np.asarray(self.dataset.read(band, window=window)), what)
 
     def mask(self, band: int, window: Window) -> NDArray[np.bool_]:
-        """Where the file itself (mask or alpha band) says that a pixel is valid."""
+        """Where the file itself (mask or alpha band) says that a pixel is valid.
+
+        Raises:
+            Quarantine: as ``read``.
+        """
+        return self._ask(lambda: np.asarray(self.dataset.read_masks(band, window=window)) > 0,
+                         "its mask")  # fmt: skip
+
+    def _ask(self, call: Callable[[], NDArray[Any]], what: str) -> NDArray[Any]:
+        """What GDAL reads; a fault of the network is one, whatever GDAL makes of it."""
         try:
-            return np.asarray(self.dataset.read_masks(band, window=window)) > 0
-        except RasterioError as error:
-            raise Quarantine("truncated", f"{self.where}: its mask can't be read") from error
+            found = call()
+        except (RasterioError, ValueError, MemoryError) as error:
+            check_source(self.source)
+            raise Quarantine("truncated", f"{self.where}: {what} can't be read") from error
+        check_source(self.source)
+        return found
+
+
+def check_source(source: RangeSource | None) -> None:
+    """Raise what went wrong while GDAL was reading, which it may have taken for an end of file.
+
+    Raises:
+        Quarantine: as the network said.
+    """
+    if source is not None and source.error is not None:
+        raise source.error
 
 
 def driver_of(head: bytes, where: str) -> str:
@@ -218,8 +241,11 @@ def _open_ranges(source: RangeSource, where: str, declared: str) -> Raster:
 def _open(name: str, driver: str, where: str, source: RangeSource | None, **more: Any) -> Any:
     """Open by a pinned driver; what GDAL says becomes a quarantine."""
     try:
-        return rasterio.open(name, driver=driver, **more)
+        dataset = rasterio.open(name, driver=driver, **more)
     except (RasterioError, OSError) as error:
-        if source is not None and source.error is not None:
-            raise source.error from error
+        check_source(source)
         raise Quarantine("not_a_tiff", f"{where} can't be opened as {driver}") from error
+    if source is not None and source.error is not None:
+        dataset.close()
+        raise source.error
+    return dataset

@@ -18,6 +18,8 @@ from functools import lru_cache
 from typing import Any, Protocol, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
+import fsspec.asyn
+
 from geofm.imagery.hosts import Access, Signing, locate, s3_options, sign_url
 from geofm.imagery.http_client import Answer, Refused, address, ask, record
 from geofm.imagery.items import instant, scheme_of
@@ -270,31 +272,28 @@ class S3Asset:
     href: str
     access: Access
     signing: Signing = field(default_factory=Signing)
-    _told: Piece | None = field(default=None, repr=False)
 
     def whole(self, most: int) -> Piece | None:
-        """All bytes."""
-        info = self._info()
-        if info.total > most:
+        """All bytes; the beginning comes first and tells the size."""
+        if most < 1:
             return None
-        data = self._retry(lambda files: files.cat_file(self.href))
-        if len(data) != info.total:
-            raise Quarantine("truncated", f"{len(data)} of {info.total} bytes came", passing=True)
-        return Piece(data, info.total, info.etag)
+
+        def attempt(files: Any) -> Piece | None:
+            begin = s3_range(files, self.href, 0, min(most, BEGINNING))
+            if begin.total > most:
+                return None
+            if len(begin.data) == begin.total:
+                return begin
+            rest = s3_range(files, self.href, len(begin.data), begin.total)
+            if (rest.total, rest.etag) != (begin.total, begin.etag):
+                raise Fault("the object changed while it was read")
+            return Piece(begin.data + rest.data, begin.total, begin.etag)
+
+        return self._retry(attempt)
 
     def part(self, start: int, end: int) -> Piece:
-        """A range."""
-        info = self._info()
-        stop = min(end, info.total)
-        data = self._retry(lambda files: files.cat_file(self.href, start=start, end=stop))
-        return Piece(data, info.total, info.etag)
-
-    def _info(self) -> Piece:
-        """Size and ETag, asked for once."""
-        if self._told is None:
-            found = self._retry(lambda files: files.info(self.href))
-            self._told = Piece(b"", int(found["size"]), str(found.get("ETag", "")))
-        return self._told
+        """A range, with the size and the ETag that came with these very bytes."""
+        return self._retry(lambda files: s3_range(files, self.href, start, end))
 
     def _retry(self, call: Callable[[Any], T]) -> T:
         from botocore.exceptions import (
@@ -325,6 +324,24 @@ class S3Asset:
             return found
 
         return patiently(attempt, self.access.retries, self.href, host)
+
+
+def s3_range(files: Any, href: str, start: int, end: int) -> Piece:
+    """One request for a range of an object."""
+
+    async def get() -> tuple[bytes, str, str]:
+        bucket, key, _ = files.split_path(href)
+        span = f"bytes={start}-{end - 1}"
+        more = files.req_kw  # who pays
+        answer = await files._call_s3("get_object", Bucket=bucket, Key=key, Range=span, **more)
+        async with answer["Body"] as body:
+            return await body.read(), answer.get("ContentRange", ""), answer.get("ETag", "")
+
+    data, span, etag = fsspec.asyn.sync(files.loop, get)
+    first, total = _content_range(span)
+    if first != start or len(data) != min(end, total) - start:
+        raise Fault(f"{len(data)} bytes from {first} came, not from {start} to {end}")
+    return Piece(data, total, etag)
 
 
 def remote(href: str, access: Access, signing: Signing = Signing()) -> Remote:  # noqa: B008

@@ -161,28 +161,33 @@ def limit(windows: Windows, claims: Sequence[Claim], settings: CutSettings) -> N
     if settings.max_chips is not None:
         over |= np.arange(len(table)) >= settings.max_chips
     if settings.max_gib is not None:
-        over |= (table["bytes"].cumsum() > settings.max_gib * 2**30).to_numpy()
+        paid = table["bytes"] + table["once"].where(~table.duplicated("claim"), 0.0)
+        over |= (paid.cumsum() > settings.max_gib * 2**30).to_numpy()
     drop(windows, table, pd.Series(over, table.index), "over_budget")
 
 
 def candidates(windows: Windows, claims: Sequence[Claim], settings: CutSettings) -> pd.DataFrame:
     """The windows that are still in the plan, with what limits are applied by."""
     left = np.flatnonzero(windows.reason == 0)
-    scenes = pd.DataFrame(
-        {
-            "collection": [c.collection for c in claims],
-            "item_id": [c.item_id for c in claims],
-            "item_sha256": [c.item_sha256 for c in claims],
-            "grid": [c.grid.lattice for c in claims],
-            "season": [season_of(c.time, settings.season) for c in claims],
-            "cloud": [c.cloud for c in claims],
-            "age": [-moment(c.time) for c in claims],
-            "bytes": [c.chip_bytes for c in claims],
-        }
-    )
+    texts = {
+        "collection": [c.collection for c in claims],
+        "grid": [c.grid.lattice for c in claims],
+        "season": [season_of(c.time, settings.season) for c in claims],
+        "item_id": [c.item_id for c in claims],
+    }
+    # numbers in the order of the texts: a table of millions of windows has no room for texts
+    scenes = pd.DataFrame({name: pd.factorize(np.array(some, dtype=object), sort=True)[0]
+                           for name, some in texts.items()}, dtype=np.int32)  # fmt: skip
+    scenes["cloud"] = [c.cloud for c in claims]
+    scenes["age"] = [-moment(c.time) for c in claims]
+    scenes["bytes"] = [c.chip_bytes for c in claims]
+    scenes["once"] = [c.scene_bytes for c in claims]
     table = scenes.iloc[windows.claim[left]].reset_index(drop=True)
     x, y = windows.cells[left].T
-    table = table.assign(window=left, x=x, y=y)
+    table = table.assign(window=left, claim=windows.claim[left], x=x, y=y)
+    chance = np.array([int(c.item_sha256[:16], 16) for c in claims], dtype=np.uint64)
+    mixed = chance[table["claim"]] ^ (x.astype(np.uint64) << np.uint64(32)) ^ y.astype(np.uint64)
+    table["draw"] = pd.util.hash_array(mixed)
     square = np.empty((len(left), 2), np.int64)
     for number, claim in enumerate(claims):
         first, end = np.searchsorted(windows.claim[left], [number, number + 1])
@@ -190,7 +195,6 @@ def candidates(windows: Windows, claims: Sequence[Claim], settings: CutSettings)
             degrees = centres(claim.grid, windows.cells[left[first:end]])
             square[first:end] = np.floor(degrees / settings.stratum_deg).astype(np.int64)
     table["square"] = square[:, 0] * 100_000 + square[:, 1]
-    table["draw"] = pd.util.hash_pandas_object(table[["item_sha256", "x", "y"]], index=False)
     return table
 
 

@@ -11,11 +11,13 @@ import json
 import logging
 import shutil
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from data_catalog.canonical import digest_of
+from data_catalog.progress import tick
 from data_catalog.stage import Job
-from geofm.imagery.cutting import STATE, Order, cut_or_quarantine, quarantine_item
+from geofm.imagery.cutting import PIXELS, STATE, Order, cut_or_quarantine, quarantine_item
 from geofm.imagery.grid import Grid
 from geofm.imagery.items import Json
 from geofm.imagery.listed import access_of, every_item
@@ -24,6 +26,11 @@ from geofm.imagery.strips import to_runs
 from geofm.imagery.survey import Survey, survey
 
 log = logging.getLogger("geofm.cut")
+
+#: Reasons that lie with the reader as much as with the item.
+MAY_PASS = ("forbidden", "host_refused")
+#: Scenes cut at once while sealing.
+AT_ONCE = 4
 
 
 def orders_of(found: Survey) -> dict[int, Order]:
@@ -52,14 +59,17 @@ def settle(job: Job, folders: list[Path]) -> tuple[list[Path], Survey]:
     asked: set[int] = set()
     while True:
         states = {number: read_state(folder) for number, folder in current.items()}
-        again = {n for n, state in states.items() if state["state"] == "passing"} - asked
+        again = {n for n, state in states.items() if may_pass(state)} - asked
         asked |= again
         # what was out of reach is planned once more as if it were good
         found = survey(job, known_grids(states), found_bad(states, again))
         orders = orders_of(found)
         todo = [n for n, order in orders.items() if n in again or differs(order, states.get(n))]
-        for number in todo:
-            current[number] = cut_again(job, number, orders[number])
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            calls = {n: pool.submit(cut_again, job, n, orders[n]) for n in todo}
+            for done, (number, call) in enumerate(calls.items(), start=1):
+                current[number] = call.result()
+                tick("cut: settling", done, len(calls), "scenes")
         for number, problem in found.bad.items():
             if number in again or number not in states:
                 name = digest_of([everyone[number].key, problem.reason, problem.kept])
@@ -68,6 +78,11 @@ def settle(job: Job, folders: list[Path]) -> tuple[list[Path], Survey]:
         if not todo and not again:
             keep = set(orders) | set(found.bad)
             return [current[number] for number in sorted(current) if number in keep], found
+
+
+def may_pass(state: Json) -> bool:
+    """Whether a part should be tried again: an outage, or what credentials and settings forbade."""
+    return bool(state["state"] == "passing" or (state["bad"] and state["bad"][0] in MAY_PASS))
 
 
 def known_grids(states: Mapping[int, Json]) -> dict[int, Grid]:
@@ -93,14 +108,14 @@ def cut_again(job: Job, number: int, order: Order) -> Path:
     What comes of it is kept as a part, but for a scene that is out of reach still.
     """
     one = every_item(job.inputs["items"])[number]
-    part = job.part({}, ["settled", *one.covers, order.to_json()])
+    part = job.part({}, ["settled", *one.covers, order.to_json()], PIXELS)
     if job.store.has_part(part.key) and (kept := job.store.fetch_part(part.key)):
         return kept
     log.info("cut: cutting %s again", one.item_id)
     folder = empty_folder(job, part.key)
     access = access_of(job.inputs["items"], job.settings)
     cut_or_quarantine(one, job.settings, access, order, folder)
-    if read_state(folder)["state"] == "passing":
+    if may_pass(read_state(folder)):
         return folder
     with job.store.staging() as staged:
         shutil.move(folder, staged / "part")

@@ -1,8 +1,8 @@
 """Cells of a scene, strip by strip: what comes next is fetched while what is there is decoded.
 
 A strip is a run of neighbouring cells in one row. So many strips as fit into ``BATCH_BYTES`` of
-compressed blocks are asked for together; two batches are in memory at a time, whatever the scene's
-size.
+compressed blocks are asked for together; three batches are in memory at most, whatever the
+scene's size.
 """
 
 from __future__ import annotations
@@ -35,6 +35,11 @@ class _Batch:
     runs: list[Run] = field(default_factory=list)
     blocks: dict[str, set[Range]] = field(default_factory=dict)
     asked: list[tuple[RangeSource, list[Range]]] = field(default_factory=list)
+
+    def forget(self) -> None:
+        """Drop what was asked for."""
+        for source, ranges in self.asked:
+            source.forget(ranges)
 
     @property
     def bytes(self) -> int:
@@ -72,17 +77,21 @@ def cut_cells(
         Quarantine: for what is found wrong with the pixels.
     """
     grid, following = scene.grid, batches(scene, runs)
-    before, current = _Batch(), next(following, None)
-    while current is not None:
-        after = next(following, None)
-        for y, first, end in current.runs:
-            row, col = grid.window((first, y))
-            strip = read_strip(scene, row, col, grid.size, (end - first) * grid.size, seen)
-            for x in range(first, end):
-                yield (x, y), strip.part((x - first) * grid.size, grid.size)
-        for source, ranges in before.asked:
-            source.forget(ranges)
-        before, current = current, after
+    before, current, after = _Batch(), next(following, None), None
+    try:
+        while current is not None:
+            after = next(following, None)
+            for y, first, end in current.runs:
+                row, col = grid.window((first, y))
+                strip = read_strip(scene, row, col, grid.size, (end - first) * grid.size, seen)
+                for x in range(first, end):
+                    yield (x, y), strip.part((x - first) * grid.size, grid.size)
+            before.forget()
+            before, current, after = current, after, None
+    finally:  # also of what nobody waits for any more
+        for batch in (before, current, after):
+            if batch is not None:
+                batch.forget()
 
 
 def cut_one(scene: Scene, cell: Cell) -> NDArray[Any]:

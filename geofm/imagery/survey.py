@@ -19,7 +19,7 @@ from data_catalog.progress import tick
 from data_catalog.stage import Job
 from geofm.imagery.area import area_of
 from geofm.imagery.bands import find_band
-from geofm.imagery.cost import bytes_per_pixel, stated_place, wanted
+from geofm.imagery.cost import bytes_per_pixel, stated_place, wanted, whole_bytes
 from geofm.imagery.grid import Grid
 from geofm.imagery.hosts import Access
 from geofm.imagery.items import Json, instant, is_number
@@ -32,6 +32,8 @@ from geofm.settings import CutSettings, SearchSettings
 
 #: Items looked at at once; looking waits for the network, not for the processor.
 LOOKS = 8
+#: The settings that a scene's grid depends on.
+GRID = ("size_px", "gsd_m", "anchor", "bands")
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,10 @@ def claim_of(one: Listed, grid: Grid, settings: CutSettings) -> Claim:
     when = instant(one.datetime)
     if when is not None and when.tzinfo:
         when = when.astimezone(UTC)
-    per_pixel = sum(bytes_per_pixel(item, b, grid) for b in wanted(item, one.profile, settings))
+    bands = wanted(item, one.profile, settings)
+    once = sum({b.asset: whole_bytes(item, b, grid, settings) for b in bands}.values())
+    by_pixel = [b for b in bands if not whole_bytes(item, b, grid, settings)]
+    per_pixel = sum(bytes_per_pixel(item, b, grid) for b in by_pixel)
     return Claim(
         collection=one.collection,
         item_id=one.item_id,
@@ -129,6 +134,7 @@ def claim_of(one: Listed, grid: Grid, settings: CutSettings) -> Claim:
         grid=grid,
         geometry=one.geometry,
         chip_bytes=per_pixel * grid.size**2,
+        scene_bytes=once,
     )
 
 
@@ -148,7 +154,7 @@ def look_at(job: Job, listed: Sequence[Listed]) -> dict[int, Grid | Quarantine]:
     """The grid of each scene by its headers, or what is wrong with it, by row number."""
     settings: CutSettings = job.settings
     access = access_of(job.inputs["items"], settings)
-    kept = job.store.scratch(digest_of({"grids of": job.identity}))
+    kept = job.store.scratch(digest_of({"grids of": job.identity_by(GRID)}))
     found: dict[int, Grid | Quarantine] = {}
     with ThreadPoolExecutor(LOOKS) as pool:
         calls = {one.number: pool.submit(look_once, one, settings, access, kept) for one in listed}
@@ -173,7 +179,7 @@ def look_once(one: Listed, settings: CutSettings, access: Access, kept: Path) ->
         ) as scene:
             answer: Json = {"grid": asdict(scene.grid)}
     except Quarantine as problem:
-        if problem.passing:
+        if problem.passing or problem.reason == "forbidden":
             return problem
         answer = {"bad": {"reason": problem.reason, "detail": problem.detail}}
     beside = file.with_suffix(f".{os.getpid()}")

@@ -220,12 +220,23 @@ def test_overlapping_tiles_share_their_ground_once(run: Run) -> None:
 
 @pytest.mark.parametrize(
     "second",
-    [{"datetime": "2020-01-02T00:00:00Z"}, {"s2:datatake_id": None}],
+    [
+        {
+            "datetime": "2020-01-02T00:00:00Z",
+            "s2:datatake_id": "GS2A_20200102T000000_000002_N05.00",
+        },
+        {"s2:datatake_id": None},
+    ],
     ids=["another day", "no pass"],
 )
 def test_ground_of_other_days_is_kept(run: Run, second: dict[str, Any]) -> None:
     overlap_pair(run, **second)
     assert len(good(run.chips())) == 8
+
+
+def test_an_acquisition_that_passes_midnight_is_one(run: Run) -> None:
+    overlap_pair(run, datetime="2020-01-02T00:00:05Z")
+    assert len(good(run.chips())) == 6
 
 
 def test_two_passes_of_one_day_share_their_ground(run: Run) -> None:

@@ -5,8 +5,9 @@ import math
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from shapely.geometry import box
 
-from geofm.imagery.grid import METRES_PER_DEGREE, footprints, make_grid
+from geofm.imagery.grid import METRES_PER_DEGREE, continuous, footprints, make_grid
 from geofm.imagery.quarantine import Quarantine
 
 corner = st.integers(-90_000, 90_000)
@@ -68,6 +69,10 @@ def test_degrees_are_read_as_metres_at_the_equator() -> None:
     grid = make_grid("EPSG:4326", (step, 0, 2.0, 0, -step, 49.0), (64, 64), 32, 10.0)
     assert grid.gsd == step
     assert grid.metres == pytest.approx(10)
+
+
+def test_an_area_round_the_whole_earth_stays_one() -> None:
+    assert continuous(box(-180, -90, 180, 90)).area == 360 * 180
 
 
 def test_footprints_run_on_past_the_antimeridian() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import rasterio
+import s3fs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rasterio.io import MemoryFile
@@ -22,7 +23,7 @@ from geofm.imagery.hosts import Access, Signing
 from geofm.imagery.quarantine import Quarantine
 from geofm.imagery.ranges import BLOCK, GAP, MOST_RANGE, RangeSource, coalesce
 from geofm.imagery.reading import GDAL, fetch, open_raster
-from geofm.imagery.remote import Piece
+from geofm.imagery.remote import Piece, S3Asset
 from geofm.imagery.scene import open_scene
 from geofm.imagery.strips import cut_cells, to_runs
 from geofm.settings import CutSettings
@@ -104,6 +105,19 @@ def test_a_file_that_changes_between_two_ranges_is_noticed(ahead: bool) -> None:
     assert found.value.passing
 
 
+def test_an_object_that_is_shortened_between_two_ranges_is_noticed(s3: str) -> None:
+    # one of the same size would show by its ETag, which this gateway does not give
+    files = s3fs.S3FileSystem(skip_instance_cache=True)
+    place = f"{s3}/changes.bin"
+    files.pipe_file(place, DATA)
+    source = RangeSource(S3Asset(place, Access("https://example.org")), 1, "here")
+    assert source.read(3 * BLOCK, 100) == DATA[3 * BLOCK : 3 * BLOCK + 100]
+    files.pipe_file(place, DATA[: len(DATA) // 2])
+    with pytest.raises(Quarantine) as found:
+        source.read(30 * BLOCK, 100)
+    assert found.value.passing
+
+
 def cog(pixels: np.ndarray[Any, Any]) -> bytes:
     """A COG with overviews, in blocks of 64."""
     with MemoryFile() as memory:
@@ -167,6 +181,61 @@ def test_a_block_beyond_the_end_of_the_file_is_told_before_it_is_read(world: Wor
         open_scene(item, shape(item["geometry"]), source, settings, access) as scene,
     ):
         list(cut_cells(scene, to_runs(scene.grid.cells())))
+
+
+def masked() -> bytes:
+    """A TIFF whose mask lies far behind its beginning."""
+    pixels = texture(512, 512)
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), MemoryFile() as memory:
+        with memory.open(
+            driver="GTiff", height=512, width=512, count=1, dtype="uint16", crs="EPSG:32631",
+            transform=rasterio.Affine(10, 0, 448_000, 0, -10, 5_411_200), tiled=True,
+            blockxsize=64, blockysize=64, compress="deflate",
+        ) as file:  # fmt: skip
+            file.write(pixels, 1)
+            file.write_mask(np.arange(512 * 512).reshape(512, 512) % 3 > 0)
+        return bytes(memory.read())
+
+
+@pytest.mark.parametrize("lost", range(1, 12))
+def test_an_outage_is_never_taken_for_damage_or_for_data(lost: int) -> None:
+    """Whichever request fails: the pixels and their mask are right, or the fault may pass."""
+
+    class Failing(Bytes):
+        def part(self, start: int, end: int) -> Piece:
+            piece = super().part(start, end)
+            if len(self.asked) == lost:
+                raise Quarantine("unreachable", "an outage", passing=True)
+            return piece
+
+    window = Window(0, 0, 512, 512)
+    asset = Failing(masked())
+    try:
+        with (
+            rasterio.Env(**GDAL),
+            open_raster(RangeSource(asset, 0, "here"), "here") as raster,
+        ):
+            assert np.array_equal(raster.read(1, window), texture(512, 512))
+            flags = {flag.name for flag in raster.dataset.mask_flag_enums[0]}
+            assert "per_dataset" in flags
+            assert raster.mask(1, window).mean() == pytest.approx(2 / 3, abs=0.01)
+    except Quarantine as fault:
+        assert fault.passing
+    else:
+        assert len(asset.asked) < lost, "the fault was never met"
+
+
+def test_a_passing_etag_is_not_written_down() -> None:
+    class Passing(Bytes):
+        def part(self, start: int, end: int) -> Piece:
+            piece = super().part(start, end)
+            return Piece(piece.data, piece.total, '"fault"') if len(self.asked) == 1 else piece
+
+    asset = Passing(masked())
+    source = RangeSource(asset, 1, "here")
+    with rasterio.Env(**GDAL), open_raster(source, "here") as raster:
+        raster.read(1, Window(0, 0, 512, 512))
+        assert raster.fetched.etag == '"a"'
 
 
 def test_jpeg_2000_is_read_by_range(world: World) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -155,6 +156,15 @@ def test_strata_and_budgets_are_filled_evenly() -> None:
     assert [len(even.chosen(n)) for n in (0, 1)] == [6, 6]
     assert told(even)["over_budget"] == 97
     assert told(plan(near, far, max_gib=5 / 1024))[""] == 5
+
+
+def test_a_file_that_is_read_whole_is_paid_by_its_first_chip() -> None:
+    scenes = [
+        replace(claim(f"s{n}", west=WEST + 6400.0 * n), chip_bytes=0.0, scene_bytes=2.0**30)
+        for n in range(6)
+    ]
+    windows = plan(*scenes, max_gib=2.5)
+    assert sum(len(windows.chosen(n)) > 0 for n in range(6)) == 2
 
 
 SCENES = st.lists(

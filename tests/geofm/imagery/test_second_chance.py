@@ -9,6 +9,7 @@ import pytest
 import s3fs
 
 from data_catalog.catalogue import open_catalogue
+from data_catalog.errors import RunError
 from data_catalog.run import run_stage
 from data_catalog.store import open_store
 from geofm.imagery import cut
@@ -110,6 +111,41 @@ def test_what_was_settled_once_is_not_fetched_again_another_night(run: Run) -> N
     second = good(run.chips())
     assert set(second.item_id) == {"a", "other", "v3"}
     assert {p for p in run.world.asked if p.startswith("/files")} == {"/files/a/red.tif"}
+
+
+def test_raising_a_limit_fetches_nothing_again(run: Run) -> None:
+    add_scene(run.world, "a", {"red": RED})
+    spoilt = add_scene(run.world, "b", {"red": RED}, north=NORTH - 6400)
+    spoilt["assets"]["red"]["file:checksum"] = "1220" + "0" * 64
+    with pytest.raises(RunError, match=r"cut\.max_failed"):
+        run.chips(max_failed=0.1)
+    run.world.asked.clear()
+    assert len(good(run.chips(max_failed=0.6, retries=2, requests_per_s=1000.0))) == 4
+    assert not [path for path in run.world.asked if path.startswith("/files")]
+
+
+def test_what_was_forbidden_is_asked_for_again(run: Run) -> None:
+    add_scene(run.world, "a", {"red": RED})
+    add_scene(run.world, "b", {"red": RED}, north=NORTH - 6400)
+    run.world.faults["/files/b/red.tif"] += [403] * 20
+    first = run.chips()
+    assert reasons(first) == {"b": "forbidden"}
+    assert first.manifest.facts["retry"] == 1
+    run.world.faults.clear()
+    second = run.chips()
+    assert set(good(second).item_id) == {"a", "b"}
+    assert "retry" not in second.manifest.facts
+
+
+def test_a_scene_that_lost_all_its_ground_is_not_read(run: Run) -> None:
+    day = identity("31UDQ", "05.00", "2023-01-01")
+    add_scene(run.world, "a", {"red": texture(128, 128)}, **day)
+    add_scene(run.world, "b", {"red": RED}, **{**day, **identity("31UEQ", "05.00", "2023-01-01")})
+    run.world.asked.clear()
+    frame = run.chips().table("chips.parquet")
+    assert set(frame[frame.item_id == "b"].reason) == {"overlap"}
+    assert set(frame[frame.item_id == "b"].witness) == {"a"}
+    assert not [path for path in run.world.asked if path.startswith("/files/b")]
 
 
 def test_a_new_version_out_of_reach_keeps_its_place(run: Run) -> None:
