@@ -40,6 +40,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from loopback import served
 
 Json = dict[str, Any]
 HERE = Path(__file__).parent
@@ -176,18 +177,6 @@ def median(rows: list[Json]) -> Json:
         return rows[0]
     middle = statistics.median_low(row["seconds"] for row in timed)
     return next(row for row in timed if row["seconds"] == middle)
-
-
-@contextmanager
-def served(command: list[Any]) -> Iterator[str]:
-    """A server's address until the block ends."""
-    process = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        yield process.stdout.readline().strip()
-    finally:
-        process.terminate()
-        process.wait(10)
 
 
 def counted(url: str, reset: bool = False) -> Json:

@@ -23,14 +23,14 @@ import tempfile
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from queue import Queue
 from typing import Any
+
+from loopback import served
 
 Json = dict[str, Any]
 TABLE = Path(__file__).parent / "results" / "faults.csv"
@@ -150,18 +150,6 @@ def out_of_reach(store: Path, made: dict[str, str]) -> bool:
     """Whether a stage of the run says that another run may get more."""
     manifests = [next(store.glob(f"artifacts/*/{d}/manifest.json")) for d in made.values()]
     return any(json.loads(file.read_bytes())["facts"].get("retry") for file in manifests)
-
-
-@contextmanager
-def served(command: list[Any]) -> Iterator[str]:
-    """A server's address until the block ends."""
-    process = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        yield process.stdout.readline().strip()
-    finally:
-        process.terminate()
-        process.wait(10)
 
 
 def known() -> list[dict[str, str]]:

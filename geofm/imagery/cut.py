@@ -34,7 +34,7 @@ from geofm.imagery.items import Json
 from geofm.imagery.listed import access_of, every_item, listed_items
 from geofm.imagery.quarantine import Quarantine
 from geofm.imagery.sampling import REASONS
-from geofm.imagery.settle import orders_of, read_state, settle
+from geofm.imagery.settle import AT_ONCE, orders_of, read_state, settle
 from geofm.imagery.survey import Survey, survey
 from geofm.settings import CutSettings
 
@@ -206,5 +206,5 @@ STAGE = Stage(
     plan=plan,
     work=work,
     seal=seal,
-    at_once=4,
+    at_once=AT_ONCE,
 )

@@ -29,7 +29,7 @@ log = logging.getLogger("geofm.cut")
 
 #: Reasons that lie with the reader as much as with the item.
 MAY_PASS = ("forbidden", "host_refused")
-#: Scenes cut at once while sealing.
+#: Scenes that one worker cuts at once; they mostly wait for the network.
 AT_ONCE = 4
 
 

@@ -119,9 +119,8 @@ def claim_of(one: Listed, grid: Grid, settings: CutSettings) -> Claim:
     if when is not None and when.tzinfo:
         when = when.astimezone(UTC)
     bands = wanted(item, one.profile, settings)
-    once = sum({b.asset: whole_bytes(item, b, grid, settings) for b in bands}.values())
-    by_pixel = [b for b in bands if not whole_bytes(item, b, grid, settings)]
-    per_pixel = sum(bytes_per_pixel(item, b, grid) for b in by_pixel)
+    whole = {band.asset: whole_bytes(item, band, grid, settings) for band in bands}
+    per_pixel = sum(bytes_per_pixel(item, b, grid) for b in bands if not whole[b.asset])
     return Claim(
         collection=one.collection,
         item_id=one.item_id,
@@ -134,7 +133,7 @@ def claim_of(one: Listed, grid: Grid, settings: CutSettings) -> Claim:
         grid=grid,
         geometry=one.geometry,
         chip_bytes=per_pixel * grid.size**2,
-        scene_bytes=once,
+        scene_bytes=sum(whole.values()),
     )
 
 

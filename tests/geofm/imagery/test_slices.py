@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -16,15 +15,9 @@ from geofm.imagery.query import Query, interval
 from geofm.imagery.slices import extent_of, halves, matched
 from geofm.imagery.watermark import Before
 from geofm.settings import SearchSettings
-from tests.geofm.imagery.filter_api import Api, an_item, serve_api
+from tests.geofm.imagery.filter_api import Api, an_item
 
 DAY = datetime(2020, 1, 1, tzinfo=UTC)
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[Api]:
-    with serve_api() as served:
-        yield served
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pandas as pd
@@ -18,16 +17,10 @@ from geofm.imagery.listing import list_catalogue
 from geofm.imagery.search import STAGE
 from geofm.imagery.watermark import Before, before_of, withdrawn
 from geofm.settings import SearchSettings
-from tests.geofm.imagery.filter_api import FILTER, QUERY, Api, an_item, serve_api
+from tests.geofm.imagery.filter_api import FILTER, QUERY, Api, an_item
 from tests.geofm.imagery.small_world import identity
 
 S2 = "sentinel-2-test"
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[Api]:
-    with serve_api() as served:
-        yield served
 
 
 @pytest.fixture
