@@ -47,6 +47,7 @@ def make_job(
         seed=seed if stage.seeded else 0,
         device=device,
         catalogue=catalogue,
+        fields=stage.fields,
     )
 
 

@@ -63,7 +63,7 @@ def run_stage(name: str, run: Run) -> Artifact:
         stage,
         run.store,
         inputs,
-        getattr(recipe, name),
+        getattr(recipe, stage.section or name),
         recipe.compute.seed,
         recipe.compute.device,
         run.catalogue.url,
