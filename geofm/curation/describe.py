@@ -1,0 +1,113 @@
+"""Stage ``describe``: descriptors, perceptual hash and thumbnail of every usable chip.
+
+What later stages need of pixels they find here, so that no tar is opened twice. A part is one tar;
+nothing depends on a setting or a seed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from data_catalog.artifact import Artifact
+from data_catalog.canonical import digest_of
+from data_catalog.errors import RunError
+from data_catalog.stage import Job, Part, Sealed, Stage
+from data_catalog.tables import read_table, write_table
+from geofm.curation.descriptors import THUMBNAIL, measure
+from geofm.curation.hashing import canonical_hash, hash_thumbnails
+from geofm.curation.parts import chips_by_part, covers, ok_chips, read_pixels
+
+VERSION = "1"
+TABLE, THUMBNAILS = "descriptors.parquet", "thumbnails.npy"
+
+
+def plan(job: Job) -> list[Part]:
+    """One part per tar of chips."""
+    chips = job.inputs["chips"]
+    return [
+        Part(
+            digest_of({"descriptors": VERSION, "covers": covers(chips, part, refs)}),
+            {"part": part},
+        )
+        for part, refs in chips_by_part(chips).items()
+    ]
+
+
+def work(job: Job, part: Part, folder: Path) -> None:
+    """Describe the chips of one tar: ``descriptors.parquet`` and ``thumbnails.npy``."""
+    chips, name = job.inputs["chips"], part.payload["part"]
+    refs = chips_by_part(chips)[name]
+    rows: list[dict[str, Any]] = []
+    thumbnails = np.empty((len(refs), THUMBNAIL, THUMBNAIL), np.uint8)
+    for number, (ref, pixels) in enumerate(zip(refs, read_pixels(chips, name, refs), strict=True)):
+        row, thumbnails[number] = measure(pixels, ref.bands, ref.scale)
+        rows.append({"chip_id": ref.chip_id, **row})
+    table = pd.DataFrame(rows)
+    hashes = hash_thumbnails(thumbnails)
+    table.insert(1, "hash", hashes)
+    table.insert(2, "hash_canonical", canonical_hash(hashes))
+    write_table(table, folder / TABLE)
+    np.save(folder / THUMBNAILS, thumbnails)
+
+
+def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
+    """Join the parts in the order of ``chips.parquet``: row r of both files is one chip."""
+    ids = ok_chips(job.inputs["chips"], ["chip_id"])["chip_id"].astype(str)
+    row_of = {chip_id: row for row, chip_id in enumerate(ids)}
+    tables = [read_table(part / TABLE) for part in folders]
+    shape = (len(ids), THUMBNAIL, THUMBNAIL)
+    if not len(ids):  # nothing can be mapped
+        np.save(folder / THUMBNAILS, np.empty(shape, np.uint8))
+        write_table(pd.DataFrame({"chip_id": ids}), folder / TABLE)
+        return Sealed(counts={"rows_in": 0, "rows_out": 0}, facts={"thumbnail_px": THUMBNAIL})
+    thumbnails = np.lib.format.open_memmap(folder / THUMBNAILS, "w+", np.uint8, shape)
+    for part, table in zip(folders, tables, strict=True):
+        rows = [row_of[str(chip_id)] for chip_id in table["chip_id"]]
+        thumbnails[rows] = np.load(part / THUMBNAILS)
+    thumbnails.flush()
+    joined = pd.concat(tables, ignore_index=True)
+    place = joined["chip_id"].astype(str).map(row_of).to_numpy()
+    joined = joined.iloc[np.argsort(place, kind="stable")]
+    write_table(joined, folder / TABLE)
+    return Sealed(
+        counts={"rows_in": len(ids), "rows_out": len(joined)},
+        facts={"thumbnail_px": THUMBNAIL, "constant": int(joined["constant"].sum())},
+    )
+
+
+def load_descriptors(
+    descriptors: Artifact, chip_ids: list[str]
+) -> tuple[pd.DataFrame, NDArray[np.uint8]]:
+    """Rows and thumbnails [n, 64, 64] of some chips, in the order of ``chip_ids``.
+
+    Raises:
+        RunError: when a chip is not described.
+    """
+    table = descriptors.table(TABLE)
+    row_of = {str(chip_id): row for row, chip_id in enumerate(table["chip_id"])}
+    missing = [chip_id for chip_id in chip_ids if chip_id not in row_of]
+    if missing:
+        raise RunError(
+            f"descriptors {descriptors.digest[:12]} lack {len(missing)} of {len(chip_ids)} chips, "
+            f"e.g. {missing[0]}; describe these chips"
+        )
+    rows = np.array([row_of[chip_id] for chip_id in chip_ids], dtype=np.int64)
+    thumbnails = np.load(descriptors.local(THUMBNAILS), mmap_mode="r", allow_pickle=False)
+    return table.iloc[rows].reset_index(drop=True), thumbnails[rows]
+
+
+STAGE = Stage(
+    name="describe",
+    version=VERSION,
+    kind="descriptors",
+    inputs=("chips",),
+    software=("numpy",),
+    plan=plan,
+    work=work,
+    seal=seal,
+)
