@@ -9,103 +9,34 @@ reason for anything; only what they look like counts.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
-from data_catalog.artifact import Artifact
-from data_catalog.canonical import canonical, digest_of
-from data_catalog.errors import RunError
-from data_catalog.stage import Job, Part, Sealed, Stage
+from data_catalog.stage import Job, Sealed, Stage, no_parts, no_work
 from data_catalog.tables import write_table
 from geofm.curation import audit
-from geofm.curation.decide import Pool, decide
-from geofm.curation.descriptors import describe
-from geofm.curation.parts import chips_by_part, covers, ok_chips, read_pixels
-from geofm.curation.scores import apply_gates, quality
+from geofm.curation.decide import decide
+from geofm.curation.pool import load_pool, load_vectors
 from geofm.curation.space import Floats
 from geofm.settings import CurateSettings
 
-VERSION = "1"
-CHIP_COLUMNS = ["chip_id", "collection", "crs", "transform", "pixel_sha256", "bands", "scale"]
-SHARES = {"valid_fraction": "valid", "cloud_fraction": "cloud", "saturated_fraction": "saturated"}
-
-
-def plan(job: Job) -> list[Part]:
-    """One part per tar of chips: its descriptors, which depend on no setting and no seed."""
-    chips = job.inputs["chips"]
-    return [
-        Part(
-            digest_of({"descriptors": VERSION, "covers": covers(chips, part, refs)}),
-            {"part": part},
-        )
-        for part, refs in chips_by_part(chips).items()
-    ]
-
-
-def work(job: Job, part: Part, folder: Path) -> None:
-    """Describe the chips of one tar: ``descriptors.json``, by chip id."""
-    chips, name = job.inputs["chips"], part.payload["part"]
-    refs = chips_by_part(chips)[name]
-    found = {}
-    for ref, pixels in zip(refs, read_pixels(chips, name, refs), strict=True):
-        found[ref.chip_id] = describe(pixels, ref.bands, ref.scale)
-    (folder / "descriptors.json").write_bytes(canonical(found))
-
-
-def load_pool(chips: Artifact, folders: list[Path]) -> pd.DataFrame:
-    """Usable chips sorted by id, with descriptors, shares (valid, cloud, saturated) and quality."""
-    table = ok_chips(chips, [*CHIP_COLUMNS, *SHARES]).rename(columns=SHARES)
-    for share in SHARES.values():
-        table[share] = table[share].astype(np.float64)
-    table["saturated"] = table["saturated"].fillna(0.0)
-    table = table.sort_values("chip_id", ignore_index=True)
-    described: dict[str, dict[str, Any]] = {}
-    for folder in folders:
-        described |= json.loads((folder / "descriptors.json").read_bytes())
-    for column in ("entropy", "gradient", "constant", "band_means"):
-        table[column] = [described[chip_id][column] for chip_id in table["chip_id"]]
-    for column in ("entropy", "gradient"):
-        table[column] = table[column].astype(np.float64)
-    table["quality"] = quality(table)
-    return table
-
-
-def load_vectors(embeddings: Artifact, chip_ids: list[str]) -> NDArray[np.float16]:
-    """Embeddings [n, d] in the order of ``chip_ids``.
-
-    Raises:
-        RunError: when the embeddings are of other chips.
-    """
-    ids = embeddings.table("ids.parquet")["chip_id"].astype(str).tolist()
-    row_of = {chip_id: row for row, chip_id in enumerate(ids)}
-    if set(ids) != set(chip_ids) or len(ids) != len(row_of):
-        raise RunError(
-            f"embeddings {embeddings.digest[:12]} are not of these chips "
-            f"({len(ids)} vectors, {len(chip_ids)} chips); embed these chips"
-        )
-    vectors = np.load(embeddings.local("embeddings.npy"), mmap_mode="r", allow_pickle=False)
-    rows = np.array([row_of[chip_id] for chip_id in chip_ids], dtype=np.int64)
-    return np.asarray(vectors[rows], dtype=np.float16)
+VERSION = "2"
 
 
 def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
     """Decide: ``decisions.parquet``, and ``centre.npy`` with which similarities are computed."""
     settings: CurateSettings = job.settings
-    table = load_pool(job.inputs["chips"], folders)
-    chip_ids = table["chip_id"].astype(str).tolist()
-    rules, reasons = apply_gates(table, settings)
-    passed = np.flatnonzero([rule == "" for rule in rules])
+    pool = load_pool(job.inputs["chips"], job.inputs["descriptors"], settings)
+    table, chip_ids = pool.table, pool.ids
     vectors = load_vectors(job.inputs["embeddings"], chip_ids)
-    outcome = decide(Pool(table.iloc[passed], vectors[passed]), settings, job.seed)
+    outcome = decide(pool, vectors, settings, job.seed)
+    passed = np.sort(pool.order)
 
-    decisions = pd.DataFrame({"chip_id": chip_ids, "decision": "drop", "rule": rules})
-    decisions["reason"] = reasons
+    decisions = pd.DataFrame({"chip_id": chip_ids, "decision": "drop", "rule": pool.rules})
+    decisions["reason"] = pool.reasons
     decisions["witness_id"] = ""
     decisions["similarity"] = np.nan
     for column in ("quality", "entropy", "gradient", "valid", "cloud", "saturated"):
@@ -150,10 +81,10 @@ STAGE = Stage(
     name="curate",
     version=VERSION,
     kind="decisions",
-    inputs=("chips", "embeddings"),
+    inputs=("chips", "descriptors", "embeddings"),
     software=("faiss-cpu", "numpy", "scipy"),
-    plan=plan,
-    work=work,
+    plan=no_parts,
+    work=no_work,
     seal=seal,
     seeded=True,
 )

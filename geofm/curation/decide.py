@@ -9,16 +9,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from data_catalog.canonical import digest_of
 from geofm.curation import audit
-from geofm.curation.duplicates import (
-    Edges,
-    collapse_identical,
-    find_edges,
-    first_true,
-    neighbour_lists,
-)
-from geofm.curation.leader import Leaders, choose_leaders, total_order
+from geofm.curation.duplicates import Edges, find_edges, first_true, neighbour_lists
+from geofm.curation.leader import Leaders, choose_leaders
+from geofm.curation.pool import Pool
 from geofm.curation.selection import (
     budget_count,
     ground_region,
@@ -28,14 +22,6 @@ from geofm.curation.selection import (
 )
 from geofm.curation.space import Floats, Indices, Space, make_space, nearest
 from geofm.settings import CurateSettings
-
-
-@dataclass(frozen=True)
-class Pool:
-    """Chips that passed the gates, sorted by id, and their embeddings [n, d] (float16)."""
-
-    chips: pd.DataFrame
-    vectors: NDArray[np.float16]
 
 
 @dataclass(frozen=True)
@@ -50,35 +36,35 @@ class Outcome:
     measures: dict[str, Any]
 
 
-def decide(pool: Pool, settings: CurateSettings, seed: int) -> Outcome:
-    """Apply the rules after the gates to a pool.
+def decide(
+    pool: Pool, vectors: NDArray[np.float16], settings: CurateSettings, seed: int
+) -> Outcome:
+    """Apply the rules after the gates to a pool with its embeddings [n, d].
+
+    ``rows`` of the outcome are those that passed the gates, in the pool's order.
 
     Raises:
         UsageError: when the budget is larger than the pool, or the threshold far too low.
         CheckError: when the audit finds a missed pair, or the leader rule does not hold.
     """
-    chips = pool.chips.reset_index(drop=True)
-    ids = chips["chip_id"].astype(str).tolist()
-    order = total_order(chips["quality"].to_numpy(np.float64), ids)
-    stands_for = collapse_identical(_contents(chips), order)
-    distinct = np.unique(stands_for)
-    place = np.full(len(ids), -1, dtype=np.int64)
+    passed, distinct = np.sort(pool.order), pool.distinct
+    place = np.full(len(pool.table), -1, dtype=np.int64)
     place[distinct] = np.arange(len(distinct))
 
     # from here on, rows are those of the distinct chips
-    space = make_space(pool.vectors[distinct])
+    space = make_space(vectors[distinct])
     edges = find_edges(space, settings.threshold)
     certificate = audit.audit_edges(space, edges, settings.threshold, seed)
     audit.require_complete(certificate)
-    leaders = choose_leaders(place[order[np.isin(order, distinct)]], edges)
-    kept = _select(chips.iloc[distinct], space, leaders, settings, seed)
+    leaders = choose_leaders(place[pool.order[np.isin(pool.order, distinct)]], edges)
+    kept = _select(pool.table.iloc[distinct], space, leaders, settings, seed)
     witness, similarity, near = _witnesses(space, edges, kept)
 
     leader = np.where(leaders.kept, np.arange(len(distinct)), leaders.witness)
-    mine = place[stands_for]
-    groups = np.bincount(leader[mine]) if len(ids) else np.zeros(1, dtype=np.int64)
+    mine = place[pool.stands_for[passed]]
+    groups = np.bincount(leader[mine]) if len(mine) else np.zeros(1, dtype=np.int64)
     rows = _Rows(
-        ids, distinct, stands_for, mine, kept, near, leaders, leader, witness, similarity, groups
+        pool.ids, passed, distinct, mine, kept, near, leaders, leader, witness, similarity, groups
     )
     everyone = np.arange(len(distinct))
     return Outcome(
@@ -89,15 +75,6 @@ def decide(pool: Pool, settings: CurateSettings, seed: int) -> Outcome:
         certificate=certificate,
         measures=audit.measure_kept(space, everyone, np.flatnonzero(kept), seed),
     )
-
-
-def _contents(chips: pd.DataFrame) -> list[str]:
-    """What makes two chips the same: pixels, and what their numbers mean."""
-    columns = (chips[name].tolist() for name in ("pixel_sha256", "bands", "scale"))
-    return [
-        digest_of([str(pixels), [str(band) for band in bands], [float(value) for value in scale]])
-        for pixels, bands, scale in zip(*columns, strict=True)
-    ]
 
 
 def _select(
@@ -142,11 +119,11 @@ def _witnesses(
 
 @dataclass(frozen=True)
 class _Rows:
-    """Results by chip of the pool (ids, stands_for, mine) and by distinct chip (the others)."""
+    """Ids by chip, ``mine`` by chip that passed the gates, and the others by distinct chip."""
 
     ids: list[str]
+    passed: Indices
     distinct: Indices
-    stands_for: Indices
     mine: Indices
     kept: NDArray[np.bool_]
     near: NDArray[np.bool_]
@@ -158,12 +135,12 @@ class _Rows:
 
 
 def _write(rows: _Rows, settings: CurateSettings) -> pd.DataFrame:
-    """One row per chip of the pool, in words."""
+    """One row per chip that passed the gates, in words."""
     names = [rows.ids[row] for row in rows.distinct]
     found = []
-    for number, chip_id in enumerate(rows.ids):
-        mine = int(rows.mine[number])
-        copy = int(rows.stands_for[number]) != number
+    for number, row in enumerate(rows.passed):
+        chip_id, mine = rows.ids[row], int(rows.mine[number])
+        copy = int(rows.distinct[mine]) != int(row)
         leader = names[rows.leader[mine]]
         witness, similarity = names[rows.witness[mine]], float(rows.similarity[mine])
         decision = "drop"
