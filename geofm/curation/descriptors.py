@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from geofm.imagery.radiometry import rgb_index, to_rgb, to_unit
+from geofm.imagery.radiometry import rgb_index, to_unit
 
 Floats = NDArray[np.float64]
 #: Rec. 601 luma weights of red, green and blue.
@@ -22,12 +22,12 @@ LUMA = np.array([0.299, 0.587, 0.114])
 THUMBNAIL = 64
 
 
-def luminance(rgb: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Grey picture [height, width] in 0..1 of [3, height, width]."""
+def luminance(rgb: Sequence[NDArray[np.float32]] | NDArray[np.float32]) -> NDArray[np.float32]:
+    """Grey picture [height, width] of red, green and blue [height, width]."""
     weights = LUMA.astype(np.float32)
     grey = rgb[0] * weights[0]
-    grey += rgb[1] * weights[1]
-    grey += rgb[2] * weights[2]
+    for band, weight in zip(rgb[1:], weights[1:], strict=True):
+        grey += band * weight
     return np.asarray(grey, dtype=np.float32)
 
 
@@ -49,26 +49,32 @@ def _entropy(counts: NDArray[np.int64]) -> float:
 
 def gradient_energy(grey: NDArray[np.floating[Any]]) -> float:
     """Mean squared difference between neighbouring pixels, along rows plus along columns."""
-    total = 0.0
-    for axis in (0, 1):
-        steps = np.diff(grey, axis=axis)
-        np.square(steps, out=steps)
-        total += float(steps.mean()) if steps.size else 0.0
-    return total
+    down, right = grey[1:] - grey[:-1], grey[:, 1:] - grey[:, :-1]
+    return float(_mean_square(down) + _mean_square(right))
 
 
-def block_means(pixels: NDArray[np.generic], edge: int = THUMBNAIL) -> NDArray[np.float32]:
-    """Area means [bands, edge, edge] of [bands, height, width]; exact sums for whole blocks."""
-    bands, height, width = pixels.shape
+def _mean_square(values: NDArray[np.floating[Any]]) -> Any:
+    """Mean square of [..., rows, columns] over the last two axes: row sums, then in float64."""
+    sums = np.einsum("...ij,...ij->...i", values, values)
+    return sums.mean(axis=-1, dtype=np.float64) / values.shape[-1] if values.size else 0.0
+
+
+def block_means(values: NDArray[np.float32], edge: int = THUMBNAIL) -> NDArray[np.float32]:
+    """Area means [bands, edge, edge] of [bands, height, width]."""
+    _, height, width = values.shape
     if height % edge or width % edge:
         down, across = _area_weights(height, edge), _area_weights(width, edge)
-        means = np.einsum("ih,bhw->biw", down, pixels.astype(np.float64))
+        means = np.einsum("ih,bhw->biw", down, values.astype(np.float64))
         return np.asarray(np.einsum("jw,biw->bij", across, means), dtype=np.float32)
     tall, wide = height // edge, width // edge
-    kind = np.uint32 if pixels.dtype.kind == "u" else np.float32
-    rows = pixels.reshape(bands, edge, tall, width).sum(axis=2, dtype=kind)
-    blocks = rows.reshape(bands, edge, edge, wide).sum(axis=3, dtype=kind)
-    return np.asarray(blocks / (tall * wide), dtype=np.float32)
+    # sums of strided slices: several times faster than a reduction over a short axis
+    rows = values[:, ::tall].copy()
+    for step in range(1, tall):
+        rows += values[:, step::tall]
+    blocks = rows[:, :, ::wide].copy()
+    for step in range(1, wide):
+        blocks += rows[:, :, step::wide]
+    return np.asarray(blocks / np.float32(tall * wide), dtype=np.float32)
 
 
 def _area_weights(size: int, edge: int) -> Floats:
@@ -105,12 +111,14 @@ def measure(
         ``thumbnail_high`` (unit grey that bytes 0 and 255 stand for);
         and the thumbnail, uint8 [64, 64].
     """
-    factors = to_unit(np.ones((len(pixels), 1, 1), pixels.dtype), scale)
-    blocks = block_means(pixels) * factors
+    unit = to_unit(pixels, scale)
+    visible = list(rgb_index(bands))
+    blocks = block_means(unit)
     means = blocks.reshape(len(blocks), -1).mean(axis=1, dtype=np.float64)
-    grey = luminance(to_rgb(pixels, bands, scale))
+    grey = luminance([np.minimum(unit[band], np.float32(1)) for band in visible])
     counts = histogram(grey)
-    thumbnail, low, high = stretch(luminance(blocks[list(rgb_index(bands))]))
+    thumbnail, low, high = stretch(luminance(blocks[visible]))
+    unit -= means.astype(np.float32)[:, None, None]
     flat = pixels.reshape(len(pixels), -1)
     ends = flat[:, 0] == flat[:, -1]
     return {
@@ -119,7 +127,7 @@ def measure(
         "saturation": float(counts[255] / counts.sum()),
         "constant": bool(ends.all() and np.all(flat == flat[:, :1])),
         "band_means": means.tolist(),
-        "band_stds": _deviations(flat, means / factors.ravel(), factors.ravel()),
+        "band_stds": np.sqrt(_mean_square(unit)).tolist(),
         "band_correlation": _correlations(blocks),
         "thumbnail_low": low,
         "thumbnail_high": high,
@@ -133,25 +141,12 @@ def describe(
     return measure(pixels, bands, scale)[0]
 
 
-def _deviations(
-    flat: NDArray[np.generic], means: Floats, factors: NDArray[np.float32]
-) -> list[float]:
-    """Standard deviation of each band (unit space) about its mean (counts)."""
-    found = []
-    for band, mean, factor in zip(flat, means, factors, strict=True):
-        values = band - np.float32(mean)
-        np.square(values, out=values)
-        found.append(float(np.sqrt(values.mean()) * factor))
-    return found
-
-
 def _correlations(blocks: NDArray[np.float32]) -> list[float]:
-    """Correlation of every two bands, rounded to 6 decimals."""
-    values = blocks.reshape(len(blocks), -1).astype(np.float64)
-    values -= values.mean(axis=1, keepdims=True)
-    products = np.einsum("ip,jp->ij", values, values)
+    """Correlation of every two bands, rounded to 4 decimals."""
+    values = blocks.reshape(len(blocks), -1)
+    values = values - values.mean(axis=1, keepdims=True)
+    products = (values @ values.T).astype(np.float64)
     lengths = np.sqrt(np.diag(products))
-    scaled = products / np.maximum(np.outer(lengths, lengths), 1e-30)
-    return [
-        round(float(scaled[low, high]), 6) for high in range(len(blocks)) for low in range(high)
-    ]
+    scaled = products / np.maximum(lengths[:, None] * lengths, 1e-30)
+    pairs = [(low, high) for high in range(len(blocks)) for low in range(high)]
+    return [round(float(scaled[pair]), 4) for pair in pairs]

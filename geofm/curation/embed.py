@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from data_catalog.canonical import canonical
 from data_catalog.errors import RunError
@@ -97,13 +98,32 @@ def _embed(
     device: str,
 ) -> NDArray[np.float16]:
     """Vectors float16 [len(refs), width] of the next chips."""
-    pictures = []
-    for ref in refs:
-        rgb = torch.from_numpy(to_rgb(next(pixels), ref.bands, ref.scale)).unsqueeze(0)
-        pictures.append(resize(rgb, size_px))
-    images = torch.cat(pictures).to(device, memory_format=torch.channels_last)
-    vectors = encode(encoder, images)
+    images = torch.empty((len(refs), 3, size_px, size_px), memory_format=torch.channels_last)
+    for image, ref in zip(images, refs, strict=True):
+        image.copy_(shrink(torch.from_numpy(to_rgb(next(pixels), ref.bands, ref.scale)), size_px))
+    vectors = encode(encoder, images.to(device))
     return np.asarray(vectors.float().cpu().numpy().astype(np.float16))
+
+
+def shrink(rgb: torch.Tensor, size_px: int) -> torch.Tensor:
+    """What ``resize`` makes of [3, H, W], as [3, size_px, size_px]; faster where that is half.
+
+    Antialiased bilinear halving weighs 1, 3, 3, 1 along each axis, less at the rim.
+    """
+    if tuple(rgb.shape[-2:]) != (2 * size_px, 2 * size_px):
+        return resize(rgb.unsqueeze(0), size_px)[0]
+    kernel, share = _halving(size_px)
+    whole = rgb.unsqueeze(0).contiguous(memory_format=torch.channels_last)
+    return nn.functional.conv2d(whole, kernel, stride=2, padding=1, groups=3)[0] * share
+
+
+@lru_cache(maxsize=4)
+def _halving(size_px: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The depthwise kernel [3, 1, 4, 4], and what makes up for the taps beyond the rim."""
+    taps = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
+    share = torch.ones(size_px)
+    share[[0, -1]] = 8 / 7
+    return torch.outer(taps, taps).expand(3, 1, 4, 4).contiguous(), torch.outer(share, share)
 
 
 def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
@@ -143,7 +163,7 @@ def _settings(job: Job) -> EmbedSettings:
 
 STAGE = Stage(
     name="embed",
-    version="1",
+    version="2",
     kind="embeddings",
     inputs=("chips",),
     software=("torch", "timm", "numpy"),

@@ -10,9 +10,9 @@ import torch
 from data_catalog.run import make_job, plan_parts, run_stage, seal, work_parts
 from data_catalog.store import open_store
 from geofm.curation import embed
-from geofm.curation.embed import one_torch_thread
+from geofm.curation.embed import one_torch_thread, shrink
 from geofm.curation.fused import fuse_for_cpu
-from geofm.encoders import Encoder, encode, load_encoder
+from geofm.encoders import Encoder, encode, load_encoder, resize
 from geofm.imagery.radiometry import to_rgb
 from geofm.settings import EmbedSettings
 from tests.geofm.curation.synthetic import Chip, make_chips, texture
@@ -110,6 +110,13 @@ def test_a_network_that_fusing_would_change_is_left_alone():
     model = Crossed().eval()
     encoder = Encoder("crossed", model, (0.5,) * 3, (0.5,) * 3, 3, "", 16, True)
     assert fuse_for_cpu(encoder) is encoder
+
+
+@pytest.mark.parametrize("edge", [16, 32, 40, 64])
+def test_shrinking_is_the_resize_of_the_encoders(edge):
+    rgb = torch.rand(3, edge, edge, generator=torch.Generator().manual_seed(2))
+    wanted = resize(rgb.unsqueeze(0), 32)[0]
+    torch.testing.assert_close(shrink(rgb, 32), wanted, atol=1e-6, rtol=0)
 
 
 def test_torch_threads_are_restored():

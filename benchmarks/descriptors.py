@@ -1,0 +1,199 @@
+"""Speed of describing chips, beside one embedding pass and beside the bare model.
+
+Chips of 256 px and 4 bands lie in tars of a real store. ``describe`` and ``embed`` are the whole
+stages (plan, reading, work, seal) with one process and with as many as there are cores, each a
+share of the parts, as the runners do it. ``model`` is the bare forward pass of the same encoder on
+pictures that are ready in memory, as the stage batches them.
+
+    python benchmarks/descriptors.py [--chips 2048] [--embed-chips 1024]
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import version
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+RESULTS = Path(__file__).parent / "results"
+BANDS = ["red", "green", "blue", "nir"]
+SIZE, PER_TAR = 256, 64
+
+
+def main() -> None:
+    """Every row is the median of ``--repeats`` runs."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--chips", type=int, default=2048)
+    parser.add_argument("--embed-chips", type=int, default=1024)
+    parser.add_argument("--repeats", type=int, default=3)
+    asked = parser.parse_args()
+    cores = len(os.sched_getaffinity(0))
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        for count in sorted({asked.chips, asked.embed_chips}):
+            write_chips(place / str(count), count)
+        # the repeats go round all rows, so that a busy moment of the machine hits no single one
+        kinds = [(w, n) for w in ("describe", "embed", "model") for n in sorted({1, cores})]
+        rates: dict[tuple[str, int], list[float]] = {kind: [] for kind in kinds}
+        for _ in range(asked.repeats):
+            for what, workers in kinds:
+                count = asked.chips if what == "describe" else asked.embed_chips
+                one = (
+                    bare(count // workers, workers)
+                    if what == "model"
+                    else timed(what, place / str(count), workers)
+                )
+                rates[what, workers].append(one)
+                print(what, workers, round(one, 1), flush=True)
+        for (what, workers), found in rates.items():
+            rows.append(
+                row(what, workers, asked.chips if what == "describe" else asked.embed_chips, found)
+            )
+    rate = {(r["what"], r["processes"]): r["chips_per_s"] for r in rows}
+    for one in rows:
+        one["of_model"] = round(one["chips_per_s"] / rate["model", one["processes"]], 3)
+        one["of_embed"] = round(one["chips_per_s"] / rate["embed", one["processes"]], 2)
+    with (RESULTS / "descriptors.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def row(what: str, workers: int, chips: int, rates: list[float]) -> dict[str, Any]:
+    """One line of the table."""
+    names = ("geofm", "numpy", "torch", "timm")
+    return {
+        "what": what, "processes": workers, "chips": chips, "size_px": SIZE, "bands": len(BANDS),
+        "chips_per_s": round(float(np.median(rates)), 1), "of_model": 0.0, "of_embed": 0.0,
+        "slowest": round(min(rates), 1), "fastest": round(max(rates), 1),
+        "machine": platform.machine(), "cores": len(os.sched_getaffinity(0)),
+        "versions": " ".join(f"{name} {version(name)}" for name in names),
+        "date": f"{datetime.now(UTC):%Y-%m-%d}",
+    }  # fmt: skip
+
+
+def write_chips(folder: Path, count: int) -> None:
+    """A store with one chips artifact of noisy smooth pictures."""
+    from data_catalog.store import open_store
+    from tests.geofm.curation.synthetic import Chip, make_chips, texture
+
+    few = [texture(seed, SIZE, len(BANDS)) for seed in range(32)]
+    draw = np.random.default_rng(0)
+    chips = [
+        Chip(few[n % 32] + np.uint16(draw.integers(0, 500)), bands=BANDS) for n in range(count)
+    ]
+    art = make_chips(open_store(folder), chips, per_part=PER_TAR)
+    (folder / "digest").write_text(art.digest)
+
+
+def the_job(stage: str, folder: Path, place: Path) -> tuple[Any, Any]:
+    """A stage on the chips, in a store of its own so that nothing is found from before."""
+    from data_catalog.run import make_job
+    from data_catalog.store import open_store
+    from geofm.curation import describe, embed
+    from geofm.settings import EmbedSettings, Section
+
+    chips = open_store(folder).artifact("chips", (folder / "digest").read_text())
+    one = {"describe": describe.STAGE, "embed": embed.STAGE}[stage]
+    settings = EmbedSettings() if stage == "embed" else Section()
+    return one, make_job(one, open_store(place), {"chips": chips}, settings)
+
+
+def share(stage: str, folder: Path, place: Path, first: int, step: int) -> None:
+    """Work on every ``step``-th part."""
+    from data_catalog.run import read_plan, work_parts
+
+    one, job = the_job(stage, folder, place)
+    work_parts(one, job, read_plan(job)[first::step])
+
+
+def warm(stage: str) -> None:
+    """Import and build what a worker builds once."""
+    from geofm.curation import describe, embed  # noqa: F401
+
+    if stage != "describe":
+        embed._encoder("efficientnet-lite0", 128, "cpu")
+
+
+@contextmanager
+def started(stage: str, workers: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes that have all imported and built what they need."""
+    ready = get_context("spawn").Barrier(workers)
+    with ProcessPoolExecutor(workers, get_context("spawn"), initializer, (stage, ready)) as pool:
+        for call in [pool.submit(os.getpid) for _ in range(workers)]:
+            call.result()
+        yield pool
+
+
+def initializer(stage: str, ready: Any) -> None:
+    """Run in each process before its first task; the first task waits for all."""
+    warm(stage)
+    ready.wait(120)
+
+
+def timed(stage: str, folder: Path, workers: int) -> float:
+    """Chips per second of a whole stage with so many processes, started before."""
+    from data_catalog.run import plan_parts, seal
+
+    with (
+        tempfile.TemporaryDirectory() as store,
+        started(stage, workers) as pool,
+    ):
+        warm(stage)
+        one, job = the_job(stage, folder, Path(store))
+        began = time.perf_counter()
+        parts = plan_parts(one, job)
+        calls = [
+            pool.submit(share, stage, folder, Path(store), first, workers)
+            for first in range(workers)
+        ]
+        for call in calls:
+            call.result()
+        artifact, _ = seal(one, job, parts)
+        return int(artifact.manifest.counts["rows_out"]) / (time.perf_counter() - began)
+
+
+def bare(count: int, workers: int) -> float:
+    """Chips per second of the model alone."""
+    with started("model", workers) as pool:
+        return sum(call.result() for call in [pool.submit(forward, count) for _ in range(workers)])
+
+
+def forward(count: int) -> float:
+    """Chips per second of one process: the encoder on batches in memory."""
+    import torch
+
+    from geofm.curation import embed
+    from geofm.encoders import encode
+    from geofm.threads import one_torch_thread
+
+    encoder = embed._encoder("efficientnet-lite0", 128, "cpu")
+    images = torch.rand(embed.CPU_BATCH, 3, 128, 128).to(memory_format=torch.channels_last)
+    with one_torch_thread():
+        encode(encoder, images)
+        began = time.perf_counter()
+        for _ in range(count // len(images)):
+            encode(encoder, images)
+        return count // len(images) * len(images) / (time.perf_counter() - began)
+
+
+if __name__ == "__main__":
+    main()
