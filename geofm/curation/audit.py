@@ -14,8 +14,8 @@ from scipy.stats import beta
 
 from data_catalog.errors import CheckError
 from geofm.curation.duplicates import Edges
-from geofm.curation.selection import coverage
-from geofm.curation.space import Floats, Indices, Space
+from geofm.curation.measures import coverage, log_volume
+from geofm.curation.space import Indices, Space
 
 #: Chips whose pairs are searched again, and the confidence of the bound on recall.
 QUERIES, CONFIDENCE = 2000, 0.99
@@ -85,19 +85,6 @@ def require_complete(certificate: dict[str, Any]) -> None:
             f"{certificate['pairs']} duplicate pairs that the search had missed; this is a defect "
             "of the search or of its library: report it with the versions in use"
         )
-
-
-def log_volume(means: Floats) -> float | None:
-    """Half the log-determinant of the covariance of band means [n, bands]: spectral diversity.
-
-    The log of the volume of the ellipsoid that the spectra fill; a tiny ridge keeps it finite.
-    None for fewer than two chips.
-    """
-    if len(means) < 2:
-        return None
-    covariance = np.atleast_2d(np.cov(means, rowvar=False))
-    _, value = np.linalg.slogdet(covariance + 1e-9 * np.eye(len(covariance)))
-    return round(float(value) / 2, 6)
 
 
 def measure_kept(space: Space, pool: Indices, kept: Indices, seed: int) -> dict[str, Any]:

@@ -19,14 +19,9 @@ from geofm.curation.duplicates import (
     neighbour_lists,
 )
 from geofm.curation.leader import Leaders, choose_leaders, total_order
-from geofm.curation.selection import (
-    budget_count,
-    ground_region,
-    make_strata,
-    random_choice,
-    stratified,
-)
+from geofm.curation.selection import Candidates, select
 from geofm.curation.space import Floats, Indices, Space, make_space, nearest
+from geofm.curation.strata import budget_count, divide, ground_region
 from geofm.settings import CurateSettings
 
 
@@ -107,17 +102,15 @@ def _select(
     rows = np.flatnonzero(leaders.kept).astype(np.int64)
     count = budget_count(settings.budget, len(rows))
     if count < len(rows):
-        if settings.method == "random":
-            ids = chips["chip_id"].astype(str).tolist()
-            rows = random_choice(ids, rows, count, seed)
-        else:
-            some = chips.iloc[rows]
-            regions = [
-                ground_region(str(crs), list(transform))
-                for crs, transform in zip(some["crs"], some["transform"], strict=True)
-            ]
-            strata = make_strata(some["collection"].astype(str).tolist(), regions, count)
-            rows = stratified(space, rows, strata, count, settings.neighbours)
+        some = chips.iloc[rows]
+        regions = [
+            ground_region(str(crs), list(transform))
+            for crs, transform in zip(some["crs"], some["transform"], strict=True)
+        ]
+        collections = some["collection"].astype(str).tolist()
+        strata, _ = divide({"collection": collections, "region": regions}, count)
+        pool = Candidates(space, rows, some["chip_id"].astype(str).tolist(), tiles=regions)
+        rows = select(pool, settings.method, count, strata, seed=seed).rows
     kept = np.zeros(len(space), dtype=np.bool_)
     kept[rows] = True
     return kept
