@@ -1,4 +1,4 @@
-"""The certificate of a curation: what was found, what could have been missed, what was kept.
+"""The certificate of a curation: what was found, and what could have been missed.
 
 The search for duplicates is audited the slow way: a random sample of chips is compared with every
 other in float64, and each pair that search should have found is looked up among its edges.
@@ -6,7 +6,6 @@ other in float64, and each pair that search should have found is looked up among
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,13 +13,10 @@ from scipy.stats import beta
 
 from data_catalog.errors import CheckError
 from geofm.curation.duplicates import Edges
-from geofm.curation.selection import coverage
-from geofm.curation.space import Floats, Indices, Space
+from geofm.curation.space import Indices, Space
 
 #: Chips whose pairs are searched again, and the confidence of the bound on recall.
 QUERIES, CONFIDENCE = 2000, 0.99
-#: Chips on which coverage is measured, and random choices it is compared with.
-MEASURED, RANDOM_DRAWS = 20_000, 5
 
 
 class MissedPairs(CheckError):
@@ -85,53 +81,3 @@ def require_complete(certificate: dict[str, Any]) -> None:
             f"{certificate['pairs']} duplicate pairs that the search had missed; this is a defect "
             "of the search or of its library: report it with the versions in use"
         )
-
-
-def log_volume(means: Floats) -> float | None:
-    """Half the log-determinant of the covariance of band means [n, bands]: spectral diversity.
-
-    The log of the volume of the ellipsoid that the spectra fill; a tiny ridge keeps it finite.
-    None for fewer than two chips.
-    """
-    if len(means) < 2:
-        return None
-    covariance = np.atleast_2d(np.cov(means, rowvar=False))
-    _, value = np.linalg.slogdet(covariance + 1e-9 * np.eye(len(covariance)))
-    return round(float(value) / 2, 6)
-
-
-def measure_kept(space: Space, pool: Indices, kept: Indices, seed: int) -> dict[str, Any]:
-    """How well the kept rows stand for the pool, beside random choices of the same size.
-
-    Returns:
-        ``covering_radius`` (1 − least similarity of a pool chip to its nearest kept chip),
-        ``facility_location`` (mean similarity to the nearest kept chip),
-        ``facility_location_random`` (the same for random choices, mean of five) and
-        ``measured_on`` (pool chips measured).
-    """
-    if not len(pool) or not len(kept):
-        return {"measured_on": 0}
-    draw = np.random.default_rng([seed, 1])
-    seen = np.sort(draw.permutation(pool)[:MEASURED])
-    best = coverage(space, seen, kept)
-    random = [
-        float(coverage(space, seen, np.sort(draw.permutation(pool)[: len(kept)])).mean())
-        for _ in range(RANDOM_DRAWS)
-    ]
-    return {
-        "covering_radius": round(1 - float(best.min()), 6),
-        "facility_location": round(float(best.mean()), 6),
-        "facility_location_random": round(float(np.mean(random)), 6),
-        "measured_on": len(seen),
-    }
-
-
-def spectral_diversity(means: Sequence[Sequence[float]], kept: Indices) -> dict[str, Any]:
-    """Spectral log-volume of the pool and of what is kept; None when bands are not the same."""
-    if len({len(mean) for mean in means}) != 1:
-        return {"spectral_log_volume": None, "spectral_log_volume_kept": None}
-    table = np.array([list(mean) for mean in means], dtype=np.float64)
-    return {
-        "spectral_log_volume": log_volume(table),
-        "spectral_log_volume_kept": log_volume(table[kept]),
-    }

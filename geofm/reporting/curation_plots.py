@@ -54,13 +54,13 @@ STEPS = (("passed", "passed the gates", NEUTRAL), ("distinct", "not a duplicate"
 
 
 def survival(table: pd.DataFrame) -> Picture:
-    """The share of candidates that is left after each step, a panel per dimension.
+    """The share of candidates that is left after each step, a panel per kind of stratum.
 
     Args:
-        table: dimension, stratum, candidates, passed, distinct, kept (counts).
+        table: stratum_of, stratum, candidates, passed, distinct, kept (counts).
     """
-    dimensions = list(dict.fromkeys(table["dimension"]))
-    shown = {d: _largest(table[table["dimension"] == d]) for d in dimensions}
+    dimensions = list(dict.fromkeys(table["stratum_of"]))
+    shown = {d: _largest(table[table["stratum_of"] == d]) for d in dimensions}
     tall = max(len(rows) for rows in shown.values())
     with drawing(1.1 + 0.3 * tall) as figure:
         axes = figure.subplots(1, len(dimensions), squeeze=False)[0]
@@ -71,7 +71,7 @@ def survival(table: pd.DataFrame) -> Picture:
                 panel.plot(
                     100 * rows[column] / rows["candidates"], at, "o", color=colour, markersize=6
                 )
-            whole = table[table["dimension"] == name]
+            whole = table[table["stratum_of"] == name]
             overall = 100 * whole["kept"].sum() / max(whole["candidates"].sum(), 1)
             panel.axvline(overall, color=DROPPED, linewidth=1.1, linestyle=":")
             labels = [f"{r.stratum} ({r.candidates})" for r in each(rows)]

@@ -10,8 +10,9 @@ from geofm.reporting.blocks import Note, Plain, Plot, Section, Table
 from geofm.reporting.material import Material
 from geofm.reporting.words import count, each, percent
 
-CHOICES = {"chosen": "this dataset", "random": "random choice", "balanced-kmeans":
+CHOICES = {"kept": "this dataset", "random": "random choice", "balanced-kmeans":
            "balanced k-means"}  # fmt: skip
+MEASURES = ("facility_location", "covering_radius", "spectral_log_volume", "cluster_gini")
 
 
 def thresholds(material: Material) -> Section:
@@ -54,7 +55,7 @@ def survival(material: Material) -> Section:
     table = material.survival
     if table.empty:
         return Section("survival", title, "Nothing reached curation.")
-    whole = table[table["dimension"] == table["dimension"].iloc[0]]
+    whole = table[table["stratum_of"] == table["stratum_of"].iloc[0]]
     overall = whole["kept"].sum() / max(int(whole["candidates"].sum()), 1)
     gone = table[(table["kept"] == 0) & (table["candidates"] > 0)]
     lead = f"{percent(overall, 0)} of the candidates stay."
@@ -70,7 +71,7 @@ def survival(material: Material) -> Section:
     )
     blocks: list[Plain] = [Plot(curation_plots.survival(table), caption)]
     if len(gone):
-        rows = [(str(r.dimension), str(r.stratum), count(r.candidates)) for r in each(gone[:20])]
+        rows = [(str(r.stratum_of), str(r.stratum), count(r.candidates)) for r in each(gone[:20])]
         blocks.append(
             Table(("By", "Without any kept chip", "Candidates"), rows, numeric=frozenset({2}))
         )
@@ -83,7 +84,7 @@ def choice(material: Material) -> Section:
     table = material.measures
     if table.empty:
         return Section("choice", title, "Nothing was chosen, so there is nothing to compare.")
-    columns = [c for c in table.columns if c not in ("choice", "measured_on")]
+    columns = [c for c in MEASURES if c in table]
     rows = [
         (CHOICES.get(str(row["choice"]), str(row["choice"])),
          *(f"{row[c]:.4f}" if words.known(row[c]) else "—" for c in columns))
@@ -95,7 +96,8 @@ def choice(material: Material) -> Section:
         "Measured over the chips that passed the gates: facility location is the mean similarity "
         "of a chip to its nearest kept one (higher is better), the covering radius how far the "
         "worst-served chip is (lower is better), the spectral volume how much of the spectral "
-        "range is kept. All choices have the same number of chips."
+        "range is kept, the Gini index how unevenly clusters are served (0 is even). All choices "
+        "have the same number of chips."
     )
     return Section("choice", title, lead, [block])
 

@@ -102,7 +102,10 @@ def test_one_decision_per_usable_chip_with_rules_and_witnesses(store, catalogue)
     assert certificate["pairs"] >= GROUPS * 6
     assert 0 < certificate["recall_lower_bound"] <= 1
     assert manifest.facts["largest_group"] == 5
-    assert manifest.facts["covering_radius"] <= 0.1
+    assert manifest.facts["measures"]["kept"]["covering_radius"] <= 0.1
+    survival = found.table("survival.parquet").set_index(["stratum_of", "stratum"])
+    whole = survival.loc[("collection", "c")]
+    assert (whole["candidates"], whole["passed"], whole["kept"]) == (54, 50, GROUPS + 1)
 
 
 def test_identical_pixels_name_the_copy_that_stays(store, catalogue):
@@ -122,8 +125,8 @@ def test_budget_keeps_so_many_and_all_witnesses_stay(store, catalogue, budget, c
     _check(table, rows, space, 0.9)
     assert found.manifest.counts["leaders"] == 13
     if method == "facility-location" and budget == 5:
-        facts = found.manifest.facts
-        assert facts["facility_location"] > facts["facility_location_random"]
+        measures = found.manifest.facts["measures"]
+        assert measures["kept"]["facility_location"] > measures["random"]["facility_location"]
 
 
 def test_budget_beyond_the_pool(store, catalogue):
