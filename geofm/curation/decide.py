@@ -95,8 +95,9 @@ def join(edges: Sequence[Edges]) -> Edges:
 
 @dataclass(frozen=True)
 class _Witnesses:
-    """By distinct row that goes: the kept row it is most like, how, and by which evidence (−1:
-    none, it is just the most similar).
+    """By distinct row that goes: the kept row that it is most like, and how similar it is.
+
+    ``evidence`` is the number of the evidence, −1 where that row is just the most similar.
     """
 
     row: Indices
