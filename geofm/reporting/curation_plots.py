@@ -49,8 +49,12 @@ def calibration(curve: pd.DataFrame, chosen: dict[str, float]) -> Picture:
         return finish(figure, "calibration", f"Precision and recall by threshold; chosen: {told}")
 
 
-STEPS = (("passed", "passed the gates", NEUTRAL), ("distinct", "not a duplicate", SERIES[1]),
-         ("kept", "kept", KEPT))  # fmt: skip
+#: Column, name, colour and size of each dot.
+STEPS = (
+    ("passed", "passed the gates", NEUTRAL, 10),
+    ("distinct", "not a duplicate", SERIES[1], 7),
+    ("kept", "kept", KEPT, 4.5),
+)
 
 
 def survival(table: pd.DataFrame) -> Picture:
@@ -67,20 +71,19 @@ def survival(table: pd.DataFrame) -> Picture:
         for panel, name in zip(axes, dimensions, strict=True):
             rows = shown[name]
             at = np.arange(len(rows))
-            for column, _, colour in STEPS:
-                panel.plot(
-                    100 * rows[column] / rows["candidates"], at, "o", color=colour, markersize=6
-                )
+            for column, _, colour, size in STEPS:  # equal shares stay visible: larger below
+                share = 100 * rows[column] / rows["candidates"]
+                panel.plot(share, at, "o", color=colour, markersize=size)
             whole = table[table["stratum_of"] == name]
             overall = 100 * whole["kept"].sum() / max(whole["candidates"].sum(), 1)
             panel.axvline(overall, color=DROPPED, linewidth=1.1, linestyle=":")
             labels = [f"{r.stratum} ({r.candidates})" for r in each(rows)]
             panel.set_yticks(at, labels)
             panel.set(title=f"by {name}", xlabel="% of candidates left", xlim=(-3, 103))
-            panel.invert_yaxis()
+            panel.set_ylim(len(rows) - 0.5, -0.5)
             quiet(panel)
-        for _, label, colour in STEPS:
-            axes[0].plot([], [], "o", color=colour, label=label)
+        for _, label, colour, size in STEPS:
+            axes[0].plot([], [], "o", color=colour, markersize=size, label=label)
         axes[0].plot([], [], color=DROPPED, linestyle=":", label="kept overall")
         figure.legend(loc="outside upper right", ncols=4)
         return finish(figure, "survival", f"Share of candidates left, by {', '.join(dimensions)}")
