@@ -22,7 +22,7 @@ from geofm.curation.descriptors import THUMBNAIL, measure
 from geofm.curation.hashing import canonical_hash, hash_thumbnails
 from geofm.curation.parts import chips_by_part, covers, ok_chips, read_pixels
 
-VERSION = "1"
+VERSION = "2"
 TABLE, THUMBNAILS = "descriptors.parquet", "thumbnails.npy"
 
 

@@ -8,6 +8,8 @@ exclusive or and a permutation of its bits; no picture is turned.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -19,7 +21,7 @@ SIDE = 8
 ORIENTATIONS = tuple(range(8))
 
 
-def turn(pictures: NDArray[np.generic], which: int) -> NDArray[np.generic]:
+def turn(pictures: NDArray[Any], which: int) -> NDArray[Any]:
     """Pictures [..., height, width] in one of the 8 orientations; 0 leaves them as they are."""
     mirrored = pictures[..., ::-1] if which >= 4 else pictures
     return np.rot90(mirrored, which % 4, axes=(-2, -1))

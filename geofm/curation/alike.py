@@ -1,0 +1,202 @@
+"""Near duplicates by what chips look like: candidates from hashes and embeddings, then a check.
+
+A hash finds copies of the same view (haze, gain, half a pixel, turned, mirrored); an embedding's
+nearest neighbours also find views that overlap. Neither decides: every candidate pair is aligned
+and compared by its thumbnails (``likeness``). Where chips lie plays no part.
+
+Multi-index hashing (Norouzi et al. 2012): two hashes that differ in fewer bits than there are
+slices agree in at least one slice, so only chips that share a slice are compared. Slices are as
+long as the pool needs for a bucket to stay small, which keeps the work near linear.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from data_catalog.progress import tick
+from geofm.curation.duplicates import Edges
+from geofm.curation.hashing import Hashes, hamming, variants
+from geofm.curation.likeness import Indices, compare
+from geofm.curation.space import Space, nearest
+
+#: Similarity from which two views are one (chosen on scenes other than those of the benchmark).
+SAME_VIEW = 0.98
+#: Least shared ground (intersection over union), and bits in which hashes of a pair may differ.
+LEAST_IOU, BITS = 0.58, 12
+#: Most chips of one slice that are all compared with each other; of more, neighbours in the order
+#: of their hashes are.
+BUCKET = 64
+#: Hashes whose slices are looked up at once.
+QUERIES = 1 << 16
+KINDS = ("same view", "turned", "overlap")
+
+
+@dataclass(frozen=True)
+class Alike:
+    """Pairs of rows ``left < right`` that show the same, sorted by (left, right).
+
+    ``similarity`` 0..1, ``kind`` an index into ``KINDS``, ``orientation`` and ``shift`` [n, 2]
+    (thumbnail pixels) of right to left, ``compared`` the number of candidate pairs.
+    """
+
+    left: Indices
+    right: Indices
+    similarity: NDArray[np.float64]
+    kind: NDArray[np.int8]
+    orientation: NDArray[np.int8]
+    shift: NDArray[np.int16]
+    compared: int
+
+    def __len__(self) -> int:
+        return len(self.left)
+
+    def edges(self) -> Edges:
+        """As the edges of the leader rule."""
+        return Edges(self.left, self.right, self.similarity)
+
+
+def find_alike(
+    descriptors: pd.DataFrame,
+    thumbnails: NDArray[np.uint8],
+    near: tuple[Indices, Indices] | None = None,
+    *,
+    threshold: float = SAME_VIEW,
+    least_iou: float = LEAST_IOU,
+    bits: int = BITS,
+) -> Alike:
+    """Every candidate pair that shows the same view, turned or shifted or not.
+
+    Args:
+        descriptors: columns hash, thumbnail_low, thumbnail_high; constant chips among them match
+            nothing.
+        thumbnails: uint8 [n, 64, 64], row by row (may be a memory map).
+        near: candidate pairs besides those of the hashes, e.g. ``near_by_embedding``.
+        threshold: least similarity.
+        least_iou: least share of common ground.
+        bits: most bits in which hashes of candidates differ.
+    """
+    hashes = descriptors["hash"].to_numpy(np.uint64)
+    left, right = near_by_hash(hashes, bits)
+    if near is not None:
+        left, right = np.concatenate([left, near[0]]), np.concatenate([right, near[1]])
+    left, right = _unique(left, right, len(hashes))
+    low, high = (descriptors[f"thumbnail_{end}"].to_numpy(np.float32) for end in ("low", "high"))
+    found: list[list[NDArray[Any]]] = []
+    step = 1 << 14
+    for first in range(0, len(left), step):
+        mine, other = left[first : first + step], right[first : first + step]
+        like = compare(thumbnails, low, high, mine, other)
+        same = (like.similarity >= threshold) & (like.iou >= least_iou)
+        moved = np.abs(like.shift).max(axis=1) > 1
+        kind = np.where(moved, 2, np.where(like.orientation > 0, 1, 0)).astype(np.int8)
+        columns = (mine, other, like.similarity, kind, like.orientation, like.shift)
+        found.append([column[same] for column in columns])
+        tick("alike", min(first + step, len(left)), len(left))
+    if not found:
+        nothing = compare(thumbnails, low, high, left, right)
+        return Alike(left, right, nothing.similarity, nothing.orientation, nothing.orientation,
+                     nothing.shift, 0)  # fmt: skip
+    joined = [np.concatenate(column) for column in zip(*found, strict=True)]
+    return Alike(
+        joined[0], joined[1], joined[2], joined[3], joined[4], joined[5], compared=len(left)
+    )
+
+
+def near_by_hash(hashes: Hashes, bits: int = BITS) -> tuple[Indices, Indices]:
+    """Pairs of rows whose hashes differ in at most ``bits`` bits in some orientation.
+
+    All pairs that differ in fewer bits than there are slices, most of the others. Rows with hash
+    0 (no contrast) are in no pair.
+    """
+    rows = np.flatnonzero(hashes != 0).astype(np.int64)
+    some = hashes[rows]
+    length = slice_bits(len(rows))
+    codes: list[Indices] = []
+    for begin in range(0, 64 - length + 1, length):
+        for asked, given in _share_slice(some, np.uint64(begin), np.uint64(length)):
+            codes.append(_close(some, asked, given, bits))
+    if not codes:
+        return rows[:0], rows[:0]
+    pairs = np.unique(np.concatenate(codes))
+    return rows[pairs // max(len(rows), 1)], rows[pairs % max(len(rows), 1)]
+
+
+def slice_bits(count: int) -> int:
+    """Length of a slice: a bucket holds about one hash; at least 8 bits, at most 21."""
+    return int(np.clip(np.ceil(np.log2(max(count, 2))), 8, 21))
+
+
+def _share_slice(
+    hashes: Hashes, begin: np.uint64, length: np.uint64
+) -> Iterator[tuple[Indices, Indices]]:
+    """Rows that agree in a slice: (row whose hash in some orientation does, row)."""
+    mask = (np.uint64(1) << length) - np.uint64(1)
+    keys = (hashes >> begin) & mask
+    order = np.lexsort((hashes, keys)).astype(np.int64)
+    sorted_keys = keys[order]
+    for first in range(0, len(hashes), QUERIES):
+        views = variants(hashes[first : first + QUERIES])
+        slices = (views >> begin) & mask
+        for which in range(8):
+            wanted = slices[:, which]
+            start = np.searchsorted(sorted_keys, wanted, "left")
+            end = np.searchsorted(sorted_keys, wanted, "right")
+            crowded = end - start > BUCKET
+            if crowded.any():
+                start[crowded], end[crowded] = _window(
+                    hashes[order], views[crowded, which], start[crowded], end[crowded]
+                )
+            sizes = end - start
+            asked = first + np.repeat(np.arange(len(wanted)), sizes)
+            offsets = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+            given = order[np.repeat(start, sizes) + offsets]
+            yield asked[asked < given], given[asked < given]
+
+
+def _window(
+    ordered: Hashes, views: Hashes, start: Indices, end: Indices
+) -> tuple[Indices, Indices]:
+    """Of large buckets, the ``BUCKET`` rows whose hashes are nearest in order."""
+    # within a bucket the hashes are sorted: a bisection of all buckets at once
+    low, high = start.copy(), end.copy()
+    while np.any(low < high):
+        middle = (low + high) // 2
+        less = (low < high) & (ordered[np.minimum(middle, len(ordered) - 1)] < views)
+        low, high = np.where(less, middle + 1, low), np.where(less, high, np.minimum(middle, high))
+        high = np.maximum(high, low)
+    begin = np.clip(low - BUCKET // 2, start, end - BUCKET)
+    return begin, begin + BUCKET
+
+
+def _close(hashes: Hashes, left: Indices, right: Indices, bits: int) -> Indices:
+    """Codes left·n + right of the pairs that are near in one of the orientations."""
+    found = []
+    for first in range(0, len(left), QUERIES):
+        a, b = left[first : first + QUERIES], right[first : first + QUERIES]
+        unique, of = np.unique(a, return_inverse=True)
+        distance = hamming(variants(hashes[unique])[of], hashes[b][:, None]).min(axis=1)
+        near = distance <= bits
+        found.append(a[near] * len(hashes) + b[near])
+    return np.unique(np.concatenate(found)) if found else np.empty(0, np.int64)
+
+
+def near_by_embedding(space: Space, count: int = 16, least: float = 0.3) -> tuple[Indices, Indices]:
+    """Pairs of rows of which one is among the other's ``count`` nearest, by exact search."""
+    every = np.arange(len(space), dtype=np.int64)
+    rows, similarity = nearest(space, every, every, count)
+    near = similarity >= least
+    left = np.broadcast_to(every[:, None], rows.shape)[near]
+    return _unique(left, rows[near], len(space))
+
+
+def _unique(left: Indices, right: Indices, rows: int) -> tuple[Indices, Indices]:
+    """Pairs once, left below right, sorted."""
+    low, high = np.minimum(left, right), np.maximum(left, right)
+    codes = np.unique((low * rows + high)[low < high])
+    return codes // max(rows, 1), codes % max(rows, 1)
