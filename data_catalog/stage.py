@@ -46,8 +46,8 @@ class Job:
     """One stage applied to given inputs and settings; picklable.
 
     ``device`` and ``catalogue`` (an address) are where, not what: they never enter the key.
-    Nor does ``previous``, what a live stage's very same job came to last time: it may save work,
-    and says what is gone since.
+    Nor does ``previous``, what a live stage's very same job came to last time, or what a stage
+    that ``follows`` came to with the same settings: it may save work, and says what is gone since.
     """
 
     stage: str
@@ -132,6 +132,9 @@ class Stage:
     fields: tuple[str, ...] | None = None
     #: True for a stage that asks the outside world: it runs every time, its result decides.
     live: bool = False
+    #: True for a stage that may take over from its last run with the same settings, whatever the
+    #: inputs were then (``Job.previous``).
+    follows: bool = False
     #: Parts that one worker works on at once: several where a part mostly waits for the network.
     at_once: int = 1
 
