@@ -114,17 +114,26 @@ def near_by_hash(hashes: Hashes, bits: int = BITS) -> tuple[Indices, Indices]:
     All pairs that differ in fewer bits than there are slices, most of the others. Rows with hash
     0 (no contrast) are in no pair.
     """
-    rows = np.flatnonzero(hashes != 0).astype(np.int64)
-    some = hashes[rows]
+    return _unique(*hash_matches(hashes, hashes, bits, itself=True), len(hashes))
+
+
+def hash_matches(
+    base: Hashes, queries: Hashes, bits: int = BITS, *, itself: bool = False
+) -> tuple[Indices, Indices]:
+    """The same between two lists: (row of ``base``, row of ``queries``), once each.
+
+    With ``itself`` the two are one list, and pairs are (higher row, lower row).
+    """
+    rows, asking = (np.flatnonzero(some != 0).astype(np.int64) for some in (base, queries))
+    some, asked = base[rows], queries[asking]
     length = slice_bits(len(rows))
     codes: list[Indices] = []
     for begin in range(0, 64 - length + 1, length):
-        for asked, given in _share_slice(some, np.uint64(begin), np.uint64(length)):
-            codes.append(_close(some, asked, given, bits))
-    if not codes:
-        return rows[:0], rows[:0]
-    pairs = np.unique(np.concatenate(codes))
-    return rows[pairs // max(len(rows), 1)], rows[pairs % max(len(rows), 1)]
+        for query, given in _share_slice(some, asked, begin, length):
+            keep = query < given if itself else np.ones(len(query), np.bool_)
+            codes.append(_close(some, asked, given[keep], query[keep], bits))
+    pairs = np.unique(np.concatenate(codes)) if codes else rows[:0]
+    return rows[pairs // max(len(asked), 1)], asking[pairs % max(len(asked), 1)]
 
 
 def slice_bits(count: int) -> int:
@@ -133,16 +142,16 @@ def slice_bits(count: int) -> int:
 
 
 def _share_slice(
-    hashes: Hashes, begin: np.uint64, length: np.uint64
+    base: Hashes, queries: Hashes, begin: int, length: int
 ) -> Iterator[tuple[Indices, Indices]]:
-    """Rows that agree in a slice: (row whose hash in some orientation does, row)."""
-    mask = (np.uint64(1) << length) - np.uint64(1)
-    keys = (hashes >> begin) & mask
-    order = np.lexsort((hashes, keys)).astype(np.int64)
-    sorted_keys = keys[order]
-    for first in range(0, len(hashes), QUERIES):
-        views = variants(hashes[first : first + QUERIES])
-        slices = (views >> begin) & mask
+    """Pairs that agree in a slice: (query, in some orientation; row of base)."""
+    shift, mask = np.uint64(begin), np.uint64((1 << length) - 1)
+    keys = (base >> shift) & mask
+    order = np.lexsort((base, keys)).astype(np.int64)
+    sorted_keys, ordered = keys[order], base[order]
+    for first in range(0, len(queries), QUERIES):
+        views = variants(queries[first : first + QUERIES])
+        slices = (views >> shift) & mask
         for which in range(8):
             wanted = slices[:, which]
             start = np.searchsorted(sorted_keys, wanted, "left")
@@ -150,13 +159,12 @@ def _share_slice(
             crowded = end - start > BUCKET
             if crowded.any():
                 start[crowded], end[crowded] = _window(
-                    hashes[order], views[crowded, which], start[crowded], end[crowded]
+                    ordered, views[crowded, which], start[crowded], end[crowded]
                 )
             sizes = end - start
-            asked = first + np.repeat(np.arange(len(wanted)), sizes)
+            query = first + np.repeat(np.arange(len(wanted)), sizes)
             offsets = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-            given = order[np.repeat(start, sizes) + offsets]
-            yield asked[asked < given], given[asked < given]
+            yield query, order[np.repeat(start, sizes) + offsets]
 
 
 def _window(
@@ -174,16 +182,16 @@ def _window(
     return begin, begin + BUCKET
 
 
-def _close(hashes: Hashes, left: Indices, right: Indices, bits: int) -> Indices:
-    """Codes left·n + right of the pairs that are near in one of the orientations."""
-    found = []
-    for first in range(0, len(left), QUERIES):
-        a, b = left[first : first + QUERIES], right[first : first + QUERIES]
+def _close(base: Hashes, queries: Hashes, given: Indices, query: Indices, bits: int) -> Indices:
+    """Codes given·queries + query of the pairs that are near in one of the orientations."""
+    found = [given[:0]]
+    for first in range(0, len(query), QUERIES):
+        a, b = query[first : first + QUERIES], given[first : first + QUERIES]
         unique, of = np.unique(a, return_inverse=True)
-        distance = hamming(variants(hashes[unique])[of], hashes[b][:, None]).min(axis=1)
+        distance = hamming(variants(queries[unique])[of], base[b][:, None]).min(axis=1)
         near = distance <= bits
-        found.append(a[near] * len(hashes) + b[near])
-    return np.unique(np.concatenate(found)) if found else np.empty(0, np.int64)
+        found.append(b[near] * len(queries) + a[near])
+    return np.unique(np.concatenate(found))
 
 
 def near_by_embedding(space: Space, count: int = 16, least: float = 0.3) -> tuple[Indices, Indices]:

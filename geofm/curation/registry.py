@@ -1,0 +1,179 @@
+"""The registry of evaluation sets: what pretraining data must not contain.
+
+A registry is a YAML file (``sets:`` a list of name, footprints, images, bands; paths relative to
+it) or a folder in which ``NAME.geojson`` or ``NAME.parquet`` and the folder ``NAME`` with images
+make up the set NAME. Footprints are polygons or points in degrees; images are PNG, JPEG and the like,
+GeoTIFF or JP2.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import geopandas as gpd
+import numpy as np
+import rasterio
+import shapely
+import yaml
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from rasterio.errors import RasterioIOError
+
+from data_catalog.canonical import digest_of
+from data_catalog.errors import UsageError
+
+FOOTPRINTS = (".geojson", ".json", ".parquet")
+RASTERS, PICTURES = (".tif", ".tiff", ".jp2"), (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+#: Columns that may name a footprint, the first that is there.
+NAMES = ("id", "item_id", "chip_id", "image_id", "name")
+
+
+class Listed(BaseModel):
+    """One entry of the YAML file."""
+
+    model_config = ConfigDict(extra="forbid")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    footprints: str | None = None
+    images: str | None = None
+    bands: list[int] = Field([1, 2, 3], min_length=1, max_length=3)
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """An evaluation set: areas with their ids, image files by id.
+
+    Attributes:
+        areas: shapely geometries, EPSG:4326.
+        area_ids: one per area.
+        images: files by id (path below the set's folder).
+        bands: which bands of a raster are red, green and blue, from 1.
+        sha256: of everything that is checked against.
+    """
+
+    name: str
+    areas: NDArray[np.object_]
+    area_ids: list[str]
+    images: dict[str, Path] = field(default_factory=dict)
+    bands: tuple[int, ...] = (1, 2, 3)
+    sha256: str = ""
+
+
+def load_registry(path: str | Path) -> list[EvaluationSet]:
+    """The evaluation sets of a registry, by name.
+
+    Raises:
+        UsageError: it is absent or empty, names a set twice, or a file in it is not readable.
+    """
+    place = Path(path)
+    if place.is_dir():
+        listed, base = _listed_in(place), place
+    elif place.is_file():
+        listed, base = _read_yaml(place), place.parent
+    else:
+        raise UsageError(f"there is no registry of evaluation sets {place}: give a folder or YAML")
+    names = [one.name for one in listed]
+    if not listed or len(set(names)) < len(names):
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise UsageError(
+            f"registry {place}: "
+            + (f"{', '.join(twice)} is listed twice" if twice else "no evaluation set in it")
+        )
+    return [_load(one, base) for one in sorted(listed, key=lambda one: one.name)]
+
+
+def registry_sha256(sets: list[EvaluationSet]) -> str:
+    """Identity of all that is checked against: for cache keys and certificates."""
+    return digest_of([[one.name, one.sha256] for one in sets])
+
+
+def _listed_in(folder: Path) -> list[Listed]:
+    found: dict[str, dict[str, Any]] = {}
+    for entry in sorted(folder.iterdir()):
+        if entry.is_dir():
+            found.setdefault(entry.name, {})["images"] = entry.name
+        elif entry.suffix in FOOTPRINTS:
+            found.setdefault(entry.stem, {})["footprints"] = entry.name
+    return _checked([{"name": name, **parts} for name, parts in found.items()], folder)
+
+
+def _read_yaml(file: Path) -> list[Listed]:
+    try:
+        content = yaml.safe_load(file.read_text())
+    except yaml.YAMLError as error:
+        raise UsageError(f"registry {file} is no YAML: {error}") from error
+    entries = content.get("sets") if isinstance(content, dict) else None
+    if not isinstance(entries, list):
+        raise UsageError(f"registry {file}: give a list `sets:` of name, footprints, images")
+    return _checked(entries, file)
+
+
+def _checked(entries: list[Any], place: Path) -> list[Listed]:
+    try:
+        return [Listed.model_validate(entry) for entry in entries]
+    except ValidationError as error:
+        raise UsageError(f"registry {place}: {error}") from error
+
+
+def _load(listed: Listed, base: Path) -> EvaluationSet:
+    areas: NDArray[np.object_] = np.empty(0, dtype=object)
+    ids: list[str] = []
+    what: list[Any] = [listed.bands]
+    if listed.footprints:
+        areas, ids = _footprints(base / listed.footprints, listed.name)
+        shapes = [hashlib.sha256(shapely.to_wkb(area)).hexdigest() for area in areas]
+        what.append([list(pair) for pair in zip(ids, shapes, strict=True)])
+    images: dict[str, Path] = {}
+    if listed.images:
+        root = base / listed.images
+        if not root.is_dir():
+            raise UsageError(f"evaluation set {listed.name}: there is no folder of images {root}")
+        files = (f for f in sorted(root.rglob("*")) if f.suffix.lower() in RASTERS + PICTURES)
+        images = {file.relative_to(root).as_posix(): file for file in files}
+        what.append([[i, _sha256(file)] for i, file in images.items()])
+    if not len(areas) and not images:
+        raise UsageError(f"evaluation set {listed.name} has neither footprints nor images")
+    return EvaluationSet(listed.name, areas, ids, images, tuple(listed.bands), digest_of(what))
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _footprints(file: Path, name: str) -> tuple[NDArray[np.object_], list[str]]:
+    """Areas in degrees and their ids."""
+    try:
+        frame = gpd.read_parquet(file) if file.suffix == ".parquet" else gpd.read_file(file)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UsageError(f"evaluation set {name}: no footprints in {file}: {error}") from error
+    if frame.crs is not None:
+        frame = frame.to_crs(4326)
+    column = next((column for column in NAMES if column in frame), None)
+    ids = [str(value) for value in (frame[column] if column else range(len(frame)))]
+    return np.asarray(frame.geometry.to_numpy(), dtype=object), ids
+
+
+def read_images(one: EvaluationSet) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Id and pixels [bands, height, width] (1 or 3 bands) of each image of a set.
+
+    Raises:
+        UsageError: a file is no image.
+    """
+    for image_id, file in one.images.items():
+        try:
+            if file.suffix.lower() in RASTERS:
+                with rasterio.open(file, driver=["GTiff", "JP2OpenJPEG"]) as source:
+                    some = [band for band in one.bands if band <= source.count]
+                    yield image_id, source.read(some if len(some) == 3 else [1])
+            else:
+                with Image.open(file) as picture:
+                    yield image_id, np.asarray(picture.convert("RGB")).transpose(2, 0, 1)
+        except (RasterioIOError, UnidentifiedImageError, OSError) as error:
+            raise UsageError(
+                f"evaluation set {one.name}: {image_id} cannot be read as an image ({error})"
+            ) from error
