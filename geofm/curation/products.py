@@ -29,6 +29,8 @@ from geofm.threads import one_torch_thread
 
 #: A tile of products stays in a core's cache while it is compared with the limit.
 TILE_ROWS, TILE_COLUMNS = 512, 4096
+#: Sizes of tiles are multiples of these.
+ROW_STEP, COLUMN_STEP = 32, 256
 #: Bound on |product in bfloat16 - exact| for unit vectors: rounding both factors to 8 bits
 #: (2 * 2^-9), rounding the result (2^-9), float32 sums of up to 8192 terms (2^-11).
 BF16_ERROR = 2.0**-8 + 2.0**-9 + 2.0**-11
@@ -105,11 +107,21 @@ def multiply(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     return torch.mm(left, right.T, out=tile)
 
 
+def _padded(factors: torch.Tensor, step: int) -> torch.Tensor:
+    """With rows of zeros up to a multiple of ``step``.
+
+    oneDNN compiles and keeps a kernel for every new shape: with thousands of cells of thousands
+    of sizes that would be slower than the products, and hundreds of megabytes.
+    """
+    missing = -len(factors) % step
+    return torch.nn.functional.pad(factors, (0, 0, 0, missing)) if missing else factors
+
+
 def _tiles(first: int, last: int) -> Iterator[tuple[int, int]]:
-    """Even pieces of a range, none above the size of a tile."""
+    """Even pieces of a range, in whole steps, none above the size of a tile."""
     count = max(1, -(-(last - first) // TILE_COLUMNS))
-    ends = [first + (last - first) * number // count for number in range(count + 1)]
-    return pairwise(ends)
+    size = max(1, -(-(last - first) // (count * COLUMN_STEP))) * COLUMN_STEP
+    return pairwise([*range(first, last, size), last])
 
 
 def pick(factors: torch.Tensor, rows: Indices | NDArray[np.int32]) -> torch.Tensor:
@@ -141,6 +153,9 @@ def near_pairs(
         TooManyProposals: beyond ``most``.
     """
     lowest = np.float32(threshold - precision.error)
+    height, width = len(left), len(right)
+    left = _padded(left, ROW_STEP)
+    right = left if upper else _padded(right, COLUMN_STEP)
     rows: list[Indices] = []
     columns: list[Indices] = []
     found = 0
@@ -153,8 +168,10 @@ def near_pairs(
                 continue
             i, j = np.divmod(at, tile.shape[1])
             i, j = i + top, j + side
+            wanted = (i < height) & (j < width)
             if upper:
-                i, j = i[i < j], j[i < j]
+                wanted &= i < j
+            i, j = i[wanted], j[wanted]
             found += len(i)
             if most is not None and found > most:
                 raise TooManyProposals(f"more than {most} proposals")
