@@ -239,6 +239,26 @@ class CurateSettings(Section):
         le=1,
         description="Cosine similarity of centred embeddings from which two chips are duplicates.",
     )
+    pixel_duplicates: bool = Field(
+        True,
+        description="Chips that show the same view are duplicates as well: shifted, turned, "
+        "hazier, brighter, or another cut of the same picture.",
+    )
+    evaluation_sets: str = Field(
+        "",
+        description="Registry of evaluation sets that nothing kept may show: a YAML file, or a "
+        "folder with NAME.geojson and folders of images. Empty: none.",
+    )
+    evaluation_buffer_m: float = Field(
+        1000.0, ge=0, le=1e6, description="Metres around their footprints that stay clear."
+    )
+    evaluation_similarity: float = Field(
+        0.97,
+        gt=0,
+        le=1,
+        description="Cosine similarity to one of their images from which a chip goes, whatever "
+        "its pixels say.",
+    )
     budget: float | None = Field(
         None,
         gt=0,
@@ -273,6 +293,11 @@ class CurateSettings(Section):
     equal_strata: bool = Field(
         False, description="Divide that share equally among strata instead of by their size."
     )
+
+    @field_validator("evaluation_sets")
+    @classmethod
+    def _registry(cls, path: str) -> str:
+        return str(Path(path).absolute()) if path else ""  # the same for workers that run elsewhere
 
 
 class PackSettings(Section):

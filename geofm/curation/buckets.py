@@ -18,11 +18,20 @@ from numpy.typing import NDArray
 from data_catalog.artifact import Artifact
 from data_catalog.canonical import digest_of
 from data_catalog.errors import RunError
-from data_catalog.stage import Job, Part, Sealed, Stage, link
+from data_catalog.stage import Job, Part, Sealed, Stage, link, prepared
 from geofm.curation.duplicates import collapse_vectors, hash_rows
-from geofm.curation.frame import Cells, Frame, assign, complete_reach, sort_cells, train_frame
+from geofm.curation.frame import (
+    Cells,
+    Frame,
+    assign,
+    complete_reach,
+    is_small,
+    sort_cells,
+    train_frame,
+)
 from geofm.curation.parts import file_digests
 from geofm.curation.space import Indices, Space, make_space
+from geofm.curation.vectors import open_vectors, rows_of
 
 VERSION = "1"
 #: Rows of a part.
@@ -34,25 +43,15 @@ POOL = ("hashes.npy", "same.npy")
 
 
 def joined_rows(job: Job) -> Indices:
-    """Rows of the embeddings whose chips are compared, ascending: all of them."""
-    return np.arange(len(open_vectors(job.inputs["embeddings"])), dtype=np.int64)
+    """Rows of the embeddings whose chips are compared, ascending: those that stay in the pool."""
+    pool = job.inputs["pool"].table("pool.parquet", ["chip_id", "rule"])
+    ids = pool.loc[pool["rule"] == "", "chip_id"].astype(str).tolist()
+    return np.sort(rows_of(job.inputs["embeddings"], ids))
 
 
 def threshold_of(job: Job) -> tuple[float, str]:
     """The least similarity of a pair, and where it is from."""
     return float(job.settings.threshold), "curate.threshold"
-
-
-def open_vectors(embeddings: Artifact) -> NDArray[np.float16]:
-    """Embeddings [n, d] as stored, mapped from the file."""
-    vectors = np.load(embeddings.local("embeddings.npy"), mmap_mode="r", allow_pickle=False)
-    if vectors.ndim != 2 or vectors.dtype != np.float16:
-        raise RunError(
-            f"embeddings {embeddings.digest[:12]} are {vectors.dtype} {vectors.shape}, not "
-            "float16 [chips, width]; embed the chips again"
-        )
-    found: NDArray[np.float16] = vectors
-    return found
 
 
 def read_frame(folder: Path) -> Frame:
@@ -62,6 +61,12 @@ def read_frame(folder: Path) -> Frame:
         np.load(folder / "centroids.npy"),
         float(np.load(folder / "reach.npy")),
     )
+
+
+def frame_folder(buckets: Artifact) -> Path:
+    """A local folder with the files of the frame."""
+    files = [buckets.local(name) for name in FRAME]
+    return files[0].parent
 
 
 def frame_identity(buckets: Artifact) -> list[str]:
@@ -85,7 +90,7 @@ def frame_key(job: Job, rows: Indices) -> str:
 def inherited(job: Job, rows: int) -> Artifact | None:
     """The earlier artifact whose frame serves again, if there is one."""
     before = job.previous
-    if before is None:
+    if before is None or is_small(rows):
         return None
     facts = before.manifest.facts
     first, wide = int(facts["frame_rows"]), open_vectors(job.inputs["embeddings"]).shape[1]
@@ -97,13 +102,7 @@ def plan(job: Job) -> list[Part]:
     """Make the frame where it is missing; parts are ranges of rows, none for a small pool."""
     rows = joined_rows(job)
     key = frame_key(job, rows)
-    if not job.store.has_part(key):
-        with job.store.staging() as folder:
-            out = folder / "part"
-            out.mkdir()
-            _prepare(job, rows, out)
-            job.store.publish_part(key, out)
-    frame = read_frame(_fetch(job, key))
+    frame = read_frame(prepared(job, key, lambda out: _prepare(job, rows, out)))
     count = len(open_vectors(job.inputs["embeddings"]))
     if frame.whole:
         return []
@@ -232,11 +231,13 @@ STAGE = Stage(
     name="buckets",
     version=VERSION,
     kind="buckets",
-    inputs=("embeddings",),
+    inputs=("embeddings", "pool"),
     software=("faiss-cpu", "numpy", "torch"),
     plan=plan,
     work=work,
     seal=seal,
     seeded=True,
+    section="curate",
+    fields=("threshold",),
     follows=True,
 )

@@ -107,6 +107,11 @@ class Cells:
         )
 
 
+def is_small(rows: int) -> bool:
+    """Whether a pool is searched whole: then it has no cells, and nothing to inherit."""
+    return rows <= WHOLE_UP_TO
+
+
 def train_frame(
     space: Space, threshold: float, seed: int = 0, pool: Indices | None = None
 ) -> Frame:
@@ -120,7 +125,7 @@ def train_frame(
     """
     pool = np.arange(len(space)) if pool is None else pool
     nothing = np.empty((0, space.stored.shape[1]), dtype=np.float32)
-    if len(pool) <= WHOLE_UP_TO:
+    if is_small(len(pool)):
         return Frame(space.centre, nothing, 0.0)
     use_threads()
     cells = int(CELLS * len(pool) ** 0.5)

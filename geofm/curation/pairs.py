@@ -6,6 +6,7 @@ and searches only what is new (``incremental.py``): the pairs, and so the decisi
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,20 +15,22 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from data_catalog.artifact import Artifact
 from data_catalog.stage import Job, Part, Sealed, Stage
 from data_catalog.tables import write_table
 from geofm.curation import audit
 from geofm.curation.buckets import (
-    open_vectors,
+    frame_folder,
     read_cells,
     read_frame,
     threshold_of,
-)  # fmt: skip
+)
 from geofm.curation.edges import Edges, join_edges
 from geofm.curation.frame import Cells, Frame
 from geofm.curation.join import join_cells
 from geofm.curation.parts import file_digests
 from geofm.curation.space import Indices, Space
+from geofm.curation.vectors import open_vectors
 
 VERSION = "1"
 #: Homes and visits of the cells of one part, about.
@@ -70,7 +73,7 @@ def work(job: Job, part: Part, folder: Path) -> None:
 def read_pool(job: Job) -> tuple[Space, Frame, Cells]:
     """The pool of a job: vectors, frame, cells."""
     buckets = job.inputs["buckets"]
-    frame = read_frame(buckets.local("centre.npy").parent)
+    frame = read_frame(frame_folder(buckets))
     return Space(open_vectors(job.inputs["embeddings"]), frame.centre), frame, read_cells(buckets)
 
 
@@ -113,6 +116,30 @@ def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
                                               "largest_identical")},
         },
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The artifact as it is read: pairs by chip id, frame and cells, numbers of dense cells."""
+
+    table: pd.DataFrame
+    frame: Frame
+    cells: Cells
+    dense: list[int]
+    threshold: float
+
+
+def read_pairs(inputs: dict[str, Artifact]) -> Pairs:
+    """The pairs of ``inputs["pairs"]``, searched in the cells of ``inputs["buckets"]``."""
+    pairs, buckets = inputs["pairs"], inputs["buckets"]
+    dense = sorted({int(cell) for cell in pairs.table("dense.parquet")["cell"]})
+    return Pairs(
+        pairs.table("pairs.parquet"),
+        read_frame(frame_folder(buckets)),
+        read_cells(buckets),
+        dense,
+        float(pairs.manifest.facts["threshold"]),
+    )
 
 
 def in_dense(cells: Cells, dense: Indices) -> audit.Covered:
@@ -169,4 +196,6 @@ STAGE = Stage(
     work=work,
     seal=seal,
     seeded=True,
+    section="curate",
+    fields=("threshold",),
 )

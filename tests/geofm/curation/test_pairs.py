@@ -9,7 +9,7 @@ import pytest
 from data_catalog.run import make_job, plan_parts, run_stage, seal, work_parts
 from geofm.curation import audit, buckets, frame, join, pairs
 from geofm.settings import CurateSettings
-from tests.geofm.curation.synthetic import make_embeddings
+from tests.geofm.curation.synthetic import make_embeddings, make_pool
 
 SETTINGS = CurateSettings(threshold=0.95)
 
@@ -45,7 +45,7 @@ def brute(vectors: np.ndarray, ids: list[str], threshold: float) -> set[tuple[st
 
 def search(store, catalogue, ids, vectors, settings=SETTINGS):
     embeddings = make_embeddings(store, ids, vectors)
-    made = {"embeddings": embeddings}
+    made = {"embeddings": embeddings, "pool": make_pool(store, ids)}
     made["buckets"] = run_stage(buckets.STAGE, store, catalogue, made, settings)
     return made, run_stage(pairs.STAGE, store, catalogue, made, settings)
 
@@ -89,7 +89,7 @@ def test_parts_make_one_result_in_any_order_and_after_a_kill(store, catalogue, t
     _, artifact = search(store, catalogue, ids, vectors)
     other = open_store(tmp_path / "other")
     embeddings = make_embeddings(other, ids, vectors)
-    inputs = {"embeddings": embeddings}
+    inputs = {"embeddings": embeddings, "pool": make_pool(other, ids)}
     for stage in (buckets.STAGE, pairs.STAGE):
         job = make_job(stage, other, inputs, SETTINGS)
         parts = plan_parts(stage, job)
