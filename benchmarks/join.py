@@ -61,8 +61,8 @@ def main() -> None:
             _child(method="pool", pool=str(pool), rows=rows, seed=asked.seed)
             for method in asked.methods.split(","):
                 line = _child(method=method, pool=str(pool), rows=rows, seed=asked.seed)
-                lines = [old for old in lines
-                         if (old["method"], int(old["rows"])) != (line["method"], rows)]  # fmt: skip
+                mine = (line["method"], rows)
+                lines = [old for old in lines if (old["method"], int(old["rows"])) != mine]
                 lines.append({**line, **_machine()})
                 print(lines[-1], flush=True)
                 _write(lines)

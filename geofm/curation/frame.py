@@ -231,7 +231,12 @@ def _true_shares(
 
 
 def assign(
-    frame: Frame, space: Space, first: int, last: int, pool: NDArray[np.bool_] | None = None
+    frame: Frame,
+    space: Space,
+    first: int,
+    last: int,
+    pool: NDArray[np.bool_] | None = None,
+    width: float | None = None,
 ) -> Cells:
     """Homes and visits of the rows ``first`` to ``last`` (numbered from ``first``).
 
@@ -241,14 +246,16 @@ def assign(
         first: row to begin with.
         last: row to end before.
         pool: of all rows, those that are searched; the others have home -1. None for all.
+        width: margin up to which a cell is visited; None for half of the reach.
     """
+    half = frame.reach / 2 if width is None else width
     if frame.whole:
         home = np.zeros(last - first, dtype=np.int32)
         return _only(Cells(home, np.empty(0, np.int64), np.empty(0, np.int32)), pool, first)
     starts = range(first, last, ROWS)
 
     def work(start: int) -> tuple[NDArray[np.int32], Indices, NDArray[np.int32]]:
-        return _assign(frame, space.block(start, min(start + ROWS, last)))
+        return _assign(frame, space.block(start, min(start + ROWS, last)), half)
 
     homes, rows, cells = [], [], []
     for start, (home, row, cell) in zip(starts, on_every_core(work, starts), strict=True):
@@ -278,12 +285,14 @@ def sort_cells(home: NDArray[np.int32], row: Indices, cell: NDArray[np.int32]) -
     return Cells(home, row[order], cell[order])
 
 
-def _assign(frame: Frame, units: Units) -> tuple[NDArray[np.int32], Indices, NDArray[np.int32]]:
+def _assign(
+    frame: Frame, units: Units, width: float
+) -> tuple[NDArray[np.int32], Indices, NDArray[np.int32]]:
     """Home of each unit vector, and its visits (row, cell)."""
     products = multiply(torch.from_numpy(units), torch.from_numpy(frame.centroids)).numpy()
     home = products.argmax(axis=1)
     best = products[np.arange(len(home)), home]
-    half = np.float32(frame.reach / 2 + TIE)
+    half = np.float32(width + TIE)
     floor = best - np.maximum(half * frame.widest[home], 2 * TIE)
     row, cell = np.divmod(np.flatnonzero(products >= floor[:, None]), products.shape[1])
     gap = best[row] - products[row, cell]
