@@ -120,7 +120,6 @@ def make(method: str, pool: str, rows: int, seed: int) -> dict[str, Any]:
 
 def geofm(method: str, pool: str, rows: int, seed: int) -> dict[str, Any]:
     """The search of ``geofm.curation`` in this process, its parts one after the other."""
-    from geofm.curation.buckets import GROWTH  # noqa: F401  the stage's imports count as memory
     from geofm.curation.edges import join_edges
     from geofm.curation.frame import assign, train_frame
     from geofm.curation.join import join_cells

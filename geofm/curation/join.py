@@ -31,7 +31,7 @@ from geofm.curation.products import (
     on_every_core,
     pick,
 )
-from geofm.curation.space import BLOCK, Indices, Space, take_rows
+from geofm.curation.space import BLOCK, READ, Indices, Space, take_rows, unit_rows
 
 #: Pairs of one cell beyond which it may be dense: at least, and per row in it.
 DENSE_PAIRS, DENSE_PER_ROW = 1_000_000, 256
@@ -102,14 +102,14 @@ def too_many(threshold: float, most: int = MOST_EDGES) -> TooManyPairs:
 
 def _load(space: Space, rows: Indices, precision: Precision) -> torch.Tensor:
     """The rows' unit vectors in the type in which they are multiplied [rows, d]."""
-    part = Space(take_rows(space.stored, rows), space.centre)
-    factors = torch.empty(part.stored.shape, dtype=precision.dtype)
+    factors = torch.empty((len(rows), space.stored.shape[1]), dtype=precision.dtype)
 
     def work(first: int) -> None:
-        last = min(first + BLOCK, len(part))
-        factors[first:last] = as_factors(part.block(first, last), precision)
+        some = rows[first : first + READ]
+        units = unit_rows(take_rows(space.stored, some), space.centre)
+        factors[first : first + READ] = as_factors(units, precision)
 
-    for _ in on_every_core(work, range(0, len(part), BLOCK)):
+    for _ in on_every_core(work, range(0, len(rows), READ)):
         pass
     return factors
 

@@ -31,7 +31,7 @@ from geofm.curation.space import Indices, Space
 
 VERSION = "1"
 #: Homes and visits of the cells of one part, about.
-PART_ROWS = 3_000_000
+PART_ROWS = 6_000_000
 #: Recall below which a search by cells is refused, when the audit is sure of it.
 LEAST_RECALL = 0.9999
 
