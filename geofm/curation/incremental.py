@@ -77,9 +77,9 @@ def carry_edges(before: Edges, to: Indices) -> Edges:
     return sort_edges(left[there], right[there], before.similarity[there])
 
 
-def could_be_dense(edges: Edges, cells: Cells, count: int) -> bool:
+def could_be_dense(edges: Edges, home: NDArray[np.int32]) -> bool:
     """Whether a cell has so many pairs that a full search might not list them."""
-    return bool(np.bincount(cells.home[edges.left], minlength=count).max(initial=0) > DENSE_PAIRS)
+    return bool(np.bincount(home[edges.left]).max(initial=0) > DENSE_PAIRS // 2)
 
 
 def join_new(space: Space, frame: Frame, cells: Cells, new: Indices, threshold: float) -> Edges:

@@ -6,6 +6,7 @@ and searches only what is new (``incremental.py``): the pairs, and so the decisi
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from data_catalog.errors import RunError
 from data_catalog.stage import Job, Part, Sealed, Stage
 from data_catalog.tables import write_table
 from geofm.curation import audit
 from geofm.curation.buckets import (
+    frame_identity,
     open_vectors,
     read_cells,
     read_frame,
@@ -25,6 +28,13 @@ from geofm.curation.buckets import (
 )  # fmt: skip
 from geofm.curation.edges import Edges, join_edges
 from geofm.curation.frame import Cells, Frame
+from geofm.curation.incremental import (
+    carry_edges,
+    could_be_dense,
+    join_new,
+    match_rows,
+    turn_round,
+)  # fmt: skip
 from geofm.curation.join import join_cells
 from geofm.curation.parts import file_digests
 from geofm.curation.space import Indices, Space
@@ -32,17 +42,22 @@ from geofm.curation.space import Indices, Space
 VERSION = "1"
 #: Homes and visits of the cells of one part, about.
 PART_ROWS = 6_000_000
+#: Share of new rows up to which they are searched against the pairs that are known.
+MOST_NEW = 0.25
 #: Recall below which a search by cells is refused, when the audit is sure of it.
 LEAST_RECALL = 0.9999
 
 
 def plan(job: Job) -> list[Part]:
-    """Groups of neighbouring cells with about the same number of rows."""
+    """Groups of neighbouring cells with about as many rows; one part where only new ones join."""
     buckets = job.inputs["buckets"]
     cells = read_cells(buckets)
     files = {**file_digests(buckets), **file_digests(job.inputs["embeddings"])}
     covers = [files[n] for n in ("centre.npy", "centroids.npy", "home.npy", "visit_row.npy",
                                  "visit_cell.npy", "embeddings.npy")]  # fmt: skip
+    carried = carry(job)
+    if carried is not None:
+        return [job.part({"carried": True}, [*covers, threshold_of(job)[0], "carried"], [])]
     return [
         job.part({"first": first, "last": last}, [*covers, threshold_of(job)[0], first, last], [])
         for first, last in group_cells(cells, int(buckets.manifest.facts["cells"]))
@@ -62,9 +77,54 @@ def group_cells(cells: Cells, count: int) -> list[tuple[int, int]]:
 def work(job: Job, part: Part, folder: Path) -> None:
     """Search a group of cells: rows and exact similarities of its pairs."""
     space, frame, cells = read_pool(job)
+    carried = carry(job) if "carried" in part.payload else None
+    if carried is not None:
+        more = join_new(space, frame, cells, carried.new, threshold_of(job)[0])
+        edges = join_edges([carried.edges, more])
+        np.savez(folder / "edges.npz", **vars(edges), dense=np.empty(0, np.int64))
+        return
+    if "carried" in part.payload:
+        raise RunError("the pairs that this run follows are gone from the store; run again")
     numbers = range(part.payload["first"], part.payload["last"])
     found = join_cells(space, frame, cells, numbers, threshold_of(job)[0])
     np.savez(folder / "edges.npz", **vars(found.edges), dense=np.array(found.dense, np.int64))
+
+
+@dataclass(frozen=True)
+class Carried:
+    """What an earlier run over the same frame knows of the pool of now, by rows of now."""
+
+    edges: Edges
+    new: Indices
+    audited: audit.Audited
+
+
+def carry(job: Job) -> Carried | None:
+    """What is taken over from the last run; None where everything is searched."""
+    before, buckets = job.previous, job.inputs["buckets"]
+    if before is None or buckets.manifest.facts["cells"] < 2:
+        return None
+    old = job.store.artifact("buckets", before.manifest.inputs["buckets"])
+    facts = before.manifest.facts
+    if facts["dense_cells"] or facts["threshold"] != threshold_of(job)[0]:
+        return None
+    if not job.store.has(old) or frame_identity(old) != frame_identity(buckets):
+        return None
+    cells = read_cells(buckets)
+    pool, hashes = cells.home >= 0, np.load(buckets.local("hashes.npy"))
+    home = np.load(old.local("home.npy"))
+    of = match_rows(np.load(old.local("hashes.npy")), home, hashes)
+    to = turn_round(of, len(home), pool)
+    new = np.flatnonzero(pool & (of < 0))
+    with np.load(before.local("rows.npz"), allow_pickle=False) as data:
+        edges = Edges(data["left"], data["right"], data["similarity"])
+        asked, low, high = to[data["asked"]], to[data["low"]], to[data["high"]]
+    if len(new) > MOST_NEW * pool.sum() or could_be_dense(edges, home):
+        return None
+    there = (low >= 0) & (high >= 0)
+    low, high = low[there], high[there]
+    known = audit.Audited(asked[asked >= 0], np.minimum(low, high), np.maximum(low, high))
+    return Carried(carry_edges(edges, to), new, known)
 
 
 def read_pool(job: Job) -> tuple[Space, Frame, Cells]:
@@ -81,7 +141,10 @@ def read_edges(folder: Path) -> tuple[Edges, Indices]:
 
 
 def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
-    """``pairs.parquet``, ``identical.parquet``, ``dense.parquet``, and the certificate."""
+    """``pairs.parquet``, ``identical.parquet``, ``dense.parquet``, and the certificate.
+
+    ``rows.npz`` has the pairs and the audit by row, for the run that follows.
+    """
     space, frame, cells = read_pool(job)
     parts = [read_edges(part) for part in folders]
     edges = join_edges([part[0] for part in parts])
@@ -89,12 +152,17 @@ def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
     same = np.load(job.inputs["buckets"].local("same.npy"))
     threshold, source = threshold_of(job)
     pool = np.flatnonzero(cells.home >= 0)
-    certificate = audit.audit_edges(
-        space, edges, threshold, job.seed, covered=in_dense(cells, dense), pool=pool
-    )
+    carried = carry(job)
+    audited = audit.audit_rows(
+        space, np.load(job.inputs["buckets"].local("hashes.npy")), pool, threshold, job.seed,
+        before=None if carried is None else carried.audited,
+        new=None if carried is None else carried.new,
+    )  # fmt: skip
+    certificate = audit.certify(audited, edges, len(space), in_dense(cells, dense))
     audit.require_complete(certificate, 1.0 if frame.whole else LEAST_RECALL)
     ids = job.inputs["embeddings"].table("ids.parquet")["chip_id"].astype(str).to_numpy()
     write_table(_named(ids, edges), folder / "pairs.parquet")
+    np.savez(folder / "rows.npz", **vars(edges), **vars(audited))
     copies = np.flatnonzero((same >= 0) & (same != np.arange(len(same))))
     identical = pd.DataFrame({"chip_id": ids[copies], "same_as": ids[same[copies]]})
     write_table(identical.sort_values("chip_id"), folder / "identical.parquet")
@@ -169,4 +237,5 @@ STAGE = Stage(
     work=work,
     seal=seal,
     seeded=True,
+    follows=True,
 )
