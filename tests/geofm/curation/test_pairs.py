@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
+
 import numpy as np
 import pandas as pd
 import pytest
 
+from data_catalog.catalogue import open_catalogue
 from data_catalog.run import make_job, plan_parts, run_stage, seal, with_previous, work_parts
 from data_catalog.store import open_store
 from geofm.curation import audit, buckets, frame, join, pairs
+from geofm.curation.edges import sort_edges
+from geofm.curation.leader import choose_leaders
 from geofm.curation.space import Space
 from geofm.settings import CurateSettings
 from tests.geofm.curation.synthetic import make_embeddings
@@ -208,3 +215,59 @@ def test_small_pools_do_not_inherit_their_frame(store, catalogue):
     _, _, made, artifact = _refresh(store, catalogue, ids, vectors, np.arange(390), vectors[:0])
     assert made["buckets"].manifest.facts["frame_from"] == "trained"
     assert found(artifact) == brute(vectors[:390], ids[:390], 0.95)
+
+
+CHILD = """
+import sys, time
+from pathlib import Path
+import numpy as np
+from data_catalog.artifact import Artifact
+from data_catalog.run import make_job, plan_parts, work_parts
+from data_catalog.stage import Part
+from data_catalog.store import Store
+from geofm.curation import frame, pairs
+from geofm.settings import CurateSettings
+frame.WHOLE_UP_TO, pairs.PART_ROWS = 100, 700
+store = Store(sys.argv[1])
+inputs = {"embeddings": Artifact(sys.argv[2]), "buckets": Artifact(sys.argv[3])}
+job = make_job(pairs.STAGE, store, inputs, CurateSettings(threshold=0.95))
+for number, part in enumerate(plan_parts(pairs.STAGE, job)):
+    if number == 2:
+        print("two parts are done", flush=True)
+        time.sleep(60)
+    work_parts(pairs.STAGE, job, [part])
+"""
+
+
+@pytest.mark.usefixtures("cells")
+def test_a_killed_search_goes_on_and_ends_the_same(store, catalogue, tmp_path):
+    vectors, ids = clusters(2000), names(2000)
+    _, clean = search(store, catalogue, ids, vectors)
+    other = open_store(tmp_path / "killed")
+    made = {"embeddings": make_embeddings(other, ids, vectors)}
+    made["buckets"] = run_stage(
+        buckets.STAGE, other, open_catalogue(f"sqlite:///{tmp_path}/killed.db"), made, SETTINGS
+    )
+    command = [sys.executable, "-c", CHILD, other.url, made["embeddings"].url, made["buckets"].url]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "two parts are done\n"
+        child.send_signal(signal.SIGKILL)
+    job = make_job(pairs.STAGE, other, made, SETTINGS)
+    parts = plan_parts(pairs.STAGE, job)
+    assert [other.has_part(part.key) for part in parts[:3]] == [True, True, False]
+    assert work_parts(pairs.STAGE, job, parts) == len(parts) - 2
+    artifact, _ = seal(pairs.STAGE, job, parts)
+    assert artifact.digest == clean.digest
+    edges = [leaders_of(done, ids) for done in (artifact, clean)]
+    assert edges[0] == edges[1]
+
+
+def leaders_of(artifact, ids: list[str]) -> list[bool]:
+    """The leader rule on the pairs of an artifact, chips by id."""
+    table = artifact.table("pairs.parquet")
+    row = {chip: number for number, chip in enumerate(sorted(ids))}
+    left, right = (table[side].map(row).to_numpy(np.int64) for side in ("left", "right"))
+    edges = sort_edges(left, right, table["similarity"].to_numpy())
+    kept: list[bool] = choose_leaders(np.arange(len(ids)), edges).kept.tolist()
+    return kept
