@@ -11,6 +11,7 @@ today's own runs the stage with another seed or in an empty catalogue.
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,16 @@ from data_catalog.canonical import digest_of
 from data_catalog.errors import RunError
 from data_catalog.stage import Job, Part, Sealed, Stage, link
 from geofm.curation.duplicates import collapse_vectors, hash_rows
-from geofm.curation.frame import Cells, Frame, assign, complete_reach, sort_cells, train_frame
+from geofm.curation.frame import (
+    Cells,
+    Frame,
+    assign,
+    complete_reach,
+    no_cells,
+    sort_cells,
+    train_frame,
+    visit_codes,
+)
 from geofm.curation.incremental import carry_cells, match_rows, turn_round
 from geofm.curation.parts import file_digests
 from geofm.curation.space import Indices, Space, make_space, take_rows
@@ -179,9 +189,9 @@ def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
     pool = same == np.arange(len(same))
     before = inherited(job, len(rows))
     if frame.whole:
-        cells = Cells(np.where(pool, 0, -1).astype(np.int32), *_no_visits())
+        cells = replace(no_cells(0), home=np.where(pool, 0, -1).astype(np.int32))
     else:
-        old = Cells(np.empty(0, np.int32), *_no_visits()) if before is None else read_cells(before)
+        old = no_cells(0) if before is None else read_cells(before)
         of = np.load(made / "of.npy")
         to = turn_round(of, len(old.home), pool)
         cells = carry_cells(old, of, to, np.load(made / "new.npy"), _together(folders))
@@ -216,18 +226,11 @@ def _together(folders: list[Path]) -> Cells:
     """The cells of all ranges."""
     homes = [np.load(part / "home.npy") for part in folders]
     begins = np.cumsum([0, *(len(home) for home in homes)])
-    rows = [np.load(p / "visit_row.npy") + b for p, b in zip(folders, begins, strict=False)]
-    cells = [np.load(part / "visit_cell.npy") for part in folders]
-    row, cell = _no_visits()
-    return sort_cells(
-        np.concatenate([np.empty(0, np.int32), *homes]),
-        np.concatenate([row, *rows]),
-        np.concatenate([cell, *cells]),
-    )
-
-
-def _no_visits() -> tuple[Indices, NDArray[np.int32]]:
-    return np.empty(0, np.int64), np.empty(0, np.int32)
+    codes = [
+        visit_codes(np.load(part / "visit_row.npy") + begin, np.load(part / "visit_cell.npy"))
+        for part, begin in zip(folders, begins, strict=False)
+    ]
+    return sort_cells(np.concatenate([np.empty(0, np.int32), *homes]), codes)
 
 
 def _origin(before: Artifact) -> str:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from geofm.curation.edges import Edges, first_true, neighbour_lists
 from geofm.curation.frame import Cells, Frame, assign, train_frame
 from geofm.curation.join import MOST_EDGES, TooManyPairs, join_cells, too_many
-from geofm.curation.space import READ, Indices, Space, take_rows
+from geofm.curation.space import READ, Indices, Space, read_rows, take_rows
 
 __all__ = ["Edges", "TooManyPairs", "collapse_identical", "find_edges", "first_true",
            "neighbour_lists"]  # fmt: skip
@@ -60,7 +60,7 @@ def hash_rows(stored: NDArray[np.float16]) -> Hashes:
     for first in range(0, len(stored), READ // 8):
         rows = np.arange(first, min(first + READ // 8, len(stored)))
         padded = np.zeros((len(rows), 4 * words), dtype=np.float16)
-        padded[:, :width] = stored[rows[0] : rows[-1] + 1]
+        padded[:, :width] = read_rows(stored, int(rows[0]), int(rows[-1]) + 1)
         whole = np.ascontiguousarray(padded.view(np.uint64).T)
         value = np.zeros(len(rows), dtype=np.uint64)
         for word, weight in zip(whole, weights, strict=True):

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from geofm.curation.edges import Edges, join_edges, no_edges, sort_edges
-from geofm.curation.frame import Cells, Frame, assign, sort_cells
+from geofm.curation.frame import Cells, Frame, assign, sort_cells, visit_codes
 from geofm.curation.join import DENSE_PAIRS, decide_pairs
 from geofm.curation.products import (
     Precision,
@@ -58,16 +58,15 @@ def carry_cells(before: Cells, of: Indices, to: Indices, new: Indices, fresh: Ce
     old = to[to >= 0]
     home[old] = before.home[of[old]]
     home[new] = fresh.home
-    row, cell = to[before.row], before.cell
+    row = to[before.row]
     there = row >= 0
-    row, cell = row[there], cell[there]
+    codes = visit_codes(row[there], before.cell[there])
+    more = visit_codes(new[fresh.row], fresh.cell)
     if len(old) > 1 and not (np.diff(old) > 0).all():
-        return sort_cells(
-            home, np.concatenate([row, new[fresh.row]]), np.concatenate([cell, fresh.cell])
-        )
-    code = cell.astype(np.int64) * len(of) + row
-    place = np.searchsorted(code, fresh.cell.astype(np.int64) * len(of) + new[fresh.row])
-    return Cells(home, np.insert(row, place, new[fresh.row]), np.insert(cell, place, fresh.cell))
+        return sort_cells(home, [codes, more])
+    place = np.searchsorted(codes, more)
+    rows = np.insert(row[there].astype(np.int32), place, new[fresh.row].astype(np.int32))
+    return Cells(home, rows, np.insert(before.cell[there], place, fresh.cell))
 
 
 def carry_edges(before: Edges, to: Indices) -> Edges:
