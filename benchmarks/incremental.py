@@ -31,11 +31,11 @@ from pools import make_pool
 
 from geofm.curation import audit
 from geofm.curation.duplicates import collapse_vectors, find_pairs, hash_rows
-from geofm.curation.edges import Edges
+from geofm.curation.edges import Edges, join_edges
 from geofm.curation.frame import Cells, Frame
-from geofm.curation.incremental import carry_edges, extend, match_rows, turn_round
+from geofm.curation.incremental import carry_edges, extend, join_new, match_rows
 from geofm.curation.leader import choose_leaders
-from geofm.curation.space import Indices, Space, make_space
+from geofm.curation.space import Space, make_space
 
 RESULTS = Path(__file__).parent / "results" / "incremental.csv"
 THRESHOLD, SEED = 0.95, 2027
@@ -126,25 +126,21 @@ def follow(stored: NDArray[np.float16], before: Searched) -> Searched:
     of = match_rows(before.hashes, before.cells.home, hashes)
     mark("match")
     space = Space(stored, before.frame.centre)
-    cells, edges, new = extend(
-        space, before.frame, (before.cells, before.edges), of, mask, THRESHOLD
-    )
-    mark("extend")
-    to = turn_round(of, len(before.hashes), mask)
-    known = carry_audit(before.audited, to)
-    audited = audit.audit_rows(space, hashes, pool, THRESHOLD, SEED, before=known, new=new)
+    cells, to, new = extend(space, before.frame, before.cells, of, mask)
+    mark("cells")
+    asked = pool[audit.choose_queries(hashes[pool], SEED)]
+    known, rest = audit.carry_audit(space, before.audited, to, asked, new, THRESHOLD)
     mark("audit")
+    more = join_new(space, before.frame, cells, new, THRESHOLD, rest)
+    if more is None:
+        raise SystemExit("a cell may be dense: nothing to compare")
+    edges = join_edges([carry_edges(before.edges, to), more.edges])
+    audited = audit.merge_audit(known, rest, more.low, more.high, len(stored))
+    mark("join")
     kept = decide(len(stored), edges)
     mark("leader")
     print({b[0]: round(b[1] - a[1], 2) for a, b in pairwise(marks)})
     return Searched(hashes, before.frame, cells, edges, audited, kept)
-
-
-def carry_audit(audited: audit.Audited, to: Indices) -> audit.Audited:
-    """What is known of the rows that are still there."""
-    pairs = carry_edges(Edges(audited.low, audited.high, np.ones(len(audited.low))), to)
-    asked = to[audited.asked]
-    return audit.Audited(asked[asked >= 0], pairs.left, pairs.right)
 
 
 def _same(one: Edges, other: Edges) -> bool:

@@ -17,6 +17,7 @@ from scipy.stats import beta
 from data_catalog.errors import CheckError
 from geofm.curation.duplicates import hash_rows
 from geofm.curation.edges import Edges
+from geofm.curation.join import exact_pairs
 from geofm.curation.products import FLOAT32, as_factors, near_pairs, on_every_core
 from geofm.curation.selection import coverage
 from geofm.curation.space import BLOCK, Floats, Indices, Space, take_rows, unit_rows
@@ -79,13 +80,7 @@ def true_pairs(
         return np.empty(0, np.int64), np.empty(0, np.int64)
     left = np.concatenate([part[0] for part in found])
     right = np.concatenate([part[1] for part in found])
-    low, high = np.minimum(left, right)[left != right], np.maximum(left, right)[left != right]
-    code = np.unique(low * len(space) + high)
-    low, high = np.divmod(code, len(space))
-    rows, at = np.unique(np.concatenate([low, high]), return_inverse=True)
-    part = Space(take_rows(space.stored, rows), space.centre)
-    near = part.similarity(at[: len(low)], at[len(low) :]) >= threshold
-    return low[near], high[near]
+    return exact_pairs(space, left, right, threshold)
 
 
 @dataclass(frozen=True)
@@ -104,8 +99,6 @@ def audit_rows(
     threshold: float,
     seed: int,
     queries: int = QUERIES,
-    before: Audited | None = None,
-    new: Indices | None = None,
 ) -> Audited:
     """Search the pairs of a random sample of rows exactly.
 
@@ -116,27 +109,54 @@ def audit_rows(
         threshold: of the search.
         seed: chooses the sample.
         queries: size of the sample; all rows of a smaller pool.
-        before: what is known of rows that were there before, by their rows of now.
-        new: the rows that were not there before.
     """
     asked = pool[choose_queries(hashes[pool], seed, queries)]
-    low, high = np.empty(0, np.int64), np.empty(0, np.int64)
-    known = np.empty(0, np.int64)
-    if before is not None and new is not None:
-        known = asked[np.isin(asked, before.asked)]
-        low, high = before.low, before.high
-        more = true_pairs(space, known, threshold, new)
-        low, high = np.concatenate([low, more[0]]), np.concatenate([high, more[1]])
-    rest = asked[~np.isin(asked, known)]
-    more = true_pairs(space, rest, threshold)
-    code = np.concatenate([low, more[0]]) * len(space) + np.concatenate([high, more[1]])
-    low, high = np.divmod(np.unique(code), len(space))
+    low, high = true_pairs(space, asked, threshold)
     mask = np.zeros(len(space), dtype=np.bool_)
     mask[pool] = True
-    mine = np.zeros(len(space), dtype=np.bool_)
-    mine[asked] = True
-    real = mask[low] & mask[high] & (mine[low] | mine[high])
+    real = mask[low] & mask[high]
     return Audited(asked, low[real], high[real])
+
+
+def carry_audit(
+    space: Space,
+    before: Audited,
+    to: Indices,
+    asked: Indices,
+    new: Indices,
+    threshold: float,
+) -> tuple[Audited, Indices]:
+    """What an earlier audit says of the pool of now.
+
+    Args:
+        space: the pool of now.
+        before: the audit, by rows of then.
+        to: for each row of then its row of now, -1 where it is gone.
+        asked: the rows to be audited now.
+        new: the rows of now that were not there.
+        threshold: of both searches.
+
+    Returns:
+        The pairs of those of ``asked`` that were asked before, with old rows and new ones; and
+        the rest of ``asked``.
+    """
+    then = to[before.asked]
+    known = np.isin(asked, then)
+    low, high = to[before.low], to[before.high]
+    mine = np.zeros(len(space), dtype=np.bool_)
+    mine[asked[known]] = True
+    there = (low >= 0) & (high >= 0)
+    there[there] = mine[low[there]] | mine[high[there]]
+    a, b = true_pairs(space, asked[known], threshold, new)
+    low, high = np.concatenate([low[there], a]), np.concatenate([high[there], b])
+    return Audited(asked[known], np.minimum(low, high), np.maximum(low, high)), asked[~known]
+
+
+def merge_audit(known: Audited, rest: Indices, low: Indices, high: Indices, rows: int) -> Audited:
+    """An audit of carried and of newly asked rows."""
+    code = np.concatenate([known.low, low]) * rows + np.concatenate([known.high, high])
+    low, high = np.divmod(np.unique(code), rows)
+    return Audited(np.sort(np.concatenate([known.asked, rest])), low, high)
 
 
 def audit_edges(

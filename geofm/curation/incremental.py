@@ -12,17 +12,17 @@ Vectors are recognised by the hash of their bytes (64 bits), not by the name of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from geofm.curation.edges import Edges, join_edges, no_edges, sort_edges
+from geofm.curation.edges import Edges, sort_edges
 from geofm.curation.frame import Cells, Frame, assign, sort_cells, visit_codes
-from geofm.curation.join import DENSE_PAIRS, decide_pairs
+from geofm.curation.join import DENSE_PAIRS, decide_pairs, exact_pairs
 from geofm.curation.products import (
-    Precision,
+    FLOAT32,
+    TooManyProposals,
     as_factors,
     best_precision,
     near_pairs,
@@ -38,10 +38,13 @@ def match_rows(before: Hashes, home: NDArray[np.int32], now: Hashes) -> Indices:
     """For each row of now, the searched row of before with the same vector; -1 where none has."""
     rows = np.flatnonzero(home >= 0)
     rows = rows[np.argsort(before[rows])]
-    if not len(rows):
-        return np.full(len(now), -1, dtype=np.int64)
-    at = np.minimum(np.searchsorted(before[rows], now), len(rows) - 1)
-    return np.where(before[rows[at]] == now, rows[at], -1).astype(np.int64)
+    found = np.full(len(now), -1, dtype=np.int64)
+    if len(rows):
+        order = np.argsort(now)  # both in order: the look-up walks through memory
+        at = np.minimum(np.searchsorted(before[rows], now[order]), len(rows) - 1)
+        same = before[rows[at]] == now[order]
+        found[order[same]] = rows[at[same]]
+    return found
 
 
 def turn_round(of: Indices, rows: int, pool: NDArray[np.bool_]) -> Indices:
@@ -78,65 +81,76 @@ def carry_edges(before: Edges, to: Indices) -> Edges:
 
 def could_be_dense(edges: Edges, home: NDArray[np.int32]) -> bool:
     """Whether a cell has so many pairs that a full search might not list them."""
-    return bool(np.bincount(home[edges.left]).max(initial=0) > DENSE_PAIRS // 2)
+    count = int(home.max(initial=0)) + 1
+    pairs = np.bincount(home[edges.left], minlength=count)
+    pairs += np.bincount(home[edges.right], minlength=count)
+    return bool(pairs.max(initial=0) > DENSE_PAIRS)
 
 
-def join_new(space: Space, frame: Frame, cells: Cells, new: Indices, threshold: float) -> Edges:
-    """All searched pairs of which at least one row is new."""
-    if not len(new):
-        return no_edges()
+@dataclass(frozen=True)
+class Joined:
+    """Pairs with new rows, and all true pairs of the audited rows."""
+
+    edges: Edges
+    low: Indices
+    high: Indices
+
+
+def join_new(
+    space: Space, frame: Frame, cells: Cells, new: Indices, threshold: float, asked: Indices
+) -> Joined | None:
+    """All searched pairs of which at least one row is new, and the pairs of audited rows.
+
+    One walk through the cells does both: every row is at home in one of them, and an audited row
+    is multiplied with them all, in float32.
+
+    Returns:
+        None when a cell may be dense: then everything is to be searched.
+    """
     precision = best_precision()
-    units = unit_rows(take_rows(space.stored, new), space.centre)
-    factors = as_factors(units, precision)
     part = Space(take_rows(space.stored, new), space.centre)
+    units = unit_rows(part.stored, space.centre)
+    factors = as_factors(units, precision)
+    queries = as_factors(unit_rows(take_rows(space.stored, asked), space.centre), FLOAT32)
     wide = assign(frame, part, 0, len(part), width=frame.reach)
-    asked = [np.concatenate(wide.members(number)) for number in range(frame.count)]
+    comers = [np.concatenate(wide.members(number)) for number in range(frame.count)]
 
-    def work(number: int) -> tuple[Indices, Indices]:
-        mine = asked[number]
-        homes = cells.members(number)[0]
-        if not len(mine) or not len(homes):
-            return np.empty(0, np.int64), np.empty(0, np.int64)
-        others = _factors(space, homes, precision)
-        i, j = near_pairs(pick(factors, mine), others, threshold, precision)
-        return new[mine[i]], homes[j]
+    def work(number: int) -> tuple[Indices, Indices, Indices, Indices]:
+        mine, homes = comers[number], cells.members(number)[0]
+        others = unit_rows(space.stored[homes], space.centre)
+        i, j = near_pairs(
+            pick(factors, mine), as_factors(others, precision), threshold, precision,
+            most=DENSE_PAIRS,
+        )  # fmt: skip
+        k, m = near_pairs(queries, as_factors(others, FLOAT32), threshold, FLOAT32)
+        return new[mine[i]], homes[j], asked[k], homes[m]
 
-    found = list(on_every_core(work, range(frame.count)))
-    left = np.concatenate([pair[0] for pair in found])
-    right = np.concatenate([pair[1] for pair in found])
-    return decide_pairs(space, frame, cells, left, right, threshold)
-
-
-def _factors(space: Space, rows: Indices, precision: Precision) -> torch.Tensor:
-    return as_factors(unit_rows(space.stored[rows], space.centre), precision)
+    try:
+        found = list(on_every_core(work, range(frame.count)))
+    except TooManyProposals:
+        return None
+    left, right, low, high = (np.concatenate([part[at] for part in found]) for at in range(4))
+    edges = decide_pairs(space, frame, cells, left, right, threshold)
+    low, high = exact_pairs(space, low, high, threshold)
+    return Joined(edges, low, high)
 
 
 def extend(
-    space: Space,
-    frame: Frame,
-    before: tuple[Cells, Edges],
-    of: Indices,
-    pool: NDArray[np.bool_],
-    threshold: float,
-) -> tuple[Cells, Edges, Indices]:
-    """Cells and edges of a pool from those of an earlier one over the same frame.
+    space: Space, frame: Frame, before: Cells, of: Indices, pool: NDArray[np.bool_]
+) -> tuple[Cells, Indices, Indices]:
+    """The cells of a pool from those of an earlier one over the same frame.
 
     Args:
         space: the pool of now, compared in the frame's centre.
         frame: of the earlier search.
-        before: its cells and edges.
+        before: its cells.
         of: for each row of now its earlier row, -1 for a new one (``match_rows``).
         pool: the rows of now that are searched.
-        threshold: of both searches.
 
     Returns:
-        Cells, edges, and the rows that were new.
+        Cells; for each earlier row its row of now or -1; the new rows.
     """
-    old, edges = before
-    to = turn_round(of, len(old.home), pool)
+    to = turn_round(of, len(before.home), pool)
     new = np.flatnonzero(pool & (of < 0))
     part = Space(take_rows(space.stored, new), space.centre)
-    fresh = assign(frame, part, 0, len(part))
-    cells = carry_cells(old, of, to, new, fresh)
-    found: Sequence[Edges] = [carry_edges(edges, to), join_new(space, frame, cells, new, threshold)]
-    return cells, join_edges(found), new
+    return carry_cells(before, of, to, new, assign(frame, part, 0, len(part))), to, new

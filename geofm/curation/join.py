@@ -183,6 +183,19 @@ def decide_pairs(
     return sort_edges(left[near], right[near], similarity[near])
 
 
+def exact_pairs(
+    space: Space, left: Indices, right: Indices, threshold: float
+) -> tuple[Indices, Indices]:
+    """Of proposed pairs, those at or above the threshold: (lower, higher), each once."""
+    real = left != right
+    low, high = np.minimum(left, right)[real], np.maximum(left, right)[real]
+    low, high = np.divmod(np.unique(low * len(space) + high), len(space))
+    rows, at = np.unique(np.concatenate([low, high]), return_inverse=True)
+    part = Space(take_rows(space.stored, rows), space.centre)
+    near = part.similarity(at[: len(low)], at[len(low) :]) >= threshold
+    return low[near], high[near]
+
+
 def searched(
     space: Space, frame: Frame, home: NDArray[np.int32], left: Indices, right: Indices
 ) -> NDArray[np.bool_]:

@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from data_catalog.errors import RunError
 from data_catalog.stage import Job, Part, Sealed, Stage
 from data_catalog.tables import write_table
 from geofm.curation import audit
@@ -44,6 +43,9 @@ VERSION = "1"
 PART_ROWS = 6_000_000
 #: Share of new rows up to which they are searched against the pairs that are known.
 MOST_NEW = 0.25
+#: Files that pairs depend on.
+COVERED = ("centre.npy", "centroids.npy", "home.npy", "visit_row.npy", "visit_cell.npy",
+           "embeddings.npy")  # fmt: skip
 #: Recall below which a search by cells is refused, when the audit is sure of it.
 LEAST_RECALL = 0.9999
 
@@ -53,14 +55,17 @@ def plan(job: Job) -> list[Part]:
     buckets = job.inputs["buckets"]
     cells = read_cells(buckets)
     files = {**file_digests(buckets), **file_digests(job.inputs["embeddings"])}
-    covers = [files[n] for n in ("centre.npy", "centroids.npy", "home.npy", "visit_row.npy",
-                                 "visit_cell.npy", "embeddings.npy")]  # fmt: skip
-    carried = carry(job)
-    if carried is not None:
-        return [job.part({"carried": True}, [*covers, threshold_of(job)[0], "carried"], [])]
+    covers = [files[name] for name in COVERED] + [threshold_of(job)[0]]
+    count = int(buckets.manifest.facts["cells"])
+    carried = carry(job) is not None
+    groups = [(0, count)] if carried else group_cells(cells, count)
     return [
-        job.part({"first": first, "last": last}, [*covers, threshold_of(job)[0], first, last], [])
-        for first, last in group_cells(cells, int(buckets.manifest.facts["cells"]))
+        job.part(
+            {"first": first, "last": last, "carried": carried},
+            [*covers, first, last, carried],
+            fields=[],
+        )
+        for first, last in groups
     ]
 
 
@@ -77,26 +82,36 @@ def group_cells(cells: Cells, count: int) -> list[tuple[int, int]]:
 def work(job: Job, part: Part, folder: Path) -> None:
     """Search a group of cells: rows and exact similarities of its pairs."""
     space, frame, cells = read_pool(job)
-    carried = carry(job) if "carried" in part.payload else None
-    if carried is not None:
-        more = join_new(space, frame, cells, carried.new, threshold_of(job)[0])
-        edges = join_edges([carried.edges, more])
-        np.savez(folder / "edges.npz", **vars(edges), dense=np.empty(0, np.int64))
-        return
-    if "carried" in part.payload:
-        raise RunError("the pairs that this run follows are gone from the store; run again")
+    threshold = threshold_of(job)[0]
     numbers = range(part.payload["first"], part.payload["last"])
-    found = join_cells(space, frame, cells, numbers, threshold_of(job)[0])
+    carried = carry(job) if part.payload["carried"] else None
+    more = None
+    if carried is not None:
+        more = join_new(space, frame, cells, carried.new, threshold, carried.rest)
+    if carried is not None and more is not None:
+        edges = join_edges([carried.edges, more.edges])
+        if not could_be_dense(edges, cells.home):
+            audited = audit.merge_audit(
+                carried.known, carried.rest, more.low, more.high, len(space)
+            )
+            nothing = np.empty(0, np.int64)
+            np.savez(folder / "edges.npz", **vars(edges), dense=nothing, **vars(audited))
+            return
+    found = join_cells(space, frame, cells, numbers, threshold)
     np.savez(folder / "edges.npz", **vars(found.edges), dense=np.array(found.dense, np.int64))
 
 
 @dataclass(frozen=True)
 class Carried:
-    """What an earlier run over the same frame knows of the pool of now, by rows of now."""
+    """What an earlier run over the same frame knows of the pool of now, by rows of now.
+
+    ``known`` is its audit, ``rest`` the rows that are to be audited besides.
+    """
 
     edges: Edges
     new: Indices
-    audited: audit.Audited
+    known: audit.Audited
+    rest: Indices
 
 
 def carry(job: Job) -> Carried | None:
@@ -110,21 +125,20 @@ def carry(job: Job) -> Carried | None:
         return None
     if not job.store.has(old) or frame_identity(old) != frame_identity(buckets):
         return None
-    cells = read_cells(buckets)
-    pool, hashes = cells.home >= 0, np.load(buckets.local("hashes.npy"))
+    space, _, cells = read_pool(job)
+    pool, hashes = np.flatnonzero(cells.home >= 0), np.load(buckets.local("hashes.npy"))
     home = np.load(old.local("home.npy"))
     of = match_rows(np.load(old.local("hashes.npy")), home, hashes)
-    to = turn_round(of, len(home), pool)
-    new = np.flatnonzero(pool & (of < 0))
+    to = turn_round(of, len(home), cells.home >= 0)
+    new = pool[of[pool] < 0]
     with np.load(before.local("rows.npz"), allow_pickle=False) as data:
         edges = Edges(data["left"], data["right"], data["similarity"])
-        asked, low, high = to[data["asked"]], to[data["low"]], to[data["high"]]
-    if len(new) > MOST_NEW * pool.sum() or could_be_dense(edges, home):
+        then = audit.Audited(data["asked"], data["low"], data["high"])
+    if len(new) > MOST_NEW * len(pool):
         return None
-    there = (low >= 0) & (high >= 0)
-    low, high = low[there], high[there]
-    known = audit.Audited(asked[asked >= 0], np.minimum(low, high), np.maximum(low, high))
-    return Carried(carry_edges(edges, to), new, known)
+    asked = pool[audit.choose_queries(hashes[pool], job.seed)]
+    known, rest = audit.carry_audit(space, then, to, asked, new, threshold_of(job)[0])
+    return Carried(carry_edges(edges, to), new, known, rest)
 
 
 def read_pool(job: Job) -> tuple[Space, Frame, Cells]:
@@ -140,6 +154,16 @@ def read_edges(folder: Path) -> tuple[Edges, Indices]:
         return Edges(data["left"], data["right"], data["similarity"]), data["dense"]
 
 
+def read_audit(folders: list[Path]) -> audit.Audited | None:
+    """The audit that a part made on its way, if there is one."""
+    if len(folders) != 1:
+        return None
+    with np.load(folders[0] / "edges.npz", allow_pickle=False) as data:
+        if "asked" not in data:
+            return None
+        return audit.Audited(data["asked"], data["low"], data["high"])
+
+
 def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
     """``pairs.parquet``, ``identical.parquet``, ``dense.parquet``, and the certificate.
 
@@ -152,12 +176,10 @@ def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
     same = np.load(job.inputs["buckets"].local("same.npy"))
     threshold, source = threshold_of(job)
     pool = np.flatnonzero(cells.home >= 0)
-    carried = carry(job)
-    audited = audit.audit_rows(
-        space, np.load(job.inputs["buckets"].local("hashes.npy")), pool, threshold, job.seed,
-        before=None if carried is None else carried.audited,
-        new=None if carried is None else carried.new,
-    )  # fmt: skip
+    audited = read_audit(folders)
+    if audited is None:
+        hashes = np.load(job.inputs["buckets"].local("hashes.npy"))
+        audited = audit.audit_rows(space, hashes, pool, threshold, job.seed)
     certificate = audit.certify(audited, edges, len(space), in_dense(cells, dense))
     audit.require_complete(certificate, 1.0 if frame.whole else LEAST_RECALL)
     ids = job.inputs["embeddings"].table("ids.parquet")["chip_id"].astype(str).to_numpy()
