@@ -1,19 +1,21 @@
 """Stage ``buckets``: which vectors are compared with which: identical ones, cells, homes, visits.
 
 The frame (centre and cells, see ``frame.py``) is made before the parts are planned and kept in
-the store as a part of its own. It is inherited: when the same stage ran before with the same
-settings and its pool was of a like size, its frame serves again, so that yesterday's pairs are
-still those of today's vectors (``incremental.py``). The manifest says where the frame is from.
+the store as a part of its own. The frame of a large pool is inherited: when the same stage ran
+before with the same settings and its pool was of a like size, its frame serves again, so that
+yesterday's pairs are still those of today's vectors (``incremental.py``), and only new vectors
+are assigned. The manifest says where the frame is from; whoever wants the pairs of a frame of
+today's own runs the stage with another seed or in an empty catalogue.
 """
 
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from data_catalog.artifact import Artifact
 from data_catalog.canonical import digest_of
@@ -26,11 +28,14 @@ from geofm.curation.frame import (
     assign,
     complete_reach,
     is_small,
+    no_cells,
     sort_cells,
     train_frame,
+    visit_codes,
 )
+from geofm.curation.incremental import carry_cells, match_rows, turn_round
 from geofm.curation.parts import file_digests
-from geofm.curation.space import Indices, Space, make_space
+from geofm.curation.space import Indices, Space, make_space, take_rows
 from geofm.curation.vectors import open_vectors, rows_of
 
 VERSION = "1"
@@ -95,17 +100,18 @@ def inherited(job: Job, rows: int) -> Artifact | None:
     facts = before.manifest.facts
     first, wide = int(facts["frame_rows"]), open_vectors(job.inputs["embeddings"]).shape[1]
     same = facts["threshold"] == threshold_of(job)[0] and facts["width"] == wide
-    return before if same and first / GROWTH <= rows <= first * GROWTH else None
+    large = facts["cells"] > 1 and first / GROWTH <= rows <= first * GROWTH
+    return before if same and large else None
 
 
 def plan(job: Job) -> list[Part]:
     """Make the frame where it is missing; parts are ranges of rows, none for a small pool."""
     rows = joined_rows(job)
     key = frame_key(job, rows)
-    frame = read_frame(prepared(job, key, lambda out: _prepare(job, rows, out)))
-    count = len(open_vectors(job.inputs["embeddings"]))
-    if frame.whole:
+    made = prepared(job, key, lambda out: _prepare(job, rows, out))
+    if read_frame(made).whole:
         return []
+    count = len(np.load(made / "new.npy", mmap_mode="r"))
     return [
         job.part({"frame": key, "first": first, "last": min(first + RANGE, count)},
                  [key, first, min(first + RANGE, count)])
@@ -132,12 +138,18 @@ def _prepare(job: Job, rows: Indices, out: Path) -> None:
         same[rows] = rows[collapse_vectors(stored[rows], hashes[rows])]
     np.save(out / "hashes.npy", hashes)
     np.save(out / "same.npy", same)
+    pool = np.flatnonzero(same == np.arange(len(same)))
     before = inherited(job, len(rows))
     if before is not None:
         for name in FRAME:
             link(before.local(name), out / name)
+        of = match_rows(np.load(before.local("hashes.npy")), np.load(before.local("home.npy")),
+                        hashes)  # fmt: skip
+        np.save(out / "of.npy", of)
+        np.save(out / "new.npy", pool[of[pool] < 0])
         return
-    pool = np.flatnonzero(same == np.arange(len(same)))
+    np.save(out / "of.npy", np.full(len(same), -1, dtype=np.int64))
+    np.save(out / "new.npy", pool)
     space = make_space(stored, pool)
     frame = train_frame(space, threshold_of(job)[0], job.seed, pool)
     np.save(out / "centre.npy", frame.centre)
@@ -146,13 +158,12 @@ def _prepare(job: Job, rows: Indices, out: Path) -> None:
 
 
 def work(job: Job, part: Part, folder: Path) -> None:
-    """Homes and visits of a range of rows."""
+    """Homes and visits of a range of the new rows, numbered from its first."""
     made = _fetch(job, part.payload["frame"])
-    frame, same = read_frame(made), np.load(made / "same.npy")
-    space = Space(open_vectors(job.inputs["embeddings"]), frame.centre)
-    pool = same == np.arange(len(same))
-    cells = assign(frame, space, part.payload["first"], part.payload["last"], pool)
-    _save(cells, folder)
+    rows = np.load(made / "new.npy")[part.payload["first"] : part.payload["last"]]
+    frame = read_frame(made)
+    space = Space(take_rows(open_vectors(job.inputs["embeddings"]), rows), frame.centre)
+    _save(assign(frame, space, 0, len(space)), folder)
 
 
 def _save(cells: Cells, folder: Path) -> None:
@@ -167,24 +178,18 @@ def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
     made = _fetch(job, frame_key(job, rows))
     frame, same = read_frame(made), np.load(made / "same.npy")
     pool = same == np.arange(len(same))
+    before = inherited(job, len(rows))
     if frame.whole:
-        nothing = Cells(np.where(pool, 0, -1).astype(np.int32), *_no_visits())
-        cells = nothing
+        cells = replace(no_cells(0), home=np.where(pool, 0, -1).astype(np.int32))
     else:
-        homes = [np.load(part / "home.npy") for part in folders]
-        begins = np.cumsum([0, *(len(home) for home in homes)])
-        cells = sort_cells(
-            np.concatenate(homes),
-            np.concatenate(
-                [np.load(p / "visit_row.npy") + b for p, b in zip(folders, begins, strict=False)]
-            ),
-            np.concatenate([np.load(part / "visit_cell.npy") for part in folders]),
-        )
+        old = no_cells(0) if before is None else read_cells(before)
+        of = np.load(made / "of.npy")
+        to = turn_round(of, len(old.home), pool)
+        cells = carry_cells(old, of, to, np.load(made / "new.npy"), _together(folders))
     _save(cells, folder)
     for name in (*FRAME, *POOL):
         link(made / name, folder / name)
     threshold, source = threshold_of(job)
-    before = inherited(job, len(rows))
     sizes = np.bincount(cells.home[pool], minlength=frame.count) if pool.any() else np.zeros(1)
     groups = np.bincount(same[same >= 0]) if len(rows) else np.zeros(1, dtype=np.int64)
     return Sealed(
@@ -208,8 +213,15 @@ def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
     )  # fmt: skip
 
 
-def _no_visits() -> tuple[Indices, NDArray[np.int32]]:
-    return np.empty(0, np.int64), np.empty(0, np.int32)
+def _together(folders: list[Path]) -> Cells:
+    """The cells of all ranges."""
+    homes = [np.load(part / "home.npy") for part in folders]
+    begins = np.cumsum([0, *(len(home) for home in homes)])
+    codes = [
+        visit_codes(np.load(part / "visit_row.npy") + begin, np.load(part / "visit_cell.npy"))
+        for part, begin in zip(folders, begins, strict=False)
+    ]
+    return sort_cells(np.concatenate([np.empty(0, np.int32), *homes]), codes)
 
 
 def _origin(before: Artifact) -> str:
