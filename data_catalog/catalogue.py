@@ -126,6 +126,19 @@ class Catalogue:
             row = None if digest is None else session.get(ArtifactRow, digest)
         return None if row is None else Artifact(row.url)
 
+    def last_of(self, stage: str, version: str, settings: dict[str, Any]) -> Artifact | None:
+        """What the newest finished run of a stage with these settings came to, on any input."""
+        runs = select(RunRow.artifact).where(RunRow.stage == stage, RunRow.status == "done")
+        with self.session() as session:
+            for digest in session.scalars(
+                runs.where(RunRow.artifact.is_not(None)).order_by(RunRow.finished_at.desc())
+            ):
+                row = session.get(ArtifactRow, digest)
+                made = {} if row is None else row.manifest
+                if row and made["version"] == version and made["settings"] == settings:
+                    return Artifact(row.url)
+        return None
+
     def artifacts(self, kind: str | None = None) -> list[ArtifactRow]:
         """All artifacts, newest first."""
         query = select(ArtifactRow).order_by(ArtifactRow.created_at.desc())

@@ -47,6 +47,7 @@ def make_job(
         seed=seed if stage.seeded else 0,
         device=device,
         catalogue=catalogue,
+        fields=stage.fields,
     )
 
 
@@ -63,8 +64,10 @@ def find(stage: Stage, job: Job, catalogue: Catalogue) -> Artifact | None:
 
 
 def with_previous(stage: Stage, job: Job, catalogue: Catalogue) -> Job:
-    """The job of a live stage with what it came to last time, where that is still in the store."""
+    """The job of a live or following stage with its last result, if that is still in the store."""
     before = catalogue.last_made(job.key) if stage.live else None
+    if stage.follows:
+        before = catalogue.last_of(stage.name, stage.version, job.identity["settings"])
     return job if before is None or not job.store.has(before) else replace(job, previous=before)
 
 

@@ -46,8 +46,8 @@ class Job:
     """One stage applied to given inputs and settings; picklable.
 
     ``device`` and ``catalogue`` (an address) are where, not what: they never enter the key.
-    Nor does ``previous``, what a live stage's very same job came to last time: it may save work,
-    and says what is gone since.
+    Nor does ``previous``, what a live stage's very same job came to last time, or what a stage
+    that ``follows`` came to with the same settings: it may save work, and says what is gone since.
     """
 
     stage: str
@@ -60,6 +60,8 @@ class Job:
     device: str = "auto"
     catalogue: str = ""
     previous: Artifact | None = None
+    #: The settings that the stage depends on; None for all of its section.
+    fields: tuple[str, ...] | None = None
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -68,7 +70,9 @@ class Job:
         identity = {
             "stage": self.stage,
             "version": self.version,
-            "settings": section.model_dump(mode="json"),
+            "settings": section.model_dump(
+                mode="json", include=None if self.fields is None else set(self.fields)
+            ),
         }
         return {**identity, "seed": self.seed} if self.seeded else identity
 
@@ -122,8 +126,15 @@ class Stage:
     work: Callable[[Job, Part, Path], None]
     seal: Callable[[Job, list[Path], Path], Sealed]
     seeded: bool = False
+    #: The recipe's section with its settings, where that is not its name; and those of the
+    #: section that it depends on, where another stage shares it (None: all).
+    section: str = ""
+    fields: tuple[str, ...] | None = None
     #: True for a stage that asks the outside world: it runs every time, its result decides.
     live: bool = False
+    #: True for a stage that may take over from its last run with the same settings, whatever the
+    #: inputs were then (``Job.previous``).
+    follows: bool = False
     #: Parts that one worker works on at once: several where a part mostly waits for the network.
     at_once: int = 1
 

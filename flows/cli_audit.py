@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,7 +17,7 @@ from data_catalog.lineage import why as why_chip
 from data_catalog.verify import verify_artifact, verify_chain
 from flows.console import out, print_json, print_table, progress_bars
 from flows.options import Catalog, Json, Ref, Store
-from flows.settings import open_place
+from flows.settings import Place, open_place
 from flows.versions import difference_between, print_difference
 
 if TYPE_CHECKING:  # rasterio loads only when something is cut
@@ -113,16 +114,45 @@ def trace(
 def why(
     chip: Annotated[str, typer.Argument(metavar="CHIP", help="Id of a candidate chip.")],
     within: Annotated[str, typer.Option("--in", metavar="REF", help="A dataset, model or report.")],
+    picture: Annotated[
+        str, typer.Option(metavar="FILE", help="Where the PNG goes. Default: a file in the store.")
+    ] = "",
     store: Store = "", catalog: Catalog = "", json_: Json = False,
 ) -> None:  # fmt: skip
-    """Why one candidate chip was kept or dropped, with its witness."""
-    catalogue = open_place(store, catalog).catalogue
-    found = why_chip(catalogue, catalogue.resolve(within), chip)
+    """Why one candidate chip was kept or dropped: rule, scores, and its witness beside it."""
+    place = open_place(store, catalog)
+    artifact = place.catalogue.resolve(within)
+    found = why_chip(place.catalogue, artifact, chip)
+    found["picture"] = _draw_pair(place, artifact, found, picture)
     if json_:
         print_json(found)
         return
     out.print(f"{found.get('decision', found.get('status'))}: {found.get('rule', found['reason'])}")
     out.print_json(data=found)
+    if found["picture"]:
+        out.print(f"the chip{' and its witness' if witness_of(found) else ''}: {found['picture']}")
+
+
+def witness_of(found: dict[str, Any]) -> str:
+    """The chip that one was dropped for; empty where there is none."""
+    return str(found.get("witness_id") or found.get("witness") or "")
+
+
+def _draw_pair(place: Place, artifact: Artifact, found: dict[str, Any], target: str) -> str | None:
+    """The chip and its witness as a PNG: its path, or None where no pixels were kept."""
+    from geofm.reporting.pictures import pair
+
+    chips = ancestor(place.catalogue, artifact, "chips")
+    png = pair(chips, [chip for chip in (found["chip_id"], witness_of(found)) if chip])
+    if png is None:
+        return None
+    folder = place.store.scratch(f"why-{found['artifact'][:16]}")
+    file = Path(target) if target else folder / f"{found['chip_id']}.png"
+    try:
+        file.write_bytes(png)
+    except OSError as error:
+        raise UsageError(f"--picture {file} can't be written ({error.strerror})") from error
+    return str(file)
 
 
 def licences(ref: Ref, store: Store = "", catalog: Catalog = "", json_: Json = False) -> None:

@@ -27,7 +27,7 @@ from flows.tasks import plan, seal_stage, work
 from flows.versions import Published
 from geofm.energy import Meter
 from geofm.settings import Recipe
-from geofm.stages import get_stage
+from geofm.stages import get_stage, section_of
 
 log = logging.getLogger("geofm.flow")
 
@@ -63,7 +63,7 @@ def run_stage(name: str, run: Run) -> Artifact:
         stage,
         run.store,
         inputs,
-        getattr(recipe, name),
+        getattr(recipe, section_of(name)),
         recipe.compute.seed,
         recipe.compute.device,
         run.catalogue.url,

@@ -245,11 +245,33 @@ class CurateSettings(Section):
         description="How many chips to keep: up to 1.0 a share of the chips left after the gates "
         "and duplicates, above that a number of chips. Empty: all of them.",
     )
-    method: Literal["facility-location", "random"] = Field(
-        "facility-location", description="How the budget is filled."
+    method: Literal[
+        "facility-location",
+        "k-centre",
+        "balanced-kmeans",
+        "density",
+        "entropy",
+        "per-tile",
+        "random",
+    ] = Field(
+        "facility-location",
+        description="How the budget is filled. All but facility-location are there to be "
+        "compared with: k-centre seeks outliers, entropy seeks noise.",
     )
-    neighbours: int = Field(
-        64, ge=4, le=512, description="Neighbours per chip in the similarity graph."
+    strata: list[Literal["collection", "region", "season", "cluster"]] = Field(
+        ["collection", "region"],
+        description="What the budget is divided by, coarsest first; left out from the end while "
+        "there are more strata than chips to keep. A region is a 100 km square.",
+    )
+    stratum_share: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="Share of the budget that strata are sure of, at least one chip each; the "
+        "rest goes to the best chips wherever they are.",
+    )
+    equal_strata: bool = Field(
+        False, description="Divide that share equally among strata instead of by their size."
     )
 
 

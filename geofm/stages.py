@@ -11,6 +11,7 @@ _HOMES = {
     "search": "geofm.imagery.search",
     "cut": "geofm.imagery.cut",
     "embed": "geofm.curation.embed",
+    "describe": "geofm.curation.describe",
     "curate": "geofm.curation.curate",
     "pack": "geofm.shards.pack",
     "pretrain": "geofm.pretraining.stage",
@@ -19,7 +20,7 @@ _HOMES = {
 }
 
 #: The data half: what a scheduled refresh runs.
-DATA_STAGES = ("search", "cut", "embed", "curate", "pack")
+DATA_STAGES = ("search", "cut", "embed", "describe", "curate", "pack")
 ALL_STAGES = tuple(_HOMES)
 
 
@@ -28,3 +29,8 @@ def get_stage(name: str) -> Stage:
     """The stage called ``name``; its module (and torch, where it needs it) loads on first use."""
     stage: Stage = import_module(_HOMES[name]).STAGE
     return stage
+
+
+def section_of(name: str) -> str:
+    """The recipe's section with a stage's settings."""
+    return get_stage(name).section or name

@@ -1,4 +1,4 @@
-"""The certificate of a curation: what was found, what could have been missed, what was kept.
+"""The certificate of a curation: what was found, and what could have been missed.
 
 The search for duplicates is audited the slow way: a random sample of chips is compared with every
 other in float64, and each pair that search should have found is looked up among its edges.
@@ -6,21 +6,24 @@ other in float64, and each pair that search should have found is looked up among
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.stats import beta
 
 from data_catalog.errors import CheckError
-from geofm.curation.duplicates import Edges
-from geofm.curation.selection import coverage
-from geofm.curation.space import Floats, Indices, Space
+from geofm.curation.duplicates import hash_rows
+from geofm.curation.edges import Edges
+from geofm.curation.products import FLOAT32, as_factors, near_pairs, on_every_core
+from geofm.curation.space import BLOCK, Indices, Space, take_rows
+
+#: ``covered(lower, higher)``: which pairs of rows lie in a dense cell.
+Covered = Callable[[Indices, Indices], NDArray[np.bool_]]
 
 #: Chips whose pairs are searched again, and the confidence of the bound on recall.
 QUERIES, CONFIDENCE = 2000, 0.99
-#: Chips on which coverage is measured, and random choices it is compared with.
-MEASURED, RANDOM_DRAWS = 20_000, 5
 
 
 class MissedPairs(CheckError):
@@ -36,102 +39,119 @@ def recall_bound(found: int, pairs: int, confidence: float = CONFIDENCE) -> floa
     return float(beta.ppf(1 - confidence, found, pairs - found + 1))
 
 
+def choose_queries(hashes: NDArray[np.uint64], seed: int, queries: int = QUERIES) -> Indices:
+    """Rows to audit: those whose vectors hash lowest. The same rows as long as they are there."""
+    salt = np.random.default_rng(seed).integers(1, 2**63, dtype=np.uint64)
+    value = (hashes ^ salt) * np.uint64(0x9E3779B97F4A7C15)
+    value ^= value >> np.uint64(31)
+    count = min(queries, len(hashes))
+    return np.sort(np.lexsort((np.arange(len(hashes)), value))[:count])
+
+
+def true_pairs(
+    space: Space, asked: Indices, threshold: float, first: int = 0, last: int | None = None
+) -> tuple[Indices, Indices]:
+    """All pairs of asked rows with rows ``first`` to ``last``, exactly: (lower, higher), once.
+
+    Float32 proposes, float64 decides; neither cells nor bfloat16 have a part in it.
+    """
+    queries = as_factors(space.exact(asked).astype(np.float32), FLOAT32)
+    end = len(space) if last is None else last
+
+    def work(start: int) -> tuple[Indices, Indices]:
+        stop = min(start + BLOCK, end)
+        units = as_factors(space.block(start, stop), FLOAT32)
+        i, j = near_pairs(queries, units, threshold, FLOAT32)
+        return asked[i], j + start
+
+    found = list(on_every_core(work, range(first, end, BLOCK)))
+    if not found:
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    left = np.concatenate([part[0] for part in found])
+    right = np.concatenate([part[1] for part in found])
+    low, high = np.minimum(left, right)[left != right], np.maximum(left, right)[left != right]
+    code = np.unique(low * len(space) + high)
+    low, high = np.divmod(code, len(space))
+    rows, at = np.unique(np.concatenate([low, high]), return_inverse=True)
+    part = Space(take_rows(space.stored, rows), space.centre)
+    near = part.similarity(at[: len(low)], at[len(low) :]) >= threshold
+    return low[near], high[near]
+
+
 def audit_edges(
-    space: Space, edges: Edges, threshold: float, seed: int, queries: int = QUERIES
+    space: Space,
+    edges: Edges,
+    threshold: float,
+    seed: int,
+    queries: int = QUERIES,
+    covered: Covered | None = None,
+    pool: Indices | None = None,
 ) -> dict[str, Any]:
     """Compare a random sample of rows with all others, exactly, and look for missed edges.
+
+    Args:
+        space: the pool.
+        edges: what the search found.
+        threshold: of the search.
+        seed: chooses the sample.
+        queries: size of the sample; all rows of a smaller pool.
+        covered: tells which pairs (lower, higher) lie in dense cells, whose pairs are not listed.
+        pool: the rows that were searched, ascending; None for all.
 
     Returns:
         ``queries``, ``pairs`` (distinct pairs that exist), ``found``, ``missed``, ``confidence``
         and ``recall_lower_bound`` (one-sided; pairs are treated as independent draws).
     """
-    rows = len(space)
-    asked = np.random.default_rng(seed).permutation(rows)[: min(queries, rows)]
-    asked = np.sort(asked)
-    codes: list[Indices] = []
-    every = np.arange(rows)
-    for first in range(0, len(asked), 256):
-        part = asked[first : first + 256]
-        left = space.exact(part)
-        for begin in range(0, rows, 16_384):
-            others = every[begin : begin + 16_384]
-            near, at = np.nonzero(left @ space.exact(others).T >= threshold - 1e-9)
-            a, b = part[near], others[at]
-            a, b = a[a != b], b[a != b]
-            exact = space.similarity(a, b) >= threshold
-            codes.append((np.minimum(a, b) * rows + np.maximum(a, b))[exact])
-    pairs = np.unique(np.concatenate(codes)) if codes else np.empty(0, dtype=np.int64)
-    found = int(np.isin(pairs, edges.left * rows + edges.right).sum())
-    bound = recall_bound(found, len(pairs))
+    hashes = hash_rows(space.stored)
+    if pool is None:
+        asked = choose_queries(hashes, seed, queries)
+        low, high = true_pairs(space, asked, threshold)
+    else:
+        asked = pool[choose_queries(hashes[pool], seed, queries)]
+        low, high = true_pairs(space, asked, threshold)
+        both = np.isin(low, pool) & np.isin(high, pool)
+        low, high = low[both], high[both]
+    return certify(len(asked), low, high, edges, len(space), covered)
+
+
+def certify(
+    queries: int, low: Indices, high: Indices, edges: Edges, rows: int, covered: Covered | None
+) -> dict[str, Any]:
+    """The certificate from the true pairs of some rows."""
+    there = np.isin(low * rows + high, edges.left * rows + edges.right)
+    if covered is not None:
+        there |= covered(low, high)
+    found = int(there.sum())
+    bound = recall_bound(found, len(low))
     return {
-        "queries": len(asked),
-        "pairs": len(pairs),
+        "queries": queries,
+        "pairs": len(low),
         "found": found,
-        "missed": len(pairs) - found,
+        "missed": len(low) - found,
         "confidence": CONFIDENCE,
         "recall_lower_bound": None if bound is None else round(bound, 9),
     }
 
 
-def require_complete(certificate: dict[str, Any]) -> None:
-    """Refuse a search that missed something.
+def require_complete(certificate: dict[str, Any], least: float = 1.0) -> None:
+    """Refuse a search whose recall is, with the certificate's confidence, below ``least``.
+
+    With 1.0 (a pool searched whole) nothing may be missed.
 
     Raises:
-        MissedPairs: with the numbers.
+        MissedPairs: with the numbers and the remedy.
     """
-    if certificate["missed"]:
-        raise MissedPairs(
-            f"the audit of {certificate['queries']} chips found {certificate['missed']} of "
-            f"{certificate['pairs']} duplicate pairs that the search had missed; this is a defect "
-            "of the search or of its library: report it with the versions in use"
+    pairs, missed = certificate["pairs"], certificate["missed"]
+    if not missed:
+        return
+    highest = float(beta.ppf(CONFIDENCE, pairs - missed + 1, missed))
+    if highest < least or least == 1.0:
+        remedy = (
+            "this is a defect of the search or of its library: report it with the versions in use"
+            if least == 1.0
+            else "the cells do not fit this pool: run again with a larger curate.reach"
         )
-
-
-def log_volume(means: Floats) -> float | None:
-    """Half the log-determinant of the covariance of band means [n, bands]: spectral diversity.
-
-    The log of the volume of the ellipsoid that the spectra fill; a tiny ridge keeps it finite.
-    None for fewer than two chips.
-    """
-    if len(means) < 2:
-        return None
-    covariance = np.atleast_2d(np.cov(means, rowvar=False))
-    _, value = np.linalg.slogdet(covariance + 1e-9 * np.eye(len(covariance)))
-    return round(float(value) / 2, 6)
-
-
-def measure_kept(space: Space, pool: Indices, kept: Indices, seed: int) -> dict[str, Any]:
-    """How well the kept rows stand for the pool, beside random choices of the same size.
-
-    Returns:
-        ``covering_radius`` (1 − least similarity of a pool chip to its nearest kept chip),
-        ``facility_location`` (mean similarity to the nearest kept chip),
-        ``facility_location_random`` (the same for random choices, mean of five) and
-        ``measured_on`` (pool chips measured).
-    """
-    if not len(pool) or not len(kept):
-        return {"measured_on": 0}
-    draw = np.random.default_rng([seed, 1])
-    seen = np.sort(draw.permutation(pool)[:MEASURED])
-    best = coverage(space, seen, kept)
-    random = [
-        float(coverage(space, seen, np.sort(draw.permutation(pool)[: len(kept)])).mean())
-        for _ in range(RANDOM_DRAWS)
-    ]
-    return {
-        "covering_radius": round(1 - float(best.min()), 6),
-        "facility_location": round(float(best.mean()), 6),
-        "facility_location_random": round(float(np.mean(random)), 6),
-        "measured_on": len(seen),
-    }
-
-
-def spectral_diversity(means: Sequence[Sequence[float]], kept: Indices) -> dict[str, Any]:
-    """Spectral log-volume of the pool and of what is kept; None when bands are not the same."""
-    if len({len(mean) for mean in means}) != 1:
-        return {"spectral_log_volume": None, "spectral_log_volume_kept": None}
-    table = np.array([list(mean) for mean in means], dtype=np.float64)
-    return {
-        "spectral_log_volume": log_volume(table),
-        "spectral_log_volume_kept": log_volume(table[kept]),
-    }
+        raise MissedPairs(
+            f"the audit of {certificate['queries']} chips found {missed} of "
+            f"{pairs} duplicate pairs that the search had missed; {remedy}"
+        )

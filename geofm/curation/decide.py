@@ -1,196 +1,163 @@
-"""From a pool that passed the gates to decisions: identical, near duplicate, selection, kept."""
+"""From a pool and its pairs to decisions: identical, duplicate, selection, kept.
+
+The leader rule runs over all pairs, whatever the evidence. A chip that is dropped for another
+names a chip that *stays* as its witness: so a duplicate whose leader falls to the budget is dropped
+for the budget as well, unless another chip that stays is within the threshold.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from data_catalog.canonical import digest_of
-from geofm.curation import audit
-from geofm.curation.duplicates import (
-    Edges,
-    collapse_identical,
-    find_edges,
-    first_true,
-    neighbour_lists,
-)
-from geofm.curation.leader import Leaders, choose_leaders, total_order
-from geofm.curation.selection import (
-    budget_count,
-    ground_region,
-    make_strata,
-    random_choice,
-    stratified,
-)
-from geofm.curation.space import Floats, Indices, Space, make_space, nearest
+from geofm.curation.choose import choose
+from geofm.curation.duplicates import Edges, first_true, neighbour_lists
+from geofm.curation.leader import Leaders, choose_leaders
+from geofm.curation.pool import Pool
+from geofm.curation.space import Floats, Indices, Space, nearest
 from geofm.settings import CurateSettings
 
 
 @dataclass(frozen=True)
-class Pool:
-    """Chips that passed the gates, sorted by id, and their embeddings [n, d] (float16)."""
+class Evidence:
+    """Pairs of distinct rows that are duplicates by one kind of evidence.
 
-    chips: pd.DataFrame
-    vectors: NDArray[np.float16]
+    ``rule`` is the rule a chip is dropped by; ``sentence`` says why, with the fields
+    ``similarity`` and ``witness``.
+    """
+
+    rule: str
+    sentence: str
+    edges: Edges
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A decision per chip of the pool (``rows``), and what the manifest says about them all."""
+    """Decisions by chip that passed the gates (``rows``), and flags by distinct chip."""
 
     rows: pd.DataFrame
-    space: Space
-    leaders: int
+    leaders: NDArray[np.bool_]
+    kept: NDArray[np.bool_]
     largest_group: int
-    certificate: dict[str, Any]
-    measures: dict[str, Any]
+    strata: tuple[str, ...]
 
 
-def decide(pool: Pool, settings: CurateSettings, seed: int) -> Outcome:
-    """Apply the rules after the gates to a pool.
+def decide(
+    pool: Pool, space: Space, evidence: Sequence[Evidence], settings: CurateSettings, seed: int
+) -> Outcome:
+    """Apply the rules after the gates.
+
+    Args:
+        pool: the chips; those that passed get a row each, in the pool's order.
+        space: of the pool's distinct chips; its rows are meant by the edges.
+        evidence: the first that a kept neighbour is found by gives rule and witness.
+        settings: budget and how it is filled.
+        seed: of whatever the choice leaves to chance.
 
     Raises:
-        UsageError: when the budget is larger than the pool, or the threshold far too low.
-        CheckError: when the audit finds a missed pair, or the leader rule does not hold.
+        UsageError: when the budget is larger than the pool.
+        CheckError: when the leader rule does not hold.
     """
-    chips = pool.chips.reset_index(drop=True)
-    ids = chips["chip_id"].astype(str).tolist()
-    order = total_order(chips["quality"].to_numpy(np.float64), ids)
-    stands_for = collapse_identical(_contents(chips), order)
-    distinct = np.unique(stands_for)
-    place = np.full(len(ids), -1, dtype=np.int64)
+    distinct = pool.distinct
+    place = np.full(len(pool.table), -1, dtype=np.int64)
     place[distinct] = np.arange(len(distinct))
-
-    # from here on, rows are those of the distinct chips
-    space = make_space(pool.vectors[distinct])
-    edges = find_edges(space, settings.threshold)
-    certificate = audit.audit_edges(space, edges, settings.threshold, seed)
-    audit.require_complete(certificate)
-    leaders = choose_leaders(place[order[np.isin(order, distinct)]], edges)
-    kept = _select(chips.iloc[distinct], space, leaders, settings, seed)
-    witness, similarity, near = _witnesses(space, edges, kept)
-
-    leader = np.where(leaders.kept, np.arange(len(distinct)), leaders.witness)
-    mine = place[stands_for]
-    groups = np.bincount(leader[mine]) if len(ids) else np.zeros(1, dtype=np.int64)
-    rows = _Rows(
-        ids, distinct, stands_for, mine, kept, near, leaders, leader, witness, similarity, groups
-    )
-    everyone = np.arange(len(distinct))
-    return Outcome(
-        rows=_write(rows, settings),
-        space=space,
-        leaders=int(leaders.kept.sum()),
-        largest_group=int(groups.max()),
-        certificate=certificate,
-        measures=audit.measure_kept(space, everyone, np.flatnonzero(kept), seed),
-    )
-
-
-def _contents(chips: pd.DataFrame) -> list[str]:
-    """What makes two chips the same: pixels, and what their numbers mean."""
-    columns = (chips[name].tolist() for name in ("pixel_sha256", "bands", "scale"))
-    return [
-        digest_of([str(pixels), [str(band) for band in bands], [float(value) for value in scale]])
-        for pixels, bands, scale in zip(*columns, strict=True)
-    ]
-
-
-def _select(
-    chips: pd.DataFrame, space: Space, leaders: Leaders, settings: CurateSettings, seed: int
-) -> NDArray[np.bool_]:
-    """Which of the distinct chips stay: all leaders, or as many of them as the budget says."""
+    order = place[pool.order[pool.stands_for[pool.order] == pool.order]]
+    leaders = choose_leaders(order, join([one.edges for one in evidence]))
     rows = np.flatnonzero(leaders.kept).astype(np.int64)
-    count = budget_count(settings.budget, len(rows))
-    if count < len(rows):
-        if settings.method == "random":
-            ids = chips["chip_id"].astype(str).tolist()
-            rows = random_choice(ids, rows, count, seed)
-        else:
-            some = chips.iloc[rows]
-            regions = [
-                ground_region(str(crs), list(transform))
-                for crs, transform in zip(some["crs"], some["transform"], strict=True)
-            ]
-            strata = make_strata(some["collection"].astype(str).tolist(), regions, count)
-            rows = stratified(space, rows, strata, count, settings.neighbours)
+    chosen = choose(pool.table.iloc[distinct], space, rows, settings, seed)
     kept = np.zeros(len(space), dtype=np.bool_)
-    kept[rows] = True
-    return kept
+    kept[chosen.rows] = True
+    witnesses = _witnesses(space, evidence, kept)
+    leader = np.where(leaders.kept, np.arange(len(distinct)), leaders.witness)
+    mine = place[pool.stands_for[np.sort(pool.order)]]
+    groups = np.bincount(leader[mine], minlength=1)
+    return Outcome(
+        rows=_write(pool, mine, kept, leaders, leader, witnesses, groups, evidence, settings),
+        leaders=leaders.kept,
+        kept=kept,
+        largest_group=int(groups.max()),
+        strata=chosen.strata,
+    )
 
 
-def _witnesses(
-    space: Space, edges: Edges, kept: NDArray[np.bool_]
-) -> tuple[Indices, Floats, NDArray[np.bool_]]:
-    """The most similar kept row of every other row, how similar, and whether by an edge."""
-    start, target, value = neighbour_lists(edges, len(space))
-    at = first_true(start, kept[target])
-    near = ~kept & (at >= 0)
-    witness = np.full(len(space), -1, dtype=np.int64)
-    similarity = np.full(len(space), np.nan)
-    witness[near], similarity[near] = target[at[near]], value[at[near]]
-    far = np.flatnonzero(~kept & ~near).astype(np.int64)
-    if len(far):
-        found, exact = nearest(space, far, np.flatnonzero(kept).astype(np.int64), 1)
-        witness[far], similarity[far] = found[:, 0], exact[:, 0]
-    return witness, similarity, near
+def join(edges: Sequence[Edges]) -> Edges:
+    """All edges in one list; a pair may be in it twice."""
+    return Edges(
+        np.concatenate([one.left for one in edges]),
+        np.concatenate([one.right for one in edges]),
+        np.concatenate([one.similarity for one in edges]),
+    )
 
 
 @dataclass(frozen=True)
-class _Rows:
-    """Results by chip of the pool (ids, stands_for, mine) and by distinct chip (the others)."""
+class _Witnesses:
+    """By distinct row that goes: the kept row that it is most like, and how similar it is.
 
-    ids: list[str]
-    distinct: Indices
-    stands_for: Indices
-    mine: Indices
-    kept: NDArray[np.bool_]
-    near: NDArray[np.bool_]
-    leaders: Leaders
-    leader: Indices
-    witness: Indices
+    ``evidence`` is the number of the evidence, −1 where that row is just the most similar.
+    """
+
+    row: Indices
     similarity: Floats
-    groups: Indices
+    evidence: Indices
 
 
-def _write(rows: _Rows, settings: CurateSettings) -> pd.DataFrame:
-    """One row per chip of the pool, in words."""
-    names = [rows.ids[row] for row in rows.distinct]
+def _witnesses(space: Space, evidence: Sequence[Evidence], kept: NDArray[np.bool_]) -> _Witnesses:
+    found = _Witnesses(
+        np.full(len(space), -1, dtype=np.int64),
+        np.full(len(space), np.nan),
+        np.full(len(space), -1, dtype=np.int64),
+    )
+    for number, one in enumerate(evidence):
+        start, target, value = neighbour_lists(one.edges, len(space))
+        at = first_true(start, kept[target])
+        near = ~kept & (found.row < 0) & (at >= 0)
+        found.row[near], found.similarity[near] = target[at[near]], value[at[near]]
+        found.evidence[near] = number
+    far = np.flatnonzero(~kept & (found.row < 0)).astype(np.int64)
+    if len(far):
+        rows, exact = nearest(space, far, np.flatnonzero(kept).astype(np.int64), 1)
+        found.row[far], found.similarity[far] = rows[:, 0], exact[:, 0]
+    return found
+
+
+def _write(
+    pool: Pool, mine: Indices, kept: NDArray[np.bool_], leaders: Leaders, leader: Indices,
+    witnesses: _Witnesses, groups: Indices, evidence: Sequence[Evidence],
+    settings: CurateSettings,
+) -> pd.DataFrame:  # fmt: skip
+    """One row per chip that passed the gates, in words. ``mine`` is each one's distinct row."""
+    ids = pool.ids
+    names = [ids[row] for row in pool.distinct]
     found = []
-    for number, chip_id in enumerate(rows.ids):
-        mine = int(rows.mine[number])
-        copy = int(rows.stands_for[number]) != number
-        leader = names[rows.leader[mine]]
-        witness, similarity = names[rows.witness[mine]], float(rows.similarity[mine])
+    for row, own in zip(np.sort(pool.order), mine, strict=True):
+        copy = pool.stands_for[row] != row
+        by = int(witnesses.evidence[own])
+        witness = "" if kept[own] else names[witnesses.row[own]]
+        similarity = float(witnesses.similarity[own])
         decision = "drop"
-        if rows.kept[mine] and copy:
-            rule, witness, similarity = "identical", names[mine], 1.0
+        if kept[own] and copy:
+            rule, witness, similarity = "identical", names[own], 1.0
             reason = f"its pixels are those of {witness}, which is kept"
-        elif rows.kept[mine]:
-            decision, rule, witness, similarity = "keep", "kept", "", float("nan")
-            others = int(rows.groups[mine]) - 1
+        elif kept[own]:
+            decision, rule = "keep", "kept"
+            others = int(groups[own]) - 1
             reason = f"kept for itself and {others} like it" if others else "kept"
-        elif rows.near[mine]:
-            rule = "near_duplicate"
-            reason = (
-                f"cosine similarity {similarity:.4f} to {witness}, which is kept; chips are "
-                f"duplicates from {settings.threshold:g} (curate.threshold)"
-            )
+        elif by >= 0:
+            rule = evidence[by].rule
+            reason = evidence[by].sentence.format(similarity=similarity, witness=witness)
         else:
             rule = "selection"
-            why = (
-                "not chosen"
-                if rows.leaders.kept[mine] and not copy
-                else (f"a duplicate of {leader}, which was not chosen,")
-            )
+            why = "not chosen"
+            if copy or not leaders.kept[own]:
+                why = f"a duplicate of {names[leader[own]]}, which was not chosen,"
             reason = (
                 f"{why} within curate.budget {settings.budget:g}; the most similar kept chip is "
                 f"{witness} ({similarity:.4f})"
             )
-        found.append((chip_id, decision, rule, reason, witness, similarity, leader))
+        found.append((ids[row], decision, rule, reason, witness, similarity, names[leader[own]]))
     columns = ["chip_id", "decision", "rule", "reason", "witness_id", "similarity", "cluster"]
     return pd.DataFrame(found, columns=columns)

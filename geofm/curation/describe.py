@@ -110,4 +110,6 @@ STAGE = Stage(
     plan=plan,
     work=work,
     seal=seal,
+    section="curate",
+    fields=(),
 )

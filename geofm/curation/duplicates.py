@@ -1,40 +1,36 @@
-"""All pairs of chips that are as similar as the threshold, found exactly.
+"""All pairs of chips that are as similar as the threshold, found and decided exactly.
 
-Identical pixels are collapsed by digest before any search, and constant chips never reach it:
-both would make a range search return a square number of pairs. The search itself is faiss' exact
-inner product at a slightly lower threshold; every pair it proposes is decided in float64.
+Identical pixels, and identical vectors, are collapsed before any search: both would make it return
+a square number of pairs. Small pools are searched whole, large ones by cells (``frame.py``); every
+pair is decided in float64.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from data_catalog.errors import UsageError
-from data_catalog.progress import tick
-from geofm.curation.space import MARGIN, Floats, Indices, Space, use_threads
+from geofm.curation.edges import Edges, first_true, neighbour_lists
+from geofm.curation.frame import Cells, Frame, assign, train_frame
+from geofm.curation.join import MOST_EDGES, TooManyPairs, join_cells, too_many
+from geofm.curation.space import READ, Indices, Space, take_rows
 
-#: Queries per search; pairs beyond which a threshold is taken for a mistake (1.6 GB of edges).
-QUERIES, MOST_EDGES = 512, 100_000_000
+__all__ = ["Edges", "TooManyPairs", "collapse_identical", "find_edges", "first_true",
+           "neighbour_lists"]  # fmt: skip
 
-
-class TooManyPairs(UsageError):
-    """The threshold makes nearly everything a duplicate of everything."""
+Hashes = NDArray[np.uint64]
 
 
 @dataclass(frozen=True)
-class Edges:
-    """Pairs of rows ``left < right`` with their exact similarity, sorted by (left, right)."""
+class Pairs:
+    """The searched pairs of a pool: edges; and the cells whose pairs are not written down."""
 
-    left: Indices
-    right: Indices
-    similarity: Floats
-
-    def __len__(self) -> int:
-        return len(self.left)
+    edges: Edges
+    dense: list[int]
+    frame: Frame
+    cells: Cells
 
 
 def collapse_identical(groups: list[str], order: Indices) -> Indices:
@@ -53,68 +49,76 @@ def collapse_identical(groups: list[str], order: Indices) -> Indices:
     return np.array([first[group] for group in groups], dtype=np.int64)
 
 
+def hash_rows(stored: NDArray[np.float16]) -> Hashes:
+    """A 64-bit hash of the bytes of each row, the same on every machine."""
+    width = stored.shape[1]
+    words = -(-width // 4)
+    weights = np.random.Generator(np.random.PCG64(width)).integers(
+        1, 2**63, words, dtype=np.uint64
+    ) * np.uint64(2) + np.uint64(1)
+    found = np.empty(len(stored), dtype=np.uint64)
+    for first in range(0, len(stored), READ // 8):
+        rows = np.arange(first, min(first + READ // 8, len(stored)))
+        padded = np.zeros((len(rows), 4 * words), dtype=np.float16)
+        padded[:, :width] = stored[rows[0] : rows[-1] + 1]
+        whole = np.ascontiguousarray(padded.view(np.uint64).T)
+        value = np.zeros(len(rows), dtype=np.uint64)
+        for word, weight in zip(whole, weights, strict=True):
+            value = (value + (word ^ (word >> np.uint64(29))) * weight) & np.uint64(2**64 - 1)
+        value = (value ^ (value >> np.uint64(32))) * weights[0]
+        found[rows] = value ^ (value >> np.uint64(29))
+    return found
+
+
+def collapse_vectors(stored: NDArray[np.float16], hashes: Hashes) -> Indices:
+    """For each row, the first row whose vector has the same bytes; in linear time.
+
+    A hash that two different vectors share is told apart by their bytes.
+    """
+    _, first, at = np.unique(hashes, return_index=True, return_inverse=True)
+    stands_for = first[at].astype(np.int64)
+    copies = np.flatnonzero(stands_for != np.arange(len(stored)))
+    known: dict[tuple[int, bytes], int] = {}
+    for start in range(0, len(copies), READ):
+        rows = copies[start : start + READ]
+        ours, theirs = take_rows(stored, rows), stored[stands_for[rows]]
+        differ = (ours.view(np.uint16) != theirs.view(np.uint16)).any(axis=1)
+        for row in rows[differ]:
+            key = int(hashes[row]), stored[row].tobytes()
+            stands_for[row] = known.setdefault(key, int(row))
+    return stands_for
+
+
+def find_pairs(
+    space: Space,
+    threshold: float,
+    frame: Frame | None = None,
+    seed: int = 0,
+    pool: Indices | None = None,
+) -> Pairs:
+    """All searched pairs of distinct vectors, in this process.
+
+    Args:
+        space: where vectors are compared.
+        threshold: least similarity of a pair.
+        frame: of an earlier pool; None to train one.
+        seed: of the training.
+        pool: the rows that are searched, ascending; None for all.
+    """
+    frame = train_frame(space, threshold, seed, pool) if frame is None else frame
+    mask = None if pool is None else np.isin(np.arange(len(space)), pool)
+    cells = assign(frame, space, 0, len(space), mask)
+    found = join_cells(space, frame, cells, range(frame.count), threshold)
+    return Pairs(found.edges, found.dense, frame, cells)
+
+
 def find_edges(space: Space, threshold: float, most: int = MOST_EDGES) -> Edges:
     """Every pair of rows whose exact similarity is at least ``threshold``.
 
     Raises:
         TooManyPairs: beyond ``most`` pairs.
     """
-    use_threads()
-    index = faiss.IndexFlatIP(space.stored.shape[1])
-    index.add(space.units)
-    lefts: list[Indices] = []
-    rights: list[Indices] = []
-    values: list[Floats] = []
-    found = 0
-    for first in range(0, len(space), QUERIES):
-        limits, _, hits = index.range_search(
-            space.units[first : first + QUERIES], threshold - MARGIN
-        )
-        ends = limits.astype(np.int64)
-        left = first + np.repeat(np.arange(len(ends) - 1), ends[1:] - ends[:-1])
-        upper = left < hits
-        left, right = left[upper], hits[upper].astype(np.int64)
-        similarity = space.similarity(left, right)
-        near = similarity >= threshold
-        lefts.append(left[near])
-        rights.append(right[near])
-        values.append(similarity[near])
-        found += int(near.sum())
-        if found > most:
-            raise TooManyPairs(
-                f"curate.threshold: more than {most} pairs of chips are at least {threshold} "
-                f"similar; raise it (e.g. to {min(1.0, threshold + 0.02):.2f}), or choose fewer "
-                "scenes of the same kind"
-            )
-        tick("duplicates", min(first + QUERIES, len(space)), len(space), f"{found} pairs")
-    if not lefts:
-        return Edges(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))
-    edges = Edges(np.concatenate(lefts), np.concatenate(rights), np.concatenate(values))
-    order = np.lexsort((edges.right, edges.left))
-    return Edges(edges.left[order], edges.right[order], edges.similarity[order])
-
-
-def neighbour_lists(edges: Edges, rows: int) -> tuple[Indices, Indices, Floats]:
-    """The edges in both directions, grouped by row.
-
-    Returns:
-        ``start`` [rows + 1], and for row r in ``start[r]:start[r + 1]`` its neighbours and
-        their similarities, most similar first, ties by row.
-    """
-    source = np.concatenate([edges.left, edges.right])
-    target = np.concatenate([edges.right, edges.left])
-    value = np.concatenate([edges.similarity, edges.similarity])
-    order = np.lexsort((target, -value, source))
-    start = np.searchsorted(source[order], np.arange(rows + 1)).astype(np.int64)
-    return start, target[order], value[order]
-
-
-def first_true(start: Indices, flags: NDArray[np.bool_]) -> Indices:
-    """Position of the first true flag in each row's list, -1 where there is none."""
-    positions = np.flatnonzero(flags)
-    at = np.searchsorted(positions, start[:-1])
-    found = np.full(len(start) - 1, -1, dtype=np.int64)
-    inside = at < len(positions)
-    candidates = positions[at[inside]]
-    found[inside] = np.where(candidates < start[1:][inside], candidates, -1)
-    return found
+    found = find_pairs(space, threshold)
+    if found.dense or len(found.edges) > most:
+        raise too_many(threshold, most)
+    return found.edges

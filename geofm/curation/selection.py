@@ -1,166 +1,163 @@
-"""Choosing to a budget: stratified facility location on a sparse similarity graph.
+"""Choosing to a budget: seven methods behind one interface.
 
-Facility location picks the set S that maximises the sum over all chips of the similarity to
-their most similar chip in S. Lazy greedy reaches at least 1 − 1/e of the best value
-(Nemhauser et al. 1978; Minoux 1978). Quotas per stratum keep one well-photographed region from
-taking the budget. Similarities are whole millionths, so sums do not depend on their order.
+A method gives every candidate a priority; ``strata.take`` keeps the best to the budget, after each
+stratum took what it is sure of. So all methods have the same budgets, quotas, inputs and ties (the
+lower chip id), and none depends on the order of its input or on the number of threads.
+
+- ``facility-location`` (default): what a chip adds to the sum over all chips of the similarity to
+  their most similar kept chip, in greedy order (1 − 1/e of the best value; Nemhauser et al. 1978).
+  Rare chips weigh more (``rarity``).
+- ``k-centre``: farthest first (Gonzalez 1985). Seeks outliers.
+- ``balanced-kmeans``: the same number from each cluster of a hierarchy (Vo et al. 2024).
+- ``density``: by chance, with probability ∝ 1 / density^power, density being 1 / kNN radius.
+- ``entropy``: the highest grey-level entropy. To compare with: pure noise has the most.
+- ``per-tile``: by chance, with probability ∝ 1 / chips of the same tile.
+- ``random``: by chance, all alike.
+
+Facility location and k-centre work in neighbourhoods: each stratum, cut into clusters where it has
+more than 2,048 chips, with all similarities inside. Memory and time stay linear in the pool, and
+because a greedy's gains never rise, the orders of neighbourhoods merge into one by their gains.
 """
 
 from __future__ import annotations
 
 import hashlib
-import heapq
 from collections.abc import Sequence
-from functools import lru_cache
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
 import numpy as np
-from pyproj import CRS
+from numpy.typing import NDArray
 
 from data_catalog.errors import UsageError
 from data_catalog.progress import tick
-from geofm.curation.space import Floats, Indices, Space, nearest
+from geofm.curation.balanced import balanced_rank
+from geofm.curation.clusters import members, neighbourhoods
+from geofm.curation.greedy import facility_order, farthest_order, rare_weights, similarities
+from geofm.curation.neighbours import knn_radius
+from geofm.curation.space import Floats, Indices, Space
+from geofm.curation.strata import take
 
-MILLION = 1_000_000
-#: Edge of a ground region: 100 km as in the military grid, or one degree.
-REGION_M, REGION_DEGREES = 100_000.0, 1.0
+Method = Literal[
+    "facility-location", "k-centre", "balanced-kmeans", "density", "entropy", "per-tile", "random"
+]
+#: Chips of one neighbourhood at most: its similarities take 32 MB.
+BLOCK_OF = 2048
 
 
-def budget_count(budget: float | None, pool: int) -> int:
-    """How many of ``pool`` chips a budget means: all, a share (up to 1) or a number.
+@dataclass(frozen=True)
+class Candidates:
+    """What can be chosen: rows of a space, and per row its id and what some methods ask for.
+
+    ``entropy`` (bits) is for ``entropy``, ``tiles`` (e.g. ground regions) for ``per-tile``.
+    """
+
+    space: Space
+    rows: Indices
+    chip_ids: Sequence[str]
+    entropy: Floats | None = None
+    tiles: Sequence[str] | None = None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Chosen rows of the space, ascending, and the priority of each candidate, as they came."""
+
+    rows: Indices
+    priority: Floats
+
+
+def select(
+    candidates: Candidates,
+    method: Method,
+    count: int,
+    strata: Indices | None = None,
+    *,
+    min_share: float = 0.5,
+    equal: bool = False,
+    rarity: float = 1.0,
+    power: float = 1.0,
+    seed: int = 0,
+) -> Choice:
+    """Choose ``count`` candidates.
+
+    Args:
+        candidates: what to choose from.
+        method: how, see above.
+        count: how many.
+        strata: number of each candidate's stratum from 0, see ``strata.divide``; none: one.
+        min_share: share of the budget that strata are sure of.
+        equal: divide that share equally instead of by size.
+        rarity: facility location weighs a chip by its kNN radius to this power; 0: all alike.
+        power: of the density, for ``density``.
+        seed: of chance and of clustering.
 
     Raises:
-        UsageError: for a number larger than the pool, or one with a fraction.
+        UsageError: for an unknown method, or one that lacks its input.
     """
-    if budget is None or pool == 0:
-        return pool
-    if budget <= 1:
-        return max(1, int(budget * pool + 0.5))
-    if budget != int(budget):
-        raise UsageError(
-            f"curate.budget is {budget}: give a share up to 1.0, or a whole number of chips"
-        )
-    if budget > pool:
-        raise UsageError(
-            f"curate.budget asks for {int(budget)} chips, but the pool has {pool} after gates and "
-            f"duplicates; give at most {pool}, a share up to 1.0, or nothing to keep them all"
-        )
-    return int(budget)
+    ids = np.array(candidates.chip_ids, dtype=np.str_)
+    order = np.argsort(ids, kind="stable")
+    rows = candidates.rows[order]
+    of = np.zeros(len(rows), dtype=np.int64) if strata is None else strata[order]
+    space = candidates.space
+    if method in ("facility-location", "k-centre"):
+        weight = rarity if method == "facility-location" else None
+        priority = _greedy(space, rows, of, count, weight, seed)
+    elif method == "balanced-kmeans":
+        priority = -balanced_rank(space, rows, seed).astype(np.float64)
+    elif method == "density":
+        priority = _by_chance(ids[order], knn_radius(space, rows, seed=seed) ** power, seed)
+    elif method == "entropy":
+        priority = np.asarray(_needed(candidates.entropy, method, "entropy"), np.float64)[order]
+    elif method == "per-tile":
+        tiles = np.array(_needed(candidates.tiles, method, "tiles"), dtype=np.str_)
+        _, tile, sizes = np.unique(tiles[order], return_inverse=True, return_counts=True)
+        priority = _by_chance(ids[order], 1 / sizes[tile], seed)
+    elif method == "random":
+        priority = _by_chance(ids[order], np.ones(len(rows)), seed)
+    else:
+        raise UsageError(f"curate.method is {method}: give one of {', '.join(get_args(Method))}")
+    chosen = take(priority, of, count, min_share, equal)
+    back = np.empty(len(rows))
+    back[order] = priority
+    return Choice(np.sort(rows[chosen]), back)
 
 
-@lru_cache(maxsize=1024)
-def _is_geographic(crs: str) -> bool:
-    return bool(CRS.from_user_input(crs).is_geographic)
-
-
-def ground_region(crs: str, transform: Sequence[float]) -> str:
-    """The 100 km square (or one-degree square) of its own CRS that a chip's corner is in."""
-    edge = REGION_DEGREES if _is_geographic(crs) else REGION_M
-    x, y = (int(np.floor(transform[i] / edge)) for i in (2, 5))
-    return f"{crs} {x} {y}"
-
-
-def make_strata(collections: Sequence[str], regions: Sequence[str], budget: int) -> list[str]:
-    """The stratum of each chip: the finest division with no more strata than the budget."""
-    fine = [f"{c} {r}" for c, r in zip(collections, regions, strict=True)]
-    for division in (fine, list(collections)):
-        if len(set(division)) <= budget:
-            return division
-    return [""] * len(fine)
-
-
-def quotas(sizes: Sequence[int], budget: int) -> list[int]:
-    """Shares of a budget in proportion to ``sizes``: at least 1 each, at most the size.
-
-    Needs len(sizes) <= budget <= sum(sizes). Largest remainders first, ties by position.
-    """
-    total = sum(sizes)
-    given = [min(size, max(1, budget * size // total)) for size in sizes]
-    missing = budget - sum(given)
-    step = 1 if missing > 0 else -1
-    lack = [(step * (g * total - budget * s), i) for i, (s, g) in enumerate(zip(sizes, given))]  # noqa: B905
-    heapq.heapify(lack)
-    while missing:
-        _, i = heapq.heappop(lack)
-        if 1 <= given[i] + step <= sizes[i]:
-            given[i] += step
-            missing -= step
-            heapq.heappush(lack, (step * (given[i] * total - budget * sizes[i]), i))
+def _needed(given: Any, method: str, name: str) -> Any:
+    if given is None:
+        raise UsageError(f"curate.method {method} needs the {name} of every candidate")
     return given
 
 
-def facility_location(space: Space, rows: Indices, count: int, neighbours: int) -> Indices:
-    """Lazy-greedy choice of ``count`` of ``rows``, in the order they were chosen.
+def _by_chance(ids: NDArray[np.str_], weights: Floats, seed: int) -> Floats:
+    """Weighted sampling without replacement as priorities (Efraimidis and Spirakis 2006).
 
-    A row can stand for itself and for the rows that have it among their ``neighbours`` nearest.
-    Ties go to the earlier row.
+    Chance is a hash of seed and id, so that a chip's luck does not depend on the others.
     """
-    if count >= len(rows):
-        return rows
-    near, similarity = nearest(space, rows, rows, neighbours)
-    position = np.full(int(rows.max()) + 1, -1, dtype=np.int64)
-    position[rows] = np.arange(len(rows))
-    stands, served = near.ravel(), np.repeat(np.arange(len(rows)), near.shape[1])
-    worth = np.rint(np.maximum(similarity.ravel(), 0) * MILLION).astype(np.int64)
-    real = stands >= 0
-    own = np.arange(len(rows))
-    stands = np.concatenate([position[stands[real]], own])
-    served = np.concatenate([served[real], own])
-    worth = np.concatenate([worth[real], np.full(len(rows), MILLION, dtype=np.int64)])
-    order = np.lexsort((served, stands))
-    stands, served, worth = stands[order], served[order], worth[order]
-    start = np.searchsorted(stands, np.arange(len(rows) + 1))
-    gains = np.add.reduceat(worth, start[:-1])
-    reached = np.zeros(len(rows), dtype=np.int64)
-    heap = [(-int(gain), i) for i, gain in enumerate(gains)]
-    heapq.heapify(heap)
-    chosen: list[int] = []
-    while len(chosen) < count:
-        bound, i = heapq.heappop(heap)
-        mine = slice(start[i], start[i + 1])
-        gain = int(np.maximum(worth[mine] - reached[served[mine]], 0).sum())
-        if gain < -bound:
-            heapq.heappush(heap, (-gain, i))
-            continue
-        chosen.append(i)
-        reached[served[mine]] = np.maximum(reached[served[mine]], worth[mine])
-    return rows[chosen]
+    hashed = [hashlib.sha256(f"{seed} select {chip_id}".encode()).digest()[:8] for chip_id in ids]
+    uniform = (np.frombuffer(b"".join(hashed), dtype=">u8").astype(np.float64) + 1) / 2.0**64
+    return np.asarray(np.log(uniform) / np.maximum(weights, 1e-12))
 
 
-def random_choice(chip_ids: Sequence[str], rows: Indices, count: int, seed: int) -> Indices:
-    """``count`` of ``rows``, equally likely, decided by a hash of seed and id."""
-    keys = [hashlib.sha256(f"{seed} select {chip_ids[row]}".encode()).digest() for row in rows]
-    order = sorted(range(len(rows)), key=keys.__getitem__)
-    return rows[np.array(order[:count], dtype=np.int64)]
+def _greedy(
+    space: Space, rows: Indices, strata: Indices, count: int, rarity: float | None, seed: int
+) -> Floats:
+    """Priorities by neighbourhood: facility location, or farthest first where rarity is None.
 
-
-def stratified(
-    space: Space, rows: Indices, strata: Sequence[str], count: int, neighbours: int
-) -> Indices:
-    """Facility location within each stratum, to quotas; returns the chosen rows, sorted.
-
-    Args:
-        space: where chips are compared.
-        rows: rows to choose from, ascending.
-        strata: stratum of each of ``rows``; no more different ones than ``count``.
-        count: how many to choose.
-        neighbours: neighbours per chip in the graph.
+    A row that its neighbourhood cannot place among the first ``count`` has −1.
     """
-    names = sorted(set(strata))
-    of = np.array(strata, dtype=np.str_)
-    members = [rows[of == name] for name in names]
-    shares = quotas([len(group) for group in members], count)
-    chosen = []
-    for number, (group, share) in enumerate(zip(members, shares, strict=True)):
-        chosen.append(facility_location(space, group, share, neighbours))
-        tick("selection", number + 1, len(names), names[number])
-    return np.sort(np.concatenate(chosen)) if chosen else rows[:0]
-
-
-def coverage(space: Space, pool: Indices, chosen: Indices) -> Floats:
-    """Similarity of each row of ``pool`` to its most similar chosen row (1 for a chosen row)."""
-    if not len(pool) or not len(chosen):
-        return np.zeros(len(pool))
-    _, best = nearest(space, pool, chosen, 1, slack=0)
-    found = best[:, 0]
-    found[np.isin(pool, chosen)] = 1.0
-    return np.asarray(found)
+    priority = np.full(len(rows), -1.0)
+    done = 0
+    for group in members(strata, int(strata.max(initial=0)) + 1):
+        for block in neighbourhoods(space, rows[group], BLOCK_OF, seed):
+            mine = group[block]
+            worth = similarities(space, rows[mine])
+            most = min(count, len(mine))
+            if rarity is None:
+                order, gained = farthest_order(worth, most)
+            else:
+                order, gained = facility_order(worth, rare_weights(worth, rarity), most)
+            priority[mine[order]] = gained
+            done += len(mine)
+            tick("selection", done, len(rows))
+    return priority

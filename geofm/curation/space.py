@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import faiss
 import numpy as np
@@ -24,6 +25,8 @@ Indices = NDArray[np.int64]
 CENTRE_FROM = 32
 #: Rows converted at once; pairs compared at once (what stays in a core's cache).
 BLOCK, PAIRS = 8192, 128
+#: Rows read at once from a file.
+READ = 65_536
 #: Decimals to which a similarity is exact.
 DECIMALS = 12
 #: How far a float32 similarity of unit vectors may be from the exact one (d <= 8192), with room.
@@ -51,9 +54,15 @@ class Space:
         """All unit vectors in float32, for searching."""
         found = np.empty(self.stored.shape, dtype=np.float32)
         for first in range(0, len(self), BLOCK):
-            rows = np.arange(first, min(first + BLOCK, len(self)))
-            found[rows] = self.exact(rows)
+            last = min(first + BLOCK, len(self))
+            found[first:last] = self.block(first, last)
         return found
+
+    def block(self, first: int, last: int) -> NDArray[np.float32]:
+        """Unit vectors of the rows ``first`` to ``last`` in float32, for searching."""
+        vectors = read_rows(self.stored, first, last) - self.centre.astype(np.float32)
+        lengths = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
+        return np.asarray(vectors / np.where(lengths > 0, lengths, np.float32(1))[:, None])
 
     def similarity(self, left: Indices, right: Indices) -> Floats:
         """Exact cosine similarity of pairs of rows, rounded to 12 decimals."""
@@ -66,12 +75,55 @@ class Space:
         return np.asarray(np.round(np.clip(found, -1.0, 1.0), DECIMALS), dtype=np.float64)
 
 
-def make_space(stored: NDArray[np.float16]) -> Space:
-    """The space of a pool, centred on its mean where the pool is large enough."""
+def read_rows(stored: NDArray[np.float16], first: int, last: int) -> NDArray[np.float32]:
+    """Rows ``first`` to ``last`` in float32; of a mapped file they are read, not mapped.
+
+    Mapped pages count as memory of this process until something else needs it.
+    """
+    if isinstance(stored, np.memmap) and stored.filename is not None:
+        return np.asarray(_read(stored, first, last).astype(np.float32), dtype=np.float32)
+    return stored[first:last].astype(np.float32)
+
+
+def _read(stored: np.memmap[Any, np.dtype[np.float16]], first: int, last: int) -> Any:
+    """Rows of a mapped file, read from the file."""
+    width = stored.shape[1]
+    offset = stored.offset + first * width * stored.itemsize
+    data = np.fromfile(str(stored.filename), stored.dtype, (last - first) * width, offset=offset)
+    return data.reshape(last - first, width)
+
+
+def take_rows(stored: NDArray[np.float16], rows: Indices) -> NDArray[np.float16]:
+    """Some rows (ascending); of a mapped file, its blocks that have any are read in turn."""
+    if not isinstance(stored, np.memmap) or stored.filename is None:
+        return stored[rows]
+    found = np.empty((len(rows), stored.shape[1]), dtype=np.float16)
+    begin_at = int(rows[0]) // READ * READ if len(rows) else 0
+    for first in range(begin_at, int(rows[-1]) + 1 if len(rows) else 0, READ):
+        last = min(first + READ, len(stored))
+        begin, end = np.searchsorted(rows, [first, last])
+        if begin < end:
+            found[begin:end] = _read(stored, first, last)[rows[begin:end] - first]
+    return found
+
+
+def make_space(stored: NDArray[np.float16], rows: Indices | None = None) -> Space:
+    """The space of a pool, centred on its mean where the pool is large enough.
+
+    Args:
+        stored: embeddings [n, d].
+        rows: those that are the pool, ascending; None for all.
+    """
     centre = np.zeros(stored.shape[1])
-    if len(stored) >= CENTRE_FROM:
+    if rows is not None and len(rows) < len(stored):
+        for first in range(0, len(rows), BLOCK) if len(rows) >= CENTRE_FROM else ():
+            some = take_rows(stored, rows[first : first + BLOCK])
+            centre += some.astype(np.float64).sum(axis=0)
+        centre /= max(1, len(rows))
+    elif len(stored) >= CENTRE_FROM:
         for first in range(0, len(stored), BLOCK):
-            centre += stored[first : first + BLOCK].astype(np.float64).sum(axis=0)
+            last = min(first + BLOCK, len(stored))
+            centre += read_rows(stored, first, last).astype(np.float64).sum(axis=0)
         centre /= len(stored)
     return Space(stored, centre)
 

@@ -13,12 +13,21 @@ _W, _H, _DX, _DY, _PAD = 180, 66, 222, 124, 12
 #: Role -> column and row of its box.
 _PLACES = {
     "sources": (0, 0), "items": (1, 0), "chips": (2, 0), "embeddings": (3, 0), "encoder": (4, 0),
-    "decisions": (3, 1), "dataset": (2, 1), "model": (1, 1), "teacher": (0, 1), "scores": (1, 2),
+    "descriptors": (2, 1), "calibration": (3, 1), "pairs": (4, 1),
+    "decisions": (3, 2), "dataset": (2, 2), "model": (1, 2), "teacher": (0, 2), "scores": (1, 3),
 }  # fmt: skip
 
 _SAID = {
-    "items": "scenes", "chips": "chips", "embeddings": "vectors", "decisions": "kept",
-    "dataset": "samples", "model": "samples seen", "scores": "images",
+    "items": "scenes", "chips": "chips", "embeddings": "vectors", "descriptors": "chips",
+    "calibration": "known pairs", "pairs": "pairs", "decisions": "kept", "dataset": "samples",
+    "model": "samples seen", "scores": "images",
+}  # fmt: skip
+
+_IMPLIED = {
+    ("items", "dataset"), ("dataset", "scores"), ("chips", "decisions"), ("chips", "dataset"),
+    ("items", "calibration"), ("chips", "calibration"), ("chips", "pairs"),
+    ("descriptors", "pairs"), ("embeddings", "pairs"), ("descriptors", "decisions"),
+    ("embeddings", "decisions"), ("calibration", "decisions"), ("items", "decisions"),
 }  # fmt: skip
 
 
@@ -47,7 +56,7 @@ def draw(artifacts: Mapping[str, Artifact], sources: list[str]) -> str:
             facts = artifacts[child].manifest.facts
             boxes[role] = (role, str(facts.get(name, "?")), str(facts.get(sha, ""))[:12])
             edges.append((role, child))
-    columns, lines = 5, 3
+    columns, lines = 5, 4
     width, height = (columns - 1) * _DX + _W + 2 * _PAD, (lines - 1) * _DY + _H + 2 * _PAD
     drawn = [_edge(a, b) for a, b in edges if a in boxes and b in boxes and not _implied(a, b)]
     drawn += [_box(role, *text) for role, text in boxes.items()]
@@ -62,7 +71,7 @@ def draw(artifacts: Mapping[str, Artifact], sources: list[str]) -> str:
 
 def _implied(parent: str, child: str) -> bool:
     """Edges left out of the drawing because the longer way says them (the table has them all)."""
-    return (parent, child) in {("items", "dataset"), ("dataset", "scores"), ("chips", "decisions")}
+    return (parent, child) in _IMPLIED
 
 
 def _corner(role: str) -> tuple[int, int]:

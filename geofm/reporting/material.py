@@ -36,6 +36,9 @@ class Material:
     quarantine: pd.DataFrame
     metrics: pd.DataFrame
     scores: pd.DataFrame
+    curve: pd.DataFrame = field(default_factory=pd.DataFrame)
+    survival: pd.DataFrame = field(default_factory=pd.DataFrame)
+    measures: pd.DataFrame = field(default_factory=pd.DataFrame)
     costs: list[dict[str, Any]] = field(default_factory=list)
 
     def facts(self, role: str) -> dict[str, Any]:
@@ -68,13 +71,18 @@ def gather(artifacts: Mapping[str, Artifact], costs: list[dict[str, Any]]) -> Ma
         quarantine=_quarantine(artifacts, items),
         metrics=_table(artifacts, "model", "metrics.parquet"),
         scores=_table(artifacts, "scores", "scores.parquet"),
+        curve=_table(artifacts, "calibration", "curve.parquet"),
+        survival=_table(artifacts, "decisions", "survival.parquet"),
+        measures=_table(artifacts, "decisions", "measures.parquet"),
         costs=costs,
     )
 
 
 def _table(artifacts: Mapping[str, Artifact], role: str, name: str) -> pd.DataFrame:
     found = artifacts.get(role)
-    return pd.DataFrame() if found is None else found.table(name)
+    if found is None or not any(f.path == name for f in found.manifest.files):
+        return pd.DataFrame()
+    return found.table(name)
 
 
 def _chips(artifacts: Mapping[str, Artifact]) -> pd.DataFrame:

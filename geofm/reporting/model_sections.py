@@ -12,6 +12,7 @@ from geofm.reporting import plots, words
 from geofm.reporting.blocks import Facts, Note, Plain, Plot, Section, Table
 from geofm.reporting.material import Material
 from geofm.reporting.words import count, each, percent, plain, points
+from geofm.stages import ALL_STAGES
 
 #: Facts of a model worth a line of their own, in this order.
 _MODEL_FACTS = (
@@ -144,10 +145,6 @@ def _remarks(facts: dict[str, Any], tasks: list[dict[str, Any]]) -> Iterable[str
             )
 
 
-#: Stages in the order they run.
-_ORDER = ("search", "cut", "embed", "curate", "pack", "pretrain", "evaluate")
-
-
 def totals(costs: list[dict[str, Any]]) -> dict[str, float]:
     """Seconds, kWh and kg CO2e over all stages, as far as they were measured."""
     summed = {"seconds": sum(float(c["seconds"] or 0) for c in costs)}
@@ -162,7 +159,7 @@ def cost(material: Material) -> Section:
     """Time, energy and carbon, beside the paper's constant."""
     costs = sorted(
         (c for c in material.costs if c["seconds"] is not None),
-        key=lambda c: _ORDER.index(c["stage"]) if c["stage"] in _ORDER else len(_ORDER),
+        key=lambda c: ALL_STAGES.index(c["stage"]),
     )
     if not costs:
         return Section("cost", "Cost", "The catalogue has no record of what these stages cost.")

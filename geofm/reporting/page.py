@@ -6,6 +6,7 @@ import base64
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
+from itertools import chain
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
@@ -13,7 +14,13 @@ from markupsafe import Markup
 
 from data_catalog.artifact import Artifact
 from data_catalog.progress import tick
-from geofm.reporting import data_sections, model_sections, record_sections, words
+from geofm.reporting import (
+    curation_sections,
+    data_sections,
+    model_sections,
+    record_sections,
+    words,
+)
 from geofm.reporting.blocks import Card, Plot, Section
 from geofm.reporting.material import Material, gather
 from geofm.reporting.pictures import chip_picture, sheet, spread, stored
@@ -44,9 +51,11 @@ def build_page(
     """
     material = gather(artifacts, costs)
     sections: list[Section] = [record_sections.asked(material)]
-    for section in data_sections.sections(material, settings):
+    for section in chain(
+        data_sections.sections(material, settings), curation_sections.sections(material)
+    ):
         sections.append(section)
-        tick("report", len(sections), 13, section.title)
+        tick("report", len(sections), 17, section.title)
     sections += model_sections.sections(material)
     sections += [record_sections.origin(material), record_sections.quarantine(material)]
     pictures = {

@@ -14,10 +14,13 @@ from PIL import Image
 from data_catalog.artifact import Artifact
 from geofm.imagery.chips import read_chip
 from geofm.imagery.radiometry import to_rgb
+from geofm.reporting.words import each
 
 #: Reflectance is shown with this gamma: forests and water are dark, and a screen makes them black.
 GAMMA = 1.5
 THUMB_PX = 128
+#: Edge of each chip in the picture of a pair.
+PAIR_PX = 384
 
 
 def displayed(pixels: NDArray[Any], bands: Sequence[str], scale: Sequence[float]) -> NDArray[Any]:
@@ -56,6 +59,14 @@ def sheet(pictures: Sequence[NDArray[np.uint8]], columns: int, gap: int = 4) -> 
         top, left = number // columns * (height + gap), number % columns * (width + gap)
         canvas[top : top + height, left : left + width] = picture
     return png(canvas)
+
+
+def pair(chips: Artifact, chip_ids: Sequence[str]) -> bytes | None:
+    """Chips beside each other as PNG, in the order given; None where none has stored pixels."""
+    table = chips.table("chips.parquet", ["chip_id", "part", "offset", "size", "bands", "scale"])
+    table = stored(table[table["chip_id"].isin(list(chip_ids))]).set_index("chip_id", drop=False)
+    rows = each(table.loc[[chip_id for chip_id in chip_ids if chip_id in table.index]])
+    return sheet([chip_picture(chips, row, PAIR_PX) for row in rows], len(rows)) if rows else None
 
 
 def spread(table: pd.DataFrame, most: int) -> pd.DataFrame:

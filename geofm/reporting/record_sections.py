@@ -11,9 +11,13 @@ from geofm.reporting.blocks import Facts, Fold, Graph, Note, Plain, Section, Tab
 from geofm.reporting.material import Material
 from geofm.reporting.words import count, each, plain
 from geofm.settings import Recipe
+from geofm.stages import section_of
 
 #: Order of roles, first made first.
-ROLES = ("items", "chips", "embeddings", "decisions", "dataset", "model", "scores")
+ROLES = (
+    "items", "chips", "embeddings", "descriptors", "calibration", "pairs", "decisions", "dataset",
+    "model", "scores",
+)  # fmt: skip
 MOST_ROWS = 100
 MOST_FACT = 320
 
@@ -27,17 +31,16 @@ def asked(material: Material) -> Section:
         if hasattr(section.annotation, "model_fields")
         for field, info in section.annotation.model_fields.items()  # type: ignore[union-attr]
     }
-    chosen, everything = [], []
+    chosen, everything = {}, {}
     for role in ROLES:
         if role not in material.artifacts:
             continue
-        stage = material.artifacts[role].manifest.stage
+        section = section_of(material.artifacts[role].manifest.stage)
         for name, value in material.settings(role).items():
-            full = f"{stage}.{name}"
-            row = (full, plain(value), about.get(full, ""))
-            everything.append(row)
-            if value != usual.get(stage, {}).get(name):
-                chosen.append(row)
+            full = f"{section}.{name}"  # stages may share a section, and fields of it
+            everything[full] = (full, plain(value), about.get(full, ""))
+            if value != usual.get(section, {}).get(name):
+                chosen[full] = everything[full]
     seeds = sorted({a.manifest.seed for a in material.artifacts.values()})
     lead = (
         f"{len(chosen)} of {len(everything)} settings differ from the defaults; "
@@ -47,8 +50,9 @@ def asked(material: Material) -> Section:
     look = {"names": frozenset({0}), "code": frozenset({1})}
     blocks: list[Plain | Fold] = []
     if chosen:
-        blocks.append(Table(head, chosen, **look))
-    blocks.append(Fold(f"All {len(everything)} settings", [Table(head, everything, **look)]))
+        blocks.append(Table(head, list(chosen.values()), **look))
+    whole = Table(head, list(everything.values()), **look)
+    blocks.append(Fold(f"All {len(everything)} settings", [whole]))
     return Section("asked", "What was asked", lead, blocks)
 
 

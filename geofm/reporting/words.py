@@ -12,6 +12,8 @@ import pandas as pd
 REASONS = {
     "near_duplicate": "near duplicate",
     "identical": "identical pixels",
+    "pixel_duplicate": "same pixels, shifted or changed",
+    "contaminated": "in an evaluation set",
     "selection": "not chosen within the budget",
     "gate_constant": "constant",
     "gate_valid": "too few valid pixels",
@@ -25,6 +27,9 @@ ROLES = {
     "search": "search: which scenes",
     "cut": "cut: scenes to chips",
     "embed": "embed: chips to vectors",
+    "describe": "describe: chips to numbers",
+    "calibrate": "calibrate: what is alike",
+    "pairs": "pairs: who is alike",
     "curate": "curate: what is kept",
     "pack": "pack: shards",
     "pretrain": "pretrain: the model",

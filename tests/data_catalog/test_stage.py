@@ -97,6 +97,17 @@ def test_version_settings_and_inputs_make_the_key(store: Store, catalogue: Catal
     assert len(keys) == 6
 
 
+def test_a_setting_of_another_stage_in_the_section_changes_nothing(
+    store: Store, catalogue: Catalogue
+) -> None:
+    some = replace(NUMBERS, fields=("count",))
+    first = run_stage(some, store, catalogue, {}, Settings())
+    job = make_job(some, store, {}, Settings(lose=1))
+    assert find(some, job, catalogue) == first
+    assert first.manifest.settings == {"count": 6}
+    assert make_job(some, store, {}, Settings(count=2)).key != job.key
+
+
 def test_a_live_stage_asks_again_and_a_wiped_store_is_noticed(
     store: Store, catalogue: Catalogue
 ) -> None:

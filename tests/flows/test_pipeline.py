@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from PIL import Image
 
 from tests.flows.conftest import SMALL, Outcome
 
@@ -44,7 +45,7 @@ def test_a_run_seals_every_stage_and_reports(finished: tuple) -> None:
         "artifacts", "counts", "version", "diff", "seconds", "ui", "report",
     ]  # fmt: skip
     assert list(result["artifacts"]) == [
-        "search", "cut", "embed", "curate", "pack", "pretrain", "evaluate", "report",
+        "search", "cut", "embed", "describe", "curate", "pack", "pretrain", "evaluate", "report",
     ]  # fmt: skip
     for counts in result["counts"].values():
         assert counts["rows_in"] == counts["rows_out"] + sum(counts["dropped"].values())
@@ -116,7 +117,9 @@ def test_samples_lead_back_to_asset_and_licence(geofm: Geofm, store: str) -> Non
     assert sum(row["samples"] for row in licences) == len(keys)
 
 
-def test_dropped_chips_name_a_kept_witness(finished: tuple, geofm: Geofm, store: str) -> None:
+def test_dropped_chips_name_a_kept_witness(
+    finished: tuple, geofm: Geofm, store: str, tmp_path: Path
+) -> None:
     digest = finished[1].json["artifacts"]["curate"]
     folder = Path(geofm("path", digest, "--store", store).stdout.strip())
     decisions = pd.read_parquet(folder / "decisions.parquet")
@@ -125,6 +128,17 @@ def test_dropped_chips_name_a_kept_witness(finished: tuple, geofm: Geofm, store:
     assert answer["decision"] == "drop"
     assert answer["witness_id"] == fallen["witness_id"]
     assert answer["similarity"] >= 0.95
+    pair = Image.open(answer["picture"])
+    assert pair.size == (2 * 384 + 4, 384)
+    kept = decisions[decisions["decision"] == "keep"]["chip_id"].iloc[0]
+    own = str(tmp_path / "one.png")
+    asked = geofm("why", kept, "--in", "demo", "--picture", own, "--store", store, "--json")
+    assert asked.json["picture"] == own
+    assert Image.open(own).size == (384, 384)
+    nowhere = str(tmp_path / "no" / "one.png")
+    asked = geofm("why", kept, "--in", "demo", "--picture", nowhere, "--store", store)
+    assert asked.code == 2
+    assert "--picture" in asked.stderr
 
 
 def test_verify_recuts_and_finds_a_flipped_bit(geofm: Geofm, store: str, tmp_path: Path) -> None:

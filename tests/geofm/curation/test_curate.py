@@ -9,7 +9,7 @@ import pytest
 from data_catalog.errors import RunError, UsageError
 from data_catalog.run import run_stage
 from data_catalog.store import open_store
-from geofm.curation import curate
+from geofm.curation import curate, describe
 from geofm.curation.space import Space
 from geofm.settings import CurateSettings
 from tests.geofm.curation.synthetic import Chip, make_chips, make_embeddings, texture
@@ -45,8 +45,13 @@ def _curate(store, catalogue, *, seed=0, order=None, **fields):
     art = make_chips(store, chips)
     ids = [chip.chip_id(n) for n, chip in enumerate(chips) if chip.status == "ok"]
     order = np.arange(len(ids)) if order is None else order
-    inputs = {"chips": art, "embeddings": make_embeddings(store, np.array(ids)[order],
-                                                          vectors[order])}  # fmt: skip
+    inputs = {
+        "chips": art,
+        "descriptors": run_stage(
+            describe.STAGE, store, catalogue, {"chips": art}, CurateSettings()
+        ),
+        "embeddings": make_embeddings(store, np.array(ids)[order], vectors[order]),
+    }
     settings = CurateSettings(**{"threshold": 0.9, **fields})
     found = run_stage(curate.STAGE, store, catalogue, inputs, settings, seed)
     table = found.table("decisions.parquet").set_index("chip_id")
@@ -97,7 +102,10 @@ def test_one_decision_per_usable_chip_with_rules_and_witnesses(store, catalogue)
     assert certificate["pairs"] >= GROUPS * 6
     assert 0 < certificate["recall_lower_bound"] <= 1
     assert manifest.facts["largest_group"] == 5
-    assert manifest.facts["covering_radius"] <= 0.1
+    assert manifest.facts["measures"]["kept"]["covering_radius"] <= 0.1
+    survival = found.table("survival.parquet").set_index(["stratum_of", "stratum"])
+    whole = survival.loc[("collection", "c")]
+    assert (whole["candidates"], whole["passed"], whole["kept"]) == (54, 50, GROUPS + 1)
 
 
 def test_identical_pixels_name_the_copy_that_stays(store, catalogue):
@@ -117,8 +125,8 @@ def test_budget_keeps_so_many_and_all_witnesses_stay(store, catalogue, budget, c
     _check(table, rows, space, 0.9)
     assert found.manifest.counts["leaders"] == 13
     if method == "facility-location" and budget == 5:
-        facts = found.manifest.facts
-        assert facts["facility_location"] > facts["facility_location_random"]
+        measures = found.manifest.facts["measures"]
+        assert measures["kept"]["facility_location"] > measures["random"]["facility_location"]
 
 
 def test_budget_beyond_the_pool(store, catalogue):
@@ -143,17 +151,15 @@ def test_seed_decides_random_selection(store, catalogue):
     assert kept[0] != kept[1]
 
 
-def test_other_settings_reuse_the_descriptors(store, catalogue, monkeypatch):
-    _curate(store, catalogue)
-    monkeypatch.setattr(curate, "describe", None)
-    _curate(store, catalogue, threshold=0.95, seed=4)
-
-
 def test_everything_gated_keeps_nothing(store, catalogue):
     chips = [Chip(texture(n), cloud=1.0) for n in range(3)]
     ids = [chip.chip_id(n) for n, chip in enumerate(chips)]
+    art = make_chips(store, chips)
     inputs = {
-        "chips": make_chips(store, chips),
+        "chips": art,
+        "descriptors": run_stage(
+            describe.STAGE, store, catalogue, {"chips": art}, CurateSettings()
+        ),
         "embeddings": make_embeddings(store, ids, np.eye(3, 8)),
     }
     found = run_stage(curate.STAGE, store, catalogue, inputs, CurateSettings())
@@ -162,9 +168,14 @@ def test_everything_gated_keeps_nothing(store, catalogue):
 
 
 def test_embeddings_of_other_chips_are_refused(store, catalogue):
-    inputs = {
-        "chips": make_chips(store, [Chip(texture(0))]),
-        "embeddings": make_embeddings(store, ["x"], np.eye(1, 8)),
-    }
+    art = make_chips(store, [Chip(texture(0))])
+    other = make_chips(store, [Chip(texture(1)), Chip(texture(2))])
+    of_other = run_stage(describe.STAGE, store, catalogue, {"chips": other}, CurateSettings())
+    mine = run_stage(describe.STAGE, store, catalogue, {"chips": art}, CurateSettings())
+    vectors = make_embeddings(store, ["x"], np.eye(1, 8))
+    inputs = {"chips": art, "descriptors": of_other, "embeddings": vectors}
+    with pytest.raises(RunError, match="describe these chips"):
+        run_stage(curate.STAGE, store, catalogue, inputs, CurateSettings())
+    inputs["descriptors"] = mine
     with pytest.raises(RunError, match="not of these chips"):
         run_stage(curate.STAGE, store, catalogue, inputs, CurateSettings())

@@ -1,13 +1,20 @@
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from geofm.curation.duplicates import Edges, find_edges
+from geofm.curation import join, leader
+from geofm.curation.duplicates import find_edges, find_pairs
+from geofm.curation.edges import Edges, join_edges, sort_edges
+from geofm.curation.join import hidden_pairs
 from geofm.curation.leader import LeaderRuleBroken, check_leaders, choose_leaders, total_order
 from geofm.curation.space import make_space
+
+EXAMPLES = int(os.environ.get("GEOFM_EXAMPLES", "40"))
 
 
 def _space(seed: int, rows: int, spread: float):
@@ -71,6 +78,88 @@ def test_result_does_not_depend_on_the_order_of_the_input(seed, rows):
         return {names[i] for i in np.flatnonzero(leaders.kept)}
 
     assert kept_ids(np.arange(rows)) == kept_ids(draw.permutation(rows))
+
+
+def _graph(draw: np.random.Generator, rows: int, kind: str) -> Edges:
+    """A random graph: sparse, dense, a long chain, or stars."""
+    if kind == "chain":
+        left, right = np.arange(rows - 1), np.arange(1, rows)
+    elif kind == "stars":
+        left, right = np.arange(rows) // 7 * 7, np.arange(rows)
+    else:
+        count = rows * (3 if kind == "sparse" else rows // 4)
+        left, right = draw.integers(0, rows, (2, count))
+    real = left != right
+    shuffle = draw.permutation(rows)
+    return sort_edges(shuffle[left[real]], shuffle[right[real]], np.full(int(real.sum()), 0.97))
+
+
+def _sequential(order: np.ndarray, edges: Edges) -> set[int]:
+    """The rule in its plainest words, on a graph."""
+    near: dict[int, set[int]] = {int(row): set() for row in order}
+    for a, b in zip(edges.left.tolist(), edges.right.tolist(), strict=True):
+        near[a].add(b)
+        near[b].add(a)
+    kept: set[int] = set()
+    for row in order.tolist():
+        if not near[row] & kept:
+            kept.add(row)
+    return kept
+
+
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(
+    seed=st.integers(0, 100_000),
+    rows=st.integers(2, 120),
+    kind=st.sampled_from(["sparse", "dense", "chain", "stars"]),
+    pieces=st.integers(1, 8),
+    rounds=st.sampled_from([1, 200]),
+)
+def test_rounds_are_the_sequential_rule_on_any_graph(seed, rows, kind, pieces, rounds):
+    draw = np.random.default_rng(seed)
+    edges, order = _graph(draw, rows, kind), draw.permutation(rows)
+    # edges come from 1 to 8 workers, in any order, some of them twice
+    owner = draw.integers(0, pieces, len(edges))
+    parts = [
+        Edges(edges.left[mine], edges.right[mine], edges.similarity[mine])
+        for mine in [draw.permutation(np.flatnonzero(owner == n)) for n in range(pieces)]
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(leader, "MOST_ROUNDS", rounds)
+        leaders = choose_leaders(order, join_edges([*parts, parts[0]]))
+    kept = set(np.flatnonzero(leaders.kept).tolist())
+    assert kept == _sequential(order, edges)
+    pairs = set(zip(edges.left.tolist(), edges.right.tolist(), strict=True))
+    assert not [pair for pair in pairs if kept.issuperset(pair)]
+    for row in range(rows):
+        if row not in kept:
+            other = int(leaders.witness[row])
+            assert other in kept
+            assert (min(row, other), max(row, other)) in pairs
+
+
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(seed=st.integers(0, 100_000), rows=st.integers(150, 400), at_once=st.integers(3, 90))
+def test_a_dense_cell_gives_the_sequential_answer_without_its_pairs(seed, rows, at_once):
+    draw = np.random.default_rng(seed)
+    sea = draw.normal(size=8) + draw.normal(0, draw.uniform(0.02, 0.15), (rows - 60, 8))
+    vectors = np.concatenate([sea, draw.normal(size=(60, 8))]).astype(np.float16)
+    space = make_space(draw.permutation(vectors))
+    order = draw.permutation(rows)
+    everything = find_edges(space, 0.97)
+    expected = choose_leaders(order, everything)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(join, "DENSE_PAIRS", 100)
+        patch.setattr(join, "DENSE_PER_ROW", 1)
+        patch.setattr(leader, "AT_ONCE", at_once)
+        found = find_pairs(space, 0.97)
+        hidden, dense = hidden_pairs(space, found.frame, found.cells, [0], 0.97)
+        leaders = choose_leaders(order, found.edges, hidden, dense)
+    if len(everything) > 4 * rows:
+        assert found.dense == [0]
+    assert leaders.kept.tolist() == expected.kept.tolist()
+    assert leaders.witness.tolist() == expected.witness.tolist()
+    assert np.array_equal(leaders.similarity, expected.similarity, equal_nan=True)
 
 
 def test_best_quality_stays_and_ties_go_by_id():

@@ -1,118 +1,121 @@
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import get_args
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from threadpoolctl import threadpool_limits
 
 from data_catalog.errors import UsageError
-from geofm.curation.selection import (
-    budget_count,
-    coverage,
-    facility_location,
-    ground_region,
-    make_strata,
-    quotas,
-    random_choice,
-    stratified,
-)
-from geofm.curation.space import make_space
+from geofm.curation import selection
+from geofm.curation.measures import coverage
+from geofm.curation.selection import Candidates, Method, select
+from geofm.curation.strata import quotas
+from tests.geofm.curation.pools import skewed_pool
+
+METHODS = get_args(Method)
 
 
-@pytest.mark.parametrize(
-    ("budget", "pool", "count"),
-    [(None, 10, 10), (1.0, 10, 10), (0.5, 10, 5), (0.001, 10, 1), (3, 10, 3), (10, 10, 10)],
-)
-def test_budget(budget, pool, count):
-    assert budget_count(budget, pool) == count
+@pytest.mark.parametrize("method", METHODS)
+def test_same_choice_for_any_input_order_and_number_of_threads(method, monkeypatch):
+    monkeypatch.setattr(selection, "BLOCK_OF", 128)  # several neighbourhoods
+    pool, modes = skewed_pool()
+    strata = (modes % 3).astype(np.int64)
+    with threadpool_limits(1):
+        once = select(pool, method, 40, strata, seed=4)
+    assert len(np.unique(once.rows)) == 40
+    shuffle = np.random.default_rng(0).permutation(600)
+    shuffled = Candidates(
+        pool.space,
+        pool.rows[shuffle],
+        [pool.chip_ids[n] for n in shuffle],
+        pool.entropy[shuffle],
+        [pool.tiles[n] for n in shuffle],
+    )
+    again = select(shuffled, method, 40, strata[shuffle], seed=4)
+    assert np.array_equal(again.rows, once.rows)
+    assert np.array_equal(again.priority, once.priority[shuffle])
 
 
-def test_budget_of_nothing_is_nothing():
-    assert budget_count(5, 0) == 0
+@pytest.mark.parametrize("method", METHODS)
+@settings(max_examples=15, deadline=None)
+@given(count=st.integers(16, 599), min_share=st.floats(0, 1), equal=st.booleans())
+def test_every_method_keeps_to_budget_and_quotas(method, count, min_share, equal):
+    pool, modes = skewed_pool()
+    choice = select(pool, method, count, modes, min_share=min_share, equal=equal)
+    assert len(np.unique(choice.rows)) == count
+    promised = min(count, max(16, int(min_share * count + 0.5)))
+    sure = quotas(np.bincount(modes).tolist(), promised, equal)
+    assert (np.bincount(modes[choice.rows], minlength=16) >= sure).all()
 
 
-def test_budget_beyond_the_pool_names_field_pool_and_remedy():
-    with pytest.raises(UsageError, match=r"curate\.budget asks for 11 .* pool has 10 .* at most"):
-        budget_count(11, 10)
-    with pytest.raises(UsageError, match=r"curate\.budget is 2\.5.*whole number"):
-        budget_count(2.5, 10)
+def test_facility_location_covers_best():
+    pool, _ = skewed_pool()
+    value = {
+        method: coverage(pool.space, pool.rows, select(pool, method, 60, rarity=0).rows).mean()
+        for method in METHODS
+    }
+    assert max(value, key=value.__getitem__) == "facility-location"
 
 
-@settings(max_examples=200, deadline=None)
-@given(sizes=st.lists(st.integers(1, 50), min_size=1, max_size=12), data=st.data())
-def test_quotas_are_proportional_with_a_floor(sizes, data):
-    budget = data.draw(st.integers(len(sizes), sum(sizes)))
-    given_ = quotas(sizes, budget)
-    assert sum(given_) == budget
-    assert all(1 <= g <= s for g, s in zip(given_, sizes, strict=True))
-    exact = [budget * s / sum(sizes) for s in sizes]
-    # beyond the floor nobody has a whole chip more than their share
-    assert all(g <= max(1, e + 1) for g, e in zip(given_, exact, strict=True))
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_rare_modes_survive(seed):
+    pool, modes = skewed_pool(seed)
+    kept = select(pool, "facility-location", 30).rows
+    assert set(range(12, 16)) <= set(modes[kept].tolist())
+    usual = select(pool, "random", 30).rows
+    assert not set(range(12, 16)) <= set(modes[usual].tolist())
 
 
-def _pool(rows: int = 300) -> np.ndarray:
-    draw = np.random.default_rng(2)
-    sizes = np.array([150, 100, 40, 10])
-    centres = draw.normal(size=(4, 24)) * 2
-    which = np.repeat(np.arange(4), sizes)[:rows]
-    return (centres[which] + draw.normal(0, 0.6, (rows, 24))).astype(np.float16)
-
-
-def _greedy(similarity: np.ndarray, count: int) -> list[int]:
-    """Plain greedy on a dense matrix of whole millionths."""
-    worth = np.rint(np.maximum(similarity, 0) * 1e6).astype(np.int64)
-    reached = np.zeros(len(worth), dtype=np.int64)
-    chosen: list[int] = []
-    for _ in range(count):
-        gains = np.maximum(worth - reached, 0).sum(axis=1)
-        gains[chosen] = -1
-        chosen.append(int(np.argmax(gains)))
-        reached = np.maximum(reached, worth[chosen[-1]])
-    return chosen
-
-
-def test_lazy_greedy_on_a_full_graph_is_greedy():
-    space = make_space(_pool())
-    rows = np.arange(len(space))
-    similarity = np.array([space.similarity(np.full(len(rows), r), rows) for r in rows])
-    assert facility_location(space, rows, 12, 299).tolist() == _greedy(similarity, 12)
-
-
-def test_facility_location_beats_random_and_finds_the_rare_mode():
-    space = make_space(_pool())
-    rows = np.arange(len(space))
-    chosen = np.sort(facility_location(space, rows, 8, 64))
-    ids = [f"{row:03d}" for row in rows]
-    random = [
-        coverage(space, rows, np.sort(random_choice(ids, rows, 8, seed))).mean()
-        for seed in range(5)
+def test_rarity_moves_budget_from_monotone_to_rare():
+    pool, modes = skewed_pool()
+    shares = [
+        (modes[select(pool, "facility-location", 60, rarity=rarity).rows] < 2).mean()
+        for rarity in (0.0, 1.0)
     ]
-    assert coverage(space, rows, chosen).mean() > max(random)
-    assert (chosen >= 290).any()  # the mode with 10 of 300 chips
+    assert shares[1] < shares[0]
 
 
-def test_strata_have_quotas_and_fall_back_when_too_many():
-    space = make_space(_pool())
-    rows = np.arange(len(space))
-    strata = ["north" if row < 270 else "south" for row in rows]
-    chosen = stratified(space, rows, strata, 10, 16)
-    assert len(chosen) == len(set(chosen.tolist())) == 10
-    assert (chosen >= 270).sum() == 1
-    assert make_strata(["a", "a", "b"], ["x", "y", "x"], 3) == ["a x", "a y", "b x"]
-    assert make_strata(["a", "a", "b"], ["x", "y", "x"], 2) == ["a", "a", "b"]
-    assert make_strata(["a", "a", "b"], ["x", "y", "x"], 1) == ["", "", ""]
+def test_a_stratum_of_redundant_chips_does_not_vanish():
+    pool, modes = skewed_pool()
+    strata = (modes == 0).astype(np.int64)
+    for min_share in (0.0, 0.5):
+        kept = select(pool, "entropy", 20, strata, min_share=min_share).rows
+        assert (modes[kept] == 0).sum() >= max(1, int(20 * min_share * 0.5))
 
 
-def test_regions_are_squares_of_the_chips_own_crs():
-    near = ground_region("EPSG:32631", [10, 0, 510_000, 0, -10, 5_020_000])
-    assert near == ground_region("EPSG:32631", [10, 0, 590_000, 0, -10, 5_090_000])
-    assert near != ground_region("EPSG:32631", [10, 0, 610_000, 0, -10, 5_020_000])
-    assert near != ground_region("EPSG:32632", [10, 0, 510_000, 0, -10, 5_020_000])
-    assert ground_region("EPSG:4326", [1e-4, 0, -0.5, 0, -1e-4, 45.2]) == "EPSG:4326 -1 45"
+def test_chance_depends_on_seed_and_id_alone():
+    pool, _ = skewed_pool()
+    half = replace(pool, rows=pool.rows[:300], chip_ids=pool.chip_ids[:300])
+    everyone, some = select(pool, "random", 100), select(half, "random", 40)
+    assert np.array_equal(everyone.priority[:300], some.priority)
+    assert not np.array_equal(select(pool, "random", 100, seed=1).rows, everyone.rows)
 
 
-def test_random_choice_depends_on_seed_and_ids_alone():
-    ids = [f"{n:02d}" for n in range(40)]
-    rows = np.arange(40)
-    assert set(random_choice(ids, rows, 9, 1)) == set(random_choice(ids, rows[::-1], 9, 1))
-    assert set(random_choice(ids, rows, 9, 1)) != set(random_choice(ids, rows, 9, 2))
+def test_small_tiles_and_thin_places_are_likelier():
+    pool, modes = skewed_pool()
+    tiles = ["crowded" if mode < 2 else "quiet" for mode in modes]
+    kept = [select(replace(pool, tiles=tiles), "per-tile", 60, seed=s).rows for s in range(5)]
+    assert 0.3 < np.mean([(modes[rows] < 2).mean() for rows in kept]) < 0.7
+    thin = [select(pool, "density", 60, seed=s, power=2).rows for s in range(5)]
+    usual = [select(pool, "random", 60, seed=s).rows for s in range(5)]
+    assert np.mean(modes[np.array(thin)] < 2) < np.mean(modes[np.array(usual)] < 2) - 0.2
+
+
+def test_entropy_takes_the_highest():
+    pool, _ = skewed_pool()
+    kept = select(pool, "entropy", 50).rows
+    assert pool.entropy[kept].min() >= np.sort(pool.entropy)[-50]
+
+
+def test_a_method_without_its_input_says_what_it_needs():
+    pool, _ = skewed_pool()
+    with pytest.raises(UsageError, match=r"curate\.method entropy needs the entropy"):
+        select(replace(pool, entropy=None), "entropy", 5)
+    with pytest.raises(UsageError, match=r"curate\.method per-tile needs the tiles"):
+        select(replace(pool, tiles=None), "per-tile", 5)
+    with pytest.raises(UsageError, match=r"curate\.method is best: give one of facility"):
+        select(pool, "best", 5)

@@ -1,0 +1,108 @@
+"""The choice to a budget as a recipe asks for it: strata by name, quotas, who survived."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from geofm.curation.clusters import cluster
+from geofm.curation.measures import compare
+from geofm.curation.pool import Pool
+from geofm.curation.selection import Candidates, select
+from geofm.curation.space import Indices, Space
+from geofm.curation.strata import budget_count, divide, ground_region, season, survival
+from geofm.settings import CurateSettings
+
+#: Chips per cluster on average, where clusters are strata.
+CLUSTERS_OF = 200
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Rows of the space that stay, and the names of the columns that the strata were made by."""
+
+    rows: Indices
+    strata: tuple[str, ...]
+
+
+def labels(chips: pd.DataFrame) -> dict[str, list[str]]:
+    """Collection, ground region and season of each chip, by name."""
+    return {
+        "collection": chips["collection"].astype(str).tolist(),
+        "region": [
+            ground_region(str(crs), list(transform))
+            for crs, transform in zip(chips["crs"], chips["transform"], strict=True)
+        ],
+        "season": [season(time) for time in chips["datetime"]],
+    }
+
+
+def candidates(chips: pd.DataFrame, space: Space, rows: Indices) -> Candidates:
+    """Rows of a space as candidates; ``chips`` has one row for each row of the space."""
+    some = chips.iloc[rows]
+    return Candidates(
+        space=space,
+        rows=rows,
+        chip_ids=some["chip_id"].astype(str).tolist(),
+        entropy=some["entropy"].to_numpy(np.float64),
+        tiles=labels(some)["region"],
+    )
+
+
+def choose(
+    chips: pd.DataFrame, space: Space, rows: Indices, settings: CurateSettings, seed: int
+) -> Chosen:
+    """As many of ``rows`` as the budget says, all if it says nothing.
+
+    Raises:
+        UsageError: when the budget is larger than the pool.
+    """
+    count = budget_count(settings.budget, len(rows))
+    if count >= len(rows):
+        return Chosen(rows, ())
+    columns = labels(chips.iloc[rows])
+    if "cluster" in settings.strata:
+        of, _, _ = cluster(space, rows, max(1, len(rows) // CLUSTERS_OF), seed)
+        columns["cluster"] = [str(number) for number in of]
+    strata, used = divide({name: columns[name] for name in settings.strata}, count)
+    choice = select(
+        candidates(chips, space, rows),
+        settings.method,
+        count,
+        strata if len(strata) else None,
+        min_share=settings.stratum_share,
+        equal=settings.equal_strata,
+        seed=seed,
+    )
+    return Chosen(choice.rows, used)
+
+
+def survivors(
+    pool: Pool, rows: Indices, leaders: NDArray[np.bool_], kept: NDArray[np.bool_]
+) -> pd.DataFrame:
+    """How many chips of each collection, region and season were left after each step.
+
+    Args:
+        pool: all candidates.
+        rows: the pool's rows that were searched, for which ``leaders`` and ``kept`` are.
+        leaders: not a duplicate.
+        kept: stays.
+    """
+    steps = {"passed": pool.stands_for >= 0}
+    for name, flags in (("distinct", leaders), ("kept", kept)):
+        steps[name] = np.zeros(len(pool.table), dtype=np.bool_)
+        steps[name][rows[flags]] = True
+    return survival(labels(pool.table), steps)
+
+
+def measured(chips: pd.DataFrame, space: Space, kept: Indices, seed: int) -> pd.DataFrame:
+    """The choice beside a random one and balanced k-means of the same pool, with as many chips."""
+    everyone = np.arange(len(space), dtype=np.int64)
+    moments: Sequence[Sequence[float]] = [
+        [*means, *stds] for means, stds in zip(chips["band_means"], chips["band_stds"], strict=True)
+    ]
+    return compare(candidates(chips, space, everyone), kept, moments, seed)

@@ -1,0 +1,75 @@
+"""Pairs of rows with their exact similarity, and how to look them up by row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from geofm.curation.space import Floats, Indices
+
+
+@dataclass(frozen=True)
+class Edges:
+    """Pairs of rows ``left < right`` with their exact similarity, sorted by (left, right)."""
+
+    left: Indices
+    right: Indices
+    similarity: Floats
+
+    def __len__(self) -> int:
+        return len(self.left)
+
+
+def no_edges() -> Edges:
+    """No pair."""
+    return Edges(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))
+
+
+def sort_edges(left: Indices, right: Indices, similarity: Floats) -> Edges:
+    """Edges from pairs in any order and direction, each once."""
+    low, high = np.minimum(left, right), np.maximum(left, right)
+    order = np.lexsort((high, low))
+    low, high, similarity = low[order], high[order], similarity[order]
+    new = np.ones(len(low), dtype=np.bool_)
+    new[1:] = (low[1:] != low[:-1]) | (high[1:] != high[:-1])
+    return Edges(low[new], high[new], similarity[new])
+
+
+def join_edges(parts: Sequence[Edges]) -> Edges:
+    """All edges of several lists, each once."""
+    if not parts:
+        return no_edges()
+    return sort_edges(
+        np.concatenate([part.left for part in parts]),
+        np.concatenate([part.right for part in parts]),
+        np.concatenate([part.similarity for part in parts]),
+    )
+
+
+def neighbour_lists(edges: Edges, rows: int) -> tuple[Indices, Indices, Floats]:
+    """The edges in both directions, grouped by row.
+
+    Returns:
+        ``start`` [rows + 1], and for row r in ``start[r]:start[r + 1]`` its neighbours and
+        their similarities, most similar first, ties by row.
+    """
+    source = np.concatenate([edges.left, edges.right])
+    target = np.concatenate([edges.right, edges.left])
+    value = np.concatenate([edges.similarity, edges.similarity])
+    order = np.lexsort((target, -value, source))
+    start = np.searchsorted(source[order], np.arange(rows + 1)).astype(np.int64)
+    return start, target[order], value[order]
+
+
+def first_true(start: Indices, flags: NDArray[np.bool_]) -> Indices:
+    """Position of the first true flag in each row's list, -1 where there is none."""
+    positions = np.flatnonzero(flags)
+    at = np.searchsorted(positions, start[:-1])
+    found = np.full(len(start) - 1, -1, dtype=np.int64)
+    inside = at < len(positions)
+    candidates = positions[at[inside]]
+    found[inside] = np.where(candidates < start[1:][inside], candidates, -1)
+    return found

@@ -1,0 +1,296 @@
+"""The frame of a pool: its centre, and the cells in which near duplicates are searched.
+
+Every vector has a home, the cell of its most similar centroid, and visits the other cells that
+begin close to it. A vector's *margin* to another cell is its distance from the plane between the
+two centroids. Of a pair with homes a and b, the two margins add up to its displacement across
+that plane; so if the sum is at most ``reach``, one of the two visits the other's home, because
+each vector visits every cell within half of ``reach``. A pair is *searched* when both have one
+home or the sum is at most ``reach``: a property of the two vectors and the frame alone, not of
+the pool around them, its order, or how the work was divided.
+
+No pair at cosine t can have a sum above its distance sqrt(2 - 2 t): with that reach the search
+is complete. In many dimensions the displacement in one direction is far smaller. How much is
+measured on neighbours within a sample, and the reach is set at four standard deviations.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import faiss
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from geofm.curation.products import as_factors, best_precision, multiply, near_pairs, on_every_core
+from geofm.curation.space import BLOCK, Floats, Indices, Space, take_rows, use_threads
+
+#: Pools up to this size are searched whole: 2 n² d / 2 products, a second or two.
+WHOLE_UP_TO = 50_000
+#: Vectors per centroid and rounds of k-means; cells per square root of the pool.
+SAMPLED, ROUNDS, CELLS = 32, 4, 2.0
+#: Centroids closer to each other than this part of the way to the threshold are one.
+MERGED = 8
+#: Neighbourhoods by which cells are numbered.
+NEIGHBOURHOODS = 64
+#: Vectors whose neighbours in the sample are looked at, neighbours of each, borders of each.
+PROBES, BORDERS = 2000, 8
+#: Standard deviations of the displacement that the reach allows.
+DEVIATIONS = 3.5
+#: Rows whose duplicates are searched in the whole pool, fewest and most of them to learn from.
+SEARCHED, FEWEST, MOST_SHARES = 512, 30, 20_000
+#: Rows assigned at once; how near two products are to be compared in float64.
+ROWS, TIE = 1024, 1e-5
+Units = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Centre [d]; centroids [cells, d] of unit length (none: searched whole); the reach."""
+
+    centre: Floats
+    centroids: Units
+    reach: float
+
+    @property
+    def whole(self) -> bool:
+        """Whether the pool is one cell."""
+        return len(self.centroids) < 2
+
+    @property
+    def count(self) -> int:
+        """Number of cells."""
+        return max(1, len(self.centroids))
+
+    @cached_property
+    def apart(self) -> Units:
+        """Distances between centroids [cells, cells]."""
+        squared = 2 - 2 * (self.centroids @ self.centroids.T)
+        return np.asarray(np.sqrt(np.maximum(squared, 1e-12)), dtype=np.float32)
+
+    @cached_property
+    def widest(self) -> Units:
+        """Distance of each centroid to the farthest one."""
+        return np.asarray(self.apart.max(axis=1))
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Where rows are: ``home`` [n] (int32); visits as (row, cell), sorted by cell, then row."""
+
+    home: NDArray[np.int32]
+    row: Indices
+    cell: NDArray[np.int32]
+
+    @cached_property
+    def order(self) -> Indices:
+        """Rows sorted by home, then row."""
+        return np.argsort(self.home, kind="stable").astype(np.int64)
+
+    def members(self, cell: int) -> tuple[Indices, Indices]:
+        """Rows at home in a cell, and rows that visit it."""
+        homes, visits = self.ends
+        return (
+            self.order[homes[cell] : homes[cell + 1]],
+            self.row[visits[cell] : visits[cell + 1]],
+        )
+
+    @cached_property
+    def ends(self) -> tuple[Indices, Indices]:
+        """Where each cell's homes and visits begin in ``order`` and ``row``."""
+        count = int(max(self.home.max(initial=-1), self.cell.max(initial=-1))) + 2
+        every = np.arange(count + 1)
+        return (
+            np.searchsorted(self.home[self.order], every).astype(np.int64),
+            np.searchsorted(self.cell, every).astype(np.int64),
+        )
+
+
+def train_frame(
+    space: Space, threshold: float, seed: int = 0, pool: Indices | None = None
+) -> Frame:
+    """Centroids and reach from a random sample of the pool; no centroids for a small pool.
+
+    Args:
+        space: where vectors are compared.
+        threshold: from which they are duplicates.
+        seed: chooses the sample.
+        pool: the rows that are searched, ascending; None for all.
+    """
+    pool = np.arange(len(space)) if pool is None else pool
+    nothing = np.empty((0, space.stored.shape[1]), dtype=np.float32)
+    if len(pool) <= WHOLE_UP_TO:
+        return Frame(space.centre, nothing, 0.0)
+    use_threads()
+    cells = int(CELLS * len(pool) ** 0.5)
+    draw = np.random.default_rng([seed, 2])
+    rows = pool[np.sort(draw.choice(len(pool), min(cells * SAMPLED, len(pool)), replace=False))]
+    sample = Space(take_rows(space.stored, rows), space.centre).block(0, len(rows))
+    means = faiss.Kmeans(
+        sample.shape[1], cells, niter=ROUNDS, spherical=True, seed=1 + seed % 2**30,
+        max_points_per_centroid=SAMPLED, min_points_per_centroid=1,
+    )  # fmt: skip
+    means.train(sample)
+    centroids = _merge(np.asarray(means.centroids), 1 - (1 - threshold) / MERGED)
+    frame = Frame(space.centre, centroids, complete_reach(threshold))
+    if frame.whole:
+        return Frame(space.centre, nothing, 0.0)
+    spread = _spread(frame, space, sample, pool, threshold, draw)
+    widest = complete_reach(threshold)
+    return Frame(space.centre, centroids, min(1.0, DEVIATIONS * spread) * widest)
+
+
+def complete_reach(threshold: float) -> float:
+    """The reach beyond which no pair at or above a threshold can lie."""
+    return float(np.sqrt(2 - 2 * threshold)) if threshold < 1 else 1e-6
+
+
+def _merge(centroids: Units, similarity: float) -> Units:
+    """Centroids of which no two are as similar: a dense blob is one cell, not hundreds."""
+    near = centroids @ centroids.T >= similarity
+    kept = np.ones(len(centroids), dtype=np.bool_)
+    for number in range(len(centroids)):
+        if kept[number]:
+            near[number, : number + 1] = False
+            kept[near[number]] = False
+    return _in_order(np.ascontiguousarray(centroids[kept]))
+
+
+def _in_order(centroids: Units) -> Units:
+    """Centroids numbered so that those near each other have numbers near each other."""
+    if len(centroids) < 4 * NEIGHBOURHOODS:
+        return centroids
+    coarse = faiss.Kmeans(
+        centroids.shape[1], NEIGHBOURHOODS, niter=ROUNDS, spherical=True, seed=1,
+        min_points_per_centroid=1,
+    )  # fmt: skip
+    coarse.train(centroids)
+    of = (centroids @ np.asarray(coarse.centroids).T).argmax(axis=1)
+    return np.ascontiguousarray(centroids[np.argsort(of, kind="stable")])
+
+
+def _spread(
+    frame: Frame,
+    space: Space,
+    sample: Units,
+    pool: Indices,
+    threshold: float,
+    draw: np.random.Generator,
+) -> float:
+    """Standard deviation of the step between duplicates across a border, as a share of it.
+
+    The larger of two: what the vectors of a cell have apart from their centroid, which is how
+    this pool varies; and the steps between true duplicates of some random rows.
+    """
+    probes = sample[draw.permutation(len(sample))[:PROBES]]
+    home = (probes @ frame.centroids.T).argmax(axis=1)
+    own = frame.centroids[home]
+    rest = probes - np.einsum("ij,ij->i", probes, own)[:, None] * own
+    near = np.argsort(frame.apart, axis=1, kind="stable")[:, 1 : 1 + BORDERS]
+    shares = [_shares(frame, rest, home, near[home, number]) for number in range(near.shape[1])]
+    found = _true_shares(frame, space, pool, threshold, draw)
+    known = [part for part in (np.concatenate(shares), found) if len(part) >= FEWEST]
+    return max((float(np.sqrt(np.mean(part**2))) for part in known), default=1.0)
+
+
+def _shares(frame: Frame, step: Units, home: Indices, other: Indices) -> Floats:
+    """How much of a step goes across the plane between two cells, -1 to 1."""
+    length = np.linalg.norm(step, axis=1)
+    across = frame.centroids[home] - frame.centroids[other]
+    real = (length > 1e-3) & (home != other)
+    unit = across[real] / np.linalg.norm(across[real], axis=1, keepdims=True)
+    return np.asarray(np.einsum("ij,ij->i", step[real], unit) / length[real], dtype=np.float64)
+
+
+def _true_shares(
+    frame: Frame,
+    space: Space,
+    pool: Indices,
+    threshold: float,
+    draw: np.random.Generator,
+) -> Floats:
+    """Steps between the duplicates of some random rows, searched in the whole pool."""
+    precision = best_precision()
+    rows = pool[np.sort(draw.choice(len(pool), min(SEARCHED, len(pool)), replace=False))]
+    asked = as_factors(space.exact(rows).astype(np.float32), precision)
+    lefts, rights = [], []
+    for first in range(0, len(space), BLOCK):
+        units = as_factors(space.block(first, min(first + BLOCK, len(space))), precision)
+        i, j = near_pairs(asked, units, threshold, precision)
+        lefts.append(rows[i])
+        rights.append(j + first)
+    left, right = np.concatenate(lefts)[:MOST_SHARES], np.concatenate(rights)[:MOST_SHARES]
+    x, y = space.exact(left).astype(np.float32), space.exact(right).astype(np.float32)
+    real = np.einsum("ij,ij->i", x, y) >= threshold
+    x, y = x[real], y[real]
+    ours, theirs = x @ frame.centroids.T, y @ frame.centroids.T
+    home, other = ours.argmax(axis=1), theirs.argmax(axis=1)
+    ours[np.arange(len(home)), home] = -2  # of a pair with one home: across its nearest border
+    return _shares(frame, y - x, home, np.where(other == home, ours.argmax(axis=1), other))
+
+
+def assign(
+    frame: Frame, space: Space, first: int, last: int, pool: NDArray[np.bool_] | None = None
+) -> Cells:
+    """Homes and visits of the rows ``first`` to ``last`` (numbered from ``first``).
+
+    Args:
+        frame: the cells.
+        space: where the rows are.
+        first: row to begin with.
+        last: row to end before.
+        pool: of all rows, those that are searched; the others have home -1. None for all.
+    """
+    if frame.whole:
+        home = np.zeros(last - first, dtype=np.int32)
+        return _only(Cells(home, np.empty(0, np.int64), np.empty(0, np.int32)), pool, first)
+    starts = range(first, last, ROWS)
+
+    def work(start: int) -> tuple[NDArray[np.int32], Indices, NDArray[np.int32]]:
+        return _assign(frame, space.block(start, min(start + ROWS, last)))
+
+    homes, rows, cells = [], [], []
+    for start, (home, row, cell) in zip(starts, on_every_core(work, starts), strict=True):
+        homes.append(home)
+        rows.append(row + (start - first))
+        cells.append(cell)
+    if not homes:
+        return Cells(np.empty(0, np.int32), np.empty(0, np.int64), np.empty(0, np.int32))
+    found = sort_cells(np.concatenate(homes), np.concatenate(rows), np.concatenate(cells))
+    return _only(found, pool, first)
+
+
+def _only(cells: Cells, pool: NDArray[np.bool_] | None, first: int) -> Cells:
+    """Without the rows that are not searched."""
+    if pool is None:
+        return cells
+    mine = pool[first : first + len(cells.home)]
+    home = np.where(mine, cells.home, np.int32(-1)).astype(np.int32)
+    there = mine[cells.row]
+    return Cells(home, cells.row[there], cells.cell[there])
+
+
+def sort_cells(home: NDArray[np.int32], row: Indices, cell: NDArray[np.int32]) -> Cells:
+    """Cells from homes and visits in any order."""
+    order = np.argsort(row, kind="stable")
+    order = order[np.argsort(cell[order], kind="stable")]
+    return Cells(home, row[order], cell[order])
+
+
+def _assign(frame: Frame, units: Units) -> tuple[NDArray[np.int32], Indices, NDArray[np.int32]]:
+    """Home of each unit vector, and its visits (row, cell)."""
+    products = multiply(torch.from_numpy(units), torch.from_numpy(frame.centroids)).numpy()
+    home = products.argmax(axis=1)
+    best = products[np.arange(len(home)), home]
+    half = np.float32(frame.reach / 2 + TIE)
+    floor = best - np.maximum(half * frame.widest[home], 2 * TIE)
+    row, cell = np.divmod(np.flatnonzero(products >= floor[:, None]), products.shape[1])
+    gap = best[row] - products[row, cell]
+    tie = (gap <= TIE) & (cell != home[row])
+    for number in np.unique(row[tie]):
+        among = np.flatnonzero(best[number] - products[number] <= TIE)
+        exact = frame.centroids[among].astype(np.float64) @ units[number].astype(np.float64)
+        home[number] = among[exact.argmax()]
+    visits = (cell != home[row]) & (gap <= half * frame.apart[home[row], cell])
+    return home.astype(np.int32), row[visits].astype(np.int64), cell[visits].astype(np.int32)

@@ -1,0 +1,172 @@
+"""Stage ``pairs``: all searched pairs of chips at or above the threshold, with a certificate.
+
+A part is a group of cells. A run that follows another over the same frame takes over its pairs
+and searches only what is new (``incremental.py``): the pairs, and so the decisions, are the same.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from data_catalog.stage import Job, Part, Sealed, Stage
+from data_catalog.tables import write_table
+from geofm.curation import audit
+from geofm.curation.buckets import (
+    open_vectors,
+    read_cells,
+    read_frame,
+    threshold_of,
+)  # fmt: skip
+from geofm.curation.edges import Edges, join_edges
+from geofm.curation.frame import Cells, Frame
+from geofm.curation.join import join_cells
+from geofm.curation.parts import file_digests
+from geofm.curation.space import Indices, Space
+
+VERSION = "1"
+#: Homes and visits of the cells of one part, about.
+PART_ROWS = 3_000_000
+#: Recall below which a search by cells is refused, when the audit is sure of it.
+LEAST_RECALL = 0.9999
+
+
+def plan(job: Job) -> list[Part]:
+    """Groups of neighbouring cells with about the same number of rows."""
+    buckets = job.inputs["buckets"]
+    cells = read_cells(buckets)
+    files = {**file_digests(buckets), **file_digests(job.inputs["embeddings"])}
+    covers = [files[n] for n in ("centre.npy", "centroids.npy", "home.npy", "visit_row.npy",
+                                 "visit_cell.npy", "embeddings.npy")]  # fmt: skip
+    return [
+        job.part({"first": first, "last": last}, [*covers, threshold_of(job)[0], first, last], [])
+        for first, last in group_cells(cells, int(buckets.manifest.facts["cells"]))
+    ]
+
+
+def group_cells(cells: Cells, count: int) -> list[tuple[int, int]]:
+    """Ranges of cells, each with about ``PART_ROWS`` homes and visits."""
+    loads = np.bincount(cells.home[cells.home >= 0], minlength=count)
+    loads = loads + np.bincount(cells.cell, minlength=count)
+    part = (np.cumsum(loads) - loads) // PART_ROWS
+    ends = np.flatnonzero(np.diff(part)) + 1
+    edges = [0, *(int(end) for end in ends), count]
+    return list(pairwise(edges))
+
+
+def work(job: Job, part: Part, folder: Path) -> None:
+    """Search a group of cells: rows and exact similarities of its pairs."""
+    space, frame, cells = read_pool(job)
+    numbers = range(part.payload["first"], part.payload["last"])
+    found = join_cells(space, frame, cells, numbers, threshold_of(job)[0])
+    np.savez(folder / "edges.npz", **vars(found.edges), dense=np.array(found.dense, np.int64))
+
+
+def read_pool(job: Job) -> tuple[Space, Frame, Cells]:
+    """The pool of a job: vectors, frame, cells."""
+    buckets = job.inputs["buckets"]
+    frame = read_frame(buckets.local("centre.npy").parent)
+    return Space(open_vectors(job.inputs["embeddings"]), frame.centre), frame, read_cells(buckets)
+
+
+def read_edges(folder: Path) -> tuple[Edges, Indices]:
+    """Edges and dense cells of a part."""
+    with np.load(folder / "edges.npz", allow_pickle=False) as data:
+        return Edges(data["left"], data["right"], data["similarity"]), data["dense"]
+
+
+def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
+    """``pairs.parquet``, ``identical.parquet``, ``dense.parquet``, and the certificate."""
+    space, frame, cells = read_pool(job)
+    parts = [read_edges(part) for part in folders]
+    edges = join_edges([part[0] for part in parts])
+    dense = np.unique(np.concatenate([np.empty(0, np.int64), *(part[1] for part in parts)]))
+    same = np.load(job.inputs["buckets"].local("same.npy"))
+    threshold, source = threshold_of(job)
+    pool = np.flatnonzero(cells.home >= 0)
+    certificate = audit.audit_edges(
+        space, edges, threshold, job.seed, covered=in_dense(cells, dense), pool=pool
+    )
+    audit.require_complete(certificate, 1.0 if frame.whole else LEAST_RECALL)
+    ids = job.inputs["embeddings"].table("ids.parquet")["chip_id"].astype(str).to_numpy()
+    write_table(_named(ids, edges), folder / "pairs.parquet")
+    copies = np.flatnonzero((same >= 0) & (same != np.arange(len(same))))
+    identical = pd.DataFrame({"chip_id": ids[copies], "same_as": ids[same[copies]]})
+    write_table(identical.sort_values("chip_id"), folder / "identical.parquet")
+    write_table(_members(ids, cells, dense), folder / "dense.parquet")
+    facts = job.inputs["buckets"].manifest.facts
+    return Sealed(
+        counts={"rows_in": len(same), "rows_out": len(same), "pairs": len(edges)},
+        facts={
+            "threshold": threshold,
+            "threshold_from": source,
+            "similarity": "cosine of embeddings minus the centre of buckets, float64",
+            "certificate": {**certificate, "pairs_found": len(edges)},
+            "method": "every pair" if frame.whole else "cells",
+            "dense_cells": len(dense),
+            **{name: facts[name] for name in ("cells", "reach", "complete_reach", "frame_from",
+                                              "largest_identical")},
+        },
+    )  # fmt: skip
+
+
+def in_dense(cells: Cells, dense: Indices) -> audit.Covered:
+    """Tells which pairs lie in dense cells: at home there both, or one at home and one visiting."""
+    count = int(cells.home.max(initial=0)) + 1
+    flags = np.zeros(count, dtype=np.bool_)
+    flags[dense] = True
+    there = flags[cells.cell]
+    width = len(cells.home)
+    visits = np.unique(cells.cell[there].astype(np.int64) * width + cells.row[there])
+
+    def covered(low: Indices, high: Indices) -> NDArray[np.bool_]:
+        found = np.zeros(len(low), dtype=np.bool_)
+        for a, b in ((low, high), (high, low)):
+            home = cells.home[a].astype(np.int64)
+            with_b = (home == cells.home[b]) | np.isin(home * width + b, visits)
+            found |= flags[home] & with_b
+        return found
+
+    return covered
+
+
+def _named(ids: NDArray[Any], edges: Edges) -> pd.DataFrame:
+    """Pairs by chip id, the lower id left, sorted."""
+    a, b = ids[edges.left], ids[edges.right]
+    swap = a > b
+    frame = pd.DataFrame(
+        {"left": np.where(swap, b, a), "right": np.where(swap, a, b),
+         "similarity": edges.similarity}
+    )  # fmt: skip
+    return frame.sort_values(["left", "right"], ignore_index=True)
+
+
+def _members(ids: NDArray[Any], cells: Cells, dense: Indices) -> pd.DataFrame:
+    """Chips of dense cells: cell, chip, and whether it is at home there or visits."""
+    rows = []
+    for number in dense:
+        homes, visitors = cells.members(int(number))
+        rows.append(pd.DataFrame({"cell": int(number), "chip_id": ids[homes], "home": True}))
+        rows.append(pd.DataFrame({"cell": int(number), "chip_id": ids[visitors], "home": False}))
+    if not rows:
+        return pd.DataFrame({"cell": np.empty(0, np.int64), "chip_id": ids[:0],
+                             "home": np.empty(0, np.bool_)})  # fmt: skip
+    return pd.concat(rows).sort_values(["cell", "home", "chip_id"], ascending=[True, False, True])
+
+
+STAGE = Stage(
+    name="pairs",
+    version=VERSION,
+    kind="pairs",
+    inputs=("embeddings", "buckets"),
+    software=("faiss-cpu", "numpy", "scipy", "torch"),
+    plan=plan,
+    work=work,
+    seal=seal,
+    seeded=True,
+)

@@ -1,0 +1,215 @@
+"""Which vectors of two blocks may be near each other: fast products that never miss a pair.
+
+Where the processor multiplies bfloat16 (AVX-512 BF16 or AMX), unit vectors are rounded to it and
+multiplied two to eight times as fast as in float32. What comes out are proposals: the limit is
+lowered by a bound on the rounding error, and whoever asked decides each proposal exactly. So the
+result does not depend on the processor.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from typing import TypeVar
+
+import faiss  # noqa: F401  before torch: both bring an OpenMP
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from data_catalog.errors import RunError
+from geofm.curation.space import MARGIN, Indices
+from geofm.threads import one_torch_thread
+
+#: A tile of products stays in a core's cache while it is compared with the limit.
+TILE_ROWS, TILE_COLUMNS = 512, 4096
+#: Sizes of tiles are multiples of these.
+ROW_STEP, COLUMN_STEP = 32, 256
+#: Bound on |product in bfloat16 - exact| for unit vectors: rounding both factors to 8 bits
+#: (2 * 2^-9), rounding the result (2^-9), float32 sums of up to 8192 terms (2^-11).
+BF16_ERROR = 2.0**-8 + 2.0**-9 + 2.0**-11
+#: Items begun before the result of an earlier one is taken: one may take far longer than others.
+AHEAD = 32
+FLAGS = ("avx512_bf16", "amx_bf16")
+
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class TooManyProposals(RunError):
+    """A block has more pairs than its caller wants to hold."""
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How blocks are multiplied: the type of the factors, and the bound on the error."""
+
+    dtype: torch.dtype
+    error: float
+
+    @property
+    def name(self) -> str:
+        """``bfloat16`` or ``float32``."""
+        return str(self.dtype).removeprefix("torch.")
+
+
+FLOAT32 = Precision(torch.float32, MARGIN)
+BFLOAT16 = Precision(torch.bfloat16, BF16_ERROR)
+
+
+def _flags() -> set[str]:
+    """What the processor says it can do; nothing where the system does not tell."""
+    place = Path("/proc/cpuinfo")
+    if not place.exists():
+        return set()
+    lines = place.read_text(errors="replace").splitlines()
+    return set(next((line for line in lines if line.startswith("flags")), "").split())
+
+
+@cache
+def best_precision() -> Precision:
+    """bfloat16 where the processor has it and a trial keeps to the bound, else float32."""
+    if not _flags().intersection(FLAGS):
+        return FLOAT32
+    draw = np.random.default_rng(0)
+    units = draw.normal(size=(64, 256))
+    units /= np.linalg.norm(units, axis=1, keepdims=True)
+    rounded = torch.from_numpy(units).to(torch.bfloat16)
+    error = np.abs(torch.mm(rounded, rounded.T).double().numpy() - units @ units.T).max()
+    return BFLOAT16 if error <= BF16_ERROR else FLOAT32
+
+
+def as_factors(units: NDArray[np.float32], precision: Precision) -> torch.Tensor:
+    """Unit vectors [n, d] in the type in which they are multiplied."""
+    return torch.from_numpy(units).to(precision.dtype)
+
+
+_memory = threading.local()
+
+
+def multiply(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Products [n, m] of two blocks, in memory of this thread that the next call overwrites.
+
+    Tiles are megabytes: to ask the system for each anew would cost as much as a fifth of it.
+    """
+    size = len(left) * len(right)
+    memory: dict[torch.dtype, torch.Tensor] = _memory.__dict__.setdefault("tiles", {})
+    if left.dtype not in memory or len(memory[left.dtype]) < size:
+        memory[left.dtype] = torch.empty(size, dtype=left.dtype)
+    tile = memory[left.dtype][:size].view(len(left), len(right))
+    return torch.mm(left, right.T, out=tile)
+
+
+def _padded(factors: torch.Tensor, step: int) -> torch.Tensor:
+    """With rows of zeros up to a multiple of ``step``.
+
+    oneDNN compiles and keeps a kernel for every new shape: with thousands of cells of thousands
+    of sizes that would be slower than the products, and hundreds of megabytes.
+    """
+    missing = -len(factors) % step
+    return torch.nn.functional.pad(factors, (0, 0, 0, missing)) if missing else factors
+
+
+def _tiles(first: int, last: int) -> Iterator[tuple[int, int]]:
+    """Even pieces of a range, in whole steps, none above the size of a tile."""
+    count = max(1, -(-(last - first) // TILE_COLUMNS))
+    size = max(1, -(-(last - first) // (count * COLUMN_STEP))) * COLUMN_STEP
+    return pairwise([*range(first, last, size), last])
+
+
+def pick(factors: torch.Tensor, rows: Indices | NDArray[np.int32]) -> torch.Tensor:
+    """Some rows of factors; numpy copies whole rows, torch element by element."""
+    if factors.dtype == torch.float32:
+        return torch.from_numpy(factors.numpy()[rows])
+    return torch.from_numpy(factors.view(torch.int16).numpy()[rows]).view(factors.dtype)
+
+
+def near_pairs(
+    left: torch.Tensor,
+    right: torch.Tensor,
+    threshold: float,
+    precision: Precision,
+    upper: bool = False,
+    most: int | None = None,
+) -> tuple[Indices, Indices]:
+    """All (i, j) with left[i] · right[j] at or above ``threshold``, and some just below it.
+
+    Args:
+        left: factors [n, d] from ``as_factors``.
+        right: factors [m, d].
+        threshold: least product wanted.
+        precision: of the factors.
+        upper: both are the same vectors, and only i < j is wanted.
+        most: proposals beyond which to give up.
+
+    Raises:
+        TooManyProposals: beyond ``most``.
+    """
+    lowest = np.float32(threshold - precision.error)
+    height, width = len(left), len(right)
+    left = _padded(left, ROW_STEP)
+    right = left if upper else _padded(right, COLUMN_STEP)
+    rows: list[Indices] = []
+    columns: list[Indices] = []
+    found = 0
+    for top in range(0, len(left), TILE_ROWS):
+        some = left[top : top + TILE_ROWS]
+        for side, end in _tiles(top if upper else 0, len(right)):
+            tile = multiply(some, right[side:end])
+            at = np.flatnonzero(_at_least(tile, lowest))
+            if not len(at):
+                continue
+            i, j = np.divmod(at, tile.shape[1])
+            i, j = i + top, j + side
+            wanted = (i < height) & (j < width)
+            if upper:
+                wanted &= i < j
+            i, j = i[wanted], j[wanted]
+            found += len(i)
+            if most is not None and found > most:
+                raise TooManyProposals(f"more than {most} proposals")
+            rows.append(i)
+            columns.append(j)
+    if not rows:
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    return np.concatenate(rows), np.concatenate(columns)
+
+
+def _at_least(tile: torch.Tensor, lowest: np.float32) -> NDArray[np.bool_]:
+    """Which products reach the limit. The bits of positive floats are ordered as integers."""
+    if tile.dtype == torch.float32:
+        return np.asarray(tile.numpy() >= lowest)
+    if lowest <= 0:
+        return np.asarray(tile.float().numpy() >= lowest)
+    limit = np.int16(lowest.view(np.uint32) >> 16)  # cut off: never above the limit
+    return np.asarray(tile.view(torch.int16).numpy() >= limit)
+
+
+def on_every_core(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+    """``function`` of each item, in order, one thread of products per core.
+
+    Products of small blocks and the work around them keep a core busy; torch's own threads would
+    wait for each other at every block.
+    """
+    cores = len(os.sched_getaffinity(0))
+    if cores == 1 or len(items) == 1:
+        yield from map(function, items)
+        return
+    # each thread says it for itself too: MKL keeps a number per thread
+    with (
+        one_torch_thread(),
+        ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) as pool,
+    ):
+        ahead = [pool.submit(function, item) for item in items[: AHEAD * cores]]
+        for number in range(len(items)):
+            if len(ahead) < len(items):
+                ahead.append(pool.submit(function, items[len(ahead)]))
+            yield ahead[number].result()
+            ahead[number] = ahead[-1]  # free the result
