@@ -31,7 +31,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from eo_pool import (
     BANDS,
     KINDS,
@@ -73,10 +72,9 @@ def main() -> None:
         place = Path(folder)
         if asked.server and asked.pool == "reported":
             rows += metadata(asked.world, asked.server, truth, place)
-        scenes = [
-            s for s in read_scenes(asked.world) if (s.tile in TUNED) == (asked.pool == "tuned")
-        ]
-        if asked.pool == "tuned":  # the world's own sea is among the reported
+        tuned = asked.pool == "tuned"
+        scenes = [scene for scene in read_scenes(asked.world) if (scene.tile in TUNED) == tuned]
+        if tuned:  # the world's own sea is among the reported
             scenes += [quiet_sea(scenes[0], 5), quiet_sea(scenes[2], 6)]
         pool = plant(scenes, asked.seed)
         water = sea_items(truth)
@@ -268,5 +266,4 @@ def peers(
 
 
 if __name__ == "__main__":
-    pd.set_option("display.width", 200)
     main()

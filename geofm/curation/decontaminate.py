@@ -35,6 +35,8 @@ BUFFER_M = 1000.0
 #: Cosine (centred space) from which an embedding alone removes a chip; ``PROPOSE`` is where pixels
 #: are compared, for at most ``NEAREST`` chips of each view.
 EMBEDDING, PROPOSE, NEAREST = 0.97, 0.3, 16
+#: Contrast of a thumbnail (highest less lowest unit grey) below which an embedding decides nothing.
+MONOTONE = 0.05
 #: Least ground shared with an evaluation image (intersection over union).
 LEAST_IOU = 0.25
 RULES = ("eval_footprint", "eval_pixels", "eval_embedding")
@@ -86,7 +88,7 @@ def view_images(
     for one in sets:
         for number, (image_id, pixels) in enumerate(read_images(one)):
             bands = ["red", "green", "blue"][: len(pixels)]
-            scale = [1.0 / max(float(pixels.max()), 1.0)] * len(pixels)
+            scale = [one.scale] * len(pixels)
             for window in _windows(pixels, chip_px):
                 row, thumbnail = measure(window, bands, scale)
                 names.append(one.name)
@@ -97,7 +99,7 @@ def view_images(
                     vectors.append(_eight(encoder, to_rgb(window, bands, scale), size_px))
             tick(f"evaluation set {one.name}", number + 1, len(one.images))
     small = np.stack(thumbnails) if thumbnails else np.empty((0, 64, 64), np.uint8)
-    columns = ["thumbnail_low", "thumbnail_high", "constant"]
+    columns = ["thumbnail_low", "thumbnail_high"]
     table = pd.DataFrame(rows, columns=columns)
     table["hash"] = hash_thumbnails(small)
     return EvaluationViews(names, ids, table, small, np.stack(vectors) if vectors else None)
@@ -144,7 +146,7 @@ def decontaminate(
 
     Args:
         areas: footprints of the chips, EPSG:4326 (None where a chip has none).
-        descriptors: columns hash, thumbnail_low, thumbnail_high, constant.
+        descriptors: columns hash, thumbnail_low, thumbnail_high.
         thumbnails: uint8 [n, 64, 64].
         space: the embeddings of the chips, or None.
         sets: the registry.
@@ -253,9 +255,9 @@ def _by_embedding(
     near: tuple[Indices, Indices, Floats],
     threshold: float,
 ) -> pd.DataFrame:
-    # pictures without contrast all have one embedding; they say nothing about a leak
-    plain = descriptors["constant"].to_numpy(np.bool_)[near[0]]
-    same = (near[2] >= threshold) & ~plain
+    # all monotone pictures (water, sand) have one embedding, which says nothing about a leak
+    contrast = (descriptors["thumbnail_high"] - descriptors["thumbnail_low"]).to_numpy(np.float64)
+    same = (near[2] >= threshold) & (contrast[near[0]] >= MONOTONE)
     chips, which, cosine = near[0][same], near[1][same], near[2][same]
     reasons = [
         f"cosine similarity {value:.4f} to {views.ids[view]} of the evaluation set "
