@@ -244,7 +244,7 @@ def test_a_killed_search_goes_on_and_ends_the_same(store, catalogue, tmp_path):
     vectors, ids = clusters(2000), names(2000)
     _, clean = search(store, catalogue, ids, vectors)
     other = open_store(tmp_path / "killed")
-    made = {"embeddings": make_embeddings(other, ids, vectors)}
+    made = {"embeddings": make_embeddings(other, ids, vectors), "pool": make_pool(other, ids)}
     made["buckets"] = run_stage(
         buckets.STAGE, other, open_catalogue(f"sqlite:///{tmp_path}/killed.db"), made, SETTINGS
     )
