@@ -68,13 +68,11 @@ def open_vectors(embeddings: Artifact) -> NDArray[np.float16]:
     return found
 
 
-def read_frame(folder: Path) -> Frame:
-    """The frame from its files."""
-    return Frame(
-        np.load(folder / "centre.npy"),
-        np.load(folder / "centroids.npy"),
-        float(np.load(folder / "reach.npy")),
-    )
+def read_frame(source: Artifact | Path) -> Frame:
+    """The frame from its files in an artifact or a folder."""
+    places = [source.local(n) if isinstance(source, Artifact) else source / n for n in FRAME]
+    centre, centroids, reach = (np.load(place) for place in places)
+    return Frame(centre, centroids, float(reach))
 
 
 def frame_identity(buckets: Artifact) -> list[str]:

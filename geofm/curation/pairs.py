@@ -144,7 +144,7 @@ def carry(job: Job) -> Carried | None:
 def read_pool(job: Job) -> tuple[Space, Frame, Cells]:
     """The pool of a job: vectors, frame, cells."""
     buckets = job.inputs["buckets"]
-    frame = read_frame(buckets.local("centre.npy").parent)
+    frame = read_frame(buckets)
     return Space(open_vectors(job.inputs["embeddings"]), frame.centre), frame, read_cells(buckets)
 
 

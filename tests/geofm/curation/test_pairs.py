@@ -11,10 +11,13 @@ import pandas as pd
 import pytest
 
 from data_catalog.catalogue import open_catalogue
+from data_catalog.errors import RunError
 from data_catalog.run import make_job, plan_parts, run_stage, seal, with_previous, work_parts
 from data_catalog.store import open_store
 from geofm.curation import audit, buckets, frame, join, pairs
+from geofm.curation.duplicates import find_edges
 from geofm.curation.edges import sort_edges
+from geofm.curation.known import read_pairs
 from geofm.curation.leader import choose_leaders
 from geofm.curation.space import Space
 from geofm.settings import CurateSettings
@@ -192,7 +195,7 @@ def test_new_and_withdrawn_chips_give_the_pairs_of_a_full_search(
     assert found(artifact) == found(full)
     assert artifact.digest == full.digest
     # and the cells that were carried over are those that a full assignment gives
-    frame_now = buckets.read_frame(made["buckets"].local("centre.npy").parent)
+    frame_now = buckets.read_frame(made["buckets"])
     again = frame.assign(frame_now, Space(now, frame_now.centre), 0, len(now))
     carried = buckets.read_cells(made["buckets"])
     assert np.array_equal(carried.home, again.home)
@@ -271,3 +274,48 @@ def leaders_of(artifact, ids: list[str]) -> list[bool]:
     edges = sort_edges(left, right, table["similarity"].to_numpy())
     kept: list[bool] = choose_leaders(np.arange(len(ids)), edges).kept.tolist()
     return kept
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_leaders_of_the_artifact_are_those_of_brute_force(store, catalogue, monkeypatch, dense):
+    """With copies, with a sea in which all is near all, and with the chips asked in any order."""
+    monkeypatch.setattr(frame, "WHOLE_UP_TO", 100)
+    draw = np.random.default_rng(3)
+    sea = draw.normal(size=32) * 2 + draw.normal(0, 0.3, (400, 32))
+    vectors = np.concatenate([clusters(1200), sea.astype(np.float16)])
+    vectors[50:60] = vectors[300]
+    vectors[1300:1320] = vectors[1250]
+    ids = names(len(vectors))
+    with monkeypatch.context() as patch:
+        if dense:
+            patch.setattr(join, "DENSE_PAIRS", 2000)
+            patch.setattr(join, "DENSE_PER_ROW", 2)
+        made, artifact = search(store, catalogue, ids, vectors)
+    assert (artifact.manifest.facts["dense_cells"] > 0) == dense
+    assert artifact.manifest.facts["certificate"]["missed"] == 0
+
+    asked = draw.permutation(len(ids))[:1500]
+    known = read_pairs(artifact, made["buckets"], made["embeddings"], [ids[row] for row in asked])
+    assert (known.hidden is not None) == dense
+    space = Space(vectors[asked], known.centre)
+    everything = find_edges(space, 0.95)
+    order = draw.permutation(len(asked))
+    leaders = choose_leaders(order, known.edges, known.hidden, known.dense)
+    expected = choose_leaders(order, everything)
+    assert 300 < expected.kept.sum() < 1400
+    assert leaders.kept.tolist() == expected.kept.tolist()
+    assert leaders.witness.tolist() == expected.witness.tolist()
+    assert np.array_equal(leaders.similarity, expected.similarity, equal_nan=True)
+    if not dense:
+        assert np.array_equal(known.edges.left, everything.left)
+        assert np.array_equal(known.edges.right, everything.right)
+
+
+def test_pairs_of_other_chips_are_refused(store, catalogue):
+    vectors, ids = clusters(100), names(100)
+    made, artifact = search(store, catalogue, ids, vectors)
+    with pytest.raises(RunError, match="were not compared"):
+        read_pairs(artifact, made["buckets"], made["embeddings"], ["another"])
+    other = make_embeddings(store, ids, vectors * 2)
+    with pytest.raises(RunError, match="other buckets or embeddings"):
+        read_pairs(artifact, made["buckets"], other, ids)
