@@ -59,19 +59,11 @@ def threshold_of(job: Job) -> tuple[float, str]:
     return float(job.settings.threshold), "curate.threshold"
 
 
-def read_frame(folder: Path) -> Frame:
-    """The frame from its files."""
-    return Frame(
-        np.load(folder / "centre.npy"),
-        np.load(folder / "centroids.npy"),
-        float(np.load(folder / "reach.npy")),
-    )
-
-
-def frame_folder(buckets: Artifact) -> Path:
-    """A local folder with the files of the frame."""
-    files = [buckets.local(name) for name in FRAME]
-    return files[0].parent
+def read_frame(source: Artifact | Path) -> Frame:
+    """The frame from its files in an artifact or a folder."""
+    places = [source.local(n) if isinstance(source, Artifact) else source / n for n in FRAME]
+    centre, centroids, reach = (np.load(place) for place in places)
+    return Frame(centre, centroids, float(reach))
 
 
 def frame_identity(buckets: Artifact) -> list[str]:

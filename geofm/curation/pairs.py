@@ -20,7 +20,6 @@ from data_catalog.stage import Job, Part, Sealed, Stage
 from data_catalog.tables import write_table
 from geofm.curation import audit
 from geofm.curation.buckets import (
-    frame_folder,
     frame_identity,
     read_cells,
     read_frame,
@@ -146,7 +145,7 @@ def carry(job: Job) -> Carried | None:
 def read_pool(job: Job) -> tuple[Space, Frame, Cells]:
     """The pool of a job: vectors, frame, cells."""
     buckets = job.inputs["buckets"]
-    frame = read_frame(frame_folder(buckets))
+    frame = read_frame(buckets)
     return Space(open_vectors(job.inputs["embeddings"]), frame.centre), frame, read_cells(buckets)
 
 
@@ -224,7 +223,7 @@ def read_pairs(inputs: dict[str, Artifact]) -> Pairs:
     dense = sorted({int(cell) for cell in pairs.table("dense.parquet")["cell"]})
     return Pairs(
         pairs.table("pairs.parquet"),
-        read_frame(frame_folder(buckets)),
+        read_frame(buckets),
         read_cells(buckets),
         dense,
         float(pairs.manifest.facts["threshold"]),
