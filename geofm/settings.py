@@ -233,11 +233,12 @@ class CurateSettings(Section):
     min_valid: float = Field(0.95, ge=0, le=1, description="Least share of valid pixels.")
     max_cloud: float = Field(0.3, ge=0, le=1, description="Largest share of cloudy pixels.")
     max_saturated: float = Field(0.2, ge=0, le=1, description="Largest share of saturated pixels.")
-    threshold: float = Field(
-        0.95,
+    threshold: float | None = Field(
+        None,
         gt=0,
         le=1,
-        description="Cosine similarity of centred embeddings from which two chips are duplicates.",
+        description="Cosine similarity of centred embeddings from which two chips are duplicates. "
+        "Empty: calibrated for each collection (see the section calibrate).",
     )
     pixel_duplicates: bool = Field(
         True,

@@ -37,6 +37,7 @@ from geofm.curation.incremental import carry_cells, match_rows, turn_round
 from geofm.curation.parts import file_digests
 from geofm.curation.space import Indices, Space, make_space, take_rows
 from geofm.curation.vectors import open_vectors, rows_of
+from geofm.settings import CurateSettings
 
 VERSION = "1"
 #: Rows of a part.
@@ -55,8 +56,20 @@ def joined_rows(job: Job) -> Indices:
 
 
 def threshold_of(job: Job) -> tuple[float, str]:
-    """The least similarity of a pair, and where it is from."""
-    return float(job.settings.threshold), "curate.threshold"
+    """The least similarity of any pair, and where it is from."""
+    found = thresholds_of(job.settings, job.inputs["calibration"])
+    source = "curate.threshold" if job.settings.threshold is not None else "calibration"
+    return min(found.values(), default=1.0), source
+
+
+def thresholds_of(settings: CurateSettings, calibration: Artifact) -> dict[str, float]:
+    """From which similarity chips are duplicates, by collection; two collections: the larger."""
+    calibrated = calibration.manifest.facts["thresholds"]
+    given = settings.threshold
+    return {
+        str(name): float(one["threshold"] if given is None else given)
+        for name, one in calibrated.items()
+    }
 
 
 def read_frame(source: Artifact | Path) -> Frame:
@@ -235,7 +248,7 @@ STAGE = Stage(
     name="buckets",
     version=VERSION,
     kind="buckets",
-    inputs=("embeddings", "pool"),
+    inputs=("embeddings", "pool", "calibration"),
     software=("faiss-cpu", "numpy", "torch"),
     plan=plan,
     work=work,

@@ -15,6 +15,7 @@ import pandas as pd
 
 from data_catalog.stage import Job, Sealed, Stage, no_parts, no_work
 from data_catalog.tables import write_table
+from geofm.curation.buckets import thresholds_of
 from geofm.curation.choose import measured, survivors
 from geofm.curation.decide import decide
 from geofm.curation.graph import load_graph
@@ -33,7 +34,9 @@ def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
     settings: CurateSettings = job.settings
     pool = load_pool(job.inputs)
     pairs = job.inputs["pairs"].manifest.facts
-    least = np.full(len(pool.table), float(pairs["threshold"]))
+    thresholds = thresholds_of(settings, job.inputs["calibration"])
+    collections = pool.table["collection"].astype(str)
+    least = np.array([thresholds[name] for name in collections], dtype=np.float64)
     graph = load_graph(job.inputs, pool, least)
     outcome = decide(pool, graph, settings, job.seed)
     decisions = outcome.rows
@@ -61,6 +64,7 @@ def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
             "largest_group": outcome.largest_group,
             "measures": measures_by_choice(measures),
             "decontamination": job.inputs["pool"].manifest.facts["decontamination"],
+            "thresholds": thresholds,
             **{name: pairs[name] for name in ("threshold", "threshold_from", "certificate")},
         },
     )
@@ -76,15 +80,19 @@ def measures_by_choice(measures: pd.DataFrame) -> dict[str, dict[str, Any]]:
     }
 
 
+INPUTS = (
+    "chips", "descriptors", "embeddings", "pool", "calibration", "buckets", "pairs", "alike",
+)  # fmt: skip
+
 STAGE = Stage(
     name="curate",
     version="2",
     kind="decisions",
-    inputs=("chips", "descriptors", "embeddings", "pool", "buckets", "pairs", "alike"),
+    inputs=INPUTS,
     software=("faiss-cpu", "numpy", "scipy"),
     plan=no_parts,
     work=no_work,
     seal=seal,
     seeded=True,
-    fields=("budget", "method", "strata", "stratum_share", "equal_strata"),
+    fields=("threshold", "budget", "method", "strata", "stratum_share", "equal_strata"),
 )

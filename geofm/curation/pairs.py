@@ -23,7 +23,6 @@ from geofm.curation.buckets import (
     frame_identity,
     read_cells,
     read_frame,
-    threshold_of,
 )
 from geofm.curation.edges import Edges, join_edges
 from geofm.curation.frame import Cells, Frame
@@ -51,12 +50,17 @@ COVERED = ("centre.npy", "centroids.npy", "home.npy", "visit_row.npy", "visit_ce
 LEAST_RECALL = 0.9999
 
 
+def threshold_of(job: Job) -> float:
+    """The least similarity of any pair: that which the cells were made for."""
+    return float(job.inputs["buckets"].manifest.facts["threshold"])
+
+
 def plan(job: Job) -> list[Part]:
     """Groups of neighbouring cells with about as many rows; one part where only new ones join."""
     buckets = job.inputs["buckets"]
     cells = read_cells(buckets)
     files = {**file_digests(buckets), **file_digests(job.inputs["embeddings"])}
-    covers = [files[name] for name in COVERED] + [threshold_of(job)[0]]
+    covers = [files[name] for name in COVERED] + [threshold_of(job)]
     count = int(buckets.manifest.facts["cells"])
     carried = carry(job) is not None
     groups = [(0, count)] if carried else group_cells(cells, count)
@@ -83,7 +87,7 @@ def group_cells(cells: Cells, count: int) -> list[tuple[int, int]]:
 def work(job: Job, part: Part, folder: Path) -> None:
     """Search a group of cells: rows and exact similarities of its pairs."""
     space, frame, cells = read_pool(job)
-    threshold = threshold_of(job)[0]
+    threshold = threshold_of(job)
     numbers = range(part.payload["first"], part.payload["last"])
     carried = carry(job) if part.payload["carried"] else None
     more = None
@@ -122,7 +126,7 @@ def carry(job: Job) -> Carried | None:
         return None
     old = job.store.artifact("buckets", before.manifest.inputs["buckets"])
     facts = before.manifest.facts
-    if facts["dense_cells"] or facts["threshold"] != threshold_of(job)[0]:
+    if facts["dense_cells"] or facts["threshold"] != threshold_of(job):
         return None
     if not job.store.has(old) or frame_identity(old) != frame_identity(buckets):
         return None
@@ -138,7 +142,7 @@ def carry(job: Job) -> Carried | None:
     if len(new) > MOST_NEW * len(pool):
         return None
     asked = pool[audit.choose_queries(hashes[pool], job.seed)]
-    known, rest = audit.carry_audit(space, then, to, asked, new, threshold_of(job)[0])
+    known, rest = audit.carry_audit(space, then, to, asked, new, threshold_of(job))
     return Carried(carry_edges(edges, to), new, known, rest)
 
 
@@ -175,7 +179,7 @@ def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
     edges = join_edges([part[0] for part in parts])
     dense = np.unique(np.concatenate([np.empty(0, np.int64), *(part[1] for part in parts)]))
     same = np.load(job.inputs["buckets"].local("same.npy"))
-    threshold, source = threshold_of(job)
+    threshold = threshold_of(job)
     pool = np.flatnonzero(cells.home >= 0)
     audited = read_audit(folders)
     if audited is None:
@@ -195,7 +199,7 @@ def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
         counts={"rows_in": len(same), "rows_out": len(same), "pairs": len(edges)},
         facts={
             "threshold": threshold,
-            "threshold_from": source,
+            "threshold_from": job.inputs["buckets"].manifest.facts["threshold_from"],
             "similarity": "cosine of embeddings minus the centre of buckets, float64",
             "certificate": {**certificate, "pairs_found": len(edges)},
             "method": "every pair" if frame.whole else "cells",
@@ -285,6 +289,6 @@ STAGE = Stage(
     seal=seal,
     seeded=True,
     section="curate",
-    fields=("threshold",),
+    fields=(),
     follows=True,
 )

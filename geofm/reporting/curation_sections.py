@@ -23,8 +23,8 @@ def thresholds(material: Material) -> Section:
     if not found:
         return Section("thresholds", title, "No threshold was calibrated.")
     rows = [
-        (name, f"{one['threshold']:.4f}", str(one["source"]), count(one.get("positives", 0)),
-         count(one.get("negatives", 0)))
+        (name, f"{one['threshold']:.4f}", str(one["source"]), count(one.get("alike", 0)),
+         count(one.get("unlike", 0)))
         for name, one in sorted(found.items())
     ]  # fmt: skip
     blocks: list[Plain] = [

@@ -190,7 +190,7 @@ def curate_from(
     seed: int = 0,
 ) -> dict[str, Artifact]:
     """Everything from descriptors to decisions, by kind."""
-    made = {"chips": chips, "embeddings": embeddings}
+    made = {"chips": chips, "embeddings": embeddings, "calibration": make_calibration(store)}
     for name in ("describe", "pool", "buckets", "pairs", "alike", "curate"):
         stage = get_stage(name)
         made[stage.kind] = run_stage(stage, store, catalogue, made, settings, seed)
@@ -205,3 +205,13 @@ def make_pool(store: Store, chip_ids: Sequence[str]) -> Artifact:
         table = pd.DataFrame({"chip_id": sorted(chip_ids), "rule": "", "quality": 1.0})
         write_table(table, out / "pool.parquet")
         return publish(store, "pool", "pool", out, {}, len(chip_ids))
+
+
+def make_calibration(store: Store, thresholds: dict[str, float] | None = None) -> Artifact:
+    """A calibration artifact that says from which similarity chips of a collection are one."""
+    found = {"c": 0.95} if thresholds is None else thresholds
+    facts = {"thresholds": {name: {"threshold": value} for name, value in found.items()}}
+    with store.staging() as folder:
+        out = folder / "artifact"
+        out.mkdir()
+        return publish(store, "calibration", "calibrate", out, facts, 0)

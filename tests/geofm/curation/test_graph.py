@@ -16,7 +16,7 @@ from geofm.curation.leader import choose_leaders, total_order
 from geofm.curation.pool import Pool
 from geofm.curation.space import Space
 from geofm.settings import CurateSettings
-from tests.geofm.curation.synthetic import make_embeddings, make_pool, publish
+from tests.geofm.curation.synthetic import make_calibration, make_embeddings, make_pool, publish
 from tests.geofm.curation.test_pairs import clusters, names
 
 SETTINGS = CurateSettings(threshold=0.95)
@@ -47,6 +47,7 @@ def test_leaders_of_the_graph_are_those_of_brute_force(store, catalogue, monkeyp
     made = {
         "embeddings": make_embeddings(store, ids, vectors),
         "pool": make_pool(store, ids),
+        "calibration": make_calibration(store),
         "alike": no_lookalikes(store),
     }
     for stage in (buckets.STAGE, pairs.STAGE):
@@ -81,6 +82,7 @@ def test_a_pair_needs_the_larger_of_two_thresholds(store, catalogue):
     made = {
         "embeddings": make_embeddings(store, ids, vectors),
         "pool": make_pool(store, ids),
+        "calibration": make_calibration(store),
         "alike": no_lookalikes(store),
     }
     for stage in (buckets.STAGE, pairs.STAGE):

@@ -18,7 +18,7 @@ from geofm.curation.edges import sort_edges
 from geofm.curation.leader import choose_leaders
 from geofm.curation.space import Space
 from geofm.settings import CurateSettings
-from tests.geofm.curation.synthetic import make_embeddings, make_pool
+from tests.geofm.curation.synthetic import make_calibration, make_embeddings, make_pool
 
 SETTINGS = CurateSettings(threshold=0.95)
 
@@ -54,7 +54,11 @@ def brute(vectors: np.ndarray, ids: list[str], threshold: float) -> set[tuple[st
 
 def search(store, catalogue, ids, vectors, settings=SETTINGS):
     embeddings = make_embeddings(store, ids, vectors)
-    made = {"embeddings": embeddings, "pool": make_pool(store, ids)}
+    made = {
+        "embeddings": embeddings,
+        "pool": make_pool(store, ids),
+        "calibration": make_calibration(store),
+    }
     made["buckets"] = run_stage(buckets.STAGE, store, catalogue, made, settings)
     return made, run_stage(pairs.STAGE, store, catalogue, made, settings)
 
@@ -96,7 +100,11 @@ def test_parts_make_one_result_in_any_order_and_after_a_kill(store, catalogue, t
     _, artifact = search(store, catalogue, ids, vectors)
     other = open_store(tmp_path / "other")
     embeddings = make_embeddings(other, ids, vectors)
-    inputs = {"embeddings": embeddings, "pool": make_pool(other, ids)}
+    inputs = {
+        "embeddings": embeddings,
+        "pool": make_pool(other, ids),
+        "calibration": make_calibration(other),
+    }
     for stage in (buckets.STAGE, pairs.STAGE):
         job = make_job(stage, other, inputs, SETTINGS)
         parts = plan_parts(stage, job)
@@ -244,7 +252,11 @@ def test_a_killed_search_goes_on_and_ends_the_same(store, catalogue, tmp_path):
     vectors, ids = clusters(2000), names(2000)
     _, clean = search(store, catalogue, ids, vectors)
     other = open_store(tmp_path / "killed")
-    made = {"embeddings": make_embeddings(other, ids, vectors), "pool": make_pool(other, ids)}
+    made = {
+        "embeddings": make_embeddings(other, ids, vectors),
+        "pool": make_pool(other, ids),
+        "calibration": make_calibration(other),
+    }
     made["buckets"] = run_stage(
         buckets.STAGE, other, open_catalogue(f"sqlite:///{tmp_path}/killed.db"), made, SETTINGS
     )
