@@ -120,14 +120,14 @@ def run(
     """Describe, embed and check a pool; a row per kind of leak and one for what must stay."""
     from geofm.curation.decontaminate import decontaminate, view_images
     from geofm.curation.descriptors import measure
-    from geofm.curation.embed import _encoder, shrink
+    from geofm.curation.embed import chip_encoder, shrink
     from geofm.curation.hashing import hash_thumbnails
     from geofm.curation.registry import load_registry
     from geofm.curation.space import make_space
     from geofm.encoders import encode
     from geofm.imagery.radiometry import to_rgb
 
-    encoder = _encoder("efficientnet-lite0", 128, "cpu")
+    encoder = chip_encoder("efficientnet-lite0", 128, "cpu")
     found = [measure(chip, bands, scale) for chip in pool]
     table = pd.DataFrame([row for row, _ in found])
     thumbnails = np.stack([thumbnail for _, thumbnail in found])

@@ -198,7 +198,7 @@ def ours(pool: list[Window], scenes: list[Scene], water: set[str], place: Path) 
     from data_catalog.store import open_store
     from geofm.curation import describe, embed
     from geofm.curation.alike import find_alike, near_by_embedding
-    from geofm.curation.curate import load_vectors
+    from geofm.curation.duplicates import find_edges
     from geofm.curation.space import make_space
     from geofm.settings import EmbedSettings, Section
     from tests.geofm.curation.synthetic import Chip, make_chips
@@ -213,7 +213,8 @@ def ours(pool: list[Window], scenes: list[Scene], water: set[str], place: Path) 
     vectors = run_stage(embed.STAGE, store, catalogue, chips, EmbedSettings())
     marks.append(time.perf_counter())
     table, thumbnails = describe.load_descriptors(found, ids)
-    space = make_space(load_vectors(vectors, ids))
+    assert vectors.table("ids.parquet")["chip_id"].tolist() == ids
+    space = make_space(np.load(vectors.local("embeddings.npy")))
     rows = []
     for count in (0, 16, 32):
         began = time.perf_counter()
@@ -228,8 +229,6 @@ def ours(pool: list[Window], scenes: list[Scene], water: set[str], place: Path) 
                      "chips_per_s": round(len(pool) / (before + took), 1),
                      "note": f"{alike.compared} pairs compared in {took:.1f} s"})  # fmt: skip
     for threshold in (0.8, 0.9, 0.95):
-        from geofm.curation.duplicates import find_edges
-
         edges = find_edges(space, threshold)
         rows.append({**about("geofm embedding alone", f"cosine {threshold:g}"),
                      **judge((edges.left, edges.right), pool, scenes, water)})  # fmt: skip

@@ -227,6 +227,28 @@ class EmbedSettings(Section):
     batch: int = Field(64, ge=1, le=4096, description="Chips per forward pass.")
 
 
+class CalibrateSettings(Section):
+    """From which similarity chips are duplicates, by pairs that metadata already knows."""
+
+    min_precision: float = Field(
+        0.99, gt=0, lt=1, description="Least share of true duplicates among pairs called so."
+    )
+    sample: int = Field(
+        256, ge=1, le=100_000, description="Chips of each collection that are rendered again."
+    )
+    most_pairs: int = Field(
+        4000, ge=10, le=1_000_000, description="Most known pairs of each kind and collection."
+    )
+    least_pairs: int = Field(
+        100,
+        ge=1,
+        description="Known pairs, alike and unlike, below which the default stands.",
+    )
+    default: float = Field(
+        0.95, gt=0, le=1, description="The threshold where too few pairs are known."
+    )
+
+
 class CurateSettings(Section):
     """What is kept: gates, near duplicates, and the choice to a budget."""
 

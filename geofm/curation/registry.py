@@ -1,9 +1,9 @@
 """The registry of evaluation sets: what pretraining data must not contain.
 
 A registry is a YAML file (``sets:`` a list of name, footprints, images, bands, scale; paths
-relative to it) or a folder in which ``NAME.geojson`` or ``NAME.parquet`` and the folder ``NAME`` with images
-make up the set NAME. Footprints are polygons or points in degrees; images are PNG, JPEG and the
-like, GeoTIFF or JP2.
+relative to it) or a folder in which ``NAME.geojson`` or ``NAME.parquet`` and the folder ``NAME``
+with images make up the set NAME. Footprints are polygons or points in degrees; images are PNG, JPEG
+and the like, GeoTIFF or JP2.
 """
 
 from __future__ import annotations
