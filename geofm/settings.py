@@ -433,6 +433,7 @@ class Recipe(Section):
     search: SearchSettings = Field(default_factory=SearchSettings)
     cut: CutSettings = Field(default_factory=CutSettings)
     embed: EmbedSettings = Field(default_factory=EmbedSettings)
+    calibrate: CalibrateSettings = Field(default_factory=CalibrateSettings)
     curate: CurateSettings = Field(default_factory=CurateSettings)
     pack: PackSettings = Field(default_factory=PackSettings)
     pretrain: PretrainSettings = Field(default_factory=PretrainSettings)
