@@ -148,6 +148,8 @@ def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
             "bands": first["bands"],
             "dtype": first["dtype"],
             "sources": sources,
+            # what was checked against which evaluation sets; goes with the scores of every model
+            "decontamination": job.inputs["decisions"].manifest.facts.get("decontamination"),
             "pixels": int(math.prod(int(first["window"][s]) for s in ("width", "height"))),
         },
     )
