@@ -130,7 +130,7 @@ def warm(stage: str) -> None:
     from geofm.curation import describe, embed  # noqa: F401
 
     if stage != "describe":
-        embed._encoder("efficientnet-lite0", 128, "cpu")
+        embed.chip_encoder("efficientnet-lite0", 128, "cpu")
 
 
 @contextmanager
@@ -185,7 +185,7 @@ def forward(count: int) -> float:
     from geofm.encoders import encode
     from geofm.threads import one_torch_thread
 
-    encoder = embed._encoder("efficientnet-lite0", 128, "cpu")
+    encoder = embed.chip_encoder("efficientnet-lite0", 128, "cpu")
     images = torch.rand(embed.CPU_BATCH, 3, 128, 128).to(memory_format=torch.channels_last)
     with one_torch_thread():
         encode(encoder, images)

@@ -31,7 +31,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from eo_pool import (
     BANDS,
     KINDS,
@@ -73,10 +72,9 @@ def main() -> None:
         place = Path(folder)
         if asked.server and asked.pool == "reported":
             rows += metadata(asked.world, asked.server, truth, place)
-        scenes = [
-            s for s in read_scenes(asked.world) if (s.tile in TUNED) == (asked.pool == "tuned")
-        ]
-        if asked.pool == "tuned":  # the world's own sea is among the reported
+        tuned = asked.pool == "tuned"
+        scenes = [scene for scene in read_scenes(asked.world) if (scene.tile in TUNED) == tuned]
+        if tuned:  # the world's own sea is among the reported
             scenes += [quiet_sea(scenes[0], 5), quiet_sea(scenes[2], 6)]
         pool = plant(scenes, asked.seed)
         water = sea_items(truth)
@@ -200,7 +198,7 @@ def ours(pool: list[Window], scenes: list[Scene], water: set[str], place: Path) 
     from data_catalog.store import open_store
     from geofm.curation import describe, embed
     from geofm.curation.alike import find_alike, near_by_embedding
-    from geofm.curation.curate import load_vectors
+    from geofm.curation.duplicates import find_edges
     from geofm.curation.space import make_space
     from geofm.settings import EmbedSettings, Section
     from tests.geofm.curation.synthetic import Chip, make_chips
@@ -215,7 +213,8 @@ def ours(pool: list[Window], scenes: list[Scene], water: set[str], place: Path) 
     vectors = run_stage(embed.STAGE, store, catalogue, chips, EmbedSettings())
     marks.append(time.perf_counter())
     table, thumbnails = describe.load_descriptors(found, ids)
-    space = make_space(load_vectors(vectors, ids))
+    assert vectors.table("ids.parquet")["chip_id"].tolist() == ids
+    space = make_space(np.load(vectors.local("embeddings.npy")))
     rows = []
     for count in (0, 16, 32):
         began = time.perf_counter()
@@ -230,8 +229,6 @@ def ours(pool: list[Window], scenes: list[Scene], water: set[str], place: Path) 
                      "chips_per_s": round(len(pool) / (before + took), 1),
                      "note": f"{alike.compared} pairs compared in {took:.1f} s"})  # fmt: skip
     for threshold in (0.8, 0.9, 0.95):
-        from geofm.curation.duplicates import find_edges
-
         edges = find_edges(space, threshold)
         rows.append({**about("geofm embedding alone", f"cosine {threshold:g}"),
                      **judge((edges.left, edges.right), pool, scenes, water)})  # fmt: skip
@@ -268,5 +265,4 @@ def peers(
 
 
 if __name__ == "__main__":
-    pd.set_option("display.width", 200)
     main()

@@ -1,8 +1,8 @@
 """One near-duplicate tool on a folder of PNGs: a JSON line per setting, with the pairs it names.
 
 Runs in the peers' own environment (``pip install imagededup cleanvision fastdup``), started by
-``eo_duplicates.py``. imagededup imports torchvision only for its CNN: where that import fails, it is
-replaced by an empty module. fastdup is for non-commercial use: it is measured here, nothing more.
+``eo_duplicates.py``. imagededup imports torchvision only for its CNN: where that import fails, it
+is replaced by an empty module. fastdup is for non-commercial use: it is only measured here.
 """
 
 from __future__ import annotations

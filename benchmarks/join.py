@@ -61,8 +61,8 @@ def main() -> None:
             _child(method="pool", pool=str(pool), rows=rows, seed=asked.seed)
             for method in asked.methods.split(","):
                 line = _child(method=method, pool=str(pool), rows=rows, seed=asked.seed)
-                lines = [old for old in lines
-                         if (old["method"], int(old["rows"])) != (line["method"], rows)]  # fmt: skip
+                mine = (line["method"], rows)
+                lines = [old for old in lines if (old["method"], int(old["rows"])) != mine]
                 lines.append({**line, **_machine()})
                 print(lines[-1], flush=True)
                 _write(lines)
@@ -120,7 +120,6 @@ def make(method: str, pool: str, rows: int, seed: int) -> dict[str, Any]:
 
 def geofm(method: str, pool: str, rows: int, seed: int) -> dict[str, Any]:
     """The search of ``geofm.curation`` in this process, its parts one after the other."""
-    from geofm.curation.buckets import GROWTH  # noqa: F401  the stage's imports count as memory
     from geofm.curation.edges import join_edges
     from geofm.curation.frame import assign, train_frame
     from geofm.curation.join import join_cells

@@ -48,6 +48,7 @@ def make_job(
         device=device,
         catalogue=catalogue,
         fields=stage.fields,
+        reads=None if stage.reads is None else stage.reads(settings),
     )
 
 

@@ -19,6 +19,7 @@ from pydantic import BaseModel
 
 from data_catalog.artifact import Artifact
 from data_catalog.canonical import digest_of
+from data_catalog.errors import RunError
 from data_catalog.store import Store
 
 
@@ -62,6 +63,8 @@ class Job:
     previous: Artifact | None = None
     #: The settings that the stage depends on; None for all of its section.
     fields: tuple[str, ...] | None = None
+    #: Content identity of the files that its settings name (``Stage.reads``).
+    reads: Any = None
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -74,6 +77,8 @@ class Job:
                 mode="json", include=None if self.fields is None else set(self.fields)
             ),
         }
+        if self.reads is not None:
+            identity["reads"] = self.reads
         return {**identity, "seed": self.seed} if self.seeded else identity
 
     @cached_property
@@ -130,6 +135,8 @@ class Stage:
     #: section that it depends on, where another stage shares it (None: all).
     section: str = ""
     fields: tuple[str, ...] | None = None
+    #: ``reads(settings)``: what is in the files that the settings name, as JSON for the key.
+    reads: Callable[[Any], Any] | None = None
     #: True for a stage that asks the outside world: it runs every time, its result decides.
     live: bool = False
     #: True for a stage that may take over from its last run with the same settings, whatever the
@@ -137,6 +144,27 @@ class Stage:
     follows: bool = False
     #: Parts that one worker works on at once: several where a part mostly waits for the network.
     at_once: int = 1
+
+
+def prepared(job: Job, key: str, make: Callable[[Path], None]) -> Path:
+    """The folder of a part that ``plan`` needs before it can divide the work.
+
+    Args:
+        job: of the stage.
+        key: of the part; ``make(folder)`` writes its files where it is not there yet.
+        make: writes the part's files into an empty folder.
+    """
+    for _ in range(2):
+        if not job.store.has_part(key):
+            with job.store.staging() as folder:
+                out = folder / "part"
+                out.mkdir()
+                make(out)
+                job.store.publish_part(key, out)
+        found = job.store.fetch_part(key)
+        if found is not None:
+            return found
+    raise RunError(f"part {key} of {job.stage} is damaged again after it was made anew")
 
 
 def no_parts(job: Job) -> list[Part]:

@@ -138,6 +138,25 @@ def refresh(
 
 
 @app.command()
+def calibrate(
+    recipe: Recipe_,
+    stac: Stac = "",
+    store: Store = "",
+    catalog: Catalog = "",
+    overrides: Set = None,
+    json_: Json = False,
+) -> None:
+    """From which similarity chips are duplicates, by pairs that are known without looking.
+
+    A run does the same by itself where curate.threshold is empty.
+    """
+    from flows.calibrate import calibrate as only_calibrate
+    from geofm.recipe_book import load_recipe
+
+    only_calibrate(load_recipe(recipe, _changes(stac, overrides)), store, catalog, json_)
+
+
+@app.command()
 def recipes() -> None:
     """The recipes that come with geofm, and what they are for."""
     from flows.console import print_table
@@ -158,13 +177,7 @@ def _run(
 ) -> None:  # fmt: skip
     from flows.launch import launch
 
-    changes = list(overrides or [])
-    if stac:
-        # a recipe's place and time belong to its own address: another one starts from "everything"
-        given = {change.partition("=")[0].strip() for change in changes}
-        fields = ("collections", "bbox", "area", "places", "datetime")
-        reset = [f for f in fields if f"search.{f}" not in given]
-        changes = [f"search.stac={stac}", *(f"search.{f}=" for f in reset), *changes]
+    changes = _changes(stac, overrides)
     changes += [f"compute.runner={runner}"] if runner else []
     changes += [f"compute.workers={workers}"] if workers else []
     if dry_run:
@@ -174,6 +187,18 @@ def _run(
         plan_only(load_recipe(name, changes), store, catalog, json_)
         return
     launch(name, changes, store, catalog, json_, data_only, not no_wait)
+
+
+def _changes(stac: str, overrides: list[str] | None) -> list[str]:
+    """Changes to a recipe, another catalogue's address among them."""
+    changes = list(overrides or [])
+    if not stac:
+        return changes
+    # a recipe's place and time belong to its own address: another one starts from "everything"
+    given = {change.partition("=")[0].strip() for change in changes}
+    fields = ("collections", "bbox", "area", "places", "datetime")
+    reset = [f for f in fields if f"search.{f}" not in given]
+    return [f"search.stac={stac}", *(f"search.{f}=" for f in reset), *changes]
 
 
 def main() -> None:

@@ -227,17 +227,60 @@ class EmbedSettings(Section):
     batch: int = Field(64, ge=1, le=4096, description="Chips per forward pass.")
 
 
+class CalibrateSettings(Section):
+    """From which similarity chips are duplicates, by pairs that metadata already knows."""
+
+    min_precision: float = Field(
+        0.99, gt=0, lt=1, description="Least share of true duplicates among pairs called so."
+    )
+    sample: int = Field(
+        256, ge=1, le=100_000, description="Chips of each collection that are rendered again."
+    )
+    most_pairs: int = Field(
+        4000, ge=10, le=1_000_000, description="Most known pairs of each kind and collection."
+    )
+    least_pairs: int = Field(
+        100,
+        ge=1,
+        description="Known pairs, alike and unlike, below which the default stands.",
+    )
+    default: float = Field(
+        0.95, gt=0, le=1, description="The threshold where too few pairs are known."
+    )
+
+
 class CurateSettings(Section):
     """What is kept: gates, near duplicates, and the choice to a budget."""
 
     min_valid: float = Field(0.95, ge=0, le=1, description="Least share of valid pixels.")
     max_cloud: float = Field(0.3, ge=0, le=1, description="Largest share of cloudy pixels.")
     max_saturated: float = Field(0.2, ge=0, le=1, description="Largest share of saturated pixels.")
-    threshold: float = Field(
-        0.95,
+    threshold: float | None = Field(
+        None,
         gt=0,
         le=1,
-        description="Cosine similarity of centred embeddings from which two chips are duplicates.",
+        description="Cosine similarity of centred embeddings from which two chips are duplicates. "
+        "Empty: calibrated for each collection (see the section calibrate).",
+    )
+    pixel_duplicates: bool = Field(
+        True,
+        description="Chips that show the same view are duplicates as well: shifted, turned, "
+        "hazier, brighter, or another cut of the same picture.",
+    )
+    evaluation_sets: str = Field(
+        "",
+        description="Registry of evaluation sets that nothing kept may show: a YAML file, or a "
+        "folder with NAME.geojson and folders of images. Empty: none.",
+    )
+    evaluation_buffer_m: float = Field(
+        1000.0, ge=0, le=1e6, description="Metres around their footprints that stay clear."
+    )
+    evaluation_similarity: float = Field(
+        0.97,
+        gt=0,
+        le=1,
+        description="Cosine similarity to one of their images from which a chip goes, whatever "
+        "its pixels say.",
     )
     budget: float | None = Field(
         None,
@@ -273,6 +316,11 @@ class CurateSettings(Section):
     equal_strata: bool = Field(
         False, description="Divide that share equally among strata instead of by their size."
     )
+
+    @field_validator("evaluation_sets")
+    @classmethod
+    def _registry(cls, path: str) -> str:
+        return str(Path(path).absolute()) if path else ""  # the same for workers that run elsewhere
 
 
 class PackSettings(Section):

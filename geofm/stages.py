@@ -12,6 +12,10 @@ _HOMES = {
     "cut": "geofm.imagery.cut",
     "embed": "geofm.curation.embed",
     "describe": "geofm.curation.describe",
+    "pool": "geofm.curation.pool",
+    "buckets": "geofm.curation.buckets",
+    "pairs": "geofm.curation.pairs",
+    "alike": "geofm.curation.lookalikes",
     "curate": "geofm.curation.curate",
     "pack": "geofm.shards.pack",
     "pretrain": "geofm.pretraining.stage",
@@ -20,7 +24,7 @@ _HOMES = {
 }
 
 #: The data half: what a scheduled refresh runs.
-DATA_STAGES = ("search", "cut", "embed", "describe", "curate", "pack")
+DATA_STAGES = tuple(_HOMES)[: tuple(_HOMES).index("pack") + 1]
 ALL_STAGES = tuple(_HOMES)
 
 

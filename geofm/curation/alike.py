@@ -23,12 +23,15 @@ from data_catalog.progress import tick
 from geofm.curation.duplicates import Edges
 from geofm.curation.hashing import Hashes, hamming, variants
 from geofm.curation.likeness import Indices, compare
-from geofm.curation.space import Space, nearest
+from geofm.curation.neighbours import neighbours
+from geofm.curation.space import Space
 
 #: Similarity from which two views are one (chosen on scenes other than those of the benchmark).
 SAME_VIEW = 0.98
 #: Least shared ground (intersection over union), and bits in which hashes of a pair may differ.
 LEAST_IOU, BITS = 0.58, 12
+#: Neighbours by embedding that each chip is compared with.
+NEIGHBOURS = 32
 #: Most chips of one slice that are all compared with each other; of more, neighbours in the order
 #: of their hashes are.
 BUCKET = 64
@@ -81,11 +84,38 @@ def find_alike(
         least_iou: least share of common ground.
         bits: most bits in which hashes of candidates differ.
     """
-    hashes = descriptors["hash"].to_numpy(np.uint64)
-    left, right = near_by_hash(hashes, bits)
+    left, right = near_by_hash(descriptors["hash"].to_numpy(np.uint64), bits)
     if near is not None:
         left, right = np.concatenate([left, near[0]]), np.concatenate([right, near[1]])
-    left, right = _unique(left, right, len(hashes))
+    left, right = _unique(left, right, len(descriptors))
+    return decide_alike(
+        descriptors, thumbnails, left, right, threshold=threshold, least_iou=least_iou
+    )
+
+
+def propose(descriptors: pd.DataFrame, space: Space) -> tuple[Indices, Indices]:
+    """Candidate pairs of a pool, (lower row, higher row): by hashes, and by the embedding.
+
+    Args:
+        descriptors: column hash.
+        space: the embeddings of the same chips.
+    """
+    left, right = near_by_hash(descriptors["hash"].to_numpy(np.uint64))
+    near = near_by_embedding(space, NEIGHBOURS)
+    left, right = np.concatenate([left, near[0]]), np.concatenate([right, near[1]])
+    return _unique(left, right, len(descriptors))
+
+
+def decide_alike(
+    descriptors: pd.DataFrame,
+    thumbnails: NDArray[np.uint8],
+    left: Indices,
+    right: Indices,
+    *,
+    threshold: float = SAME_VIEW,
+    least_iou: float = LEAST_IOU,
+) -> Alike:
+    """Which of some candidate pairs show the same view; arguments as ``find_alike``."""
     low, high = (descriptors[f"thumbnail_{end}"].to_numpy(np.float32) for end in ("low", "high"))
     found: list[list[NDArray[Any]]] = []
     step = 1 << 14
@@ -195,12 +225,15 @@ def _close(base: Hashes, queries: Hashes, given: Indices, query: Indices, bits: 
 
 
 def near_by_embedding(space: Space, count: int = 16, least: float = 0.3) -> tuple[Indices, Indices]:
-    """Pairs of rows of which one is among the other's ``count`` nearest, by exact search."""
-    every = np.arange(len(space), dtype=np.int64)
-    rows, similarity = nearest(space, every, every, count)
-    near = similarity >= least
-    left = np.broadcast_to(every[:, None], rows.shape)[near]
-    return _unique(left, rows[near], len(space))
+    """Pairs of rows at least so similar of which one is among the other's ``count`` nearest."""
+    codes = [np.empty(0, np.int64)]
+    for rows, near, similarity in neighbours(space, np.arange(len(space)), count):
+        here = (near >= 0) & (similarity >= least)
+        left = np.broadcast_to(rows[:, None], near.shape)[here]
+        low, high = np.minimum(left, near[here]), np.maximum(left, near[here])
+        codes.append(np.unique(low * len(space) + high))
+    found = np.unique(np.concatenate(codes))
+    return found // max(len(space), 1), found % max(len(space), 1)
 
 
 def _unique(left: Indices, right: Indices, rows: int) -> tuple[Indices, Indices]:

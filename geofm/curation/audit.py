@@ -7,6 +7,7 @@ other in float64, and each pair that search should have found is looked up among
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,9 @@ from scipy.stats import beta
 from data_catalog.errors import CheckError
 from geofm.curation.duplicates import hash_rows
 from geofm.curation.edges import Edges
+from geofm.curation.join import exact_pairs
 from geofm.curation.products import FLOAT32, as_factors, near_pairs, on_every_core
-from geofm.curation.space import BLOCK, Indices, Space, take_rows
+from geofm.curation.space import BLOCK, Indices, Space, take_rows, unit_rows
 
 #: ``covered(lower, higher)``: which pairs of rows lie in a dense cell.
 Covered = Callable[[Indices, Indices], NDArray[np.bool_]]
@@ -49,33 +51,109 @@ def choose_queries(hashes: NDArray[np.uint64], seed: int, queries: int = QUERIES
 
 
 def true_pairs(
-    space: Space, asked: Indices, threshold: float, first: int = 0, last: int | None = None
+    space: Space, asked: Indices, threshold: float, base: Indices | None = None
 ) -> tuple[Indices, Indices]:
-    """All pairs of asked rows with rows ``first`` to ``last``, exactly: (lower, higher), once.
+    """All pairs of asked rows with the rows ``base`` (None: all), exactly: (lower, higher), once.
 
     Float32 proposes, float64 decides; neither cells nor bfloat16 have a part in it.
     """
     queries = as_factors(space.exact(asked).astype(np.float32), FLOAT32)
-    end = len(space) if last is None else last
+    end = len(space) if base is None else len(base)
 
     def work(start: int) -> tuple[Indices, Indices]:
-        stop = min(start + BLOCK, end)
-        units = as_factors(space.block(start, stop), FLOAT32)
-        i, j = near_pairs(queries, units, threshold, FLOAT32)
-        return asked[i], j + start
+        if base is None:
+            rows, units = (
+                np.arange(start, min(start + BLOCK, end)),
+                space.block(start, min(start + BLOCK, end)),
+            )
+        else:
+            rows = base[start : start + BLOCK]
+            units = unit_rows(take_rows(space.stored, rows), space.centre)
+        i, j = near_pairs(queries, as_factors(units, FLOAT32), threshold, FLOAT32)
+        return asked[i], rows[j]
 
-    found = list(on_every_core(work, range(first, end, BLOCK)))
-    if not found:
+    found = list(on_every_core(work, range(0, end, BLOCK)))
+    if not found or not len(asked):
         return np.empty(0, np.int64), np.empty(0, np.int64)
     left = np.concatenate([part[0] for part in found])
     right = np.concatenate([part[1] for part in found])
-    low, high = np.minimum(left, right)[left != right], np.maximum(left, right)[left != right]
-    code = np.unique(low * len(space) + high)
-    low, high = np.divmod(code, len(space))
-    rows, at = np.unique(np.concatenate([low, high]), return_inverse=True)
-    part = Space(take_rows(space.stored, rows), space.centre)
-    near = part.similarity(at[: len(low)], at[len(low) :]) >= threshold
-    return low[near], high[near]
+    return exact_pairs(space, left, right, threshold)
+
+
+@dataclass(frozen=True)
+class Audited:
+    """The rows that were asked, and all their true pairs (lower, higher)."""
+
+    asked: Indices
+    low: Indices
+    high: Indices
+
+
+def audit_rows(
+    space: Space,
+    hashes: NDArray[np.uint64],
+    pool: Indices,
+    threshold: float,
+    seed: int,
+    queries: int = QUERIES,
+) -> Audited:
+    """Search the pairs of a random sample of rows exactly.
+
+    Args:
+        space: the pool.
+        hashes: of all rows.
+        pool: the rows that were searched, ascending.
+        threshold: of the search.
+        seed: chooses the sample.
+        queries: size of the sample; all rows of a smaller pool.
+    """
+    asked = pool[choose_queries(hashes[pool], seed, queries)]
+    low, high = true_pairs(space, asked, threshold)
+    mask = np.zeros(len(space), dtype=np.bool_)
+    mask[pool] = True
+    real = mask[low] & mask[high]
+    return Audited(asked, low[real], high[real])
+
+
+def carry_audit(
+    space: Space,
+    before: Audited,
+    to: Indices,
+    asked: Indices,
+    new: Indices,
+    threshold: float,
+) -> tuple[Audited, Indices]:
+    """What an earlier audit says of the pool of now.
+
+    Args:
+        space: the pool of now.
+        before: the audit, by rows of then.
+        to: for each row of then its row of now, -1 where it is gone.
+        asked: the rows to be audited now.
+        new: the rows of now that were not there.
+        threshold: of both searches.
+
+    Returns:
+        The pairs of those of ``asked`` that were asked before, with old rows and new ones; and
+        the rest of ``asked``.
+    """
+    then = to[before.asked]
+    known = np.isin(asked, then)
+    low, high = to[before.low], to[before.high]
+    mine = np.zeros(len(space), dtype=np.bool_)
+    mine[asked[known]] = True
+    there = (low >= 0) & (high >= 0)
+    there[there] = mine[low[there]] | mine[high[there]]
+    a, b = true_pairs(space, asked[known], threshold, new)
+    low, high = np.concatenate([low[there], a]), np.concatenate([high[there], b])
+    return Audited(asked[known], np.minimum(low, high), np.maximum(low, high)), asked[~known]
+
+
+def merge_audit(known: Audited, rest: Indices, low: Indices, high: Indices, rows: int) -> Audited:
+    """An audit of carried and of newly asked rows."""
+    code = np.concatenate([known.low, low]) * rows + np.concatenate([known.high, high])
+    low, high = np.divmod(np.unique(code), rows)
+    return Audited(np.sort(np.concatenate([known.asked, rest])), low, high)
 
 
 def audit_edges(
@@ -102,29 +180,23 @@ def audit_edges(
         ``queries``, ``pairs`` (distinct pairs that exist), ``found``, ``missed``, ``confidence``
         and ``recall_lower_bound`` (one-sided; pairs are treated as independent draws).
     """
-    hashes = hash_rows(space.stored)
-    if pool is None:
-        asked = choose_queries(hashes, seed, queries)
-        low, high = true_pairs(space, asked, threshold)
-    else:
-        asked = pool[choose_queries(hashes[pool], seed, queries)]
-        low, high = true_pairs(space, asked, threshold)
-        both = np.isin(low, pool) & np.isin(high, pool)
-        low, high = low[both], high[both]
-    return certify(len(asked), low, high, edges, len(space), covered)
+    everyone = np.arange(len(space)) if pool is None else pool
+    audited = audit_rows(space, hash_rows(space.stored), everyone, threshold, seed, queries)
+    return certify(audited, edges, len(space), covered)
 
 
 def certify(
-    queries: int, low: Indices, high: Indices, edges: Edges, rows: int, covered: Covered | None
+    audited: Audited, edges: Edges, rows: int, covered: Covered | None = None
 ) -> dict[str, Any]:
-    """The certificate from the true pairs of some rows."""
+    """The certificate of the edges of ``rows`` rows, from the true pairs of some of them."""
+    low, high = audited.low, audited.high
     there = np.isin(low * rows + high, edges.left * rows + edges.right)
     if covered is not None:
         there |= covered(low, high)
     found = int(there.sum())
     bound = recall_bound(found, len(low))
     return {
-        "queries": queries,
+        "queries": len(audited.asked),
         "pairs": len(low),
         "found": found,
         "missed": len(low) - found,

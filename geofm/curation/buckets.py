@@ -1,28 +1,43 @@
 """Stage ``buckets``: which vectors are compared with which: identical ones, cells, homes, visits.
 
 The frame (centre and cells, see ``frame.py``) is made before the parts are planned and kept in
-the store as a part of its own. It is inherited: when the same stage ran before with the same
-settings and its pool was of a like size, its frame serves again, so that yesterday's pairs are
-still those of today's vectors (``incremental.py``). The manifest says where the frame is from.
+the store as a part of its own. The frame of a large pool is inherited: when the same stage ran
+before with the same settings and its pool was of a like size, its frame serves again, so that
+yesterday's pairs are still those of today's vectors (``incremental.py``), and only new vectors
+are assigned. The manifest says where the frame is from; whoever wants the pairs of a frame of
+today's own runs the stage with another seed or in an empty catalogue.
 """
 
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from data_catalog.artifact import Artifact
 from data_catalog.canonical import digest_of
 from data_catalog.errors import RunError
-from data_catalog.stage import Job, Part, Sealed, Stage, link
+from data_catalog.stage import Job, Part, Sealed, Stage, link, prepared
 from geofm.curation.duplicates import collapse_vectors, hash_rows
-from geofm.curation.frame import Cells, Frame, assign, complete_reach, sort_cells, train_frame
+from geofm.curation.frame import (
+    Cells,
+    Frame,
+    assign,
+    complete_reach,
+    is_small,
+    no_cells,
+    sort_cells,
+    train_frame,
+    visit_codes,
+)
+from geofm.curation.incremental import carry_cells, match_rows, turn_round
 from geofm.curation.parts import file_digests
-from geofm.curation.space import Indices, Space, make_space
+from geofm.curation.space import Indices, Space, make_space, take_rows
+from geofm.curation.vectors import open_vectors, rows_of
+from geofm.settings import CurateSettings
 
 VERSION = "1"
 #: Rows of a part.
@@ -34,34 +49,34 @@ POOL = ("hashes.npy", "same.npy")
 
 
 def joined_rows(job: Job) -> Indices:
-    """Rows of the embeddings whose chips are compared, ascending: all of them."""
-    return np.arange(len(open_vectors(job.inputs["embeddings"])), dtype=np.int64)
+    """Rows of the embeddings whose chips are compared, ascending: those that stay in the pool."""
+    pool = job.inputs["pool"].table("pool.parquet", ["chip_id", "rule"])
+    ids = pool.loc[pool["rule"] == "", "chip_id"].astype(str).tolist()
+    return np.sort(rows_of(job.inputs["embeddings"], ids))
 
 
 def threshold_of(job: Job) -> tuple[float, str]:
-    """The least similarity of a pair, and where it is from."""
-    return float(job.settings.threshold), "curate.threshold"
+    """The least similarity of any pair, and where it is from."""
+    found = thresholds_of(job.settings, job.inputs["calibration"])
+    source = "curate.threshold" if job.settings.threshold is not None else "calibration"
+    return min(found.values(), default=1.0), source
 
 
-def open_vectors(embeddings: Artifact) -> NDArray[np.float16]:
-    """Embeddings [n, d] as stored, mapped from the file."""
-    vectors = np.load(embeddings.local("embeddings.npy"), mmap_mode="r", allow_pickle=False)
-    if vectors.ndim != 2 or vectors.dtype != np.float16:
-        raise RunError(
-            f"embeddings {embeddings.digest[:12]} are {vectors.dtype} {vectors.shape}, not "
-            "float16 [chips, width]; embed the chips again"
-        )
-    found: NDArray[np.float16] = vectors
-    return found
+def thresholds_of(settings: CurateSettings, calibration: Artifact) -> dict[str, float]:
+    """From which similarity chips are duplicates, by collection; two collections: the larger."""
+    calibrated = calibration.manifest.facts["thresholds"]
+    given = settings.threshold
+    return {
+        str(name): float(one["threshold"] if given is None else given)
+        for name, one in calibrated.items()
+    }
 
 
-def read_frame(folder: Path) -> Frame:
-    """The frame from its files."""
-    return Frame(
-        np.load(folder / "centre.npy"),
-        np.load(folder / "centroids.npy"),
-        float(np.load(folder / "reach.npy")),
-    )
+def read_frame(source: Artifact | Path) -> Frame:
+    """The frame from its files in an artifact or a folder."""
+    places = [source.local(n) if isinstance(source, Artifact) else source / n for n in FRAME]
+    centre, centroids, reach = (np.load(place) for place in places)
+    return Frame(centre, centroids, float(reach))
 
 
 def frame_identity(buckets: Artifact) -> list[str]:
@@ -85,28 +100,23 @@ def frame_key(job: Job, rows: Indices) -> str:
 def inherited(job: Job, rows: int) -> Artifact | None:
     """The earlier artifact whose frame serves again, if there is one."""
     before = job.previous
-    if before is None:
+    if before is None or is_small(rows):
         return None
     facts = before.manifest.facts
     first, wide = int(facts["frame_rows"]), open_vectors(job.inputs["embeddings"]).shape[1]
     same = facts["threshold"] == threshold_of(job)[0] and facts["width"] == wide
-    return before if same and first / GROWTH <= rows <= first * GROWTH else None
+    large = facts["cells"] > 1 and first / GROWTH <= rows <= first * GROWTH
+    return before if same and large else None
 
 
 def plan(job: Job) -> list[Part]:
     """Make the frame where it is missing; parts are ranges of rows, none for a small pool."""
     rows = joined_rows(job)
     key = frame_key(job, rows)
-    if not job.store.has_part(key):
-        with job.store.staging() as folder:
-            out = folder / "part"
-            out.mkdir()
-            _prepare(job, rows, out)
-            job.store.publish_part(key, out)
-    frame = read_frame(_fetch(job, key))
-    count = len(open_vectors(job.inputs["embeddings"]))
-    if frame.whole:
+    made = prepared(job, key, lambda out: _prepare(job, rows, out))
+    if read_frame(made).whole:
         return []
+    count = len(np.load(made / "new.npy", mmap_mode="r"))
     return [
         job.part({"frame": key, "first": first, "last": min(first + RANGE, count)},
                  [key, first, min(first + RANGE, count)])
@@ -133,12 +143,18 @@ def _prepare(job: Job, rows: Indices, out: Path) -> None:
         same[rows] = rows[collapse_vectors(stored[rows], hashes[rows])]
     np.save(out / "hashes.npy", hashes)
     np.save(out / "same.npy", same)
+    pool = np.flatnonzero(same == np.arange(len(same)))
     before = inherited(job, len(rows))
     if before is not None:
         for name in FRAME:
             link(before.local(name), out / name)
+        of = match_rows(np.load(before.local("hashes.npy")), np.load(before.local("home.npy")),
+                        hashes)  # fmt: skip
+        np.save(out / "of.npy", of)
+        np.save(out / "new.npy", pool[of[pool] < 0])
         return
-    pool = np.flatnonzero(same == np.arange(len(same)))
+    np.save(out / "of.npy", np.full(len(same), -1, dtype=np.int64))
+    np.save(out / "new.npy", pool)
     space = make_space(stored, pool)
     frame = train_frame(space, threshold_of(job)[0], job.seed, pool)
     np.save(out / "centre.npy", frame.centre)
@@ -147,13 +163,12 @@ def _prepare(job: Job, rows: Indices, out: Path) -> None:
 
 
 def work(job: Job, part: Part, folder: Path) -> None:
-    """Homes and visits of a range of rows."""
+    """Homes and visits of a range of the new rows, numbered from its first."""
     made = _fetch(job, part.payload["frame"])
-    frame, same = read_frame(made), np.load(made / "same.npy")
-    space = Space(open_vectors(job.inputs["embeddings"]), frame.centre)
-    pool = same == np.arange(len(same))
-    cells = assign(frame, space, part.payload["first"], part.payload["last"], pool)
-    _save(cells, folder)
+    rows = np.load(made / "new.npy")[part.payload["first"] : part.payload["last"]]
+    frame = read_frame(made)
+    space = Space(take_rows(open_vectors(job.inputs["embeddings"]), rows), frame.centre)
+    _save(assign(frame, space, 0, len(space)), folder)
 
 
 def _save(cells: Cells, folder: Path) -> None:
@@ -168,24 +183,18 @@ def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
     made = _fetch(job, frame_key(job, rows))
     frame, same = read_frame(made), np.load(made / "same.npy")
     pool = same == np.arange(len(same))
+    before = inherited(job, len(rows))
     if frame.whole:
-        nothing = Cells(np.where(pool, 0, -1).astype(np.int32), *_no_visits())
-        cells = nothing
+        cells = replace(no_cells(0), home=np.where(pool, 0, -1).astype(np.int32))
     else:
-        homes = [np.load(part / "home.npy") for part in folders]
-        begins = np.cumsum([0, *(len(home) for home in homes)])
-        cells = sort_cells(
-            np.concatenate(homes),
-            np.concatenate(
-                [np.load(p / "visit_row.npy") + b for p, b in zip(folders, begins, strict=False)]
-            ),
-            np.concatenate([np.load(part / "visit_cell.npy") for part in folders]),
-        )
+        old = no_cells(0) if before is None else read_cells(before)
+        of = np.load(made / "of.npy")
+        to = turn_round(of, len(old.home), pool)
+        cells = carry_cells(old, of, to, np.load(made / "new.npy"), _together(folders))
     _save(cells, folder)
     for name in (*FRAME, *POOL):
         link(made / name, folder / name)
     threshold, source = threshold_of(job)
-    before = inherited(job, len(rows))
     sizes = np.bincount(cells.home[pool], minlength=frame.count) if pool.any() else np.zeros(1)
     groups = np.bincount(same[same >= 0]) if len(rows) else np.zeros(1, dtype=np.int64)
     return Sealed(
@@ -209,8 +218,15 @@ def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
     )  # fmt: skip
 
 
-def _no_visits() -> tuple[Indices, NDArray[np.int32]]:
-    return np.empty(0, np.int64), np.empty(0, np.int32)
+def _together(folders: list[Path]) -> Cells:
+    """The cells of all ranges."""
+    homes = [np.load(part / "home.npy") for part in folders]
+    begins = np.cumsum([0, *(len(home) for home in homes)])
+    codes = [
+        visit_codes(np.load(part / "visit_row.npy") + begin, np.load(part / "visit_cell.npy"))
+        for part, begin in zip(folders, begins, strict=False)
+    ]
+    return sort_cells(np.concatenate([np.empty(0, np.int32), *homes]), codes)
 
 
 def _origin(before: Artifact) -> str:
@@ -232,11 +248,13 @@ STAGE = Stage(
     name="buckets",
     version=VERSION,
     kind="buckets",
-    inputs=("embeddings",),
+    inputs=("embeddings", "pool", "calibration"),
     software=("faiss-cpu", "numpy", "torch"),
     plan=plan,
     work=work,
     seal=seal,
     seeded=True,
+    section="curate",
+    fields=("threshold",),
     follows=True,
 )

@@ -87,12 +87,12 @@ def survivors(
     """How many chips of each collection, region and season were left after each step.
 
     Args:
-        pool: all candidates.
-        rows: the pool's rows that were searched, for which ``leaders`` and ``kept`` are.
+        pool: all usable chips.
+        rows: the pool's rows that ``leaders`` and ``kept`` are of.
         leaders: not a duplicate.
         kept: stays.
     """
-    steps = {"passed": pool.stands_for >= 0}
+    steps = {"passed": pool.table["rule"].isin(["", "identical"]).to_numpy()}
     for name, flags in (("distinct", leaders), ("kept", kept)):
         steps[name] = np.zeros(len(pool.table), dtype=np.bool_)
         steps[name][rows[flags]] = True

@@ -9,7 +9,7 @@ own. Sets without footprints are checked by the last two alone, and the certific
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ from geofm.curation.ground import near_areas
 from geofm.curation.hashing import hash_thumbnails, turn
 from geofm.curation.likeness import compare
 from geofm.curation.registry import EvaluationSet, read_images, registry_sha256
-from geofm.curation.space import Floats, Indices, Space
+from geofm.curation.space import MARGIN, Floats, Indices, Space
 from geofm.encoders import Encoder, encode, resize
 from geofm.imagery.radiometry import to_rgb
 from geofm.threads import one_torch_thread
@@ -35,6 +35,12 @@ BUFFER_M = 1000.0
 #: Cosine (centred space) from which an embedding alone removes a chip; ``PROPOSE`` is where pixels
 #: are compared, for at most ``NEAREST`` chips of each view.
 EMBEDDING, PROPOSE, NEAREST = 0.97, 0.3, 16
+#: Views and chips whose products are held at once.
+VIEWS, CHIPS = 32, 8192
+#: Pairs whose thumbnails are held at once; the columns that say what their bytes stand for.
+COMPARED, ENDS = 1 << 14, ["thumbnail_low", "thumbnail_high"]
+#: Contrast of a thumbnail (highest less lowest unit grey) below which an embedding decides nothing.
+MONOTONE = 0.05
 #: Least ground shared with an evaluation image (intersection over union).
 LEAST_IOU = 0.25
 RULES = ("eval_footprint", "eval_pixels", "eval_embedding")
@@ -86,7 +92,7 @@ def view_images(
     for one in sets:
         for number, (image_id, pixels) in enumerate(read_images(one)):
             bands = ["red", "green", "blue"][: len(pixels)]
-            scale = [1.0 / max(float(pixels.max()), 1.0)] * len(pixels)
+            scale = [one.scale] * len(pixels)
             for window in _windows(pixels, chip_px):
                 row, thumbnail = measure(window, bands, scale)
                 names.append(one.name)
@@ -97,8 +103,7 @@ def view_images(
                     vectors.append(_eight(encoder, to_rgb(window, bands, scale), size_px))
             tick(f"evaluation set {one.name}", number + 1, len(one.images))
     small = np.stack(thumbnails) if thumbnails else np.empty((0, 64, 64), np.uint8)
-    columns = ["thumbnail_low", "thumbnail_high", "constant"]
-    table = pd.DataFrame(rows, columns=columns)
+    table = pd.DataFrame(rows, columns=ENDS)
     table["hash"] = hash_thumbnails(small)
     return EvaluationViews(names, ids, table, small, np.stack(vectors) if vectors else None)
 
@@ -144,7 +149,7 @@ def decontaminate(
 
     Args:
         areas: footprints of the chips, EPSG:4326 (None where a chip has none).
-        descriptors: columns hash, thumbnail_low, thumbnail_high, constant.
+        descriptors: columns hash, thumbnail_low, thumbnail_high.
         thumbnails: uint8 [n, 64, 64].
         space: the embeddings of the chips, or None.
         sets: the registry.
@@ -154,7 +159,7 @@ def decontaminate(
         same_view: least likeness of thumbnails.
     """
     found = [_by_footprint(areas, sets, buffer_m)]
-    near = _near_views(space, views)
+    near = _near_views(space, views, embedding)
     found.append(_by_pixels(descriptors, thumbnails, views, near, same_view))
     if embedding is not None and near is not None:
         found.append(_by_embedding(descriptors, views, near, embedding))
@@ -194,25 +199,48 @@ def _by_footprint(
 
 
 def _near_views(
-    space: Space | None, views: EvaluationViews
+    space: Space | None, views: EvaluationViews, threshold: float | None
 ) -> tuple[Indices, Indices, Floats] | None:
-    """Chips near to views by embedding: chip, view, largest cosine over the orientations."""
-    if space is None or views.vectors is None or not len(space):
+    """Chips near to views by embedding: chip, view, largest exact cosine over the orientations.
+
+    Of each view the ``NEAREST`` that reach ``PROPOSE``, and all that reach the threshold.
+    """
+    if space is None or views.vectors is None or not len(space) or not len(views):
         return None
-    chips, which, cosines = [], [], []
-    for view in range(len(views)):
-        asked = views.vectors[view].astype(np.float64) - space.centre
-        asked /= np.maximum(np.linalg.norm(asked, axis=1, keepdims=True), 1e-30)
-        cosine = (space.units @ asked.T.astype(np.float32)).max(axis=1)
-        few = np.argpartition(-cosine, min(NEAREST, len(cosine) - 1))[:NEAREST]
-        near = np.union1d(few[cosine[few] >= PROPOSE], np.flatnonzero(cosine >= EMBEDDING - 0.05))
-        exact = np.round((space.exact(near) @ asked.T).max(axis=1, initial=-1), 9)
-        chips.append(near.astype(np.int64))
-        which.append(np.full(len(near), view, np.int64))
-        cosines.append(exact)
-        if view % 256 == 0:
-            tick("evaluation images", view, len(views))
-    return np.concatenate(chips), np.concatenate(which), np.concatenate(cosines)
+    found = []
+    for first in range(0, len(views), VIEWS):
+        asked = views.vectors[first : first + VIEWS].astype(np.float64) - space.centre
+        asked /= np.maximum(np.linalg.norm(asked, axis=2, keepdims=True), 1e-30)
+        for view, chips in _proposed(space, asked.astype(np.float32), threshold):
+            exact = (space.exact(chips) @ asked[view].T).max(axis=1, initial=-1)
+            found.append((chips, np.full(len(chips), first + view), np.round(exact, 9)))
+        tick("evaluation images", min(first + VIEWS, len(views)), len(views))
+    chips, which, cosines = (np.concatenate(column) for column in zip(*found, strict=True))
+    return chips, which.astype(np.int64), cosines
+
+
+def _proposed(
+    space: Space, asked: NDArray[np.float32], threshold: float | None
+) -> Iterator[tuple[int, Indices]]:
+    """For each of some views [m, 8, d] the rows whose exact cosine is worth knowing."""
+    sure = 2.0 if threshold is None else threshold - MARGIN
+    rows: list[list[Indices]] = [[] for _ in asked]
+    values: list[list[NDArray[np.float32]]] = [[] for _ in asked]
+    for first in range(0, len(space), CHIPS):
+        part = np.arange(first, min(first + CHIPS, len(space)))
+        units = space.block(first, first + len(part))
+        cosines = (units @ asked.reshape(-1, asked.shape[2]).T).reshape(len(part), len(asked), 8)
+        best = cosines.max(axis=2)
+        for view in range(len(asked)):
+            mine = best[:, view]
+            few = np.argsort(-mine, kind="stable")[:NEAREST]
+            near = np.union1d(few[mine[few] >= PROPOSE], np.flatnonzero(mine >= sure))
+            rows[view].append(part[near])
+            values[view].append(mine[near])
+    for view in range(len(asked)):
+        chips, cosine = np.concatenate(rows[view]), np.concatenate(values[view])
+        few = np.argsort(-cosine, kind="stable")[:NEAREST]
+        yield view, chips[np.union1d(few, np.flatnonzero(cosine >= sure)).astype(np.int64)]
 
 
 def _by_pixels(
@@ -229,16 +257,19 @@ def _by_pixels(
         chips, which = np.concatenate([chips, near[0]]), np.concatenate([which, near[1]])
     codes = np.unique(chips * max(len(views), 1) + which)
     chips, which = codes // max(len(views), 1), codes % max(len(views), 1)
-    rows = np.unique(chips)
-    low, high = (
-        np.concatenate([table[f"thumbnail_{end}"].to_numpy(np.float32)
-                        for table in (descriptors.iloc[rows], views.descriptors)])
-        for end in ("low", "high")
-    )  # fmt: skip
-    both = np.concatenate([thumbnails[rows], views.thumbnails])
-    like = compare(both, low, high, np.searchsorted(rows, chips), len(rows) + which)
-    same = (like.similarity >= same_view) & (like.iou >= LEAST_IOU)
-    chips, which, similarity = chips[same], which[same], like.similarity[same]
+    same = np.zeros(len(chips), np.bool_)
+    likeness = np.zeros(len(chips))
+    for first in range(0, len(chips), COMPARED):
+        part = slice(first, first + COMPARED)
+        rows, left = np.unique(chips[part], return_inverse=True)
+        seen, right = np.unique(which[part], return_inverse=True)
+        both = np.concatenate([thumbnails[rows], views.thumbnails[seen]])
+        tables = pd.concat([descriptors[ENDS].iloc[rows], views.descriptors[ENDS].iloc[seen]])
+        low, high = tables.to_numpy(np.float32).T
+        like = compare(both, low, high, left, len(rows) + right)
+        same[part] = (like.similarity >= same_view) & (like.iou >= LEAST_IOU)
+        likeness[part] = like.similarity
+    chips, which, similarity = chips[same], which[same], likeness[same]
     reasons = [
         f"shows what {views.ids[view]} of the evaluation set {views.sets[view]} shows "
         f"(likeness {value:.4f}, from {same_view:g})"
@@ -253,9 +284,9 @@ def _by_embedding(
     near: tuple[Indices, Indices, Floats],
     threshold: float,
 ) -> pd.DataFrame:
-    # pictures without contrast all have one embedding; they say nothing about a leak
-    plain = descriptors["constant"].to_numpy(np.bool_)[near[0]]
-    same = (near[2] >= threshold) & ~plain
+    # all monotone pictures (water, sand) have one embedding, which says nothing about a leak
+    contrast = (descriptors["thumbnail_high"] - descriptors["thumbnail_low"]).to_numpy(np.float64)
+    same = (near[2] >= threshold) & (contrast[near[0]] >= MONOTONE)
     chips, which, cosine = near[0][same], near[1][same], near[2][same]
     reasons = [
         f"cosine similarity {value:.4f} to {views.ids[view]} of the evaluation set "

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from geofm.curation.edges import Edges, first_true, neighbour_lists
 from geofm.curation.frame import Cells, Frame, assign, train_frame
 from geofm.curation.join import MOST_EDGES, TooManyPairs, join_cells, too_many
-from geofm.curation.space import READ, Indices, Space, take_rows
+from geofm.curation.products import on_every_core
+from geofm.curation.space import BLOCK, READ, Indices, Space, read_rows, take_rows
 
 __all__ = ["Edges", "TooManyPairs", "collapse_identical", "find_edges", "first_true",
            "neighbour_lists"]  # fmt: skip
@@ -57,16 +58,20 @@ def hash_rows(stored: NDArray[np.float16]) -> Hashes:
         1, 2**63, words, dtype=np.uint64
     ) * np.uint64(2) + np.uint64(1)
     found = np.empty(len(stored), dtype=np.uint64)
-    for first in range(0, len(stored), READ // 8):
-        rows = np.arange(first, min(first + READ // 8, len(stored)))
-        padded = np.zeros((len(rows), 4 * words), dtype=np.float16)
-        padded[:, :width] = stored[rows[0] : rows[-1] + 1]
+
+    def work(start: int) -> None:
+        block = read_rows(stored, start, min(start + BLOCK, len(stored)))
+        padded = np.zeros((len(block), 4 * words), dtype=np.float16)
+        padded[:, :width] = block
+        value = np.zeros(len(block), dtype=np.uint64)
         whole = np.ascontiguousarray(padded.view(np.uint64).T)
-        value = np.zeros(len(rows), dtype=np.uint64)
         for word, weight in zip(whole, weights, strict=True):
-            value = (value + (word ^ (word >> np.uint64(29))) * weight) & np.uint64(2**64 - 1)
+            value += (word ^ (word >> np.uint64(29))) * weight  # modulo 2^64
         value = (value ^ (value >> np.uint64(32))) * weights[0]
-        found[rows] = value ^ (value >> np.uint64(29))
+        found[start : start + BLOCK] = value ^ (value >> np.uint64(29))
+
+    for _ in on_every_core(work, range(0, len(stored), BLOCK)):
+        pass
     return found
 
 
@@ -75,8 +80,12 @@ def collapse_vectors(stored: NDArray[np.float16], hashes: Hashes) -> Indices:
 
     A hash that two different vectors share is told apart by their bytes.
     """
-    _, first, at = np.unique(hashes, return_index=True, return_inverse=True)
-    stands_for = first[at].astype(np.int64)
+    stands_for = np.arange(len(stored))
+    order = np.argsort(hashes)
+    again = np.flatnonzero(hashes[order[1:]] == hashes[order[:-1]])
+    twice = np.unique(order[np.concatenate([again, again + 1])])  # most vectors are alone
+    _, first, at = np.unique(hashes[twice], return_index=True, return_inverse=True)
+    stands_for[twice] = twice[first[at]]
     copies = np.flatnonzero(stands_for != np.arange(len(stored)))
     known: dict[tuple[int, bytes], int] = {}
     for start in range(0, len(copies), READ):

@@ -37,7 +37,8 @@ PREPROCESSING = (
 
 
 @lru_cache(maxsize=2)
-def _encoder(name: str, size_px: int, device: str) -> Encoder:
+def chip_encoder(name: str, size_px: int, device: str) -> Encoder:
+    """The encoder as chips are embedded by it: on the CPU with folded batch norms."""
     encoder = load_encoder(name, size_px=size_px)
     if device == "cpu":
         return fuse_for_cpu(encoder)
@@ -53,7 +54,7 @@ def encoder_device(device: str) -> str:
 def plan(job: Job) -> list[Part]:
     """One part per tar of chips; its key covers the tar, its usable chips and the weights."""
     chips, settings = job.inputs["chips"], _settings(job)
-    weights = _encoder(
+    weights = chip_encoder(
         settings.encoder, settings.size_px, encoder_device(job.device)
     ).weights_sha256
     return [
@@ -71,7 +72,7 @@ def work(job: Job, part: Part, folder: Path) -> None:
     chips, settings, name = job.inputs["chips"], _settings(job), part.payload["part"]
     refs = chips_by_part(chips)[name]
     device = encoder_device(job.device)
-    encoder = _encoder(settings.encoder, settings.size_px, device)
+    encoder = chip_encoder(settings.encoder, settings.size_px, device)
     pixels = read_pixels(chips, name, refs)
     rows = []
     with one_torch_thread():
@@ -129,7 +130,7 @@ def _halving(size_px: int) -> tuple[torch.Tensor, torch.Tensor]:
 def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
     """Join the parts in the order of ``chips.parquet``."""
     settings = _settings(job)
-    encoder = _encoder(settings.encoder, settings.size_px, encoder_device(job.device))
+    encoder = chip_encoder(settings.encoder, settings.size_px, encoder_device(job.device))
     ids = ok_chips(job.inputs["chips"], ["chip_id"])["chip_id"].astype(str)
     row_of = {chip_id: row for row, chip_id in enumerate(ids)}
     vectors = np.zeros((len(ids), encoder.width), dtype=np.float16)

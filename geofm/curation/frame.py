@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from data_catalog.progress import tick
 from geofm.curation.products import as_factors, best_precision, multiply, near_pairs, on_every_core
 from geofm.curation.space import BLOCK, Floats, Indices, Space, take_rows, use_threads
 
@@ -77,10 +78,10 @@ class Frame:
 
 @dataclass(frozen=True)
 class Cells:
-    """Where rows are: ``home`` [n] (int32); visits as (row, cell), sorted by cell, then row."""
+    """Where rows are: ``home`` [n] (-1: not searched); visits sorted by (cell, row)."""
 
     home: NDArray[np.int32]
-    row: Indices
+    row: NDArray[np.int32]
     cell: NDArray[np.int32]
 
     @cached_property
@@ -93,7 +94,7 @@ class Cells:
         homes, visits = self.ends
         return (
             self.order[homes[cell] : homes[cell + 1]],
-            self.row[visits[cell] : visits[cell + 1]],
+            self.row[visits[cell] : visits[cell + 1]].astype(np.int64),
         )
 
     @cached_property
@@ -105,6 +106,11 @@ class Cells:
             np.searchsorted(self.home[self.order], every).astype(np.int64),
             np.searchsorted(self.cell, every).astype(np.int64),
         )
+
+
+def is_small(rows: int) -> bool:
+    """Whether a pool is searched whole: then it has no cells, and nothing to inherit."""
+    return rows <= WHOLE_UP_TO
 
 
 def train_frame(
@@ -120,7 +126,7 @@ def train_frame(
     """
     pool = np.arange(len(space)) if pool is None else pool
     nothing = np.empty((0, space.stored.shape[1]), dtype=np.float32)
-    if len(pool) <= WHOLE_UP_TO:
+    if is_small(len(pool)):
         return Frame(space.centre, nothing, 0.0)
     use_threads()
     cells = int(CELLS * len(pool) ** 0.5)
@@ -231,7 +237,12 @@ def _true_shares(
 
 
 def assign(
-    frame: Frame, space: Space, first: int, last: int, pool: NDArray[np.bool_] | None = None
+    frame: Frame,
+    space: Space,
+    first: int,
+    last: int,
+    pool: NDArray[np.bool_] | None = None,
+    width: float | None = None,
 ) -> Cells:
     """Homes and visits of the rows ``first`` to ``last`` (numbered from ``first``).
 
@@ -241,24 +252,37 @@ def assign(
         first: row to begin with.
         last: row to end before.
         pool: of all rows, those that are searched; the others have home -1. None for all.
+        width: margin up to which a cell is visited; None for half of the reach.
     """
+    half = frame.reach / 2 if width is None else width
     if frame.whole:
         home = np.zeros(last - first, dtype=np.int32)
-        return _only(Cells(home, np.empty(0, np.int64), np.empty(0, np.int32)), pool, first)
+        return _only(Cells(home, np.empty(0, np.int32), np.empty(0, np.int32)), pool, first)
     starts = range(first, last, ROWS)
 
-    def work(start: int) -> tuple[NDArray[np.int32], Indices, NDArray[np.int32]]:
-        return _assign(frame, space.block(start, min(start + ROWS, last)))
+    def work(start: int) -> tuple[NDArray[np.int32], NDArray[np.uint64]]:
+        home, row, cell = _assign(frame, space.block(start, min(start + ROWS, last)), half)
+        return home, visit_codes(row + (start - first), cell)
 
-    homes, rows, cells = [], [], []
-    for start, (home, row, cell) in zip(starts, on_every_core(work, starts), strict=True):
+    homes, codes = [], []
+    for number, (home, code) in enumerate(on_every_core(work, starts)):
         homes.append(home)
-        rows.append(row + (start - first))
-        cells.append(cell)
+        codes.append(code)
+        if number % 64 == 0:
+            tick("cells", starts[number] - first, last - first)
     if not homes:
-        return Cells(np.empty(0, np.int32), np.empty(0, np.int64), np.empty(0, np.int32))
-    found = sort_cells(np.concatenate(homes), np.concatenate(rows), np.concatenate(cells))
-    return _only(found, pool, first)
+        return no_cells(0)
+    return _only(sort_cells(np.concatenate(homes), codes), pool, first)
+
+
+def no_cells(rows: int) -> Cells:
+    """Rows that are nowhere."""
+    return Cells(np.full(rows, -1, np.int32), np.empty(0, np.int32), np.empty(0, np.int32))
+
+
+def visit_codes(row: Indices, cell: NDArray[np.int32]) -> NDArray[np.uint64]:
+    """Visits as whole numbers that sort by cell, then row."""
+    return (cell.astype(np.uint64) << np.uint64(32)) | row.astype(np.uint64)
 
 
 def _only(cells: Cells, pool: NDArray[np.bool_] | None, first: int) -> Cells:
@@ -271,19 +295,23 @@ def _only(cells: Cells, pool: NDArray[np.bool_] | None, first: int) -> Cells:
     return Cells(home, cells.row[there], cells.cell[there])
 
 
-def sort_cells(home: NDArray[np.int32], row: Indices, cell: NDArray[np.int32]) -> Cells:
-    """Cells from homes and visits in any order."""
-    order = np.argsort(row, kind="stable")
-    order = order[np.argsort(cell[order], kind="stable")]
-    return Cells(home, row[order], cell[order])
+def sort_cells(home: NDArray[np.int32], codes: list[NDArray[np.uint64]]) -> Cells:
+    """Cells from homes and visits in any order; empties the list of codes as it reads it."""
+    whole = np.concatenate([np.empty(0, np.uint64), *codes])
+    codes.clear()
+    whole.sort()
+    row = (whole & np.uint64(0xFFFFFFFF)).astype(np.int32)
+    return Cells(home, row, (whole >> np.uint64(32)).astype(np.int32))
 
 
-def _assign(frame: Frame, units: Units) -> tuple[NDArray[np.int32], Indices, NDArray[np.int32]]:
+def _assign(
+    frame: Frame, units: Units, width: float
+) -> tuple[NDArray[np.int32], Indices, NDArray[np.int32]]:
     """Home of each unit vector, and its visits (row, cell)."""
     products = multiply(torch.from_numpy(units), torch.from_numpy(frame.centroids)).numpy()
     home = products.argmax(axis=1)
     best = products[np.arange(len(home)), home]
-    half = np.float32(frame.reach / 2 + TIE)
+    half = np.float32(width + TIE)
     floor = best - np.maximum(half * frame.widest[home], 2 * TIE)
     row, cell = np.divmod(np.flatnonzero(products >= floor[:, None]), products.shape[1])
     gap = best[row] - products[row, cell]

@@ -31,7 +31,7 @@ from geofm.curation.products import (
     on_every_core,
     pick,
 )
-from geofm.curation.space import BLOCK, Indices, Space, take_rows
+from geofm.curation.space import BLOCK, READ, Indices, Space, take_rows, unit_rows
 
 #: Pairs of one cell beyond which it may be dense: at least, and per row in it.
 DENSE_PAIRS, DENSE_PER_ROW = 1_000_000, 256
@@ -102,14 +102,14 @@ def too_many(threshold: float, most: int = MOST_EDGES) -> TooManyPairs:
 
 def _load(space: Space, rows: Indices, precision: Precision) -> torch.Tensor:
     """The rows' unit vectors in the type in which they are multiplied [rows, d]."""
-    part = Space(take_rows(space.stored, rows), space.centre)
-    factors = torch.empty(part.stored.shape, dtype=precision.dtype)
+    factors = torch.empty((len(rows), space.stored.shape[1]), dtype=precision.dtype)
 
     def work(first: int) -> None:
-        last = min(first + BLOCK, len(part))
-        factors[first:last] = as_factors(part.block(first, last), precision)
+        some = rows[first : first + READ]
+        units = unit_rows(take_rows(space.stored, some), space.centre)
+        factors[first : first + READ] = as_factors(units, precision)
 
-    for _ in on_every_core(work, range(0, len(part), BLOCK)):
+    for _ in on_every_core(work, range(0, len(rows), READ)):
         pass
     return factors
 
@@ -181,6 +181,19 @@ def decide_pairs(
     near = similarity >= threshold
     near[near] = searched(part, frame, cells.home[rows], i[near], j[near])
     return sort_edges(left[near], right[near], similarity[near])
+
+
+def exact_pairs(
+    space: Space, left: Indices, right: Indices, threshold: float
+) -> tuple[Indices, Indices]:
+    """Of proposed pairs, those at or above the threshold: (lower, higher), each once."""
+    real = left != right
+    low, high = np.minimum(left, right)[real], np.maximum(left, right)[real]
+    low, high = np.divmod(np.unique(low * len(space) + high), len(space))
+    rows, at = np.unique(np.concatenate([low, high]), return_inverse=True)
+    part = Space(take_rows(space.stored, rows), space.centre)
+    near = part.similarity(at[: len(low)], at[len(low) :]) >= threshold
+    return low[near], high[near]
 
 
 def searched(

@@ -6,6 +6,7 @@ and searches only what is new (``incremental.py``): the pairs, and so the decisi
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,38 +15,62 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from data_catalog.artifact import Artifact
 from data_catalog.stage import Job, Part, Sealed, Stage
 from data_catalog.tables import write_table
 from geofm.curation import audit
 from geofm.curation.buckets import (
-    open_vectors,
+    frame_identity,
     read_cells,
     read_frame,
-    threshold_of,
-)  # fmt: skip
+)
 from geofm.curation.edges import Edges, join_edges
 from geofm.curation.frame import Cells, Frame
+from geofm.curation.incremental import (
+    carry_edges,
+    could_be_dense,
+    join_new,
+    match_rows,
+    turn_round,
+)  # fmt: skip
 from geofm.curation.join import join_cells
 from geofm.curation.parts import file_digests
 from geofm.curation.space import Indices, Space
+from geofm.curation.vectors import open_vectors
 
 VERSION = "1"
 #: Homes and visits of the cells of one part, about.
-PART_ROWS = 3_000_000
+PART_ROWS = 6_000_000
+#: Share of new rows up to which they are searched against the pairs that are known.
+MOST_NEW = 0.25
+#: Files that pairs depend on.
+COVERED = ("centre.npy", "centroids.npy", "home.npy", "visit_row.npy", "visit_cell.npy",
+           "embeddings.npy")  # fmt: skip
 #: Recall below which a search by cells is refused, when the audit is sure of it.
 LEAST_RECALL = 0.9999
 
 
+def threshold_of(job: Job) -> float:
+    """The least similarity of any pair: that which the cells were made for."""
+    return float(job.inputs["buckets"].manifest.facts["threshold"])
+
+
 def plan(job: Job) -> list[Part]:
-    """Groups of neighbouring cells with about the same number of rows."""
+    """Groups of neighbouring cells with about as many rows; one part where only new ones join."""
     buckets = job.inputs["buckets"]
     cells = read_cells(buckets)
     files = {**file_digests(buckets), **file_digests(job.inputs["embeddings"])}
-    covers = [files[n] for n in ("centre.npy", "centroids.npy", "home.npy", "visit_row.npy",
-                                 "visit_cell.npy", "embeddings.npy")]  # fmt: skip
+    covers = [files[name] for name in COVERED] + [threshold_of(job)]
+    count = int(buckets.manifest.facts["cells"])
+    carried = carry(job) is not None
+    groups = [(0, count)] if carried else group_cells(cells, count)
     return [
-        job.part({"first": first, "last": last}, [*covers, threshold_of(job)[0], first, last], [])
-        for first, last in group_cells(cells, int(buckets.manifest.facts["cells"]))
+        job.part(
+            {"first": first, "last": last, "carried": carried},
+            [*covers, first, last, carried],
+            fields=[],
+        )
+        for first, last in groups
     ]
 
 
@@ -62,15 +87,69 @@ def group_cells(cells: Cells, count: int) -> list[tuple[int, int]]:
 def work(job: Job, part: Part, folder: Path) -> None:
     """Search a group of cells: rows and exact similarities of its pairs."""
     space, frame, cells = read_pool(job)
+    threshold = threshold_of(job)
     numbers = range(part.payload["first"], part.payload["last"])
-    found = join_cells(space, frame, cells, numbers, threshold_of(job)[0])
+    carried = carry(job) if part.payload["carried"] else None
+    more = None
+    if carried is not None:
+        more = join_new(space, frame, cells, carried.new, threshold, carried.rest)
+    if carried is not None and more is not None:
+        edges = join_edges([carried.edges, more.edges])
+        if not could_be_dense(edges, cells.home):
+            audited = audit.merge_audit(
+                carried.known, carried.rest, more.low, more.high, len(space)
+            )
+            nothing = np.empty(0, np.int64)
+            np.savez(folder / "edges.npz", **vars(edges), dense=nothing, **vars(audited))
+            return
+    found = join_cells(space, frame, cells, numbers, threshold)
     np.savez(folder / "edges.npz", **vars(found.edges), dense=np.array(found.dense, np.int64))
+
+
+@dataclass(frozen=True)
+class Carried:
+    """What an earlier run over the same frame knows of the pool of now, by rows of now.
+
+    ``known`` is its audit, ``rest`` the rows that are to be audited besides.
+    """
+
+    edges: Edges
+    new: Indices
+    known: audit.Audited
+    rest: Indices
+
+
+def carry(job: Job) -> Carried | None:
+    """What is taken over from the last run; None where everything is searched."""
+    before, buckets = job.previous, job.inputs["buckets"]
+    if before is None or buckets.manifest.facts["cells"] < 2:
+        return None
+    old = job.store.artifact("buckets", before.manifest.inputs["buckets"])
+    facts = before.manifest.facts
+    if facts["dense_cells"] or facts["threshold"] != threshold_of(job):
+        return None
+    if not job.store.has(old) or frame_identity(old) != frame_identity(buckets):
+        return None
+    space, _, cells = read_pool(job)
+    pool, hashes = np.flatnonzero(cells.home >= 0), np.load(buckets.local("hashes.npy"))
+    home = np.load(old.local("home.npy"))
+    of = match_rows(np.load(old.local("hashes.npy")), home, hashes)
+    to = turn_round(of, len(home), cells.home >= 0)
+    new = pool[of[pool] < 0]
+    with np.load(before.local("rows.npz"), allow_pickle=False) as data:
+        edges = Edges(data["left"], data["right"], data["similarity"])
+        then = audit.Audited(data["asked"], data["low"], data["high"])
+    if len(new) > MOST_NEW * len(pool):
+        return None
+    asked = pool[audit.choose_queries(hashes[pool], job.seed)]
+    known, rest = audit.carry_audit(space, then, to, asked, new, threshold_of(job))
+    return Carried(carry_edges(edges, to), new, known, rest)
 
 
 def read_pool(job: Job) -> tuple[Space, Frame, Cells]:
     """The pool of a job: vectors, frame, cells."""
     buckets = job.inputs["buckets"]
-    frame = read_frame(buckets.local("centre.npy").parent)
+    frame = read_frame(buckets)
     return Space(open_vectors(job.inputs["embeddings"]), frame.centre), frame, read_cells(buckets)
 
 
@@ -80,21 +159,37 @@ def read_edges(folder: Path) -> tuple[Edges, Indices]:
         return Edges(data["left"], data["right"], data["similarity"]), data["dense"]
 
 
+def read_audit(folders: list[Path]) -> audit.Audited | None:
+    """The audit that a part made on its way, if there is one."""
+    if len(folders) != 1:
+        return None
+    with np.load(folders[0] / "edges.npz", allow_pickle=False) as data:
+        if "asked" not in data:
+            return None
+        return audit.Audited(data["asked"], data["low"], data["high"])
+
+
 def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
-    """``pairs.parquet``, ``identical.parquet``, ``dense.parquet``, and the certificate."""
+    """``pairs.parquet``, ``identical.parquet``, ``dense.parquet``, and the certificate.
+
+    ``rows.npz`` has the pairs and the audit by row, for the run that follows.
+    """
     space, frame, cells = read_pool(job)
     parts = [read_edges(part) for part in folders]
     edges = join_edges([part[0] for part in parts])
     dense = np.unique(np.concatenate([np.empty(0, np.int64), *(part[1] for part in parts)]))
     same = np.load(job.inputs["buckets"].local("same.npy"))
-    threshold, source = threshold_of(job)
+    threshold = threshold_of(job)
     pool = np.flatnonzero(cells.home >= 0)
-    certificate = audit.audit_edges(
-        space, edges, threshold, job.seed, covered=in_dense(cells, dense), pool=pool
-    )
+    audited = read_audit(folders)
+    if audited is None:
+        hashes = np.load(job.inputs["buckets"].local("hashes.npy"))
+        audited = audit.audit_rows(space, hashes, pool, threshold, job.seed)
+    certificate = audit.certify(audited, edges, len(space), in_dense(cells, dense))
     audit.require_complete(certificate, 1.0 if frame.whole else LEAST_RECALL)
     ids = job.inputs["embeddings"].table("ids.parquet")["chip_id"].astype(str).to_numpy()
     write_table(_named(ids, edges), folder / "pairs.parquet")
+    np.savez(folder / "rows.npz", **vars(edges), **vars(audited))
     copies = np.flatnonzero((same >= 0) & (same != np.arange(len(same))))
     identical = pd.DataFrame({"chip_id": ids[copies], "same_as": ids[same[copies]]})
     write_table(identical.sort_values("chip_id"), folder / "identical.parquet")
@@ -104,7 +199,7 @@ def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
         counts={"rows_in": len(same), "rows_out": len(same), "pairs": len(edges)},
         facts={
             "threshold": threshold,
-            "threshold_from": source,
+            "threshold_from": job.inputs["buckets"].manifest.facts["threshold_from"],
             "similarity": "cosine of embeddings minus the centre of buckets, float64",
             "certificate": {**certificate, "pairs_found": len(edges)},
             "method": "every pair" if frame.whole else "cells",
@@ -113,6 +208,30 @@ def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
                                               "largest_identical")},
         },
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The artifact as it is read: pairs by chip id, frame and cells, numbers of dense cells."""
+
+    table: pd.DataFrame
+    frame: Frame
+    cells: Cells
+    dense: list[int]
+    threshold: float
+
+
+def read_pairs(inputs: dict[str, Artifact]) -> Pairs:
+    """The pairs of ``inputs["pairs"]``, searched in the cells of ``inputs["buckets"]``."""
+    pairs, buckets = inputs["pairs"], inputs["buckets"]
+    dense = sorted({int(cell) for cell in pairs.table("dense.parquet")["cell"]})
+    return Pairs(
+        pairs.table("pairs.parquet"),
+        read_frame(buckets),
+        read_cells(buckets),
+        dense,
+        float(pairs.manifest.facts["threshold"]),
+    )
 
 
 def in_dense(cells: Cells, dense: Indices) -> audit.Covered:
@@ -169,4 +288,7 @@ STAGE = Stage(
     work=work,
     seal=seal,
     seeded=True,
+    section="curate",
+    fields=(),
+    follows=True,
 )

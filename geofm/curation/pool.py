@@ -1,20 +1,26 @@
-"""The pool: usable chips with their descriptors and shares, who passes the gates, who is a copy.
+"""Stage ``pool``: which chips are candidates. Gates, evaluation sets, identical pixels.
 
-The stages that look for pairs and those that decide on them see the same rows in the same order.
+A chip that fails a gate, or that an evaluation set shows, or whose pixels are those of a better
+one, is no candidate; the others are what is searched for duplicates and chosen from.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from data_catalog.artifact import Artifact
 from data_catalog.canonical import digest_of
 from data_catalog.errors import RunError
-from geofm.curation.duplicates import collapse_identical
+from data_catalog.stage import Job, Part, Sealed, Stage
+from data_catalog.tables import write_table
+from geofm.curation import evaluation_sets
+from geofm.curation.describe import load_descriptors
 from geofm.curation.leader import total_order
 from geofm.curation.parts import ok_chips
 from geofm.curation.scores import apply_gates, quality
@@ -23,39 +29,38 @@ from geofm.settings import CurateSettings
 
 CHIP_COLUMNS = ["chip_id", "item_id", "collection", "cell", "crs", "transform", "datetime",
                 "geometry", "pixel_sha256", "bands", "scale"]  # fmt: skip
+#: The settings that a pool depends on.
+GATES = ("min_valid", "max_cloud", "max_saturated")
+EVALUATION = ("evaluation_sets", "evaluation_buffer_m", "evaluation_similarity")
 SHARES = {"valid_fraction": "valid", "cloud_fraction": "cloud", "saturated_fraction": "saturated"}
-#: The settings that say which chips are in a pool.
-GATE_FIELDS = ("min_valid", "max_cloud", "max_saturated")
 
 
-@dataclass(frozen=True)
-class Pool:
-    """Usable chips sorted by id.
-
-    Attributes:
-        table: one row per chip: what it is, its descriptors, shares and quality.
-        rules: the gate that each row fails, "" for rows that pass them all; ``reasons`` why.
-        order: rows that passed, best first.
-        stands_for: for each row that passed, the row that stands for its identical copies
-            (itself if it is the best of them); -1 for the others.
-        distinct: the rows that stand for themselves, ascending: those that are searched.
-    """
-
-    table: pd.DataFrame
-    rules: list[str]
-    reasons: list[str]
-    order: Indices
-    stands_for: Indices
-    distinct: Indices
-
-    @property
-    def ids(self) -> list[str]:
-        """Chip ids by row."""
-        return [str(chip_id) for chip_id in self.table["chip_id"]]
+def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
+    """``pool.parquet``: a row per usable chip, sorted by id, with the rule it falls by or ""."""
+    settings: CurateSettings = job.settings
+    chips, descriptors = job.inputs["chips"], job.inputs["descriptors"]
+    table = load_chips(chips, descriptors)
+    table["rule"], table["reason"] = apply_gates(table, settings)
+    table["witness_id"], table["similarity"] = "", np.nan
+    found = evaluation_sets.check(job, folders, table)
+    at = np.flatnonzero(table["rule"] == "")
+    hit = found.rows[found.rows["row"].isin(at)]
+    for column in ("rule", "reason", "similarity"):
+        table.loc[hit["row"], column] = hit[column].to_numpy()
+    table.loc[hit["row"], "witness_id"] = (hit["set"] + "/" + hit["witness"]).to_numpy()
+    _collapse(table)
+    columns = ["chip_id", "rule", "reason", "witness_id", "similarity", "quality"]
+    write_table(table[columns], folder / "pool.parquet")
+    dropped = Counter(table.loc[table["rule"] != "", "rule"])
+    return Sealed(
+        counts={"rows_in": len(table), "rows_out": int((table["rule"] == "").sum())},
+        dropped={str(rule): int(count) for rule, count in dropped.items()},
+        facts={"decontamination": found.certificate},
+    )
 
 
-def load_pool(chips: Artifact, descriptors: Artifact, settings: CurateSettings) -> Pool:
-    """The pool of a chips artifact.
+def load_chips(chips: Artifact, descriptors: Artifact) -> pd.DataFrame:
+    """Usable chips sorted by id: what they are, shares, descriptors and quality.
 
     Raises:
         RunError: when the descriptors are of other chips.
@@ -65,24 +70,35 @@ def load_pool(chips: Artifact, descriptors: Artifact, settings: CurateSettings) 
         table[share] = table[share].astype(np.float64)
     table["saturated"] = table["saturated"].fillna(0.0)
     table = table.sort_values("chip_id", ignore_index=True)
-    described = descriptors.table("descriptors.parquet").set_index("chip_id")
-    if len(described) != len(table) or not described.index.isin(table["chip_id"]).all():
+    described = load_descriptors(descriptors, table["chip_id"].astype(str).tolist())[0]
+    if (rows := descriptors.manifest.counts["rows_out"]) != len(table):
         raise RunError(
-            f"descriptors {descriptors.digest[:12]} are not of these chips ({len(described)} "
-            f"rows, {len(table)} chips); describe these chips"
+            f"descriptors {descriptors.digest[:12]} are not of these chips ({rows} rows, "
+            f"{len(table)} chips); describe these chips"
         )
-    described = described.loc[table["chip_id"]].reset_index(drop=True)
+    described = described.drop(columns="chip_id")
     table[described.columns] = described
     table["quality"] = quality(table)
+    return table
 
-    rules, reasons = apply_gates(table, settings)
-    passed = np.flatnonzero([rule == "" for rule in rules]).astype(np.int64)
+
+def _collapse(table: pd.DataFrame) -> None:
+    """Rule ``identical`` for chips whose pixels are those of a better one that passed so far."""
+    passed = np.flatnonzero(table["rule"] == "")
     mine = table.iloc[passed]
     order = total_order(mine["quality"].to_numpy(np.float64), mine["chip_id"].astype(str).tolist())
-    stands_for = np.full(len(table), -1, dtype=np.int64)
-    stands_for[passed] = passed[collapse_identical(_contents(mine), order)]
-    distinct = np.unique(stands_for[passed])
-    return Pool(table, rules, reasons, passed[order], stands_for, distinct)
+    first: dict[str, int] = {}
+    contents = _contents(mine)
+    for row in order:
+        first.setdefault(contents[row], int(row))
+    best = np.array([first[content] for content in contents], dtype=np.int64)
+    copies = np.flatnonzero(best != np.arange(len(best)))
+    witnesses = mine["chip_id"].astype(str).to_numpy()[best[copies]]
+    rows = passed[copies]
+    table.loc[rows, "rule"] = "identical"
+    table.loc[rows, "reason"] = [f"its pixels are those of {one}" for one in witnesses]
+    table.loc[rows, "witness_id"] = witnesses
+    table.loc[rows, "similarity"] = 1.0
 
 
 def _contents(chips: pd.DataFrame) -> list[str]:
@@ -94,18 +110,62 @@ def _contents(chips: pd.DataFrame) -> list[str]:
     ]
 
 
-def load_vectors(embeddings: Artifact, chip_ids: list[str]) -> NDArray[np.float16]:
-    """Embeddings [n, d] in the order of ``chip_ids``, some or all of those embedded.
+@dataclass(frozen=True)
+class Pool:
+    """The chips of a pool artifact, sorted by id.
 
-    Raises:
-        RunError: when a chip has no embedding.
+    ``table`` has what is known of each; its ``rule`` is "" for candidates.
     """
-    ids = pd.Index(embeddings.table("ids.parquet")["chip_id"].astype(str))
-    rows = ids.get_indexer(pd.Index(chip_ids))
-    if (rows < 0).any():
-        raise RunError(
-            f"embeddings {embeddings.digest[:12]} are not of these chips: "
-            f"{int((rows < 0).sum())} of {len(chip_ids)} have no vector; embed these chips"
-        )
-    vectors = np.load(embeddings.local("embeddings.npy"), mmap_mode="r", allow_pickle=False)
-    return np.asarray(vectors[rows], dtype=np.float16)
+
+    table: pd.DataFrame
+
+    @property
+    def ids(self) -> list[str]:
+        """Chip ids by row."""
+        return [str(chip_id) for chip_id in self.table["chip_id"]]
+
+    @property
+    def candidates(self) -> Indices:
+        """Rows of the candidates, ascending."""
+        return np.flatnonzero(self.table["rule"] == "").astype(np.int64)
+
+
+def load_pool(inputs: dict[str, Artifact]) -> Pool:
+    """The pool with its chips and their descriptors."""
+    table = load_chips(inputs["chips"], inputs["descriptors"])
+    pool = inputs["pool"].table("pool.parquet").drop(columns="quality")
+    if pool["chip_id"].astype(str).tolist() != table["chip_id"].astype(str).tolist():
+        raise RunError(f"pool {inputs['pool'].digest[:12]} is not of these chips")
+    for column in ("rule", "reason", "witness_id", "similarity"):
+        table[column] = pool[column]
+    return Pool(table)
+
+
+def plan(job: Job) -> list[Part]:
+    """One part per evaluation set with images: what they look like."""
+    return evaluation_sets.plan(job)
+
+
+def work(job: Job, part: Part, folder: Path) -> None:
+    """Describe and embed the images of one evaluation set."""
+    evaluation_sets.work(job, part, folder)
+
+
+def reads(settings: Any) -> Any:
+    """Identity of the registry of evaluation sets."""
+    return evaluation_sets.identity(settings)
+
+
+STAGE = Stage(
+    name="pool",
+    version="1",
+    kind="pool",
+    inputs=("chips", "descriptors", "embeddings"),
+    software=("numpy", "scipy", "shapely"),
+    plan=plan,
+    work=work,
+    seal=seal,
+    section="curate",
+    fields=GATES + EVALUATION,
+    reads=reads,
+)

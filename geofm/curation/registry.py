@@ -1,14 +1,15 @@
 """The registry of evaluation sets: what pretraining data must not contain.
 
-A registry is a YAML file (``sets:`` a list of name, footprints, images, bands; paths relative to
-it) or a folder in which ``NAME.geojson`` or ``NAME.parquet`` and the folder ``NAME`` with images
-make up the set NAME. Footprints are polygons or points in degrees; images are PNG, JPEG and the like,
-GeoTIFF or JP2.
+A registry is a YAML file (``sets:`` a list of name, footprints, images, bands, scale; paths
+relative to it) or a folder in which ``NAME.geojson`` or ``NAME.parquet`` and the folder ``NAME``
+with images make up the set NAME. Footprints are polygons or points in degrees; images are PNG, JPEG
+and the like, GeoTIFF or JP2.
 """
 
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +23,7 @@ import yaml
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from rasterio.errors import RasterioIOError
+from rasterio.errors import NotGeoreferencedWarning, RasterioIOError
 
 from data_catalog.canonical import digest_of
 from data_catalog.errors import UsageError
@@ -41,6 +42,7 @@ class Listed(BaseModel):
     footprints: str | None = None
     images: str | None = None
     bands: list[int] = Field([1, 2, 3], min_length=1, max_length=3)
+    scale: float = Field(1e-4, gt=0)
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ class EvaluationSet:
         area_ids: one per area.
         images: files by id (path below the set's folder).
         bands: which bands of a raster are red, green and blue, from 1.
+        scale: reflectance per count of images that are not 8-bit.
         sha256: of everything that is checked against.
     """
 
@@ -60,6 +63,7 @@ class EvaluationSet:
     area_ids: list[str]
     images: dict[str, Path] = field(default_factory=dict)
     bands: tuple[int, ...] = (1, 2, 3)
+    scale: float = 1e-4
     sha256: str = ""
 
 
@@ -122,7 +126,7 @@ def _checked(entries: list[Any], place: Path) -> list[Listed]:
 def _load(listed: Listed, base: Path) -> EvaluationSet:
     areas: NDArray[np.object_] = np.empty(0, dtype=object)
     ids: list[str] = []
-    what: list[Any] = [listed.bands]
+    what: list[Any] = [listed.bands, listed.scale]
     if listed.footprints:
         areas, ids = _footprints(base / listed.footprints, listed.name)
         shapes = [hashlib.sha256(shapely.to_wkb(area)).hexdigest() for area in areas]
@@ -137,7 +141,9 @@ def _load(listed: Listed, base: Path) -> EvaluationSet:
         what.append([[i, _sha256(file)] for i, file in images.items()])
     if not len(areas) and not images:
         raise UsageError(f"evaluation set {listed.name} has neither footprints nor images")
-    return EvaluationSet(listed.name, areas, ids, images, tuple(listed.bands), digest_of(what))
+    return EvaluationSet(
+        listed.name, areas, ids, images, tuple(listed.bands), listed.scale, digest_of(what)
+    )
 
 
 def _sha256(file: Path) -> str:
@@ -158,6 +164,15 @@ def _footprints(file: Path, name: str) -> tuple[NDArray[np.object_], list[str]]:
     return np.asarray(frame.geometry.to_numpy(), dtype=object), ids
 
 
+def _read_raster(file: Path, bands: tuple[int, ...]) -> NDArray[Any]:
+    driver = "JP2OpenJPEG" if file.suffix.lower() == ".jp2" else "GTiff"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)  # images need no place
+        with rasterio.open(file, driver=driver) as source:
+            some = [band for band in bands if band <= source.count]
+            return np.asarray(source.read(some if len(some) == 3 else [1]))
+
+
 def read_images(one: EvaluationSet) -> Iterator[tuple[str, NDArray[Any]]]:
     """Id and pixels [bands, height, width] (1 or 3 bands) of each image of a set.
 
@@ -167,9 +182,7 @@ def read_images(one: EvaluationSet) -> Iterator[tuple[str, NDArray[Any]]]:
     for image_id, file in one.images.items():
         try:
             if file.suffix.lower() in RASTERS:
-                with rasterio.open(file, driver=["GTiff", "JP2OpenJPEG"]) as source:
-                    some = [band for band in one.bands if band <= source.count]
-                    yield image_id, source.read(some if len(some) == 3 else [1])
+                yield image_id, _read_raster(file, one.bands)
             else:
                 with Image.open(file) as picture:
                     yield image_id, np.asarray(picture.convert("RGB")).transpose(2, 0, 1)

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import faiss
+import faiss  # before torch: both bring an OpenMP
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
@@ -60,9 +61,7 @@ class Space:
 
     def block(self, first: int, last: int) -> NDArray[np.float32]:
         """Unit vectors of the rows ``first`` to ``last`` in float32, for searching."""
-        vectors = read_rows(self.stored, first, last) - self.centre.astype(np.float32)
-        lengths = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
-        return np.asarray(vectors / np.where(lengths > 0, lengths, np.float32(1))[:, None])
+        return unit_rows(read_rows(self.stored, first, last), self.centre)
 
     def similarity(self, left: Indices, right: Indices) -> Floats:
         """Exact cosine similarity of pairs of rows, rounded to 12 decimals."""
@@ -75,14 +74,27 @@ class Space:
         return np.asarray(np.round(np.clip(found, -1.0, 1.0), DECIMALS), dtype=np.float64)
 
 
-def read_rows(stored: NDArray[np.float16], first: int, last: int) -> NDArray[np.float32]:
-    """Rows ``first`` to ``last`` in float32; of a mapped file they are read, not mapped.
+def unit_rows(stored: NDArray[np.float16], centre: Floats) -> NDArray[np.float32]:
+    """Unit vectors of stored ones in float32, for searching; a zero vector stays zero.
+
+    By torch, which converts from float16 several times as fast as numpy.
+    """
+    writable = stored if stored.flags.writeable else stored.copy()  # torch insists
+    vectors = torch.from_numpy(writable).float()
+    vectors -= torch.from_numpy(centre).float()
+    lengths = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
+    vectors /= torch.where(lengths > 0, lengths, torch.ones(()))
+    return np.asarray(vectors.numpy(), dtype=np.float32)
+
+
+def read_rows(stored: NDArray[np.float16], first: int, last: int) -> NDArray[np.float16]:
+    """Rows ``first`` to ``last``; of a mapped file they are read, not mapped.
 
     Mapped pages count as memory of this process until something else needs it.
     """
     if isinstance(stored, np.memmap) and stored.filename is not None:
-        return np.asarray(_read(stored, first, last).astype(np.float32), dtype=np.float32)
-    return stored[first:last].astype(np.float32)
+        return np.asarray(_read(stored, first, last), dtype=np.float16)
+    return stored[first:last]
 
 
 def _read(stored: np.memmap[Any, np.dtype[np.float16]], first: int, last: int) -> Any:

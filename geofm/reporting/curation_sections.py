@@ -23,8 +23,8 @@ def thresholds(material: Material) -> Section:
     if not found:
         return Section("thresholds", title, "No threshold was calibrated.")
     rows = [
-        (name, f"{one['threshold']:.4f}", str(one["source"]), count(one.get("positives", 0)),
-         count(one.get("negatives", 0)))
+        (name, f"{one['threshold']:.4f}", str(one["source"]), count(one.get("alike", 0)),
+         count(one.get("unlike", 0)))
         for name, one in sorted(found.items())
     ]  # fmt: skip
     blocks: list[Plain] = [
@@ -105,21 +105,28 @@ def choice(material: Material) -> Section:
 def contamination(material: Material) -> Section:
     """What was removed because an evaluation set has it."""
     title = "Evaluation sets"
-    found: list[dict[str, Any]] = material.facts("decisions").get("decontamination", [])
-    if not found:
+    found: dict[str, Any] = material.facts("decisions").get("decontamination", {})
+    if not found.get("sets"):
         lead = (
             "No evaluation set was registered (curate.evaluation_sets), so none was checked: "
             "scores on public benchmarks may be leaked."
         )
         return Section("contamination", title, lead)
-    rows = [(str(one["set"]), ", ".join(one["checks"]), count(one["removed"])) for one in found]
-    removed = sum(int(one["removed"]) for one in found)
-    blocks: list[Plain] = [Table(("Set", "Checked by", "Removed"), rows, numeric=frozenset({2}))]
-    if any("footprint" not in one["checks"] for one in found):
+    rows = [
+        (
+            str(one["name"]), ", ".join(one["checked_by"]), count(one["footprints"]),
+            count(one["images"]), count(one["removed"]),
+        )
+        for one in found["sets"]
+    ]  # fmt: skip
+    head = ("Set", "Checked by", "Footprints", "Images", "Chips removed")
+    blocks: list[Plain] = [Table(head, rows, numeric=frozenset({2, 3, 4}))]
+    if any("footprint" not in one["checked_by"] for one in found["sets"]):
         blocks.append(
             Note("A set without footprints can be checked by what its images look like only.")
         )
-    lead = f"{words.some(removed, 'chip')} removed because an evaluation set shows the same."
+    removed = words.some(found["chips_removed"], "chip")
+    lead = f"{removed} removed because an evaluation set shows the same place or picture."
     return Section("contamination", title, lead, blocks)
 
 

@@ -134,7 +134,7 @@ def dropped(material: Material, settings: ReportSettings) -> Section:
 def duplicates(material: Material, settings: ReportSettings) -> Section:
     """Duplicate clusters: the kept chip beside those dropped for it."""
     chips = material.chips
-    copies = stored(chips[chips["why"].isin(["near_duplicate", "identical"])])
+    copies = stored(chips[chips["why"].isin(["near_duplicate", "pixel_duplicate", "identical"])])
     by_id = stored(material.kept()).set_index("chip_id", drop=False)
     copies = copies[copies["witness_id"].isin(by_id.index)]
     title = "Duplicates and their witnesses"
@@ -165,7 +165,7 @@ def duplicates(material: Material, settings: ReportSettings) -> Section:
     lead = (
         f"{count(len(copies))} chips were dropped because {count(len(sizes))} kept ones look the "
         "same. Left in each row is the witness, which stays; the number is the exact cosine "
-        "similarity to it."
+        "similarity to it, or the likeness of the pixels."
     )
     return Section("duplicates", title, lead, blocks)
 
@@ -176,6 +176,7 @@ def _pair(source: Artifact, by_id: pd.DataFrame, rows: pd.DataFrame) -> list[Thu
     thumbs = [thumb(source, witness, f"kept {_day(witness)}".strip())]
     for row in each(rows):
         value = "equal" if row.why == "identical" else f"{row.similarity:.4f}"
+        value += " by pixels" if row.why == "pixel_duplicate" else ""
         thumbs.append(thumb(source, row, f"{value} {_day(row)}".strip()))
     return thumbs
 
@@ -197,7 +198,7 @@ def distributions(material: Material) -> Section:
         chips = chips.iloc[:: -(-len(chips) // MOST_HISTOGRAM)]
     if not plots.measured(chips):
         return Section("scores-of-chips", title, "No candidate chip has scores.")
-    threshold = material.settings("decisions").get("threshold")
+    threshold = material.facts("decisions").get("threshold")
     picture = plots.distributions(chips, threshold)
     halves = [
         chips.loc[chips["state"] == s, "entropy"].median() for s in ("kept", "dropped")

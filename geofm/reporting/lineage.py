@@ -13,22 +13,26 @@ _W, _H, _DX, _DY, _PAD = 180, 66, 222, 124, 12
 #: Role -> column and row of its box.
 _PLACES = {
     "sources": (0, 0), "items": (1, 0), "chips": (2, 0), "embeddings": (3, 0), "encoder": (4, 0),
-    "descriptors": (2, 1), "calibration": (3, 1), "pairs": (4, 1),
+    "descriptors": (2, 1), "pool": (3, 1), "pairs": (4, 1), "calibration": (4, 2),
     "decisions": (3, 2), "dataset": (2, 2), "model": (1, 2), "teacher": (0, 2), "scores": (1, 3),
 }  # fmt: skip
 
 _SAID = {
     "items": "scenes", "chips": "chips", "embeddings": "vectors", "descriptors": "chips",
-    "calibration": "known pairs", "pairs": "pairs", "decisions": "kept", "dataset": "samples",
-    "model": "samples seen", "scores": "images",
+    "pool": "candidates", "calibration": "known pairs", "pairs": "vectors", "decisions": "kept",
+    "dataset": "samples", "model": "samples seen", "scores": "images",
 }  # fmt: skip
 
+#: Edges left out of the drawing because the longer way says them (the table has them all).
 _IMPLIED = {
     ("items", "dataset"), ("dataset", "scores"), ("chips", "decisions"), ("chips", "dataset"),
-    ("items", "calibration"), ("chips", "calibration"), ("chips", "pairs"),
-    ("descriptors", "pairs"), ("embeddings", "pairs"), ("descriptors", "decisions"),
-    ("embeddings", "decisions"), ("calibration", "decisions"), ("items", "decisions"),
+    ("chips", "pool"), ("embeddings", "pool"), ("descriptors", "decisions"),
+    ("embeddings", "decisions"), ("pool", "decisions"), ("items", "calibration"),
+    ("chips", "calibration"), ("descriptors", "calibration"), ("embeddings", "calibration"),
+    ("calibration", "pairs"),
 }  # fmt: skip
+#: Edges that lead through an artifact which is not drawn (the cells that pairs are searched in).
+_THROUGH = {("pool", "pairs"), ("calibration", "decisions")}
 
 
 def draw(artifacts: Mapping[str, Artifact], sources: list[str]) -> str:
@@ -47,7 +51,8 @@ def draw(artifacts: Mapping[str, Artifact], sources: list[str]) -> str:
     edges = [("sources", "items")]
     for role, artifact in artifacts.items():
         parents = [p for p in artifact.manifest.inputs if p in boxes]
-        edges += [(p, role) for p in parents if role in boxes]
+        edges += [(p, role) for p in parents if role in boxes and (p, role) not in _THROUGH]
+    edges += sorted(_THROUGH)
     for role, child, name, sha in (
         ("encoder", "embeddings", "encoder", "weights_sha256"),
         ("teacher", "model", "teacher", "teacher_weights_sha256"),
@@ -60,7 +65,7 @@ def draw(artifacts: Mapping[str, Artifact], sources: list[str]) -> str:
     width, height = (columns - 1) * _DX + _W + 2 * _PAD, (lines - 1) * _DY + _H + 2 * _PAD
     drawn = [_edge(a, b) for a, b in edges if a in boxes and b in boxes and not _implied(a, b)]
     drawn += [_box(role, *text) for role, text in boxes.items()]
-    label = "Lineage: " + "; ".join(f"{a} to {b}" for a, b in edges)
+    label = "Lineage: " + "; ".join(f"{a} to {b}" for a, b in edges if a in boxes and b in boxes)
     return (
         f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(label)}">'
         '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" '
@@ -70,7 +75,7 @@ def draw(artifacts: Mapping[str, Artifact], sources: list[str]) -> str:
 
 
 def _implied(parent: str, child: str) -> bool:
-    """Edges left out of the drawing because the longer way says them (the table has them all)."""
+    """Whether an edge is left out of the drawing."""
     return (parent, child) in _IMPLIED
 
 

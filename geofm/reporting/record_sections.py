@@ -15,8 +15,8 @@ from geofm.stages import section_of
 
 #: Order of roles, first made first.
 ROLES = (
-    "items", "chips", "embeddings", "descriptors", "calibration", "pairs", "decisions", "dataset",
-    "model", "scores",
+    "items", "chips", "embeddings", "descriptors", "pool", "calibration", "pairs", "alike",
+    "decisions", "dataset", "model", "scores",
 )  # fmt: skip
 MOST_ROWS = 100
 MOST_FACT = 320
@@ -116,6 +116,8 @@ def licences(material: Material) -> list[tuple[str, str, str, str]]:
 def _certificates(material: Material) -> Iterable[Facts]:
     for role, title in (
         ("embeddings", "Embeddings"),
+        ("pairs", "Search for duplicates"),
+        ("alike", "Search for the same view"),
         ("decisions", "Curation certificate"),
         ("dataset", "Dataset"),
         ("model", "Model"),

@@ -27,11 +27,16 @@ def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
     )
 
 
+INPUTS = (
+    "items", "chips", "embeddings", "descriptors", "pool", "pairs", "alike", "decisions", "dataset",
+    "model", "scores",
+)  # fmt: skip
+
 STAGE = Stage(
     name="report",
-    version="1",
+    version="2",
     kind="report",
-    inputs=("items", "chips", "embeddings", "decisions", "dataset", "model", "scores"),
+    inputs=INPUTS,
     software=("matplotlib", "jinja2", "scikit-learn", "pillow"),
     plan=no_parts,
     work=no_work,

@@ -15,11 +15,15 @@ from numpy.typing import NDArray
 from shapely.geometry import box
 
 from data_catalog.artifact import Artifact
+from data_catalog.catalogue import Catalogue
 from data_catalog.manifest import Manifest
+from data_catalog.run import run_stage
 from data_catalog.store import Store, list_files
 from data_catalog.tables import write_table
 from geofm.imagery.chips import chip_bytes, pixel_sha256
+from geofm.settings import CurateSettings
 from geofm.shards.tar import write_tar
+from geofm.stages import get_stage
 
 BANDS = ["red", "green", "blue"]
 
@@ -175,3 +179,39 @@ def make_embeddings(
         np.save(out / "embeddings.npy", vectors.astype(np.float16))
         write_table(pd.DataFrame({"chip_id": list(chip_ids)}), out / "ids.parquet")
         return publish(store, "embeddings", "embed", out, {}, len(chip_ids))
+
+
+def curate_from(
+    store: Store,
+    catalogue: Catalogue,
+    chips: Artifact,
+    embeddings: Artifact,
+    settings: CurateSettings,
+    seed: int = 0,
+) -> dict[str, Artifact]:
+    """Everything from descriptors to decisions, by kind."""
+    made = {"chips": chips, "embeddings": embeddings, "calibration": make_calibration(store)}
+    for name in ("describe", "pool", "buckets", "pairs", "alike", "curate"):
+        stage = get_stage(name)
+        made[stage.kind] = run_stage(stage, store, catalogue, made, settings, seed)
+    return made
+
+
+def make_pool(store: Store, chip_ids: Sequence[str]) -> Artifact:
+    """A pool artifact in which every chip is a candidate."""
+    with store.staging() as folder:
+        out = folder / "artifact"
+        out.mkdir()
+        table = pd.DataFrame({"chip_id": sorted(chip_ids), "rule": "", "quality": 1.0})
+        write_table(table, out / "pool.parquet")
+        return publish(store, "pool", "pool", out, {}, len(chip_ids))
+
+
+def make_calibration(store: Store, thresholds: dict[str, float] | None = None) -> Artifact:
+    """A calibration artifact that says from which similarity chips of a collection are one."""
+    found = {"c": 0.95} if thresholds is None else thresholds
+    facts = {"thresholds": {name: {"threshold": value} for name, value in found.items()}}
+    with store.staging() as folder:
+        out = folder / "artifact"
+        out.mkdir()
+        return publish(store, "calibration", "calibrate", out, facts, 0)

@@ -9,10 +9,16 @@ import pytest
 from data_catalog.errors import RunError, UsageError
 from data_catalog.run import run_stage
 from data_catalog.store import open_store
-from geofm.curation import curate, describe
+from geofm.curation import describe, pool
 from geofm.curation.space import Space
 from geofm.settings import CurateSettings
-from tests.geofm.curation.synthetic import Chip, make_chips, make_embeddings, texture
+from tests.geofm.curation.synthetic import (
+    Chip,
+    curate_from,
+    make_chips,
+    make_embeddings,
+    texture,
+)
 
 GROUPS, COPIES, WIDTH = 12, 4, 32
 
@@ -42,20 +48,14 @@ def _world() -> tuple[list[Chip], np.ndarray]:
 
 def _curate(store, catalogue, *, seed=0, order=None, **fields):
     chips, vectors = _world()
-    art = make_chips(store, chips)
     ids = [chip.chip_id(n) for n, chip in enumerate(chips) if chip.status == "ok"]
     order = np.arange(len(ids)) if order is None else order
-    inputs = {
-        "chips": art,
-        "descriptors": run_stage(
-            describe.STAGE, store, catalogue, {"chips": art}, CurateSettings()
-        ),
-        "embeddings": make_embeddings(store, np.array(ids)[order], vectors[order]),
-    }
-    settings = CurateSettings(**{"threshold": 0.9, **fields})
-    found = run_stage(curate.STAGE, store, catalogue, inputs, settings, seed)
+    settings = CurateSettings(**{"threshold": 0.9, "pixel_duplicates": False, **fields})
+    embeddings = make_embeddings(store, np.array(ids)[order], vectors[order])
+    made = curate_from(store, catalogue, make_chips(store, chips), embeddings, settings, seed)
+    found = made["decisions"]
     table = found.table("decisions.parquet").set_index("chip_id")
-    space = Space(vectors.astype(np.float16), np.load(found.local("centre.npy")))
+    space = Space(vectors.astype(np.float16), np.load(made["buckets"].local("centre.npy")))
     return found, table, {chip_id: row for row, chip_id in enumerate(ids)}, space
 
 
@@ -108,6 +108,22 @@ def test_one_decision_per_usable_chip_with_rules_and_witnesses(store, catalogue)
     assert (whole["candidates"], whole["passed"], whole["kept"]) == (54, 50, GROUPS + 1)
 
 
+def test_the_same_view_is_a_duplicate_whatever_its_embedding_says(store, catalogue):
+    _, apart, *_ = _curate(store, catalogue)
+    _, table, *_ = _curate(store, catalogue, pixel_duplicates=True)
+    chips, _ = _world()
+    brighter = chips[54].chip_id(54)  # the picture of chip 0 with twice the reflectance
+    assert apart.loc[brighter, "decision"] == "keep"
+    group = {chip.chip_id(n) for n, chip in enumerate(chips) if n in (0, 53, 54)}
+    seen = table.loc[sorted(group)]
+    assert (seen["decision"] == "keep").sum() <= 1
+    fallen = table[table["rule"] == "pixel_duplicate"]
+    assert set(fallen.index) <= group
+    assert len(fallen) == 1
+    assert set(fallen["witness_id"]) <= group & set(table.index[table["decision"] == "keep"])
+    assert (fallen["similarity"] >= 0.98).all()
+
+
 def test_identical_pixels_name_the_copy_that_stays(store, catalogue):
     _, table, rows, space = _curate(store, catalogue, threshold=1.0)
     _check(table, rows, space, 1.0)
@@ -154,28 +170,20 @@ def test_seed_decides_random_selection(store, catalogue):
 def test_everything_gated_keeps_nothing(store, catalogue):
     chips = [Chip(texture(n), cloud=1.0) for n in range(3)]
     ids = [chip.chip_id(n) for n, chip in enumerate(chips)]
-    art = make_chips(store, chips)
-    inputs = {
-        "chips": art,
-        "descriptors": run_stage(
-            describe.STAGE, store, catalogue, {"chips": art}, CurateSettings()
-        ),
-        "embeddings": make_embeddings(store, ids, np.eye(3, 8)),
-    }
-    found = run_stage(curate.STAGE, store, catalogue, inputs, CurateSettings())
+    embeddings = make_embeddings(store, ids, np.eye(3, 8))
+    made = curate_from(store, catalogue, make_chips(store, chips), embeddings, CurateSettings())
+    found = made["decisions"]
     assert found.manifest.counts["rows_out"] == 0
     assert found.manifest.dropped == {"gate_cloud": 3}
 
 
-def test_embeddings_of_other_chips_are_refused(store, catalogue):
+def test_descriptors_and_embeddings_of_other_chips_are_refused(store, catalogue):
     art = make_chips(store, [Chip(texture(0))])
     other = make_chips(store, [Chip(texture(1)), Chip(texture(2))])
     of_other = run_stage(describe.STAGE, store, catalogue, {"chips": other}, CurateSettings())
-    mine = run_stage(describe.STAGE, store, catalogue, {"chips": art}, CurateSettings())
     vectors = make_embeddings(store, ["x"], np.eye(1, 8))
     inputs = {"chips": art, "descriptors": of_other, "embeddings": vectors}
     with pytest.raises(RunError, match="describe these chips"):
-        run_stage(curate.STAGE, store, catalogue, inputs, CurateSettings())
-    inputs["descriptors"] = mine
-    with pytest.raises(RunError, match="not of these chips"):
-        run_stage(curate.STAGE, store, catalogue, inputs, CurateSettings())
+        run_stage(pool.STAGE, store, catalogue, inputs, CurateSettings())
+    with pytest.raises(RunError, match="have no vector; embed these chips"):
+        curate_from(store, catalogue, art, vectors, CurateSettings())

@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import geopandas as gpd
 import numpy as np
 import pandas as pd
 import pytest
+import rasterio
 import shapely
 from PIL import Image
 from pyproj import Geod
+from rasterio.errors import NotGeoreferencedWarning
 from shapely.geometry import Point, box
 
 from data_catalog.errors import UsageError
@@ -171,6 +174,25 @@ def test_a_bad_registry_says_what_is_wrong(tmp_path, text, problem):
         load_registry(file)
     with pytest.raises(UsageError, match="no registry"):
         load_registry(tmp_path / "absent")
+
+
+def test_rasters_of_any_depth(tmp_path):
+    pixels = _cut(_ground(5))
+    (tmp_path / "bench").mkdir()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        for name, count in (("rgb.tif", 3), ("grey.tif", 1)):
+            with rasterio.open(tmp_path / "bench" / name, "w", driver="GTiff", count=count,
+                               dtype="uint16", height=128, width=128) as file:  # fmt: skip
+                file.write(pixels[:count])
+    registry = load_registry(tmp_path)
+    found = dict(read_images(registry[0]))
+    assert (found["rgb.tif"] == pixels).all()
+    assert (found["grey.tif"] == pixels[:1]).all()
+    views = view_images(registry)
+    table, thumbnails = _pool([np.ascontiguousarray(turn(pixels, 2))])
+    result = decontaminate(_areas(1), table, thumbnails, None, registry, views)
+    assert result.rows["rule"].tolist() == ["eval_pixels"]
 
 
 def test_a_file_that_is_no_image(tmp_path):

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from data_catalog.run import make_job, plan_parts, run_stage, seal, work_parts
+from data_catalog.catalogue import open_catalogue
+from data_catalog.run import make_job, plan_parts, run_stage, seal, with_previous, work_parts
+from data_catalog.store import open_store
 from geofm.curation import audit, buckets, frame, join, pairs
+from geofm.curation.edges import sort_edges
+from geofm.curation.leader import choose_leaders
+from geofm.curation.space import Space
 from geofm.settings import CurateSettings
-from tests.geofm.curation.synthetic import make_embeddings
+from tests.geofm.curation.synthetic import make_calibration, make_embeddings, make_pool
 
 SETTINGS = CurateSettings(threshold=0.95)
 
@@ -45,7 +54,11 @@ def brute(vectors: np.ndarray, ids: list[str], threshold: float) -> set[tuple[st
 
 def search(store, catalogue, ids, vectors, settings=SETTINGS):
     embeddings = make_embeddings(store, ids, vectors)
-    made = {"embeddings": embeddings}
+    made = {
+        "embeddings": embeddings,
+        "pool": make_pool(store, ids),
+        "calibration": make_calibration(store),
+    }
     made["buckets"] = run_stage(buckets.STAGE, store, catalogue, made, settings)
     return made, run_stage(pairs.STAGE, store, catalogue, made, settings)
 
@@ -83,13 +96,15 @@ def test_a_small_pool_is_searched_whole(store, catalogue):
 
 @pytest.mark.usefixtures("cells")
 def test_parts_make_one_result_in_any_order_and_after_a_kill(store, catalogue, tmp_path):
-    from data_catalog.store import open_store
-
     vectors, ids = clusters(2000), names(2000)
     _, artifact = search(store, catalogue, ids, vectors)
     other = open_store(tmp_path / "other")
     embeddings = make_embeddings(other, ids, vectors)
-    inputs = {"embeddings": embeddings}
+    inputs = {
+        "embeddings": embeddings,
+        "pool": make_pool(other, ids),
+        "calibration": make_calibration(other),
+    }
     for stage in (buckets.STAGE, pairs.STAGE):
         job = make_job(stage, other, inputs, SETTINGS)
         parts = plan_parts(stage, job)
@@ -150,3 +165,121 @@ def test_rows_that_are_not_compared_are_in_no_pair(store, catalogue, monkeypatch
     assert found(artifact) == brute(vectors[::2], ids[::2], 0.95)
     assert made["buckets"].manifest.dropped["not_compared"] == 150
     assert isinstance(artifact.table("dense.parquet"), pd.DataFrame)
+
+
+def _refresh(store, catalogue, ids, vectors, keep, new):
+    """The pairs of a pool that lost some rows and got others, after those of the first pool."""
+    now = np.concatenate([vectors[keep], new])
+    names_now = [ids[row] for row in keep] + [f"new{row:05d}" for row in range(len(new))]
+    made, artifact = search(store, catalogue, names_now, now)
+    return names_now, now, made, artifact
+
+
+@pytest.mark.usefixtures("cells")
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_new_and_withdrawn_chips_give_the_pairs_of_a_full_search(
+    store, catalogue, tmp_path, shuffled
+):
+    vectors, ids = clusters(3000), names(3000)
+    first, _ = search(store, catalogue, ids, vectors)
+    draw = np.random.default_rng(5)
+    keep = draw.permutation(3000)[:2900] if shuffled else np.arange(100, 3000)
+    new = vectors[keep[:150]].astype(np.float32) + draw.normal(0, 0.15, (150, 32))
+    new = np.concatenate([new.astype(np.float16), clusters(100, seed=9)])
+    _, now, made, artifact = _refresh(store, catalogue, ids, vectors, keep, new)
+    facts = made["buckets"].manifest.facts
+    assert facts["frame_from"] == first["buckets"].digest
+    job = with_previous(pairs.STAGE, make_job(pairs.STAGE, store, made, SETTINGS), catalogue)
+    assert pairs.carry(job) is not None
+
+    # the same over the same frame, everything searched
+    full_store = open_store(tmp_path / "full")
+    full = seal_without_previous(full_store, made)
+    assert artifact.manifest.facts["certificate"] == full.manifest.facts["certificate"]
+    assert len(artifact.table("pairs.parquet")) > 500
+    assert found(artifact) == found(full)
+    assert artifact.digest == full.digest
+    # and the cells that were carried over are those that a full assignment gives
+    frame_now = buckets.read_frame(made["buckets"])
+    again = frame.assign(frame_now, Space(now, frame_now.centre), 0, len(now))
+    carried = buckets.read_cells(made["buckets"])
+    assert np.array_equal(carried.home, again.home)
+    assert np.array_equal(carried.row, again.row)
+    assert np.array_equal(carried.cell, again.cell)
+
+
+def seal_without_previous(store, made):
+    """The stage pairs, in an empty store, on the same inputs."""
+    job = make_job(pairs.STAGE, store, made, SETTINGS)
+    parts = plan_parts(pairs.STAGE, job)
+    assert len(parts) > 1
+    work_parts(pairs.STAGE, job, parts)
+    return seal(pairs.STAGE, job, parts)[0]
+
+
+def test_small_pools_do_not_inherit_their_frame(store, catalogue):
+    vectors, ids = clusters(400), names(400)
+    search(store, catalogue, ids, vectors)
+    _, _, made, artifact = _refresh(store, catalogue, ids, vectors, np.arange(390), vectors[:0])
+    assert made["buckets"].manifest.facts["frame_from"] == "trained"
+    assert found(artifact) == brute(vectors[:390], ids[:390], 0.95)
+
+
+CHILD = """
+import sys, time
+from pathlib import Path
+import numpy as np
+from data_catalog.artifact import Artifact
+from data_catalog.run import make_job, plan_parts, work_parts
+from data_catalog.stage import Part
+from data_catalog.store import Store
+from geofm.curation import frame, pairs
+from geofm.settings import CurateSettings
+frame.WHOLE_UP_TO, pairs.PART_ROWS = 100, 700
+store = Store(sys.argv[1])
+inputs = {"embeddings": Artifact(sys.argv[2]), "buckets": Artifact(sys.argv[3])}
+job = make_job(pairs.STAGE, store, inputs, CurateSettings(threshold=0.95))
+for number, part in enumerate(plan_parts(pairs.STAGE, job)):
+    if number == 2:
+        print("two parts are done", flush=True)
+        time.sleep(60)
+    work_parts(pairs.STAGE, job, [part])
+"""
+
+
+@pytest.mark.usefixtures("cells")
+def test_a_killed_search_goes_on_and_ends_the_same(store, catalogue, tmp_path):
+    vectors, ids = clusters(2000), names(2000)
+    _, clean = search(store, catalogue, ids, vectors)
+    other = open_store(tmp_path / "killed")
+    made = {
+        "embeddings": make_embeddings(other, ids, vectors),
+        "pool": make_pool(other, ids),
+        "calibration": make_calibration(other),
+    }
+    made["buckets"] = run_stage(
+        buckets.STAGE, other, open_catalogue(f"sqlite:///{tmp_path}/killed.db"), made, SETTINGS
+    )
+    command = [sys.executable, "-c", CHILD, other.url, made["embeddings"].url, made["buckets"].url]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "two parts are done\n"
+        child.send_signal(signal.SIGKILL)
+    job = make_job(pairs.STAGE, other, made, SETTINGS)
+    parts = plan_parts(pairs.STAGE, job)
+    assert [other.has_part(part.key) for part in parts[:3]] == [True, True, False]
+    assert work_parts(pairs.STAGE, job, parts) == len(parts) - 2
+    artifact, _ = seal(pairs.STAGE, job, parts)
+    assert artifact.digest == clean.digest
+    edges = [leaders_of(done, ids) for done in (artifact, clean)]
+    assert edges[0] == edges[1]
+
+
+def leaders_of(artifact, ids: list[str]) -> list[bool]:
+    """The leader rule on the pairs of an artifact, chips by id."""
+    table = artifact.table("pairs.parquet")
+    row = {chip: number for number, chip in enumerate(sorted(ids))}
+    left, right = (table[side].map(row).to_numpy(np.int64) for side in ("left", "right"))
+    edges = sort_edges(left, right, table["similarity"].to_numpy())
+    kept: list[bool] = choose_leaders(np.arange(len(ids)), edges).kept.tolist()
+    return kept

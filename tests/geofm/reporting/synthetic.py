@@ -29,7 +29,8 @@ HOSTILE = '<script>alert("x")</script><img src=http://example.org/x.png>'
 def seal(
     store: Store, kind: str, stage: str, inputs: dict[str, Artifact], folder: Path, **more: Any
 ) -> Artifact:
-    settings = more.pop("settings", getattr(Recipe(), stage)).model_dump(mode="json")
+    section = more.pop("settings", None) or getattr(Recipe(), stage)
+    settings = section.model_dump(mode="json")
     manifest = Manifest(
         kind=kind,
         stage=stage,
@@ -72,6 +73,44 @@ def scene(rng: np.random.Generator, kind: int, size: int) -> np.ndarray:
         pixels *= rng.uniform(0.7, 1.5, (1, size, size))
     pixels *= rng.normal(1, 0.03, pixels.shape)
     return np.clip(pixels, 1, 10_000).astype(np.uint16)
+
+
+THRESHOLDS = {
+    "thresholds": {
+        "planet-s2": {"threshold": 0.93, "source": "calibrated", "alike": 300, "unlike": 400},
+        "planet-ls": {"threshold": 0.95, "source": "default: too few pairs", "alike": 3,
+                      "unlike": 12},
+    }
+}  # fmt: skip
+LEAKS = {
+    "chips_checked": 100, "chips_removed": 3, "removed_by": {"eval_pixels": 3},
+    "sets": [{"name": "aid", "checked_by": ["pixels", "embedding"], "footprints": 0, "images": 40,
+              "removed": 3}],
+}  # fmt: skip
+
+
+def _curve() -> pd.DataFrame:
+    at = np.linspace(0.5, 1, 11)
+    return pd.DataFrame(
+        {"collection": "planet-s2", "threshold": at, "precision": np.minimum(1, 0.4 + at * 0.65),
+         "recall": 1.5 - at}
+    )  # fmt: skip
+
+
+def _survival(rows: int) -> pd.DataFrame:
+    return pd.DataFrame(
+        {"stratum_of": ["collection", "season", "season"], "stratum": ["planet-s2", "DJF", "JJA"],
+         "candidates": [rows, rows // 2, rows - rows // 2], "passed": [rows - 2, 5, 4],
+         "distinct": [rows - 3, 4, 3], "kept": [rows // 2, 3, 0]}
+    )  # fmt: skip
+
+
+def _measures() -> pd.DataFrame:
+    return pd.DataFrame(
+        {"choice": ["kept", "random"], "chips": 9, "facility_location": [0.91, 0.85],
+         "covering_radius": [0.3, 0.6], "spectral_log_volume": [-17.4, None],
+         "cluster_gini": [0.2, 0.3]}
+    )  # fmt: skip
 
 
 def make_run(
@@ -121,9 +160,26 @@ def make_run(
             "dim": vectors.shape[1],
         },
     )
+    for kind, stage in (("descriptors", "describe"), ("pool", "pool"), ("pairs", "pairs"),
+                        ("alike", "alike"), ("calibration", "calibrate")):  # fmt: skip
+        folder = _folder(work, kind)
+        if kind == "calibration":
+            write_table(_curve(), folder / "curve.parquet")
+        made[kind] = seal(
+            store,
+            kind,
+            stage,
+            {"chips": made["chips"], "embeddings": made["embeddings"]},
+            folder,
+            settings=Recipe().curate,
+            counts={"rows_in": len(usable), "rows_out": len(usable)},
+            facts=THRESHOLDS if kind == "calibration" else {},
+        )
     decisions = _decisions(usable, twins if duplicates else {}, rng, drops)
     folder = _folder(work, "decisions")
     write_table(decisions, folder / "decisions.parquet")
+    write_table(_survival(len(usable)), folder / "survival.parquet")
+    write_table(_measures(), folder / "measures.parquet")
     dropped = decisions[decisions["decision"] == "drop"]["rule"].value_counts().to_dict()
     kept = int((decisions["decision"] == "keep").sum())
     made["decisions"] = seal(
@@ -144,8 +200,7 @@ def make_run(
                 "confidence": 0.95,
                 "recall_lower_bound": 0.99276,
             },
-            "spectral_log_volume": -18.2,
-            "spectral_log_volume_kept": -17.4,
+            "decontamination": LEAKS,
         },
     )
     made["dataset"] = _dataset(store, work, made, usable, decisions)

@@ -30,6 +30,10 @@ SECTIONS = {
     "duplicates": "Duplicates and their witnesses",
     "scores-of-chips": "Scores, kept and dropped",
     "embedding": "Feature space",
+    "thresholds": "Thresholds",
+    "survival": "Whom the filters hit",
+    "choice": "How good the choice is",
+    "contamination": "Evaluation sets",
     "training": "Training",
     "scores": "Scores",
     "cost": "Cost",
@@ -132,6 +136,20 @@ def test_headline_and_funnel_agree_with_the_artifacts(page: Page, run: dict[str,
     assert '"value">148/s<' in page.html
     text = body_of(page, "funnel")
     assert f"{total - kept} of {total} candidate chips" in text
+
+
+def test_thresholds_survivors_measures_and_leaks_are_said(page: Page) -> None:
+    said = body_of(page, "thresholds")
+    assert "0.9300" in said
+    assert "too few pairs" in said
+    assert "1 stratum lost every chip" in body_of(page, "survival")
+    choice = body_of(page, "choice")
+    assert "0.9100" in choice
+    assert "—" in choice  # what could not be measured
+    leaks = body_of(page, "contamination")
+    assert "3 chips removed" in leaks
+    assert "what its images look like only" in leaks
+    assert {"calibration.png", "survival.png"} <= set(page.pictures)
 
 
 def test_duplicates_stand_beside_their_witness(page: Page, run: dict[str, Artifact]) -> None:

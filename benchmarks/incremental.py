@@ -1,0 +1,171 @@
+"""Adding 1 % to a searched corpus, and withdrawing 1 %, beside a full pass.
+
+The full pass hashes and collapses the vectors, trains the frame, assigns, joins, audits 2,000 rows
+and applies the leader rule; what follows does all that for the new pool from what the full pass
+left. Both must come to the same pairs and the same decisions: the third line of each size is a
+full search of the new pool over the same frame, and the columns say whether it is the same.
+
+    python benchmarks/incremental.py [--rows 1000000]
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import faiss  # noqa: F401  before torch
+import numpy as np
+from numpy.typing import NDArray
+from pools import make_pool
+
+from geofm.curation import audit
+from geofm.curation.duplicates import collapse_vectors, find_pairs, hash_rows
+from geofm.curation.edges import Edges, join_edges
+from geofm.curation.frame import Cells, Frame
+from geofm.curation.incremental import carry_edges, extend, join_new, match_rows
+from geofm.curation.leader import choose_leaders
+from geofm.curation.space import Space, make_space
+
+RESULTS = Path(__file__).parent / "results" / "incremental.csv"
+THRESHOLD, SEED = 0.95, 2027
+
+
+@dataclass
+class Searched:
+    """All that one pass leaves."""
+
+    hashes: NDArray[np.uint64]
+    frame: Frame
+    cells: Cells
+    edges: Edges
+    audited: audit.Audited
+    kept: NDArray[np.bool_]
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    rows = parser.parse_args().rows
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder) / "pool.npy"
+        make_pool(rows + rows // 100, SEED, place)
+        everything = np.load(place, mmap_mode="r")
+        np.save(Path(folder) / "first.npy", everything[:rows])
+        np.save(Path(folder) / "less.npy", everything[rows // 100 : rows])
+        first = np.load(Path(folder) / "first.npy", mmap_mode="r")
+        less = np.load(Path(folder) / "less.npy", mmap_mode="r")
+        lines: list[dict[str, Any]] = []
+        before, full_s = _timed(lambda: full(first, None))
+        lines.append(_line("full pass", first, before, full_s, full_s))
+        for name, pool in (("1 % added", everything), ("1 % withdrawn", less)):
+            after, seconds = _timed(lambda pool=pool: follow(pool, before))
+            lines.append(_line(name, pool, after, seconds, full_s))
+            again, again_s = _timed(lambda pool=pool: full(pool, before.frame))
+            same = {"same_pairs": _same(after.edges, again.edges),
+                    "same_decisions": bool((after.kept == again.kept).all())}  # fmt: skip
+            lines[-1] |= same
+            lines.append(
+                _line(f"{name}, all searched over the same frame", pool, again, again_s, full_s)
+            )
+    with RESULTS.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(lines[1]), restval="")
+        writer.writeheader()
+        writer.writerows(lines)
+
+
+def _timed(function: Callable[[], Searched]) -> tuple[Searched, float]:
+    started = time.perf_counter()
+    result = function()
+    return result, time.perf_counter() - started
+
+
+def decide(rows: int, edges: Edges) -> NDArray[np.bool_]:
+    """The leader rule; quality depends on the row from the end, so that rows keep theirs."""
+    return choose_leaders(np.arange(rows)[::-1].copy(), edges).kept
+
+
+def full(stored: NDArray[np.float16], frame: Frame | None) -> Searched:
+    """Everything, over a frame of its own or a given one."""
+    hashes = hash_rows(stored)
+    pool = np.unique(collapse_vectors(stored, hashes))
+    space = make_space(stored, pool) if frame is None else Space(stored, frame.centre)
+    found = find_pairs(space, THRESHOLD, frame, SEED, pool)
+    audited = audit.audit_rows(space, hashes, pool, THRESHOLD, SEED)
+    return Searched(
+        hashes, found.frame, found.cells, found.edges, audited, decide(len(stored), found.edges)
+    )
+
+
+def follow(stored: NDArray[np.float16], before: Searched) -> Searched:
+    """The same from what a pass before left."""
+    marks = [("start", time.perf_counter())]
+
+    def mark(name: str) -> None:
+        marks.append((name, time.perf_counter()))
+
+    hashes = hash_rows(stored)
+    mark("hash")
+    pool = np.unique(collapse_vectors(stored, hashes))
+    mark("collapse")
+    mask = np.zeros(len(stored), dtype=np.bool_)
+    mask[pool] = True
+    of = match_rows(before.hashes, before.cells.home, hashes)
+    mark("match")
+    space = Space(stored, before.frame.centre)
+    cells, to, new = extend(space, before.frame, before.cells, of, mask)
+    mark("cells")
+    asked = pool[audit.choose_queries(hashes[pool], SEED)]
+    known, rest = audit.carry_audit(space, before.audited, to, asked, new, THRESHOLD)
+    mark("audit")
+    more = join_new(space, before.frame, cells, new, THRESHOLD, rest)
+    if more is None:
+        raise SystemExit("a cell may be dense: nothing to compare")
+    edges = join_edges([carry_edges(before.edges, to), more.edges])
+    audited = audit.merge_audit(known, rest, more.low, more.high, len(stored))
+    mark("join")
+    kept = decide(len(stored), edges)
+    mark("leader")
+    print({b[0]: round(b[1] - a[1], 2) for a, b in pairwise(marks)})
+    return Searched(hashes, before.frame, cells, edges, audited, kept)
+
+
+def _same(one: Edges, other: Edges) -> bool:
+    return all(
+        np.array_equal(getattr(one, name), getattr(other, name))
+        for name in ("left", "right", "similarity")
+    )
+
+
+def _line(
+    name: str, stored: NDArray[np.float16], found: Searched, seconds: float, full_s: float
+) -> dict[str, Any]:
+    report = audit.certify(found.audited, found.edges, len(stored))
+    line = {
+        "pass": name, "rows": len(stored), "seconds": round(seconds, 2),
+        "share_of_full_pass": round(seconds / full_s, 4), "pairs": len(found.edges),
+        "kept": int(found.kept.sum()), "audited": report["queries"],
+        "audit_pairs": report["pairs"], "audit_missed": report["missed"], "same_pairs": "",
+        "same_decisions": "", "machine": platform.machine(), "cores": os.cpu_count(),
+        "versions": " ".join(f"{n} {version(n)}" for n in ("geofm", "faiss-cpu", "torch", "numpy")),
+        "date": f"{datetime.now(UTC):%Y-%m-%d}",
+    }  # fmt: skip
+    print(line, flush=True)
+    return line
+
+
+if __name__ == "__main__":
+    main()

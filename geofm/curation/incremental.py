@@ -1,0 +1,156 @@
+"""New and withdrawn chips against a pool that was searched before.
+
+Which pairs are searched depends on the two vectors and the frame alone (``frame.py``). So with
+the frame of an earlier search, the pairs of vectors that are still there are known, those of
+withdrawn ones fall away, and only pairs with a new vector are left to find: a new vector is
+compared with the cells that begin within the whole reach of it, for that is where the other
+vector of every searched pair has its home. The union is, pair for pair, what a full search over
+the same frame finds, and the leader rule makes the same decisions of it.
+
+Vectors are recognised by the hash of their bytes (64 bits), not by the name of their chip.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from geofm.curation.edges import Edges, sort_edges
+from geofm.curation.frame import Cells, Frame, assign, sort_cells, visit_codes
+from geofm.curation.join import DENSE_PAIRS, decide_pairs, exact_pairs
+from geofm.curation.products import (
+    FLOAT32,
+    TooManyProposals,
+    as_factors,
+    best_precision,
+    near_pairs,
+    on_every_core,
+    pick,
+)
+from geofm.curation.space import Indices, Space, take_rows, unit_rows
+
+Hashes = NDArray[np.uint64]
+
+
+def match_rows(before: Hashes, home: NDArray[np.int32], now: Hashes) -> Indices:
+    """For each row of now, the searched row of before with the same vector; -1 where none has."""
+    rows = np.flatnonzero(home >= 0)
+    rows = rows[np.argsort(before[rows])]
+    found = np.full(len(now), -1, dtype=np.int64)
+    if len(rows):
+        order = np.argsort(now)  # both in order: the look-up walks through memory
+        at = np.minimum(np.searchsorted(before[rows], now[order]), len(rows) - 1)
+        same = before[rows[at]] == now[order]
+        found[order[same]] = rows[at[same]]
+    return found
+
+
+def turn_round(of: Indices, rows: int, pool: NDArray[np.bool_]) -> Indices:
+    """For each of ``rows`` earlier rows, the searched row of now that it is; -1 where withdrawn."""
+    to = np.full(rows, -1, dtype=np.int64)
+    kept = np.flatnonzero((of >= 0) & pool)
+    to[of[kept]] = kept
+    return to
+
+
+def carry_cells(before: Cells, of: Indices, to: Indices, new: Indices, fresh: Cells) -> Cells:
+    """Cells of now: those of rows that were there, and ``fresh`` ones of the rows ``new``."""
+    home = np.full(len(of), -1, dtype=np.int32)
+    old = to[to >= 0]
+    home[old] = before.home[of[old]]
+    home[new] = fresh.home
+    row = to[before.row]
+    there = row >= 0
+    codes = visit_codes(row[there], before.cell[there])
+    more = visit_codes(new[fresh.row], fresh.cell)
+    if len(old) > 1 and not (np.diff(old) > 0).all():
+        return sort_cells(home, [codes, more])
+    place = np.searchsorted(codes, more)
+    rows = np.insert(row[there].astype(np.int32), place, new[fresh.row].astype(np.int32))
+    return Cells(home, rows, np.insert(before.cell[there], place, fresh.cell))
+
+
+def carry_edges(before: Edges, to: Indices) -> Edges:
+    """The edges whose two rows are still there, by their rows of now."""
+    left, right = to[before.left], to[before.right]
+    there = (left >= 0) & (right >= 0)
+    return sort_edges(left[there], right[there], before.similarity[there])
+
+
+def could_be_dense(edges: Edges, home: NDArray[np.int32]) -> bool:
+    """Whether a cell has so many pairs that a full search might not list them."""
+    count = int(home.max(initial=0)) + 1
+    pairs = np.bincount(home[edges.left], minlength=count)
+    pairs += np.bincount(home[edges.right], minlength=count)
+    return bool(pairs.max(initial=0) > DENSE_PAIRS)
+
+
+@dataclass(frozen=True)
+class Joined:
+    """Pairs with new rows, and all true pairs of the audited rows."""
+
+    edges: Edges
+    low: Indices
+    high: Indices
+
+
+def join_new(
+    space: Space, frame: Frame, cells: Cells, new: Indices, threshold: float, asked: Indices
+) -> Joined | None:
+    """All searched pairs of which at least one row is new, and the pairs of audited rows.
+
+    One walk through the cells does both: every row is at home in one of them, and an audited row
+    is multiplied with them all, in float32.
+
+    Returns:
+        None when a cell may be dense: then everything is to be searched.
+    """
+    precision = best_precision()
+    part = Space(take_rows(space.stored, new), space.centre)
+    units = unit_rows(part.stored, space.centre)
+    factors = as_factors(units, precision)
+    queries = as_factors(unit_rows(take_rows(space.stored, asked), space.centre), FLOAT32)
+    wide = assign(frame, part, 0, len(part), width=frame.reach)
+    comers = [np.concatenate(wide.members(number)) for number in range(frame.count)]
+
+    def work(number: int) -> tuple[Indices, Indices, Indices, Indices]:
+        mine, homes = comers[number], cells.members(number)[0]
+        others = unit_rows(space.stored[homes], space.centre)
+        i, j = near_pairs(
+            pick(factors, mine), as_factors(others, precision), threshold, precision,
+            most=DENSE_PAIRS,
+        )  # fmt: skip
+        k, m = near_pairs(queries, as_factors(others, FLOAT32), threshold, FLOAT32)
+        return new[mine[i]], homes[j], asked[k], homes[m]
+
+    try:
+        found = list(on_every_core(work, range(frame.count)))
+    except TooManyProposals:
+        return None
+    left, right, low, high = (np.concatenate([part[at] for part in found]) for at in range(4))
+    edges = decide_pairs(space, frame, cells, left, right, threshold)
+    low, high = exact_pairs(space, low, high, threshold)
+    return Joined(edges, low, high)
+
+
+def extend(
+    space: Space, frame: Frame, before: Cells, of: Indices, pool: NDArray[np.bool_]
+) -> tuple[Cells, Indices, Indices]:
+    """The cells of a pool from those of an earlier one over the same frame.
+
+    Args:
+        space: the pool of now, compared in the frame's centre.
+        frame: of the earlier search.
+        before: its cells.
+        of: for each row of now its earlier row, -1 for a new one (``match_rows``).
+        pool: the rows of now that are searched.
+
+    Returns:
+        Cells; for each earlier row its row of now or -1; the new rows.
+    """
+    to = turn_round(of, len(before.home), pool)
+    new = np.flatnonzero(pool & (of < 0))
+    part = Space(take_rows(space.stored, new), space.centre)
+    return carry_cells(before, of, to, new, assign(frame, part, 0, len(part))), to, new
