@@ -14,9 +14,10 @@ lower chip id), and none depends on the order of its input or on the number of t
 - ``per-tile``: by chance, with probability ∝ 1 / chips of the same tile.
 - ``random``: by chance, all alike.
 
-Facility location and k-centre work in neighbourhoods: each stratum, cut into clusters where it has
-more than 2,048 chips, with all similarities inside. Memory and time stay linear in the pool, and
-because a greedy's gains never rise, the orders of neighbourhoods merge into one by their gains.
+Facility location and k-centre work in neighbourhoods: clusters of at most 2,048 chips, with all
+similarities inside. Memory and time stay linear in the pool, and because a greedy's gains never
+rise, the orders of neighbourhoods merge into one by their gains. Strata are quotas on that order;
+they do not cut it: water in one tile is worth less when the next tile's water is kept.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from numpy.typing import NDArray
 from data_catalog.errors import UsageError
 from data_catalog.progress import tick
 from geofm.curation.balanced import balanced_rank
-from geofm.curation.clusters import members, neighbourhoods
+from geofm.curation.clusters import neighbourhoods
 from geofm.curation.greedy import facility_order, farthest_order, rare_weights, similarities
 from geofm.curation.neighbours import knn_radius
 from geofm.curation.space import Floats, Indices, Space
@@ -102,7 +103,7 @@ def select(
     space = candidates.space
     if method in ("facility-location", "k-centre"):
         weight = rarity if method == "facility-location" else None
-        priority = _greedy(space, rows, of, count, weight, seed)
+        priority = _greedy(space, rows, weight, seed)
     elif method == "balanced-kmeans":
         priority = -balanced_rank(space, rows, seed).astype(np.float64)
     elif method == "density":
@@ -139,25 +140,17 @@ def _by_chance(ids: NDArray[np.str_], weights: Floats, seed: int) -> Floats:
     return np.asarray(np.log(uniform) / np.maximum(weights, 1e-12))
 
 
-def _greedy(
-    space: Space, rows: Indices, strata: Indices, count: int, rarity: float | None, seed: int
-) -> Floats:
-    """Priorities by neighbourhood: facility location, or farthest first where rarity is None.
-
-    A row that its neighbourhood cannot place among the first ``count`` has −1.
-    """
-    priority = np.full(len(rows), -1.0)
+def _greedy(space: Space, rows: Indices, rarity: float | None, seed: int) -> Floats:
+    """Gains in facility location, or how far away each was in farthest first (rarity None)."""
+    priority = np.empty(len(rows))
     done = 0
-    for group in members(strata, int(strata.max(initial=0)) + 1):
-        for block in neighbourhoods(space, rows[group], BLOCK_OF, seed):
-            mine = group[block]
-            worth = similarities(space, rows[mine])
-            most = min(count, len(mine))
-            if rarity is None:
-                order, gained = farthest_order(worth, most)
-            else:
-                order, gained = facility_order(worth, rare_weights(worth, rarity), most)
-            priority[mine[order]] = gained
-            done += len(mine)
-            tick("selection", done, len(rows))
+    for mine in neighbourhoods(space, rows, BLOCK_OF, seed):
+        worth = similarities(space, rows[mine])
+        if rarity is None:
+            order, gained = farthest_order(worth, len(mine))
+        else:
+            order, gained = facility_order(worth, rare_weights(worth, rarity), len(mine))
+        priority[mine[order]] = gained
+        done += len(mine)
+        tick("selection", done, len(rows))
     return priority

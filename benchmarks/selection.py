@@ -1,0 +1,269 @@
+"""What is kept at equal budgets: every method beside exact lazy greedy, and a million chips.
+
+Pool: embeddings of which nine tenths are six monotone modes (water, desert, …), most of the rest
+common modes of very different sizes, some isolated outliers, and rare modes of 5 to 12 chips.
+Monotone modes are photographed from fewer tiles than the others.
+
+``small`` (20,000 chips, several seeds): facility-location value beside that of lazy greedy on all
+similarities (dense; the heap rule as published), covering radius, share of the rare modes of which
+a chip was kept, share of monotone chips. ``large`` (1,000,000 to 100,000): seconds and peak memory
+of a process that does nothing else, value on 20,000 sampled chips.
+
+The defaults of ``geofm.curation.selection`` were chosen on seeds 1 and 2; other seeds are reported.
+
+    python benchmarks/selection.py [--seeds 11,12,13] [--large 1000000]
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import heapq
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+RESULTS = Path(__file__).parent / "results"
+SMALL, WIDTH = 20_000, 256
+BUDGETS = (0.01, 0.1, 0.25)
+MONOTONE, OUTLIERS, SHARE = 6, 0.002, 0.9
+METHODS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("facility-location", {}),
+    ("facility-location", {"rarity": 0.0}),
+    ("facility-location", {"strata": "tile"}),
+    ("k-centre", {}),
+    ("balanced-kmeans", {}),
+    ("density", {}),
+    ("entropy", {}),
+    ("per-tile", {}),
+    ("random", {}),
+)
+LARGE_SEED = 11
+LARGE_METHODS = ("facility-location", "balanced-kmeans", "per-tile", "random")
+
+
+def skewed_pool(chips: int, seed: int, file: Path) -> tuple[NDArray[np.int64], list[str]]:
+    """Write embeddings float16 [chips, 256] and return modes and tiles; the last modes are rare.
+
+    Modes: 0 to 5 monotone; then common ones; −1 outliers; rare ones are numbered from 10**6.
+    """
+    draw = np.random.default_rng(seed)
+
+    def unit(vectors: NDArray[Any]) -> NDArray[Any]:
+        return np.asarray(vectors / np.linalg.norm(vectors, axis=-1, keepdims=True))
+
+    common, rare = int(100 * (chips / 20_000) ** 0.5), int(25 * (chips / 20_000) ** 0.5)
+    families = unit(draw.normal(size=(20, WIDTH)))
+    sizes = draw.integers(5, 13, rare)
+    monotone, outliers = int(SHARE * chips), int(OUTLIERS * chips)
+    weights = 1 / np.arange(1, common + 1) ** 0.8
+    others = chips - monotone - outliers - int(sizes.sum())
+    modes = np.concatenate([
+        draw.choice(MONOTONE, monotone, p=[0.4, 0.2, 0.15, 0.1, 0.1, 0.05]),
+        MONOTONE + draw.choice(common, others, p=weights / weights.sum()),
+        np.full(outliers, -1),
+        10**6 + np.repeat(np.arange(rare), sizes),
+    ])  # fmt: skip
+    modes = draw.permutation(modes)
+    # per kind of mode: how far from its family, how long its axes of change, its noise, its axes
+    shape = {"monotone": (0.8, 0.45, 0.2, 6), "common": (0.9, 0.6, 0.35, 12),
+             "rare": (0.9, 0.4, 0.35, 6)}  # fmt: skip
+    made = {}
+    for mode in np.unique(modes):
+        kind = "monotone" if 0 <= mode < MONOTONE else "rare" if mode >= 10**6 else "common"
+        apart, axis, noise, axes = shape[kind]
+        centre = unit(families[draw.integers(20)] + apart * unit(draw.normal(size=WIDTH)))
+        made[mode] = centre, axis * draw.normal(size=(axes, WIDTH)) / np.sqrt(axes * WIDTH), noise
+    stored = np.lib.format.open_memmap(file, "w+", np.float16, (chips, WIDTH))
+    for first in range(0, chips, 50_000):
+        part = modes[first : first + 50_000]
+        vectors = draw.normal(size=(len(part), WIDTH)).astype(np.float32) / WIDTH**0.5
+        for mode in np.unique(part[part >= 0]):
+            at = np.flatnonzero(part == mode)
+            centre, axes, noise = made[mode]
+            vectors[at] = (
+                centre + draw.normal(size=(len(at), len(axes))) @ axes + noise * vectors[at]
+            )
+        vectors = vectors * draw.uniform(1, 2, (len(part), 1)) + 0.5 * families.mean(axis=0)
+        stored[first : first + 50_000] = vectors
+    stored.flush()
+    crowded = draw.integers(0, 30, chips)
+    tiles = np.where((modes >= 0) & (modes < MONOTONE), crowded, draw.integers(0, 100, chips))
+    return modes, [f"tile {tile}" for tile in tiles]
+
+
+def lazy_greedy(worth: NDArray[np.float32], count: int) -> NDArray[np.int64]:
+    """Minoux' rule with a heap on a dense matrix: exact, and quadratic in memory."""
+    reached = np.zeros(len(worth), dtype=np.float32)
+    heap = [(-float(row.sum(dtype=np.float64)), i) for i, row in enumerate(worth)]
+    heapq.heapify(heap)
+    chosen: list[int] = []
+    while len(chosen) < count:
+        bound, i = heapq.heappop(heap)
+        gain = float(np.maximum(worth[i] - reached, 0).sum(dtype=np.float64))
+        if gain < -bound:
+            heapq.heappush(heap, (-gain, i))
+            continue
+        chosen.append(i)
+        np.maximum(reached, worth[i], out=reached)
+    return np.array(chosen)
+
+
+def candidates(file: Path, tiles: list[str], seed: int) -> Any:
+    """The pool as the pipeline would hand it over: embeddings on disk, centred on their mean."""
+    from geofm.curation.selection import Candidates
+    from geofm.curation.space import make_space
+
+    space = make_space(np.load(file, mmap_mode="r"))
+    ids = sorted(hashlib.sha256(f"{n}".encode()).hexdigest()[:24] for n in range(len(tiles)))
+    entropy = np.random.default_rng([seed, 7]).uniform(0, 8, len(tiles))
+    return Candidates(space, np.arange(len(tiles)), ids, entropy, tiles)
+
+
+def small(seed: int) -> list[dict[str, Any]]:
+    """All methods and exact lazy greedy on one pool."""
+    from geofm.curation.lattice import ONE, lattice
+    from geofm.curation.selection import select
+    from geofm.curation.strata import divide
+
+    with tempfile.TemporaryDirectory() as folder:
+        modes, tiles = skewed_pool(SMALL, seed, Path(folder) / "pool.npy")
+        pool = candidates(Path(folder) / "pool.npy", tiles, seed)
+        vectors = lattice(pool.space, pool.rows)
+        worth = np.clip(vectors @ vectors.T, 0, ONE)
+        np.fill_diagonal(worth, ONE)
+        counts = [int(share * SMALL) for share in BUDGETS]
+        began = time.perf_counter()
+        exact = lazy_greedy(worth, counts[-1])
+        took = time.perf_counter() - began
+        values = [float(worth[exact[:n]].max(axis=0).mean(dtype=np.float64)) for n in counts]
+        found = []
+
+        def add(method: str, options: str, n: int, value: float, rows: Any, s: float) -> None:
+            best = worth[rows].max(axis=0)
+            found.append({
+                "seed": seed, "pool": SMALL, "chips": n, "method": method,
+                "options": options,
+                "facility_location": round(float(best.mean(dtype=np.float64)) / ONE, 5),
+                "of_exact": round(float(best.mean(dtype=np.float64)) / value, 5),
+                "covering_radius": round(1 - float(best.min()) / ONE, 4),
+                **modes_kept(modes, rows), "seconds": round(s, 2),
+            })  # fmt: skip
+
+        for n, value in zip(counts, values, strict=True):
+            add("exact lazy greedy", "dense, no strata", n, value, np.sort(exact[:n]), took)
+            for method, options in METHODS:
+                asked = dict(options)
+                strata = divide({"tile": tiles}, n)[0] if asked.pop("strata", "") else None
+                began = time.perf_counter()
+                rows = select(pool, method, n, strata, **asked).rows  # type: ignore[arg-type]
+                add(method, text(options), n, value, rows, time.perf_counter() - began)
+    return found
+
+
+def modes_kept(modes: NDArray[np.int64], rows: NDArray[np.int64]) -> dict[str, float]:
+    """Share of rare modes with a chip among ``rows``; shares of monotone chips and outliers."""
+    rare = np.unique(modes[modes >= 10**6])
+    kept = modes[rows]
+    return {
+        "rare_modes_kept": round(float(np.isin(rare, kept).mean()), 4),
+        "monotone": round(float(((kept >= 0) & (kept < MONOTONE)).mean()), 4),
+        "outliers": round(float((kept == -1).mean()), 4),
+    }
+
+
+def text(options: dict[str, Any]) -> str:
+    """Options as they are written in the table."""
+    return ", ".join(f"{name} {value}" for name, value in options.items())
+
+
+def large(method: str, chips: int, seed: int, folder: str) -> list[dict[str, Any]]:
+    """One method on the large pool; memory is that of selection alone."""
+    from geofm.curation.measures import MEASURED, coverage
+    from geofm.curation.selection import select
+
+    place = Path(folder)
+    tiles = json.loads((place / "tiles.json").read_text())
+    count = chips // 10
+    began = time.perf_counter()
+    pool = candidates(place / "pool.npy", tiles, seed)
+    rows = select(pool, method, count).rows  # type: ignore[arg-type]
+    took = time.perf_counter() - began
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    seen = np.sort(np.random.default_rng([seed, 1]).permutation(chips)[:MEASURED])
+    best = np.maximum(coverage(pool.space, seen, rows), 0)
+    return [{
+        "seed": seed, "pool": chips, "chips": count, "method": method,
+        "facility_location": round(float(best.mean()), 5),
+        "covering_radius": round(1 - float(best.min()), 4),
+        **modes_kept(np.load(place / "modes.npy"), rows),
+        "seconds": round(took, 1), "peak_rss_mib": round(peak),
+    }]  # fmt: skip
+
+
+def main() -> None:
+    """One process per pool and, for the large one, per method."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--seeds", default="11,12,13", help="pools of the small part; empty: none")
+    parser.add_argument("--large", type=int, default=1_000_000, help="chips; 0 leaves it out")
+    parser.add_argument("--row", help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.row:
+        row = json.loads(asked.row)
+        rows = small(row["seed"]) if "folder" not in row else large(**row)
+        print(json.dumps(rows))
+        return
+    seeds = [int(seed) for seed in asked.seeds.split(",") if seed]
+    if seeds:
+        write("selection.csv", [row for seed in seeds for row in child({"seed": seed})])
+    if asked.large:
+        with tempfile.TemporaryDirectory() as folder:
+            modes, tiles = skewed_pool(asked.large, LARGE_SEED, Path(folder) / "pool.npy")
+            np.save(Path(folder) / "modes.npy", modes)
+            (Path(folder) / "tiles.json").write_text(json.dumps(tiles))
+            common = {"chips": asked.large, "seed": LARGE_SEED, "folder": folder}
+            rows = [row for name in LARGE_METHODS for row in child({"method": name, **common})]
+        write("selection-large.csv", rows)
+
+
+def write(name: str, rows: list[dict[str, Any]]) -> None:
+    """A result with what it was measured on."""
+    machine = {
+        "machine": platform.machine(), "cores": os.cpu_count(),
+        "versions": f"geofm {version('geofm')} numpy {version('numpy')} "
+        f"faiss-cpu {version('faiss-cpu')}",
+        "date": f"{datetime.now(UTC):%Y-%m-%d}",
+    }  # fmt: skip
+    with (RESULTS / name).open("w", newline="") as file:
+        writer = csv.DictWriter(file, [*rows[0], *machine])
+        writer.writeheader()
+        writer.writerows(row | machine for row in rows)
+
+
+def child(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """Rows measured by a process of its own."""
+    done = subprocess.run([sys.executable, __file__, "--row", json.dumps(row)], check=True,
+                          stdout=subprocess.PIPE, text=True)  # fmt: skip
+    rows: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
+    for one in rows:
+        print(one, flush=True)
+    return rows
+
+
+if __name__ == "__main__":
+    main()
