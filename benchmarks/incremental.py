@@ -33,7 +33,8 @@ from geofm.curation import audit
 from geofm.curation.duplicates import collapse_vectors, find_pairs, hash_rows
 from geofm.curation.edges import Edges, join_edges
 from geofm.curation.frame import Cells, Frame
-from geofm.curation.incremental import carry_edges, extend, join_new, match_rows
+from geofm.curation.incremental import carry_edges, extend, match_rows
+from geofm.curation.join import join_cells
 from geofm.curation.leader import choose_leaders
 from geofm.curation.space import Space, make_space
 
@@ -131,11 +132,14 @@ def follow(stored: NDArray[np.float16], before: Searched) -> Searched:
     asked = pool[audit.choose_queries(hashes[pool], SEED)]
     known, rest = audit.carry_audit(space, before.audited, to, asked, new, THRESHOLD)
     mark("audit")
-    more = join_new(space, before.frame, cells, new, THRESHOLD, rest)
-    if more is None:
-        raise SystemExit("a cell may be dense: nothing to compare")
+    low, high = audit.true_pairs(space, rest, THRESHOLD)
+    audited = audit.merge_audit(known, rest, low, high, cells.home)
+    mark("audit of the rest")
+    fresh = np.zeros(len(stored), dtype=np.bool_)
+    fresh[new] = True
+    numbers = range(before.frame.count if len(new) else 0)
+    more = join_cells(space, before.frame, cells, numbers, THRESHOLD, fresh)
     edges = join_edges([carry_edges(before.edges, to), more.edges])
-    audited = audit.merge_audit(known, rest, more.low, more.high, len(stored))
     mark("join")
     kept = decide(len(stored), edges)
     mark("leader")
