@@ -169,7 +169,8 @@ def _line(
     line = {
         "pass": name, "rows": len(stored), "seconds": round(spent.seconds, 2),
         "share_of_full_pass": round(spent.seconds / whole.seconds, 4),
-        "cpu_s": round(spent.cpu_s, 2), "cpu_share": round(spent.cpu_s / whole.cpu_s, 4), "pairs": len(found.edges),
+        "cpu_s": round(spent.cpu_s, 2), "cpu_share": round(spent.cpu_s / whole.cpu_s, 4),
+        "pairs": len(found.edges),
         "kept": int(found.kept.sum()), "audited": report["queries"],
         "audit_pairs": report["pairs"], "audit_missed": report["missed"], "same_pairs": "",
         "same_decisions": "", "machine": platform.machine(), "cores": os.cpu_count(),
