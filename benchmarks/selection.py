@@ -11,7 +11,10 @@ of a process that does nothing else, value on 20,000 sampled chips.
 
 The defaults of ``geofm.curation.selection`` were chosen on seeds 1 and 2; other seeds are reported.
 
-    python benchmarks/selection.py [--seeds 11,12,13] [--large 1000000]
+    python benchmarks/selection.py [--seeds 11,12,13] [--large 1000000] [--peer PYTHON]
+
+``PYTHON``: the interpreter of an environment with ``apricot-select scikit-learn``, whose lazy
+greedy then chooses as well (dense, once per pool for the largest budget).
 """
 
 from __future__ import annotations
@@ -133,7 +136,20 @@ def candidates(file: Path, tiles: list[str], seed: int) -> Any:
     return Candidates(space, np.arange(len(tiles)), ids, entropy, tiles)
 
 
-def small(seed: int) -> list[dict[str, Any]]:
+def apricot(matrix: str, count: int, out: str) -> None:
+    """Runs in the peer's environment: its lazy greedy on a saved matrix; ranking and seconds."""
+    from apricot import FacilityLocationSelection
+
+    worth = np.load(matrix, mmap_mode="r").astype(np.float64)
+    few = np.ascontiguousarray(worth[:100, :100])  # compiled before the clock starts
+    FacilityLocationSelection(5, metric="precomputed", optimizer="lazy").fit(few)
+    began = time.perf_counter()
+    chosen = FacilityLocationSelection(count, metric="precomputed", optimizer="lazy").fit(worth)
+    took = time.perf_counter() - began
+    Path(out).write_text(json.dumps({"rows": chosen.ranking.tolist(), "seconds": took}))
+
+
+def small(seed: int, peer: str = "") -> list[dict[str, Any]]:
     """All methods and exact lazy greedy on one pool."""
     from geofm.curation.lattice import ONE, lattice
     from geofm.curation.selection import select
@@ -163,8 +179,17 @@ def small(seed: int) -> list[dict[str, Any]]:
                 **modes_kept(modes, rows), "seconds": round(s, 2),
             })  # fmt: skip
 
+        if peer:
+            matrix, out = f"{folder}/worth.npy", f"{folder}/apricot.json"
+            np.save(matrix, worth / ONE)
+            order = json.dumps([matrix, counts[-1], out])
+            subprocess.run([peer, __file__, "--apricot", order], check=True)
+            theirs = json.loads(Path(out).read_text())
         for n, value in zip(counts, values, strict=True):
             add("exact lazy greedy", "dense, no strata", n, value, np.sort(exact[:n]), took)
+            if peer:
+                mine = np.sort(theirs["rows"][:n])
+                add("apricot lazy greedy", "dense, no strata", n, value, mine, theirs["seconds"])
             for method, options in METHODS:
                 asked = dict(options)
                 strata = divide({"tile": tiles}, n)[0] if asked.pop("strata", "") else None
@@ -221,16 +246,22 @@ def main() -> None:
     )
     parser.add_argument("--seeds", default="11,12,13", help="pools of the small part; empty: none")
     parser.add_argument("--large", type=int, default=1_000_000, help="chips; 0 leaves it out")
+    parser.add_argument("--peer", default="", help="interpreter of an environment with apricot")
     parser.add_argument("--row", help=argparse.SUPPRESS)
+    parser.add_argument("--apricot", help=argparse.SUPPRESS)
     asked = parser.parse_args()
+    if asked.apricot:
+        apricot(*json.loads(asked.apricot))
+        return
     if asked.row:
         row = json.loads(asked.row)
-        rows = small(row["seed"]) if "folder" not in row else large(**row)
+        rows = large(**row) if "folder" in row else small(**row)
         print(json.dumps(rows))
         return
     seeds = [int(seed) for seed in asked.seeds.split(",") if seed]
     if seeds:
-        write("selection.csv", [row for seed in seeds for row in child({"seed": seed})])
+        pools = [{"seed": seed, "peer": asked.peer} for seed in seeds]
+        write("selection.csv", [row for pool in pools for row in child(pool)])
     if asked.large:
         with tempfile.TemporaryDirectory() as folder:
             modes, tiles = skewed_pool(asked.large, LARGE_SEED, Path(folder) / "pool.npy")
