@@ -32,7 +32,8 @@ def test_every_command_explains_itself() -> None:
     runner = CliRunner()
     names = {c.name or c.callback.__name__.rstrip("_") for c in app.registered_commands}
     expected = {
-        "demo", "run", "refresh", "calibrate", "recipes", "up", "down", "list", "show", "path", "diff",
+        "demo", "run", "refresh", "calibrate", "recipes", "up", "down", "list", "show", "path",
+        "diff",
         "trace", "why", "licences", "verify", "sources",
     }  # fmt: skip
     assert names == expected
