@@ -1,20 +1,29 @@
 """The samples of a dataset: the kept chips, joined with their items and assets, in one order.
 
-The order is by a hash of seed and chip id. A chip's place therefore depends on no other chip:
-when a refresh adds a few, or one has to be forgotten, the shards without them stay as they are.
+The order is by a hash of seed and chip id, the train split before the holdout. A chip's place
+therefore depends on no other chip: when a refresh adds a few, or one has to be forgotten, the
+shards without them stay as they are.
+
+Rows stay in Arrow, a few hundred bytes each, and become JSON only where they are written.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
-import geopandas as gpd
 import numpy as np
-import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pyproj
+import shapely
 from numpy.typing import NDArray
 from shapely.geometry import mapping
 
@@ -22,6 +31,7 @@ from data_catalog.artifact import Artifact
 from data_catalog.errors import RunError, UsageError
 from data_catalog.tables import records
 from geofm.imagery.identity import SUPERSEDED
+from geofm.shards.split import HOLDOUT, RIM, TRAIN, split_cells
 
 Json = dict[str, Any]
 
@@ -51,8 +61,15 @@ CHIP_COLUMNS = [
     "datetime",
     "licence",
 ]
-SCORES = ["quality", "entropy", "gradient", "cluster"]
+#: Columns of the decisions that go with a sample, where they are there.
+SCORES = ("quality", "entropy", "gradient", "cluster")
 ASSET_COLUMNS = ["asset", "band", "href", "sha256", "sha256_from"]
+SCENE_COLUMNS = ["collection", "item_id", "source", "licence"]
+#: Where a chip's pixels are; a sample's place is in the index instead.
+CHIP_PLACE = ["part", "offset", "size"]
+TEXT = pa.large_string()
+#: Rows that become Python objects at a time.
+BLOCK_ROWS = 4096
 
 
 class NothingKept(UsageError):
@@ -63,54 +80,92 @@ class MixedPixels(UsageError):
     """Samples of one dataset must have the same bands and the same dtype."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Samples:
-    """Kept chips in dataset order (``rows``), their hashes, and assets by (collection, item).
+    """Kept chips in dataset order.
 
-    ``table`` is ``rows`` as dictionaries.
+    Attributes:
+        rows: a row per sample: columns of the chips, scores, ``source`` and ``split``.
+        hashes: place of each in the order, ascending within a split.
+        left_out: kept chips that belong to no split: chip_id, cell, reason.
+        assets: what was read, by (collection, item).
     """
 
-    rows: gpd.GeoDataFrame
-    table: list[Json]
+    rows: pa.Table
     hashes: NDArray[np.uint64]
+    left_out: pa.Table
     assets: dict[tuple[str, str], list[Json]]
 
-    def document(self, number: int) -> Json:
+    def __len__(self) -> int:
+        return len(self.hashes)
+
+    @property
+    def splits(self) -> dict[str, tuple[int, int]]:
+        """First and last + 1 of the samples of each split that has any."""
+        held = pc.sum(pc.equal(self.rows["split"], HOLDOUT)).as_py()
+        edge = len(self) - held
+        found = {TRAIN: (0, edge), HOLDOUT: (edge, len(self))}
+        return {split: (a, b) for split, (a, b) in found.items() if a < b}
+
+    def records(self, first: int, last: int) -> Iterator[Json]:
+        """Rows as dictionaries."""
+        for start in range(first, last, BLOCK_ROWS):
+            yield from self.rows.slice(start, min(BLOCK_ROWS, last - start)).to_pylist()
+
+    def document(self, row: Json) -> Json:
         """The JSON member of one sample: where it came from, and how to read its pixels."""
-        row = self.table[number]
         key = str(row["collection"]), str(row["item_id"])
         return {
             "chip_id": row["chip_id"],
             "item_id": row["item_id"],
             "collection": row["collection"],
-            "assets": [a for a in self.assets.get(key, []) if a["band"] in plain(row["bands"])],
-            "cell": plain(row["cell"]),
+            "assets": [a for a in self.assets.get(key, []) if a["band"] in row["bands"]],
+            "cell": row["cell"],
             "window": {name: int(row[name]) for name in ("row", "col", "width", "height")},
             "crs": row["crs"],
-            "transform": plain(row["transform"]),
+            "transform": row["transform"],
             "geometry": _geojson(row["geometry"]),
             "datetime": row["datetime"] or None,
-            "bands": plain(row["bands"]),
+            "bands": row["bands"],
             "dtype": row["dtype"],
-            "scale": plain(row["scale"]),
-            "dn_offset": plain(row["dn_offset"]),
+            "scale": _finite(row["scale"]),
+            "dn_offset": _finite(row["dn_offset"]),
             "licence": row["licence"],
             "source": row["source"],
             "pixel_sha256": row["pixel_sha256"],
         }
 
+    def bounds(self) -> tuple[float, float, float, float]:
+        """West, south, east, north in degrees."""
+        blocks = [
+            shapely.total_bounds(shapely.from_wkb(chunk.to_numpy(zero_copy_only=False)))
+            for start in range(0, len(self), BLOCK_ROWS)
+            for chunk in self.rows["geometry"].slice(start, BLOCK_ROWS).chunks
+        ]
+        west, south, east, north = np.array(blocks).T
+        return float(west.min()), float(south.min()), float(east.max()), float(north.max())
 
-def plain(value: Any) -> Any:
-    """Arrays and NumPy scalars as JSON values; NaN, which JSON lacks, as None."""
-    if isinstance(value, np.ndarray | np.generic):
-        return plain(value.tolist())
-    if isinstance(value, list):
-        return [plain(element) for element in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+
+def write_samples(samples: Samples, path: Path) -> None:
+    """Write ``samples.parquet``: GeoParquet 1.0 with a row per sample, in dataset order."""
+    geometry = {
+        "encoding": "WKB",
+        "geometry_types": [],
+        "crs": pyproj.CRS.from_epsg(4326).to_json_dict(),
+        "bbox": list(samples.bounds()),
+    }
+    about = {"version": "1.0.0", "primary_column": "geometry", "columns": {"geometry": geometry}}
+    rows = samples.rows.drop_columns(CHIP_PLACE).replace_schema_metadata({"geo": json.dumps(about)})
+    pq.write_table(rows, path, compression="zstd", row_group_size=2**16)
 
 
-def _geojson(geometry: Any) -> Json:
-    found: Json = mapping(geometry)
+def _finite(values: list[Any]) -> list[Any]:
+    """NaN, which JSON lacks, as None."""
+    return [None if isinstance(v, float) and math.isnan(v) else v for v in values]
+
+
+def _geojson(wkb: bytes) -> Json:
+    found: Json = mapping(shapely.from_wkb(wkb))
     return {"type": found["type"], "coordinates": _lists(found["coordinates"])}
 
 
@@ -118,62 +173,128 @@ def _lists(value: Any) -> Any:
     return [_lists(v) for v in value] if isinstance(value, list | tuple) else value
 
 
-SCENE_COLUMNS = ["collection", "item_id", "source", "licence"]
-
-
 def place(seed: int, chip_id: str) -> int:
     """Where a chip stands in the dataset: 64 bits of a hash of seed and id."""
     return int.from_bytes(hashlib.sha256(f"{seed} {chip_id}".encode()).digest()[:8], "big")
 
 
-@lru_cache(maxsize=2)
-def load_samples(items: Artifact, chips: Artifact, decisions: Artifact, seed: int) -> Samples:
+@lru_cache(maxsize=1)
+def load_samples(
+    items: Artifact, chips: Artifact, decisions: Artifact, seed: int, holdout: float = 0.0
+) -> Samples:
     """The samples of a dataset, in order.
 
+    Args:
+        items: the scenes.
+        chips: the candidates.
+        decisions: which of them are kept.
+        seed: of order and split.
+        holdout: share of the ground cells that is held out.
+
     Raises:
-        NothingKept: when the decisions keep no chip.
+        NothingKept: when the decisions keep no chip, or none for training.
         MixedPixels: when kept chips differ in bands or dtype.
         RunError: when a kept chip or its item is not in the inputs.
     """
-    verdicts = decisions.table("decisions.parquet", ["chip_id", "decision", *SCORES])
-    kept = verdicts[verdicts["decision"] == "keep"].drop(columns="decision")
+    rows = _with_scenes(_kept_chips(chips, decisions), items, chips)
+    _require_same_pixels(rows)
+    rows = rows.append_column("split", _splits(rows, holdout, seed))
+    ids = rows["chip_id"].to_pylist()
+    places = np.fromiter((place(seed, key) for key in ids), np.uint64, len(ids))
+    del ids
+    order = rows.select(["split", "chip_id"]).append_column("place", pa.array(places))
+    by = [("split", "descending"), ("place", "ascending"), ("chip_id", "ascending")]
+    numbers = pc.sort_indices(order, sort_keys=by)  # train, rim, holdout
+    rows, places = rows.take(numbers).combine_chunks(), places[numbers.to_numpy()]
+    rim = pc.equal(rows["split"], RIM)
+    left_out = rows.filter(rim).select(["chip_id", "cell"])
+    left_out = left_out.append_column("reason", pa.array(["holdout rim"] * len(left_out)))
+    if len(left_out):
+        stays = pc.invert(rim)
+        rows, places = rows.filter(stays), places[stays.to_numpy(zero_copy_only=False)]
+    if rows["split"][0].as_py() != TRAIN:
+        raise NothingKept(
+            f"all {len(rows)} samples are held out: set pack.holdout lower than {holdout}"
+        )
+    return Samples(rows, places, left_out, _assets(chips))
+
+
+def _kept_chips(chips: Artifact, decisions: Artifact) -> pa.Table:
+    """Rows of the chips that the decisions keep, with their scores, in the chips' order."""
+    path = decisions.local("decisions.parquet")
+    scores = [name for name in SCORES if name in pq.read_schema(path).names]
+    verdicts = pq.read_table(path, columns=["chip_id", "decision", *scores])
+    kept = verdicts.filter(pc.equal(verdicts["decision"], "keep")).drop_columns("decision")
     if not len(kept):
         raise NothingKept(
             f"none of the {len(verdicts)} candidate chips was kept: loosen the gates "
             "(curate.min_valid, curate.max_cloud, curate.max_saturated) or search for more scenes"
         )
-    table = chips.table("chips.parquet", CHIP_COLUMNS)
+    table = pq.read_table(chips.local("chips.parquet"), columns=CHIP_COLUMNS)
+    wanted = kept["chip_id"].cast(TEXT).combine_chunks()
+    number = pc.index_in(table["chip_id"].cast(TEXT), value_set=wanted)
+    table, number = table.filter(pc.is_valid(number)), pc.drop_null(number)
+    if len(table) != len(kept) or pc.count_distinct(number).as_py() != len(kept):
+        missing = len(kept) - pc.count_distinct(number).as_py()
+        raise RunError(
+            f"{missing} kept chips are not in chips {chips.digest[:12]} or "
+            f"{len(table) - len(kept) + missing} are there twice; run the stages again from the "
+            "search"
+        )
+    for name in scores:
+        table = table.append_column(name, kept[name].take(number))
+    return table
+
+
+def _with_scenes(rows: pa.Table, items: Artifact, chips: Artifact) -> pa.Table:
+    """The rows with ``source`` of their items, and the items' licence where they have none."""
     scenes = items.table("items.parquet", [*SCENE_COLUMNS, "status", "reason"])
     # an older version stands in where the newest could not be read: its chips count as well
     stand_in = scenes["reason"].isin(SUPERSEDED)
     scenes = scenes.loc[(scenes["status"] == "ok") | stand_in, SCENE_COLUMNS]
-    rows = table.merge(kept, on="chip_id", validate="one_to_one").merge(
-        scenes.rename(columns={"licence": "item_licence"}),
-        on=["collection", "item_id"],
-        validate="many_to_one",
-    )
-    if len(rows) != len(kept):
+    keys = pa.array(scenes["collection"].astype(str) + "\n" + scenes["item_id"].astype(str), TEXT)
+    number = pc.index_in(_joined("\n", rows["collection"], rows["item_id"]), value_set=keys)
+    if number.null_count or pc.count_distinct(keys).as_py() != len(keys):
         raise RunError(
-            f"{len(kept) - len(rows)} kept chips are not in chips {chips.digest[:12]} or their "
-            f"items not in {items.digest[:12]}; run the stages again from the search"
+            f"{number.null_count} kept chips have no item in items {items.digest[:12]} (or items "
+            f"are there twice), but in chips {chips.digest[:12]}; run the stages again from the "
+            "search"
         )
-    rows["licence"] = rows["licence"].where(rows["licence"].fillna("") != "", rows["item_licence"])
-    _require_same_pixels(rows)
-    rows["place"] = np.array([place(seed, str(i)) for i in rows["chip_id"]], dtype=np.uint64)
-    rows = rows.sort_values(["place", "chip_id"], ignore_index=True)
-    hashes = rows["place"].to_numpy(dtype=np.uint64)
-    frame = gpd.GeoDataFrame(
-        rows.drop(columns=["place", "item_licence"]), geometry="geometry", crs=4326
+    source, licence = (
+        pa.array(scenes[name].astype(str), TEXT).take(number) for name in ("source", "licence")
     )
-    return Samples(frame, records(frame), hashes, _assets(chips))
+    unsaid = pc.equal(pc.fill_null(rows["licence"], ""), "")
+    at = rows.schema.get_field_index("licence")
+    rows = rows.set_column(at, "licence", pc.if_else(unsaid, licence, rows["licence"].cast(TEXT)))
+    return rows.append_column("source", source)
 
 
-def _require_same_pixels(rows: pd.DataFrame) -> None:
-    bands = [",".join(map(str, names)) for names in rows["bands"]]
-    kinds = pd.Series(rows["dtype"].astype(str).to_numpy() + " " + np.array(bands, dtype=object))
-    if kinds.nunique() > 1:
-        by_kind = rows.groupby(kinds.to_numpy())["collection"].unique()
-        found = "; ".join(f"{kind} ({', '.join(sorted(names))})" for kind, names in by_kind.items())
+def _joined(between: str, *columns: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Texts of several columns as one."""
+    return pc.binary_join_element_wise(
+        *(column.cast(TEXT) for column in columns), pa.scalar(between, TEXT)
+    )
+
+
+def _splits(rows: pa.Table, share: float, seed: int) -> pa.Array:
+    """The split of each row, by its cell."""
+    if share == 0:
+        return pa.array([TRAIN]).take(pa.array(np.zeros(len(rows), dtype=np.int64)))
+    cells = rows["cell"].combine_chunks().dictionary_encode()
+    _, first = np.unique(cells.indices.to_numpy(), return_index=True)  # 0, 1, 2, ... in order
+    footprints = rows["geometry"].take(pa.array(first)).to_pylist()
+    names = cells.dictionary.to_pylist()
+    split = split_cells(names, footprints, share, seed)
+    return pa.array([split[name] for name in names]).take(cells.indices)
+
+
+def _require_same_pixels(rows: pa.Table) -> None:
+    kinds = _joined(" ", rows["dtype"], pc.binary_join(rows["bands"], ","))
+    if pc.count_distinct(kinds).as_py() > 1:
+        names: dict[str, set[str]] = {}
+        for kind, name in zip(kinds.to_pylist(), rows["collection"].to_pylist(), strict=True):
+            names.setdefault(kind, set()).add(name)
+        found = "; ".join(f"{kind} ({', '.join(sorted(names[kind]))})" for kind in sorted(names))
         raise MixedPixels(
             f"one dataset needs one dtype and one list of bands, but the kept chips have {found}; "
             "choose collections that agree with search.collections, or bands they all have with "

@@ -55,13 +55,13 @@ def test_one_flipped_bit_is_found_and_located(pack, where, expected, bit):
 
 def test_any_flipped_bit_is_found(pack):
     dataset = pack(some_chips(4), shard_mib=1)
-    path = dataset.local("shards/small-00000.tar")
+    path = dataset.local("shards/small-train-00000.tar")
     whole = path.read_bytes()
     for byte in np.random.default_rng(0).choice(len(whole), 150, replace=False):
-        _flip(dataset, "shards/small-00000.tar", int(byte), int(byte) % 8)
+        _flip(dataset, "shards/small-train-00000.tar", int(byte), int(byte) % 8)
         assert len(verify_shards(dataset)) == 1, byte
         path.write_bytes(whole)
-    _flip(dataset, "shards/small-00000.tar", len(whole) - 1)
+    _flip(dataset, "shards/small-train-00000.tar", len(whole) - 1)
     assert "the end of the tar differs at byte" in verify_shards(dataset)[0]
 
 
