@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from upath import UPath
 
 from geofm.shards.split import HOLDOUT, TRAIN
 from geofm.shards.tar import DamagedTar, Member, walk
@@ -82,7 +83,12 @@ def split_of(shard: str) -> str:
     return HOLDOUT if shard.rsplit("-", 2)[-2:-1] == [HOLDOUT] else TRAIN
 
 
-def index_of_tar(path: Path, shard: str) -> ShardRows:
+def in_order(shards: Iterable[str]) -> list[str]:
+    """Shards as they come in the index: those of the train split first, by number."""
+    return sorted(shards, key=lambda name: (split_of(name) != TRAIN, len(name), name))
+
+
+def index_of_tar(path: Path | UPath, shard: str) -> ShardRows:
     """The rows of a shard as its bytes are.
 
     Raises:

@@ -3,8 +3,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from data_catalog.artifact import Artifact
+from data_catalog.artifact import MANIFEST, Artifact
+from data_catalog.errors import CheckError
+from data_catalog.verify import verify_artifact
+from flows.cli_audit import verify
 from geofm.shards.check import verify_shards
+from geofm.shards.index import INDEX
 from tests.geofm.shards.conftest import some_chips
 
 
@@ -97,3 +101,80 @@ def test_a_damaged_index_is_a_problem_not_a_crash(pack):
     dataset.local("index.parquet").write_bytes(b"PAR1 no parquet PAR1")
     (problem,) = verify_shards(dataset)
     assert problem.startswith("index.parquet cannot be read")
+
+
+def told(catalogue, store, dataset: Artifact) -> str:
+    """What ``geofm verify`` says; empty when all is well."""
+    try:
+        verify(dataset.digest, store=store.url, catalog=catalogue.url)
+    except CheckError as error:
+        return str(error)
+    return ""
+
+
+def test_any_bit_of_the_index_is_found_and_located(pack, store, catalogue):
+    dataset = pack(some_chips(), holdout=0.3)
+    assert told(catalogue, store, dataset) == ""
+    path = dataset.local(INDEX)
+    whole = path.read_bytes()
+    columns = set()
+    for byte in np.random.default_rng(0).choice(len(whole), 60, replace=False):
+        _flip(dataset, INDEX, int(byte), int(byte) % 8)
+        found = told(catalogue, store, dataset)
+        assert f"{INDEX}: differs at byte {byte} (" in found
+        assert "sample " not in found  # the shards are not blamed
+        columns.add(found.split(f"byte {byte} (")[1].split(")")[0])
+        path.write_bytes(whole)
+    assert "column sha256 of samples 0 to 23" in columns
+    path.unlink()
+    assert "can be made again from the shards, which are whole" in told(catalogue, store, dataset)
+
+
+def test_any_bit_of_the_manifest_is_found_and_located(pack, store, catalogue):
+    dataset = pack(some_chips(6))
+    path = dataset.local(MANIFEST)
+    whole = path.read_bytes()
+    for byte in np.random.default_rng(1).choice(len(whole), 60, replace=False):
+        _flip(dataset, MANIFEST, int(byte), int(byte) % 8)
+        found = told(catalogue, store, Artifact(dataset.url))
+        assert found.startswith(f"1 problems in {dataset.digest}:"), found
+        assert f"byte {byte} differs from the catalogue's copy" in found
+        alone = verify_artifact(Artifact(dataset.url))  # a folder that nobody recorded
+        assert any(MANIFEST in problem for problem in alone)
+        path.write_bytes(whole)
+
+
+def test_a_bit_of_a_tar_is_told_once_with_its_sample(pack, store, catalogue):
+    dataset = pack(some_chips())
+    row = dataset.table(INDEX).iloc[11]
+    _flip(dataset, row.shard, int(row.offset) + 200)
+    found = told(catalogue, store, dataset)
+    assert found.count("sample ") == 1
+    assert f"{row.shard}: sample {row.key}: {row.key}.npy: SHA-256 of bytes" in found
+
+
+def test_two_members_that_changed_places_are_both_named(pack, store, catalogue):
+    dataset = pack(some_chips())
+    index = dataset.table(INDEX)
+    one, two = index[index["shard"] == index["shard"][0]].iloc[:2].itertuples()
+    path = dataset.local(one.shard)
+    data = bytearray(path.read_bytes())
+    size = one.size
+    assert size == two.size
+    data[one.offset : one.offset + size], data[two.offset : two.offset + size] = (
+        data[two.offset : two.offset + size], data[one.offset : one.offset + size],
+    )  # fmt: skip
+    path.write_bytes(data)
+    found = told(catalogue, store, dataset)
+    for row in (one, two):
+        assert f"sample {row.key}: {row.key}.npy: SHA-256" in found
+
+
+def test_a_damaged_index_beside_a_damaged_tar(pack, store, catalogue):
+    dataset = pack(some_chips())
+    row = dataset.table(INDEX).iloc[11]
+    _flip(dataset, row.shard, int(row.offset) - 500)
+    _flip(dataset, INDEX, 100)
+    found = told(catalogue, store, dataset)
+    assert f"{row.shard}: the tar header" in found or f"{row.shard}: no tar header" in found
+    assert f"{INDEX}: damaged as well" in found
