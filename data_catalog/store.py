@@ -11,6 +11,7 @@ Layout below the store's address (a local folder or anything fsspec knows, e.g. 
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -28,15 +29,20 @@ from upath import UPath
 
 from data_catalog.artifact import MANIFEST, Artifact, cache_folder
 from data_catalog.canonical import canonical, digest_of, sha256_file
-from data_catalog.errors import UsageError
+from data_catalog.errors import RunError, UsageError
 from data_catalog.manifest import FileEntry, Manifest
 
 PART = "part.json"
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 log = logging.getLogger("geofm.store")
 
 
 class StoreNotWritable(UsageError):
     """The store cannot be written."""
+
+
+class StoreFull(RunError):
+    """The disk, a quota or a limit on the size of files leaves no space to write."""
 
 
 def list_files(folder: Path) -> list[FileEntry]:
@@ -95,6 +101,15 @@ class Store:
         folder.mkdir(parents=True)
         try:
             yield folder
+        except OSError as error:
+            if error.errno in NO_SPACE:
+                raise StoreFull(
+                    f"the store {self.url} has no space left ({os.strerror(error.errno)}) while "
+                    f"{error.filename or folder} was written; nothing unfinished was published: "
+                    "free some space, or name another place with --store, and run again, which "
+                    "goes on with the parts that are there"
+                ) from error
+            raise
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
