@@ -80,7 +80,8 @@ def test_a_full_disk_is_said_and_the_run_goes_on_when_there_is_space(tmp_path: P
         pytest.skip("needs unshare and the right to mount a tmpfs in a user namespace")
     done = subprocess.run(
         [*apart, sys.executable, "-c", ON_A_SMALL_DISK, disk],
-        capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": str(Path.cwd())},
+        capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": str(Path.cwd())},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     told, digest = done.stdout.splitlines()[-2:]
