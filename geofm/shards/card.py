@@ -78,8 +78,7 @@ def write_card(
 ) -> None:
     """Write ``README.md`` of a dataset from its samples, statistics and inputs."""
     first, rows = next(samples.records(0, 1)), samples.rows
-    times = pc.utf8_slice_codeunits(rows["datetime"], 0, 10)
-    days = pc.min_max(times.filter(pc.greater(times, ""))).as_py()
+    days = sorted(time[:10] for time in pc.unique(rows["datetime"]).to_pylist() if time)
     box = ", ".join(f"{degree:.4f}" for degree in samples.bounds())
     text = CARD.format(
         name=name,
@@ -90,11 +89,11 @@ def write_card(
         band_count=len(stats["bands"]),
         bands=", ".join(stats["bands"]),
         dtype=stats["dtype"],
-        items=pc.count_distinct(rows["item_id"]).as_py(),
+        items=len(pc.unique(rows["item_id"])),
         collections=", ".join(sorted(pc.unique(rows["collection"]).to_pylist())),
         gsd=_gsd(rows),
         box=f"{box} (EPSG:4326)",
-        dates=f"{days['min']} to {days['max']}" if days["min"] else "unknown",
+        dates=f"{days[0]} to {days[-1]}" if days else "unknown",
         mean=", ".join(f"{value:.4f}" for value in stats["mean"]),
         std=", ".join(f"{value:.4f}" for value in stats["std"]),
         white=stats["white"],

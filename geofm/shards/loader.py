@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,6 +30,8 @@ from geofm.shards.reader import SCAN, DamagedShard, ShardFiles, ShardIndex
 
 #: Threads that fetch from an object store, where each read waits for the network.
 REMOTE_THREADS = 16
+#: In the place of a damaged sample.
+SKIPPED = object()
 
 
 class Sample(NamedTuple):
@@ -130,7 +133,8 @@ class SampleStream(IterableDataset[Any]):
         rank: which reader this is.
         world: of how many.
         transform: applied to each ``Sample`` in the worker that read it.
-        collate: makes a batch from the list of what ``transform`` gave.
+        collate: makes a batch from the iterator of what ``transform`` gives: a sample is read
+            when it is asked for, so it can go straight into the batch's memory. None: ``list``.
         check: compare each sample's SHA-256 with the index (opened with ``digests``).
         decode: give pixels; else the ``.npy`` bytes.
         **reading: see ``Reading``.
@@ -143,7 +147,7 @@ class SampleStream(IterableDataset[Any]):
         rank: int = 0,
         world: int = 1,
         transform: Callable[[Sample], Any] | None = None,
-        collate: Callable[[list[Any]], Any] | None = None,
+        collate: Callable[[Iterator[Any]], Any] | None = None,
         check: bool = False,
         decode: bool = True,
         **reading: Any,
@@ -185,26 +189,33 @@ class SampleStream(IterableDataset[Any]):
         numbers, size = self._numbers(), self.reading.batch
         if workers > 1:
             numbers = numbers[np.arange(len(numbers)) // size % workers == worker]
-        finish, skip, epoch = self.samples.finish, self.reading.skip_damaged, self.left.epoch
-        found: list[Any] = []
         skipped: list[str] = []
-        to_come, missing = len(numbers), min(size, len(numbers))
+        finished = self._finished(numbers, skipped)
+        for first in range(0, len(numbers), size):
+            count = min(size, len(numbers) - first)
+            coming = islice(finished, count)
+            if self.reading.skip_damaged:
+                whole = [sample for sample in coming if sample is not SKIPPED]
+                batch = (self.collate(iter(whole)) if self.collate else whole) if whole else None
+            else:
+                batch = self.collate(coming) if self.collate else list(coming)
+                deque(coming, maxlen=0)  # what collate left
+            yield Delivery(batch, count, skipped[:])
+            skipped.clear()
+
+    def _finished(self, numbers: NDArray[np.int64], skipped: list[str]) -> Iterator[Any]:
+        """The samples one by one, each read when it is asked for; SKIPPED for a damaged one."""
+        finish, skip, epoch = self.samples.finish, self.reading.skip_damaged, self.left.epoch
         rows = zip(_numbers_and_keys(self.index, numbers), self._payloads(numbers), strict=True)
         for (number, key), data in rows:
             try:
-                found.append(finish(number, epoch, key, data))
+                sample = finish(number, epoch, key, data)
             except DamagedShard as damage:
                 if not skip:
                     raise
                 skipped.append(str(damage))
-            missing -= 1
-            if not missing:
-                whole = found if self.collate is None or not found else self.collate(found)
-                taken = len(found) + len(skipped)
-                yield Delivery(whole if found else None, taken, skipped)
-                found, skipped = [], []
-                to_come -= taken
-                missing = min(size, to_come)
+                sample = SKIPPED
+            yield sample
 
     def batches(self, workers: int = 0, **options: Any) -> Iterator[Any]:
         """The batches that are left of the epoch; afterwards the stream is at the next one.

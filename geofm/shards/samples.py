@@ -31,6 +31,7 @@ from data_catalog.artifact import Artifact
 from data_catalog.errors import RunError, UsageError
 from data_catalog.tables import records
 from geofm.imagery.identity import SUPERSEDED
+from geofm.shards.index import GROUP_ROWS
 from geofm.shards.split import HOLDOUT, RIM, TRAIN, split_cells
 
 Json = dict[str, Any]
@@ -68,6 +69,8 @@ SCENE_COLUMNS = ["collection", "item_id", "source", "licence"]
 #: Where a chip's pixels are; a sample's place is in the index instead.
 CHIP_PLACE = ["part", "offset", "size"]
 TEXT = pa.large_string()
+#: Columns whose values repeat: a number per row and each text once, while in memory.
+REPEATED = ["item_id", "collection", "crs", "dtype", "datetime", "licence", "part"]
 #: Rows that become Python objects at a time.
 BLOCK_ROWS = 4096
 
@@ -155,8 +158,20 @@ def write_samples(samples: Samples, path: Path) -> None:
         "bbox": list(samples.bounds()),
     }
     about = {"version": "1.0.0", "primary_column": "geometry", "columns": {"geometry": geometry}}
-    rows = samples.rows.drop_columns(CHIP_PLACE).replace_schema_metadata({"geo": json.dumps(about)})
-    pq.write_table(rows, path, compression="zstd", row_group_size=2**16)
+    rows = samples.rows.drop_columns(CHIP_PLACE)
+    plain = pa.schema(
+        [
+            (
+                field.name,
+                field.type.value_type if pa.types.is_dictionary(field.type) else field.type,
+            )
+            for field in rows.schema
+        ],
+        metadata={"geo": json.dumps(about)},
+    )
+    with pq.ParquetWriter(path, plain, compression="zstd") as writer:
+        for first in range(0, len(rows), GROUP_ROWS):
+            writer.write_table(rows.slice(first, GROUP_ROWS).cast(plain))
 
 
 def _finite(values: list[Any]) -> list[Any]:
@@ -199,13 +214,12 @@ def load_samples(
     rows = _with_scenes(_kept_chips(chips, decisions), items, chips)
     _require_same_pixels(rows)
     rows = rows.append_column("split", _splits(rows, holdout, seed))
-    ids = rows["chip_id"].to_pylist()
-    places = np.fromiter((place(seed, key) for key in ids), np.uint64, len(ids))
-    del ids
+    keys = (key for chunk in rows["chip_id"].chunks for key in chunk.to_pylist())
+    places = np.fromiter((place(seed, key) for key in keys), np.uint64, len(rows))
     order = rows.select(["split", "chip_id"]).append_column("place", pa.array(places))
     by = [("split", "descending"), ("place", "ascending"), ("chip_id", "ascending")]
     numbers = pc.sort_indices(order, sort_keys=by)  # train, rim, holdout
-    rows, places = rows.take(numbers).combine_chunks(), places[numbers.to_numpy()]
+    rows, places = _sorted(rows, numbers), places[numbers.to_numpy()]
     rim = pc.equal(rows["split"], RIM)
     left_out = rows.filter(rim).select(["chip_id", "cell"])
     left_out = left_out.append_column("reason", pa.array(["holdout rim"] * len(left_out)))
@@ -219,6 +233,15 @@ def load_samples(
     return Samples(rows, places, left_out, _assets(chips))
 
 
+def _sorted(rows: pa.Table, numbers: pa.Array) -> pa.Table:
+    """The rows in another order; a column at a time, so that they are in memory once."""
+    columns = {}
+    for name in rows.column_names:
+        columns[name] = rows[name].take(numbers)
+        rows = rows.drop_columns(name)
+    return pa.table(columns)
+
+
 def _kept_chips(chips: Artifact, decisions: Artifact) -> pa.Table:
     """Rows of the chips that the decisions keep, with their scores, in the chips' order."""
     path = decisions.local("decisions.parquet")
@@ -230,10 +253,15 @@ def _kept_chips(chips: Artifact, decisions: Artifact) -> pa.Table:
             f"none of the {len(verdicts)} candidate chips was kept: loosen the gates "
             "(curate.min_valid, curate.max_cloud, curate.max_saturated) or search for more scenes"
         )
-    table = pq.read_table(chips.local("chips.parquet"), columns=CHIP_COLUMNS)
     wanted = kept["chip_id"].cast(TEXT).combine_chunks()
-    number = pc.index_in(table["chip_id"].cast(TEXT), value_set=wanted)
-    table, number = table.filter(pc.is_valid(number)), pc.drop_null(number)
+    file = pq.ParquetFile(chips.local("chips.parquet"), read_dictionary=REPEATED)
+    found, numbers = [], []
+    for batch in file.iter_batches(GROUP_ROWS, columns=CHIP_COLUMNS, use_threads=False):
+        number = pc.index_in(batch["chip_id"].cast(TEXT), value_set=wanted)
+        found.append(batch.filter(pc.is_valid(number)))
+        numbers.append(pc.drop_null(number))
+    table = pa.Table.from_batches(found).select(CHIP_COLUMNS).unify_dictionaries()
+    number = pa.chunked_array(numbers)
     if len(table) != len(kept) or pc.count_distinct(number).as_py() != len(kept):
         missing = len(kept) - pc.count_distinct(number).as_py()
         raise RunError(
@@ -263,16 +291,26 @@ def _with_scenes(rows: pa.Table, items: Artifact, chips: Artifact) -> pa.Table:
     source, licence = (
         pa.array(scenes[name].astype(str), TEXT).take(number) for name in ("source", "licence")
     )
-    unsaid = pc.equal(pc.fill_null(rows["licence"], ""), "")
+    unsaid = pc.equal(pc.fill_null(_text(rows["licence"]), ""), "")
     at = rows.schema.get_field_index("licence")
-    rows = rows.set_column(at, "licence", pc.if_else(unsaid, licence, rows["licence"].cast(TEXT)))
-    return rows.append_column("source", source)
+    rows = rows.set_column(at, "licence", pc.if_else(unsaid, licence, _text(rows["licence"])))
+    return rows.append_column("source", source.dictionary_encode())
+
+
+def _value_type(kind: pa.DataType) -> pa.DataType:
+    """The type of a column's values, also where it keeps each of them once."""
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def _text(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A column of texts as such, however it is kept."""
+    return column.cast(_value_type(column.type)).cast(TEXT)
 
 
 def _joined(between: str, *columns: pa.ChunkedArray) -> pa.ChunkedArray:
     """Texts of several columns as one."""
     return pc.binary_join_element_wise(
-        *(column.cast(TEXT) for column in columns), pa.scalar(between, TEXT)
+        *(_text(column) for column in columns), pa.scalar(between, TEXT)
     )
 
 
@@ -280,7 +318,7 @@ def _splits(rows: pa.Table, share: float, seed: int) -> pa.Array:
     """The split of each row, by its cell."""
     if share == 0:
         return pa.array([TRAIN]).take(pa.array(np.zeros(len(rows), dtype=np.int64)))
-    cells = rows["cell"].combine_chunks().dictionary_encode()
+    cells = _text(rows["cell"]).combine_chunks().dictionary_encode()
     _, first = np.unique(cells.indices.to_numpy(), return_index=True)  # 0, 1, 2, ... in order
     footprints = rows["geometry"].take(pa.array(first)).to_pylist()
     names = cells.dictionary.to_pylist()

@@ -161,7 +161,10 @@ def test_torchgeo_stacks_and_transforms_the_samples(dataset):
         return {"image": image, "index": torch.tensor(sample.number)}
 
     stream = SampleStream(
-        open_index(dataset, "all"), batch=8, transform=as_torchgeo, collate=stack_samples
+        open_index(dataset, "all"),
+        batch=8,
+        transform=as_torchgeo,
+        collate=lambda samples: stack_samples(list(samples)),
     )
     batches = list(stream.batches())
     assert [tuple(batch["image"].shape) for batch in batches] == [(8, 3, 32, 32)] * 5

@@ -205,6 +205,28 @@ def test_even_epochs_have_as_many_batches_for_each_rank(resumable):
     assert [stream.epoch for stream in ranks] == [1, 1]
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_batch_is_filled_while_its_samples_are_read(resumable, workers):
+    index, _ = resumable
+
+    def fill(samples):
+        batch = torch.zeros(4, 3, 32, 32)
+        for place, sample in enumerate(samples):
+            batch[place] = torch.from_numpy(sample.pixels.astype(np.float32))
+            if place == 2:
+                break  # the fourth is left, and counts as read
+        return batch
+
+    expected = [s for batch in SampleStream(index, 1, batch=4).batches() for s in batch]
+    stream = SampleStream(index, 1, batch=4, collate=fill)
+    batches = list(stream.batches(workers=workers))
+    assert len(batches) == 5
+    for number, batch in enumerate(batches):
+        found = [torch.from_numpy(s.pixels.astype(np.float32)) for s in expected[4 * number :][:3]]
+        assert torch.equal(batch[: len(found)], torch.stack(found))
+    assert (stream.epoch, stream.taken) == (1, 0)
+
+
 def damage(dataset, number: int, how: str) -> str:
     """Damage a sample on the disk; returns its key."""
     index = open_index(dataset)
