@@ -18,7 +18,7 @@ import os
 import shutil
 import socket
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -45,15 +45,32 @@ class StoreFull(RunError):
     """The disk, a quota or a limit on the size of files leaves no space to write."""
 
 
-def list_files(folder: Path) -> list[FileEntry]:
-    """Every file below a folder with digest and size, sorted by path."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file())
-    return [
-        FileEntry(
-            path=p.relative_to(folder).as_posix(), sha256=sha256_file(p), size=p.stat().st_size
-        )
-        for p in files
-    ]
+#: A file on this machine, whatever its names: device and number.
+Inode = tuple[int, int]
+
+
+def list_files(folder: Path, known: Mapping[Inode, str] | None = None) -> list[FileEntry]:
+    """Every file below a folder with digest and size, sorted by path.
+
+    ``known`` has digests of files that were hashed a moment ago under another name.
+    """
+    found = []
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        about = path.stat()
+        digest = (known or {}).get((about.st_dev, about.st_ino)) or sha256_file(path)
+        name = path.relative_to(folder).as_posix()
+        found.append(FileEntry(path=name, sha256=digest, size=about.st_size))
+    return found
+
+
+def linked(folders: Iterable[Path]) -> dict[Inode, str]:
+    """Digests of the files of whole parts, by what a hard link shares with them."""
+    found = {}
+    for folder in folders:
+        for entry in json.loads((folder / PART).read_bytes())["files"]:
+            about = (folder / entry["path"]).stat()
+            found[about.st_dev, about.st_ino] = str(entry["sha256"])
+    return found
 
 
 @dataclass(frozen=True)

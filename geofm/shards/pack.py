@@ -5,7 +5,7 @@ of shards grows in steps (1, 2, 3, 4, 6, 8, 12, ...), so that between steps a sh
 again only when samples of its own come or go.
 
 Pixels stay the ``.npy`` members that were cut: chosen by measurement
-(``benchmarks/encodings.py``), recorded in the manifest's facts.
+(``benchmarks/chip_encodings.py``), recorded in the manifest's facts.
 """
 
 from __future__ import annotations

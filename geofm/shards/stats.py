@@ -54,7 +54,7 @@ class BandSums:
             for start in range(0, len(counts), EXACT):
                 values = counts[start : start + EXACT].astype(np.float64)
                 sums[band] += int(values.sum())
-                squares[band] += int(values @ values)
+                squares[band] += int(np.square(values, out=values).sum())  # no threads of a BLAS
         factors = tuple(unit_factors(pixels.dtype.name, scale))
         self._add(factors, flat.shape[1], sums, squares)
         self.samples += 1

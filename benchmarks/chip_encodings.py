@@ -5,7 +5,7 @@ The rule, set before measuring: an encoding must be exact for any number of band
 ``wins_below_mib_s`` says what the others would give: the bandwidth of storage (per core) under
 which reading fewer bytes is worth the decoding. One thread, the best of three passes.
 
-    PYTHON benchmarks/encodings.py --set NAME=GLOB[,GLOB...] [--set ...] [--size 256]
+    PYTHON benchmarks/chip_encodings.py --set NAME=GLOB[,GLOB...] [--set ...] [--size 256]
 
 PYTHON's environment: numpy, imagecodecs, blosc2. Each GLOB gives files of one band (or several),
 sorted; ``NAME`` with several GLOBs stacks the n-th files of all as the bands of one scene.
@@ -59,7 +59,7 @@ def main() -> None:
         f"numpy {version('numpy')}",
         "date": datetime.now(UTC).date().isoformat(),
     }
-    with (RESULTS / "encodings.csv").open("w", newline="") as file:
+    with (RESULTS / "chip_encodings.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, [*rows[0], *about])
         writer.writeheader()
         writer.writerows({**row, **about} for row in rows)
