@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_catalog.artifact import Artifact
@@ -77,8 +76,8 @@ def write_card(
     inputs: Mapping[str, Artifact],
 ) -> None:
     """Write ``README.md`` of a dataset from its samples, statistics and inputs."""
-    first, rows = next(samples.records(0, 1)), samples.rows
-    days = sorted(time[:10] for time in pc.unique(rows["datetime"]).to_pylist() if time)
+    first = next(samples.records(0, 1))
+    days = sorted({time[:10] for time in samples.distinct("datetime") if time})
     box = ", ".join(f"{degree:.4f}" for degree in samples.bounds())
     text = CARD.format(
         name=name,
@@ -89,9 +88,9 @@ def write_card(
         band_count=len(stats["bands"]),
         bands=", ".join(stats["bands"]),
         dtype=stats["dtype"],
-        items=len(pc.unique(rows["item_id"])),
-        collections=", ".join(sorted(pc.unique(rows["collection"]).to_pylist())),
-        gsd=_gsd(rows),
+        items=len(samples.distinct("item_id")),
+        collections=", ".join(sorted(samples.distinct("collection"))),
+        gsd=_gsd(samples),
         box=f"{box} (EPSG:4326)",
         dates=f"{days[0]} to {days[-1]}" if days else "unknown",
         mean=", ".join(f"{value:.4f}" for value in stats["mean"]),
@@ -120,9 +119,10 @@ def _splits(samples: Samples) -> str:
     return "; ".join([", ".join(told[:2]), *told[2:]])
 
 
-def _gsd(rows: pa.Table) -> str:
+def _gsd(samples: Samples) -> str:
     """Pixel sizes in units of the chips' own CRS, smallest and largest."""
-    sizes = np.abs(pc.list_element(rows["transform"], 0).to_numpy())
+    found = {s for b in samples.batches() for s in pc.list_element(b["transform"], 0).to_pylist()}
+    sizes = np.abs(sorted(found))
     low, high = f"{sizes.min():.6g}", f"{sizes.max():.6g}"
     unit = "m" if sizes.min() > 0.05 else "degrees"
     return f"{low} {unit}" if low == high else f"{low} to {high} {unit}"

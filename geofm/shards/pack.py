@@ -31,7 +31,7 @@ from geofm.imagery.chips import chip_from_bytes, pixel_sha256
 from geofm.settings import PackSettings
 from geofm.shards.card import write_card
 from geofm.shards.index import INDEX, ShardRows, index_rows, write_index
-from geofm.shards.samples import Samples, load_samples, write_samples
+from geofm.shards.samples import load_samples, write_samples
 from geofm.shards.stats import BandSums, finish_stats, merge_sums
 from geofm.shards.tar import BLOCK, END, read_range, write_tar
 
@@ -61,17 +61,11 @@ def shard_ranges(hashes: NDArray[np.uint64], count: int) -> list[tuple[int, int]
     return [(int(a), int(b)) for a, b in pairwise(edges) if a < b]
 
 
-def _samples(job: Job) -> Samples:
-    chips, items, decisions = (job.inputs[r] for r in ("chips", "items", "decisions"))
-    return load_samples(items, chips, decisions, job.seed, job.settings.holdout)
-
-
 def plan(job: Job) -> list[Part]:
     """One part per shard; its key covers the very documents of its samples."""
     settings: PackSettings = job.settings
-    samples = _samples(job)
-    sizes = samples.rows["size"].to_numpy()
-    needs = BLOCK * (-(-sizes // BLOCK) + 2 + JSON_BYTES // BLOCK)
+    samples = load_samples(job)
+    needs = BLOCK * (-(-samples.sizes // BLOCK) + 2 + JSON_BYTES // BLOCK)
     parts = []
     for split, (start, end) in samples.splits.items():
         total = int(needs[start:end].sum()) + len(END)
@@ -95,7 +89,7 @@ def work(job: Job, part: Part, folder: Path) -> None:
     Raises:
         DamagedChip: when pixels do not have the digest under which they were cut.
     """
-    samples, chips = _samples(job), job.inputs["chips"]
+    samples, chips = load_samples(job), job.inputs["chips"]
     sums, keys = BandSums(), []
 
     def members() -> Iterator[tuple[str, bytes]]:
@@ -125,7 +119,7 @@ def work(job: Job, part: Part, folder: Path) -> None:
 def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
     """Join the shards: tars, ``index.parquet``, ``samples.parquet``, ``stats.json``, the card."""
     settings: PackSettings = job.settings
-    samples, parts = _samples(job), read_plan(job)
+    samples, parts = load_samples(job), read_plan(job)
     for part, place in zip(parts, folders, strict=True):
         link(place / TAR, folder / part.payload["shard"])
     count = write_index(_rows(parts, folders), folder / INDEX)
@@ -134,14 +128,12 @@ def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
     first = samples.document(next(samples.records(0, 1)))
     stats = finish_stats(first["bands"], first["dtype"], first["scale"], total)
     (folder / "stats.json").write_bytes(canonical(stats))
-    pairs = zip(samples.rows["source"], samples.rows["licence"], strict=True)
-    sources = count_sources(
-        {"source": name.as_py(), "licence": terms.as_py()} for name, terms in pairs
-    )
+    sources = count_sources(samples.records(0, len(samples)))
     write_card(folder / "README.md", settings.name, samples, stats, sources, job.inputs)
     left_out = len(samples.left_out)
     if left_out:
         pq.write_table(samples.left_out, folder / "left_out.parquet", compression="zstd")
+    samples.file.unlink(missing_ok=True)  # the next version has its own
     return Sealed(
         counts={
             "rows_in": len(samples) + left_out,

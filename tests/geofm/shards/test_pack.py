@@ -20,7 +20,7 @@ from geofm.imagery.chips import pixel_sha256
 from geofm.imagery.radiometry import to_unit
 from geofm.settings import PackSettings
 from geofm.shards.pack import STAGE, DamagedChip, shard_count, shard_ranges
-from geofm.shards.samples import place
+from geofm.shards.sorting import place
 from tests.geofm.curation.synthetic import Chip, texture
 from tests.geofm.shards.conftest import make_inputs, some_chips
 
