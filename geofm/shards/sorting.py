@@ -126,7 +126,8 @@ def _chips(chips: Artifact, kept: pa.Table, columns: list[str]) -> Iterator[Any]
     """Batches of the kept chips, each with the numbers of its rows in ``kept``."""
     wanted = kept["chip_id"].cast(TEXT).combine_chunks()
     file = pq.ParquetFile(chips.local("chips.parquet"))
-    for batch in file.iter_batches(GROUP_ROWS, columns=columns, use_threads=False):
+    rows = max(2 * BLOCK_ROWS, len(kept) // 64)  # each batch hashes all of ``wanted`` anew
+    for batch in file.iter_batches(rows, columns=columns, use_threads=False):
         number = pc.index_in(batch["chip_id"].cast(TEXT), value_set=wanted)
         yield batch.filter(pc.is_valid(number)).select(columns), pc.drop_null(number)
 
