@@ -239,7 +239,7 @@ def read(bench: Bench) -> Iterator[Json]:
                 for what, name in (("webdataset", "webdataset"), ("tarfile", "tarfile")):
                     found = bench.peer(f"read_{what}", here)
                     yield row(f"{name}, {order}", member, size, found, rate)
-            found = bench.peer("read_litdata", {**here, "out": litdata})
+            found = bench.peer("read_litdata", {**here, "out": litdata}, 1 if random else None)
             yield row(f"litdata, {order}", member, size, found, rate)
             yield row(f"array of files, {order}", member, size, bench.peer("read_files", here),
                       rate)  # fmt: skip

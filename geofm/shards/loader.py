@@ -51,7 +51,7 @@ class Delivery(NamedTuple):
 
     batch: Any
     taken: int
-    skipped: list[str]
+    skipped: tuple[str, ...]
 
 
 class SampleDataset(Dataset[Any]):
@@ -191,17 +191,21 @@ class SampleStream(IterableDataset[Any]):
             numbers = numbers[np.arange(len(numbers)) // size % workers == worker]
         skipped: list[str] = []
         finished = self._finished(numbers, skipped)
+        collate, drop = self.collate, self.reading.skip_damaged
         for first in range(0, len(numbers), size):
             count = min(size, len(numbers) - first)
-            coming = islice(finished, count)
-            if self.reading.skip_damaged:
+            coming: Iterator[Any] = islice(finished, count)
+            if drop:
                 whole = [sample for sample in coming if sample is not SKIPPED]
-                batch = (self.collate(iter(whole)) if self.collate else whole) if whole else None
+                batch = (collate(iter(whole)) if collate else whole) if whole else None
+            elif collate is None:
+                batch = list(coming)
             else:
-                batch = self.collate(coming) if self.collate else list(coming)
-                deque(coming, maxlen=0)  # what collate left
-            yield Delivery(batch, count, skipped[:])
-            skipped.clear()
+                batch = collate(coming)
+                deque(coming, maxlen=0)  # what it left
+            yield Delivery(batch, count, tuple(skipped))
+            if skipped:
+                skipped.clear()
 
     def _finished(self, numbers: NDArray[np.int64], skipped: list[str]) -> Iterator[Any]:
         """The samples one by one, each read when it is asked for; SKIPPED for a damaged one."""
@@ -229,11 +233,12 @@ class SampleStream(IterableDataset[Any]):
         source: Any = self
         if workers:
             source = DataLoader(self, batch_size=None, num_workers=workers, **options)
-        for delivery in source:
-            self.taken += delivery.taken
-            self.skipped += delivery.skipped
-            if delivery.batch is not None:
-                yield delivery.batch
+        for batch, taken, skipped in source:
+            self.taken += taken
+            if skipped:
+                self.skipped += skipped
+            if batch is not None:
+                yield batch
         self.left, self.taken = Left(self.left.epoch + 1), 0
 
     def _payloads(self, numbers: NDArray[np.int64]) -> Iterator[bytes | DamagedShard]:
