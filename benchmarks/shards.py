@@ -43,8 +43,8 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 #: Name, [bands, height, width], dtype, samples: chips of 1.5 MB and of 60 kB.
 SIZES = {
-    "1.5 MB": ((12, 256, 256), "uint16", 400),
-    "60 kB": ((3, 100, 100), "uint16", 8000),
+    "1.5 MB": ((12, 256, 256), "uint16", 200),
+    "60 kB": ((3, 100, 100), "uint16", 4000),
 }
 JSON_BYTES = 1400
 SECTIONS = ("write", "read", "train", "shuffle", "versions", "growth", "kills")
@@ -75,18 +75,22 @@ def main() -> None:
     if table.exists():  # sections that are not measured now stay as they are
         with table.open(newline="") as file:
             kept = [r for r in csv.DictReader(file) if r["section"] not in asked.only.split(",")]
-    rows = []
+    rows: list[Json] = []
     for section in asked.only.split(","):
         with tempfile.TemporaryDirectory(dir=asked.scratch) as folder:
             bench = Bench(Path(folder), asked.peers, asked.repeat, asked.most)
             for row in SECTION[section](bench):
                 rows.append({"section": section, **row, **about()})
+                save([*kept, *rows], table)
                 print({k: v for k, v in rows[-1].items() if k in COLUMNS[:11]}, flush=True)
-    order = {section: place for place, section in enumerate(SECTIONS)}
+
+
+def save(rows: list[Json], table: Path) -> None:
+    """Write the table, sections in their order."""
     with table.open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
-        writer.writerows(sorted([*kept, *rows], key=lambda row: order[row["section"]]))
+        writer.writerows(sorted(rows, key=lambda row: SECTIONS.index(row["section"])))
 
 
 def about() -> Json:

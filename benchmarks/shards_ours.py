@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import resource
 import time
 from collections.abc import Iterator
@@ -43,8 +42,8 @@ class Clock:
 
     @staticmethod
     def _cpu() -> float:
-        times = os.times()
-        return times.user + times.system + times.children_user + times.children_system
+        children = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return time.process_time() + children.ru_utime + children.ru_stime
 
 
 def write(job: Json, clock: Clock) -> Json:
