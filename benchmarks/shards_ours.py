@@ -191,10 +191,11 @@ def train(job: Json, clock: Clock) -> Json:
         return batch
 
     stream = _stream(job, batch=size, collate=fill)
-    clock.start()
-    for batch in stream.batches():
-        assert batch.shape[0] == size
-    clock.stop()
+    for _ in range(2):  # the second epoch counts
+        clock.start()
+        for batch in stream.batches():
+            assert batch.shape[0] == size
+        clock.stop()
     return {"samples": len(stream.index)}
 
 
