@@ -7,6 +7,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -185,13 +186,9 @@ class ShardFiles:
                 index.sizes[part].tolist(),
             )
             coming = iter(numbers[start + ahead : start + ahead + len(part)].tolist())
-            open_shard, file = -1, -1
             for number, shard, offset, size in zip(part.tolist(), *rows, strict=True):
                 try:
-                    if shard != open_shard:
-                        open_shard, file = -1, self.descriptor(shard)
-                        open_shard = shard
-                    data = pread(file, size, offset)
+                    data = pread(self.descriptor(shard), size, offset)
                     if ahead:
                         self._will_need(next(coming, None))
                 except OSError as error:
@@ -209,10 +206,11 @@ class ShardFiles:
         if number is None:
             return
         index = self.index
-        os.posix_fadvise(
-            self.descriptor(int(index.shards[number])), int(index.offsets[number]),
-            int(index.sizes[number]), os.POSIX_FADV_WILLNEED,
-        )  # fmt: skip
+        with suppress(OSError):  # told when it is read
+            os.posix_fadvise(
+                self.descriptor(int(index.shards[number])), int(index.offsets[number]),
+                int(index.sizes[number]), os.POSIX_FADV_WILLNEED,
+            )  # fmt: skip
 
     def _is_whole(self, number: int, data: bytes) -> bool:
         digests = self.index.sha256

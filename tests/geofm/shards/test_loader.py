@@ -250,7 +250,7 @@ def test_damaged_samples_are_found_skipped_and_counted(pack, how, workers):
     stream = SampleStream(index, batch=3, check=True)
     with pytest.raises(DamagedShard, match=r"geofm verify [0-9a-f]{12}"):
         read(stream, workers=workers)
-    stream = SampleStream(index, batch=3, check=True, skip_damaged=True)
+    stream = SampleStream(index, batch=3, check=True, skip_damaged=True, ahead_mib=0.02)
     found = read(stream, workers=workers)
     assert len(found) + len(stream.skipped) == 20
     assert key not in found
@@ -298,6 +298,22 @@ def test_threads_read_ahead_and_close_what_they_opened(resumable):
     assert len(list(Path("/proc/self/fd").iterdir())) <= before
     with pytest.raises(UsageError, match="digests=True"):
         SampleStream(index, check=True)
+
+
+@pytest.mark.parametrize("shuffled", [True, False])
+def test_more_shards_than_may_be_open_at_once(resumable, monkeypatch, shuffled):
+    index, _ = resumable
+    assert len(index.files) > 2
+    expected = read(SampleStream(index, 3, shuffled=shuffled))
+    monkeypatch.setattr("geofm.shards.reader.OPEN_FILES", 1)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    stream = SampleStream(index, 3, shuffled=shuffled, ahead_mib=0.02)
+    found = []
+    for batch in stream.batches():
+        found.append(batch[0].key)
+        stream.samples[len(found) % 17]  # others read through the same files
+        assert len(list(Path("/proc/self/fd").iterdir())) <= before + 4
+    assert found == expected
 
 
 def test_the_loader_reads_ranges_from_s3(s3: str, catalogue):
