@@ -347,7 +347,7 @@ def growth(bench: Bench) -> Iterator[Json]:
         out = {"dataset": found["dataset"], "samples": count}
         start = bench.ours("start", out)
         yield row("geofm loader, start to first sample", "tiny", 0, start,
-                  note="index opened, an epoch ordered")  # fmt: skip
+                  note=f"index of {count:,} samples opened, an epoch ordered")  # fmt: skip
         whole = bench.ours("epoch", out, 1)
         yield row("geofm loader, an epoch in random order", "tiny", 0, whole)
         shutil.rmtree(world["out"])

@@ -203,16 +203,18 @@ def laid_out(job: Json, clock: Clock) -> Json:
     """Tiny samples in the order of their scenes, a tar per scene; no stage would write this."""
     from data_catalog.manifest import Manifest
     from data_catalog.store import list_files, open_store
+    from geofm.imagery.chips import chip_bytes
     from geofm.shards.index import INDEX, ShardRows, index_rows, write_index
     from geofm.shards.tar import write_tar
 
+    pixels = chip_bytes(np.zeros((1, 6, 6), dtype=np.uint16))
     out = Path(job["out"]) / "laid"
     (out / "shards").mkdir(parents=True)
     shards = []
     for number in range(job["samples"] // job["scene"]):
         keys = [f"{n:024x}" for n in range(number * job["scene"], (number + 1) * job["scene"])]
         members = ((f"{key}.{end}", data) for key in keys
-                   for end, data in (("npy", b"\0" * 200), ("json", b"{}")))  # fmt: skip
+                   for end, data in (("npy", pixels), ("json", b"{}")))  # fmt: skip
         name = f"shards/laid-train-{number:05d}.tar"
         shards.append(ShardRows(name, "train", index_rows(keys, write_tar(out / name, members))))
     write_index(shards, out / INDEX)
