@@ -332,6 +332,13 @@ class PackSettings(Section):
         pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$",
         description="Name under which the dataset version is published (name@date).",
     )
+    holdout: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of the ground cells held out: shards of their own that no training "
+        "reads and that share no ground with the others.",
+    )
 
 
 class PretrainSettings(Section):
