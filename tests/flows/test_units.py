@@ -34,7 +34,7 @@ def test_every_command_explains_itself() -> None:
     expected = {
         "demo", "run", "refresh", "calibrate", "recipes", "up", "down", "list", "show", "path",
         "diff",
-        "trace", "why", "licences", "verify", "sources",
+        "trace", "why", "licences", "verify", "sources", "export",
     }  # fmt: skip
     assert names == expected
     for name in names:
