@@ -391,7 +391,7 @@ def growth(files: Path, sizes: list[int], asked: argparse.Namespace, place: Path
 
 def about() -> Json:
     """The machine, the versions and the day."""
-    names = ("geofm", "rasterio", "numpy", "urllib3")
+    names = ("geofm", "rasterio", "imagecodecs", "numpy", "urllib3")
     return {"machine": platform.machine(), "cores": os.cpu_count(),
             "versions": " ".join(f"{name} {version(name)}" for name in names),
             "date": datetime.now(UTC).date().isoformat()}  # fmt: skip

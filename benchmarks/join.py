@@ -30,10 +30,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 RESULTS = Path(__file__).parent / "results" / "join.csv"
-THRESHOLD, SEED, PARTS = 0.95, 2026, 16
+THRESHOLD, SEED, PARTS = 0.95, 2028, 16
 LISTS, PROBES = 4000, 4
 COLUMNS = [
-    "method", "rows", "seconds", "frame_s", "assign_s", "search_s", "pairs", "false_pairs",
+    "method", "rows", "seconds", "cpu_s", "frame_s", "assign_s", "search_s", "pairs", "false_pairs",
     "planted", "planted_found", "recall", "audited", "audit_pairs", "audit_missed",
     "audit_lower_bound", "audit_s", "peak_rss_mib", "ivf_is_x_times", "exponent", "note",
     "products", "machine", "cores", "versions", "date",
@@ -138,14 +138,15 @@ def geofm(method: str, pool: str, rows: int, seed: int) -> dict[str, Any]:
         found.append(join_cells(space, frame, cells, range(first, last), THRESHOLD))
     edges = join_edges([part.edges for part in found])
     marks.append(time.perf_counter())
-    peak = _peak()
+    peak, cpu_s = _peak(), time.process_time()
     frame_s, assign_s, search_s = np.diff(marks)
     return {
         "method": "geofm", "rows": rows, "seconds": round(marks[-1] - marks[0], 2),
+        "cpu_s": round(cpu_s, 2),
         "frame_s": round(frame_s, 2), "assign_s": round(assign_s, 2),
         "search_s": round(search_s, 2), "peak_rss_mib": peak,
         "products": best_precision().name,
-        "note": f"{frame.count} cells, reach {frame.reach:.4f}, "
+        "note": f"{frame.count} cells, margin {frame.margin:.4f}, "
         f"{len(cells.row) / rows:.1f} visits per row, {len(found)} parts, "
         f"{sum(len(part.dense) for part in found)} dense cells",
         **_truth(pool, edges.left, edges.right, audit=True, seed=seed),
@@ -241,7 +242,7 @@ def parts(method: str, pool: str, rows: int, seed: int) -> dict[str, Any]:
     place = Path(pool).with_suffix("")
     place.mkdir()
     np.savez(place / "all.npz", centre=frame.centre, centroids=frame.centroids,
-             reach=frame.reach, home=cells.home, row=cells.row, cell=cells.cell)  # fmt: skip
+             margin=frame.margin, home=cells.home, row=cells.row, cell=cells.cell)  # fmt: skip
     lines = [_child(method="part", pool=pool, rows=rows, seed=number) for number in range(PARTS)]
     merging = time.perf_counter()
     found = []
@@ -274,7 +275,7 @@ def part(method: str, pool: str, rows: int, seed: int) -> dict[str, Any]:
     place = Path(pool).with_suffix("")
     started = time.perf_counter()
     with np.load(place / "all.npz") as data:
-        frame = Frame(data["centre"], data["centroids"], float(data["reach"]))
+        frame = Frame(data["centre"], data["centroids"], float(data["margin"]))
         cells = Cells(data["home"], data["row"], data["cell"])
     space = Space(np.load(pool, mmap_mode="r"), frame.centre)
     ends = np.linspace(0, frame.count, PARTS + 1).astype(int)

@@ -26,6 +26,7 @@ from sqlalchemy.orm import Session
 from data_catalog.artifact import Artifact
 from data_catalog.errors import UsageError
 from data_catalog.lease import Lease, hold
+from data_catalog.manifest import Manifest
 from data_catalog.schema import ArtifactRow, EdgeRow, NameRow, RunRow, ScoreRow, SourceRow
 from data_catalog.tables import records
 
@@ -194,6 +195,12 @@ class Catalogue:
         """The kind of an artifact, as recorded when it was sealed."""
         with self.session() as session:
             return session.get_one(ArtifactRow, digest).kind
+
+    def manifest(self, digest: str) -> Manifest | None:
+        """The manifest as recorded when the artifact was sealed: a second copy of it."""
+        with self.session() as session:
+            row = session.get(ArtifactRow, digest)
+        return None if row is None else Manifest.model_validate(row.manifest)
 
     def publish(
         self, name: str, artifact: Artifact, day: str, difference: dict[str, Any] | None = None

@@ -22,7 +22,7 @@ from data_catalog.errors import RunError
 from data_catalog.manifest import Manifest, software_versions
 from data_catalog.progress import tick
 from data_catalog.stage import Job, Part, Stage
-from data_catalog.store import Store, list_files
+from data_catalog.store import Store, linked, list_files
 
 log = logging.getLogger("geofm.run")
 
@@ -140,7 +140,7 @@ def seal(stage: Stage, job: Job, parts: list[Part]) -> tuple[Artifact, dict[str,
             dropped=dict(sorted(sealed.dropped.items())),
             facts=sealed.facts,
             deterministic=sealed.deterministic,
-            files=list_files(out),
+            files=list_files(out, linked(folders)),
         )
         artifact = job.store.publish(out, manifest)
     return artifact, sealed.metrics

@@ -11,13 +11,14 @@ Layout below the store's address (a local folder or anything fsspec knows, e.g. 
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
 import shutil
 import socket
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,10 +29,11 @@ from upath import UPath
 
 from data_catalog.artifact import MANIFEST, Artifact, cache_folder
 from data_catalog.canonical import canonical, digest_of, sha256_file
-from data_catalog.errors import UsageError
+from data_catalog.errors import RunError, UsageError
 from data_catalog.manifest import FileEntry, Manifest
 
 PART = "part.json"
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 log = logging.getLogger("geofm.store")
 
 
@@ -39,15 +41,36 @@ class StoreNotWritable(UsageError):
     """The store cannot be written."""
 
 
-def list_files(folder: Path) -> list[FileEntry]:
-    """Every file below a folder with digest and size, sorted by path."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file())
-    return [
-        FileEntry(
-            path=p.relative_to(folder).as_posix(), sha256=sha256_file(p), size=p.stat().st_size
-        )
-        for p in files
-    ]
+class StoreFull(RunError):
+    """The disk, a quota or a limit on the size of files leaves no space to write."""
+
+
+#: A file on this machine, whatever its names: device and number.
+Inode = tuple[int, int]
+
+
+def list_files(folder: Path, known: Mapping[Inode, str] | None = None) -> list[FileEntry]:
+    """Every file below a folder with digest and size, sorted by path.
+
+    ``known`` has digests of files that were hashed a moment ago under another name.
+    """
+    found = []
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        about = path.stat()
+        digest = (known or {}).get((about.st_dev, about.st_ino)) or sha256_file(path)
+        name = path.relative_to(folder).as_posix()
+        found.append(FileEntry(path=name, sha256=digest, size=about.st_size))
+    return found
+
+
+def linked(folders: Iterable[Path]) -> dict[Inode, str]:
+    """Digests of the files of whole parts, by what a hard link shares with them."""
+    found = {}
+    for folder in folders:
+        for entry in json.loads((folder / PART).read_bytes())["files"]:
+            about = (folder / entry["path"]).stat()
+            found[about.st_dev, about.st_ino] = str(entry["sha256"])
+    return found
 
 
 @dataclass(frozen=True)
@@ -95,6 +118,15 @@ class Store:
         folder.mkdir(parents=True)
         try:
             yield folder
+        except OSError as error:
+            if error.errno in NO_SPACE:
+                raise StoreFull(
+                    f"the store {self.url} has no space left ({os.strerror(error.errno)}) while "
+                    f"{error.filename or folder} was written; nothing unfinished was published: "
+                    "free some space, or name another place with --store, and run again, which "
+                    "goes on with the parts that are there"
+                ) from error
+            raise
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 

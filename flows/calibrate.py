@@ -47,8 +47,9 @@ def calibrate(recipe: Recipe, store: str, catalog: str, json_: bool) -> None:
         print_json({"artifacts": artifacts, "thresholds": thresholds, "seconds": seconds})
         return
     rows = [
-        [name, f"{one['threshold']:.3f}", str(one["source"]), f"{one['alike']:,}",
-         f"{one['unlike']:,}"]
+        [name, f"{one['threshold']:.3f}", f"{one['source']}: {one['reason']}",
+         f"{one['positives']:,}",
+         f"{one['negatives']:,}"]
         for name, one in sorted(thresholds.items())
     ]  # fmt: skip
     print_table(f"{recipe.name}: from which similarity two chips are duplicates", COLUMNS, rows)

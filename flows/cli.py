@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from data_catalog.errors import GeofmError
-from flows import cli_audit, cli_server, cli_sources
+from flows import cli_audit, cli_export, cli_server, cli_sources
 from flows.console import err, printable, set_up_logging
 from flows.options import Catalog, Json, Store
 
@@ -169,6 +169,7 @@ def recipes() -> None:
 cli_server.add_to(app)
 cli_audit.add_to(app)
 cli_sources.add_to(app)
+cli_export.add_to(app)
 
 
 def _run(

@@ -14,7 +14,7 @@ from data_catalog.catalogue import Catalogue
 from data_catalog.errors import CheckError, RunError, UsageError
 from data_catalog.lineage import Node, ancestor, ancestry, licence_union, trace_sample
 from data_catalog.lineage import why as why_chip
-from data_catalog.verify import verify_artifact, verify_chain
+from data_catalog.verify import sealed_manifest, verify_artifact, verify_chain
 from flows.console import out, print_json, print_table, progress_bars
 from flows.options import Catalog, Json, Ref, Store
 from flows.settings import Place, open_place
@@ -176,11 +176,14 @@ def verify(
     catalogue = open_place(store, catalog).catalogue
     artifact = catalogue.resolve(ref)
     with progress_bars():
-        problems = verify_chain(catalogue, artifact) if deep else verify_artifact(artifact)
+        recorded = catalogue.manifest(artifact.digest)
+        problems = (
+            verify_chain(catalogue, artifact) if deep else verify_artifact(artifact, recorded)
+        )
         if catalogue.kind(artifact.digest) == "dataset" and problems:
             from geofm.shards.check import verify_shards
 
-            problems += verify_shards(artifact)
+            problems += verify_shards(artifact, sealed_manifest(artifact, recorded))
         again = _recut(catalogue, artifact, recut) if recut else []
     same = [one for one in again if one.got == one.expected]
     away = [one for one in again if one.problem]

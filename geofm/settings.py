@@ -332,6 +332,13 @@ class PackSettings(Section):
         pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$",
         description="Name under which the dataset version is published (name@date).",
     )
+    holdout: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of the ground cells held out: shards of their own that no training "
+        "reads and that share no ground with the others.",
+    )
 
 
 class PretrainSettings(Section):
@@ -433,6 +440,7 @@ class Recipe(Section):
     search: SearchSettings = Field(default_factory=SearchSettings)
     cut: CutSettings = Field(default_factory=CutSettings)
     embed: EmbedSettings = Field(default_factory=EmbedSettings)
+    calibrate: CalibrateSettings = Field(default_factory=CalibrateSettings)
     curate: CurateSettings = Field(default_factory=CurateSettings)
     pack: PackSettings = Field(default_factory=PackSettings)
     pretrain: PretrainSettings = Field(default_factory=PretrainSettings)

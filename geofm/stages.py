@@ -12,6 +12,7 @@ _HOMES = {
     "cut": "geofm.imagery.cut",
     "embed": "geofm.curation.embed",
     "describe": "geofm.curation.describe",
+    "calibrate": "geofm.curation.calibrate",
     "pool": "geofm.curation.pool",
     "buckets": "geofm.curation.buckets",
     "pairs": "geofm.curation.pairs",

@@ -149,10 +149,14 @@ def carry_audit(
     return Audited(asked[known], np.minimum(low, high), np.maximum(low, high)), asked[~known]
 
 
-def merge_audit(known: Audited, rest: Indices, low: Indices, high: Indices, rows: int) -> Audited:
-    """An audit of carried and of newly asked rows."""
-    code = np.concatenate([known.low, low]) * rows + np.concatenate([known.high, high])
-    low, high = np.divmod(np.unique(code), rows)
+def merge_audit(
+    known: Audited, rest: Indices, low: Indices, high: Indices, home: NDArray[np.int32]
+) -> Audited:
+    """An audit of carried rows and of the rest; rows without a home were not searched."""
+    real = (home[low] >= 0) & (home[high] >= 0)
+    code = np.concatenate([known.low, low[real]]) * len(home)
+    code += np.concatenate([known.high, high[real]])
+    low, high = np.divmod(np.unique(code), len(home))
     return Audited(np.sort(np.concatenate([known.asked, rest])), low, high)
 
 
@@ -221,7 +225,7 @@ def require_complete(certificate: dict[str, Any], least: float = 1.0) -> None:
         remedy = (
             "this is a defect of the search or of its library: report it with the versions in use"
             if least == 1.0
-            else "the cells do not fit this pool: run again with a larger curate.reach"
+            else "the cells do not fit this pool: choose another compute.seed"
         )
         raise MissedPairs(
             f"the audit of {certificate['queries']} chips found {missed} of "

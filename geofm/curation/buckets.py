@@ -26,7 +26,7 @@ from geofm.curation.frame import (
     Cells,
     Frame,
     assign,
-    complete_reach,
+    complete_margin,
     is_small,
     no_cells,
     sort_cells,
@@ -44,7 +44,7 @@ VERSION = "1"
 RANGE = 250_000
 #: A frame is inherited while the pool is between this part and this multiple of its first pool.
 GROWTH = 2.0
-FRAME = ("centre.npy", "centroids.npy", "reach.npy")
+FRAME = ("centre.npy", "centroids.npy", "margin.npy")
 POOL = ("hashes.npy", "same.npy")
 
 
@@ -75,8 +75,8 @@ def thresholds_of(settings: CurateSettings, calibration: Artifact) -> dict[str, 
 def read_frame(source: Artifact | Path) -> Frame:
     """The frame from its files in an artifact or a folder."""
     places = [source.local(n) if isinstance(source, Artifact) else source / n for n in FRAME]
-    centre, centroids, reach = (np.load(place) for place in places)
-    return Frame(centre, centroids, float(reach))
+    centre, centroids, margin = (np.load(place) for place in places)
+    return Frame(centre, centroids, float(margin))
 
 
 def frame_identity(buckets: Artifact) -> list[str]:
@@ -159,7 +159,7 @@ def _prepare(job: Job, rows: Indices, out: Path) -> None:
     frame = train_frame(space, threshold_of(job)[0], job.seed, pool)
     np.save(out / "centre.npy", frame.centre)
     np.save(out / "centroids.npy", frame.centroids)
-    np.save(out / "reach.npy", np.float64(frame.reach))
+    np.save(out / "margin.npy", np.float64(frame.margin))
 
 
 def work(job: Job, part: Part, folder: Path) -> None:
@@ -207,8 +207,8 @@ def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
             "threshold_from": source,
             "width": len(frame.centre),
             "cells": frame.count,
-            "reach": round(frame.reach, 9),
-            "complete_reach": round(complete_reach(threshold), 9),
+            "margin": round(frame.margin, 9),
+            "complete_margin": round(complete_margin(threshold), 9),
             "largest_cell": int(sizes.max(initial=0)),
             "largest_identical": int(groups.max(initial=0)),
             "visits": len(cells.row),

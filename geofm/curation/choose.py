@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from geofm.curation.clusters import cluster
 from geofm.curation.measures import compare
 from geofm.curation.pool import Pool
+from geofm.curation.rarity import soft_scores
 from geofm.curation.selection import Candidates, select
 from geofm.curation.space import Indices, Space
 from geofm.curation.strata import budget_count, divide, ground_region, season, survival
@@ -99,10 +99,19 @@ def survivors(
     return survival(labels(pool.table), steps)
 
 
+def moments_of(chips: pd.DataFrame) -> list[list[float]]:
+    """Spectral moments of each chip: mean and standard deviation of each band."""
+    columns = zip(chips["band_means"], chips["band_stds"], strict=True)
+    return [[*means, *deviations] for means, deviations in columns]
+
+
 def measured(chips: pd.DataFrame, space: Space, kept: Indices, seed: int) -> pd.DataFrame:
     """The choice beside a random one and balanced k-means of the same pool, with as many chips."""
     everyone = np.arange(len(space), dtype=np.int64)
-    moments: Sequence[Sequence[float]] = [
-        [*means, *stds] for means, stds in zip(chips["band_means"], chips["band_stds"], strict=True)
-    ]
-    return compare(candidates(chips, space, everyone), kept, moments, seed)
+    return compare(candidates(chips, space, everyone), kept, moments_of(chips), seed)
+
+
+def scored(chips: pd.DataFrame, space: Space, seed: int) -> pd.DataFrame:
+    """Soft scores of each chip of a space: novelty, density, spectral rarity."""
+    everyone = np.arange(len(space), dtype=np.int64)
+    return soft_scores(space, everyone, moments_of(chips), seed=seed)

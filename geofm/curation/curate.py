@@ -16,7 +16,7 @@ import pandas as pd
 from data_catalog.stage import Job, Sealed, Stage, no_parts, no_work
 from data_catalog.tables import write_table
 from geofm.curation.buckets import thresholds_of
-from geofm.curation.choose import measured, survivors
+from geofm.curation.choose import measured, scored, survivors
 from geofm.curation.decide import decide
 from geofm.curation.graph import load_graph
 from geofm.curation.pool import load_pool
@@ -42,11 +42,14 @@ def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
     decisions = outcome.rows
     for column in COPIED:
         decisions[column] = pool.table[column]
+    chips = pool.table.iloc[graph.nodes]
+    scores = scored(chips, graph.space, job.seed).set_axis(graph.nodes)
+    decisions[scores.columns] = scores.reindex(decisions.index)
     write_table(decisions, folder / "decisions.parquet")
     survival = survivors(pool, graph.nodes, outcome.leaders, outcome.kept)
     write_table(survival, folder / "survival.parquet")
     kept = np.flatnonzero(outcome.kept).astype(np.int64)
-    measures = measured(pool.table.iloc[graph.nodes], graph.space, kept, job.seed)
+    measures = measured(chips, graph.space, kept, job.seed)
     write_table(measures, folder / "measures.parquet")
 
     dropped = Counter(decisions.loc[decisions["decision"] == "drop", "rule"])

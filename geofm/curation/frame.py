@@ -2,15 +2,15 @@
 
 Every vector has a home, the cell of its most similar centroid, and visits the other cells that
 begin close to it. A vector's *margin* to another cell is its distance from the plane between the
-two centroids. Of a pair with homes a and b, the two margins add up to its displacement across
-that plane; so if the sum is at most ``reach``, one of the two visits the other's home, because
-each vector visits every cell within half of ``reach``. A pair is *searched* when both have one
-home or the sum is at most ``reach``: a property of the two vectors and the frame alone, not of
-the pool around them, its order, or how the work was divided.
+two centroids; it visits the cells with a margin up to ``margin``. A pair is *searched* when both
+have one home or one of them visits the home of the other: a property of the two vectors and the
+frame alone, not of the pool around them, its order, or how the work was divided.
 
-No pair at cosine t can have a sum above its distance sqrt(2 - 2 t): with that reach the search
-is complete. In many dimensions the displacement in one direction is far smaller. How much is
-measured on neighbours within a sample, and the reach is set at four standard deviations.
+Of a pair with homes a and b, the two margins add up to its displacement across the plane between
+a and b. No pair at cosine t can have a displacement above its distance sqrt(2 - 2 t), so with
+half of that as margin the search is complete. In many dimensions the displacement in one
+direction is far smaller: how much is measured on the pool, and the margin is set at half of
+three and a half standard deviations. So how many cells a vector visits differs per vector.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ MERGED = 8
 NEIGHBOURHOODS = 64
 #: Vectors whose neighbours in the sample are looked at, neighbours of each, borders of each.
 PROBES, BORDERS = 2000, 8
-#: Standard deviations of the displacement that the reach allows.
+#: Standard deviations of the displacement of which half is the margin.
 DEVIATIONS = 3.5
 #: Rows whose duplicates are searched in the whole pool, fewest and most of them to learn from.
 SEARCHED, FEWEST, MOST_SHARES = 512, 30, 20_000
@@ -48,11 +48,11 @@ Units = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Frame:
-    """Centre [d]; centroids [cells, d] of unit length (none: searched whole); the reach."""
+    """Centre [d]; centroids [cells, d] of unit length (none: searched whole); the margin."""
 
     centre: Floats
     centroids: Units
-    reach: float
+    margin: float
 
     @property
     def whole(self) -> bool:
@@ -116,7 +116,7 @@ def is_small(rows: int) -> bool:
 def train_frame(
     space: Space, threshold: float, seed: int = 0, pool: Indices | None = None
 ) -> Frame:
-    """Centroids and reach from a random sample of the pool; no centroids for a small pool.
+    """Centroids and margin from a random sample of the pool; no centroids for a small pool.
 
     Args:
         space: where vectors are compared.
@@ -139,17 +139,17 @@ def train_frame(
     )  # fmt: skip
     means.train(sample)
     centroids = _merge(np.asarray(means.centroids), 1 - (1 - threshold) / MERGED)
-    frame = Frame(space.centre, centroids, complete_reach(threshold))
+    frame = Frame(space.centre, centroids, complete_margin(threshold))
     if frame.whole:
         return Frame(space.centre, nothing, 0.0)
     spread = _spread(frame, space, sample, pool, threshold, draw)
-    widest = complete_reach(threshold)
+    widest = complete_margin(threshold)
     return Frame(space.centre, centroids, min(1.0, DEVIATIONS * spread) * widest)
 
 
-def complete_reach(threshold: float) -> float:
-    """The reach beyond which no pair at or above a threshold can lie."""
-    return float(np.sqrt(2 - 2 * threshold)) if threshold < 1 else 1e-6
+def complete_margin(threshold: float) -> float:
+    """The margin with which no pair at or above a threshold can be missed."""
+    return float(np.sqrt(2 - 2 * threshold)) / 2 if threshold < 1 else 1e-6
 
 
 def _merge(centroids: Units, similarity: float) -> Units:
@@ -242,7 +242,6 @@ def assign(
     first: int,
     last: int,
     pool: NDArray[np.bool_] | None = None,
-    width: float | None = None,
 ) -> Cells:
     """Homes and visits of the rows ``first`` to ``last`` (numbered from ``first``).
 
@@ -252,16 +251,14 @@ def assign(
         first: row to begin with.
         last: row to end before.
         pool: of all rows, those that are searched; the others have home -1. None for all.
-        width: margin up to which a cell is visited; None for half of the reach.
     """
-    half = frame.reach / 2 if width is None else width
     if frame.whole:
         home = np.zeros(last - first, dtype=np.int32)
         return _only(Cells(home, np.empty(0, np.int32), np.empty(0, np.int32)), pool, first)
     starts = range(first, last, ROWS)
 
     def work(start: int) -> tuple[NDArray[np.int32], NDArray[np.uint64]]:
-        home, row, cell = _assign(frame, space.block(start, min(start + ROWS, last)), half)
+        home, row, cell = _assign(frame, space.block(start, min(start + ROWS, last)))
         return home, visit_codes(row + (start - first), cell)
 
     homes, codes = [], []
@@ -304,15 +301,13 @@ def sort_cells(home: NDArray[np.int32], codes: list[NDArray[np.uint64]]) -> Cell
     return Cells(home, row, (whole >> np.uint64(32)).astype(np.int32))
 
 
-def _assign(
-    frame: Frame, units: Units, width: float
-) -> tuple[NDArray[np.int32], Indices, NDArray[np.int32]]:
+def _assign(frame: Frame, units: Units) -> tuple[NDArray[np.int32], Indices, NDArray[np.int32]]:
     """Home of each unit vector, and its visits (row, cell)."""
     products = multiply(torch.from_numpy(units), torch.from_numpy(frame.centroids)).numpy()
     home = products.argmax(axis=1)
     best = products[np.arange(len(home)), home]
-    half = np.float32(width + TIE)
-    floor = best - np.maximum(half * frame.widest[home], 2 * TIE)
+    most = np.float32(frame.margin + TIE)
+    floor = best - np.maximum(most * frame.widest[home], 2 * TIE)
     row, cell = np.divmod(np.flatnonzero(products >= floor[:, None]), products.shape[1])
     gap = best[row] - products[row, cell]
     tie = (gap <= TIE) & (cell != home[row])
@@ -320,5 +315,5 @@ def _assign(
         among = np.flatnonzero(best[number] - products[number] <= TIE)
         exact = frame.centroids[among].astype(np.float64) @ units[number].astype(np.float64)
         home[number] = among[exact.argmax()]
-    visits = (cell != home[row]) & (gap <= half * frame.apart[home[row], cell])
+    visits = (cell != home[row]) & (gap <= most * frame.apart[home[row], cell])
     return home.astype(np.int32), row[visits].astype(np.int64), cell[visits].astype(np.int32)

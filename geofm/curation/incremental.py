@@ -2,34 +2,23 @@
 
 Which pairs are searched depends on the two vectors and the frame alone (``frame.py``). So with
 the frame of an earlier search, the pairs of vectors that are still there are known, those of
-withdrawn ones fall away, and only pairs with a new vector are left to find: a new vector is
-compared with the cells that begin within the whole reach of it, for that is where the other
-vector of every searched pair has its home. The union is, pair for pair, what a full search over
-the same frame finds, and the leader rule makes the same decisions of it.
+withdrawn ones fall away, and only pairs with a new vector are left to find. The union is, pair
+for pair, what a full search over the same frame finds, and the leader rule makes the same
+decisions of it. (Over another frame the pairs are the same as far as both searches miss nothing;
+the certificate bounds that.)
 
 Vectors are recognised by the hash of their bytes (64 bits), not by the name of their chip.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
 from geofm.curation.edges import Edges, sort_edges
 from geofm.curation.frame import Cells, Frame, assign, sort_cells, visit_codes
-from geofm.curation.join import DENSE_PAIRS, decide_pairs, exact_pairs
-from geofm.curation.products import (
-    FLOAT32,
-    TooManyProposals,
-    as_factors,
-    best_precision,
-    near_pairs,
-    on_every_core,
-    pick,
-)
-from geofm.curation.space import Indices, Space, take_rows, unit_rows
+from geofm.curation.join import DENSE_PAIRS
+from geofm.curation.space import Indices, Space, take_rows
 
 Hashes = NDArray[np.uint64]
 
@@ -85,54 +74,6 @@ def could_be_dense(edges: Edges, home: NDArray[np.int32]) -> bool:
     pairs = np.bincount(home[edges.left], minlength=count)
     pairs += np.bincount(home[edges.right], minlength=count)
     return bool(pairs.max(initial=0) > DENSE_PAIRS)
-
-
-@dataclass(frozen=True)
-class Joined:
-    """Pairs with new rows, and all true pairs of the audited rows."""
-
-    edges: Edges
-    low: Indices
-    high: Indices
-
-
-def join_new(
-    space: Space, frame: Frame, cells: Cells, new: Indices, threshold: float, asked: Indices
-) -> Joined | None:
-    """All searched pairs of which at least one row is new, and the pairs of audited rows.
-
-    One walk through the cells does both: every row is at home in one of them, and an audited row
-    is multiplied with them all, in float32.
-
-    Returns:
-        None when a cell may be dense: then everything is to be searched.
-    """
-    precision = best_precision()
-    part = Space(take_rows(space.stored, new), space.centre)
-    units = unit_rows(part.stored, space.centre)
-    factors = as_factors(units, precision)
-    queries = as_factors(unit_rows(take_rows(space.stored, asked), space.centre), FLOAT32)
-    wide = assign(frame, part, 0, len(part), width=frame.reach)
-    comers = [np.concatenate(wide.members(number)) for number in range(frame.count)]
-
-    def work(number: int) -> tuple[Indices, Indices, Indices, Indices]:
-        mine, homes = comers[number], cells.members(number)[0]
-        others = unit_rows(space.stored[homes], space.centre)
-        i, j = near_pairs(
-            pick(factors, mine), as_factors(others, precision), threshold, precision,
-            most=DENSE_PAIRS,
-        )  # fmt: skip
-        k, m = near_pairs(queries, as_factors(others, FLOAT32), threshold, FLOAT32)
-        return new[mine[i]], homes[j], asked[k], homes[m]
-
-    try:
-        found = list(on_every_core(work, range(frame.count)))
-    except TooManyProposals:
-        return None
-    left, right, low, high = (np.concatenate([part[at] for part in found]) for at in range(4))
-    edges = decide_pairs(space, frame, cells, left, right, threshold)
-    low, high = exact_pairs(space, low, high, threshold)
-    return Joined(edges, low, high)
 
 
 def extend(

@@ -54,9 +54,23 @@ class Found:
 
 
 def join_cells(
-    space: Space, frame: Frame, cells: Cells, numbers: Sequence[int], threshold: float
+    space: Space,
+    frame: Frame,
+    cells: Cells,
+    numbers: Sequence[int],
+    threshold: float,
+    new: NDArray[np.bool_] | None = None,
 ) -> Found:
-    """Search the cells with these numbers."""
+    """Search the cells with these numbers.
+
+    Args:
+        space: where the rows are.
+        frame: the cells' centroids.
+        cells: who is where.
+        numbers: the cells to search.
+        threshold: least similarity of a pair.
+        new: only pairs with at least one of these rows are wanted; None for all.
+    """
     precision = best_precision()
     members = [cells.members(number) for number in numbers]
     here = np.zeros(len(space), dtype=np.bool_)
@@ -70,7 +84,7 @@ def join_cells(
 
     def work(at: int) -> tuple[Indices, Indices] | None:
         homes, visitors = members[at]
-        return _propose(space, factors, place, homes, visitors, threshold, precision)
+        return _propose(space, factors, place, homes, visitors, threshold, precision, new)
 
     lefts, rights, dense, found = [], [], [], 0
     for at, proposed in enumerate(on_every_core(work, range(len(members)))):
@@ -122,21 +136,34 @@ def _propose(
     visitors: Indices,
     threshold: float,
     precision: Precision,
+    new: NDArray[np.bool_] | None,
 ) -> tuple[Indices, Indices] | None:
     """Pairs of rows of one cell that may be near; None when the cell is dense."""
     most = dense_from(len(homes), len(visitors))
-    ours, others = pick(factors, place[homes]), pick(factors, place[visitors])
+    if new is None:
+        blocks = [(homes, homes), (homes, visitors)]
+    else:
+        young, old = homes[new[homes]], homes[~new[homes]]
+        others = np.concatenate([old, visitors])
+        blocks = [(young, young), (young, others), (old, visitors[new[visitors]])]
     for limit in (most, MOST_EDGES):
         try:
-            i, j = near_pairs(ours, ours, threshold, precision, upper=True, most=limit)
-            k, m = near_pairs(ours, others, threshold, precision, most=limit)
+            found = []
+            for left, right in blocks:
+                ours = pick(factors, place[left])
+                theirs = ours if left is right else pick(factors, place[right])
+                i, j = near_pairs(
+                    ours, theirs, threshold, precision, upper=left is right, most=limit
+                )
+                found.append((left[i], right[j]))
         except TooManyProposals:
             if limit == MOST_EDGES:
                 raise too_many(threshold) from None
             if is_dense(space, homes, visitors, threshold):
                 return None
         else:
-            return np.concatenate([homes[i], homes[k]]), np.concatenate([homes[j], visitors[m]])
+            lefts, rights = zip(*found, strict=True)
+            return np.concatenate(lefts), np.concatenate(rights)
     return None
 
 
@@ -199,7 +226,7 @@ def exact_pairs(
 def searched(
     space: Space, frame: Frame, home: NDArray[np.int32], left: Indices, right: Indices
 ) -> NDArray[np.bool_]:
-    """Which pairs of rows the frame covers: one home, or margins that add up to the reach."""
+    """Which pairs of rows the frame covers: one home, or one within the margin of the other's."""
     inside = np.ones(len(left), dtype=np.bool_)
     if frame.whole:
         return inside
@@ -208,10 +235,10 @@ def searched(
         some = cross[first : first + BLOCK]
         a, b = left[some], right[some]
         planes = frame.centroids[home[a]].astype(np.float64) - frame.centroids[home[b]]
-        step = space.exact(a) - space.exact(b)
-        lengths = np.sqrt(np.einsum("ij,ij->i", planes, planes))
-        across = np.einsum("ij,ij->i", step, planes) / lengths
-        inside[some] = across <= frame.reach
+        planes /= np.sqrt(np.einsum("ij,ij->i", planes, planes))[:, None]
+        ours = np.einsum("ij,ij->i", space.exact(a), planes)
+        theirs = -np.einsum("ij,ij->i", space.exact(b), planes)
+        inside[some] = np.minimum(ours, theirs) <= frame.margin
     return inside
 
 

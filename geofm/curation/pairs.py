@@ -29,7 +29,6 @@ from geofm.curation.frame import Cells, Frame
 from geofm.curation.incremental import (
     carry_edges,
     could_be_dense,
-    join_new,
     match_rows,
     turn_round,
 )  # fmt: skip
@@ -41,6 +40,8 @@ from geofm.curation.vectors import open_vectors
 VERSION = "1"
 #: Homes and visits of the cells of one part, about.
 PART_ROWS = 6_000_000
+#: The same for new rows, whose pairs are few.
+PARTS_AT_ONCE = 4
 #: Share of new rows up to which they are searched against the pairs that are known.
 MOST_NEW = 0.25
 #: Files that pairs depend on.
@@ -74,11 +75,11 @@ def plan(job: Job) -> list[Part]:
     ]
 
 
-def group_cells(cells: Cells, count: int) -> list[tuple[int, int]]:
-    """Ranges of cells, each with about ``PART_ROWS`` homes and visits."""
+def group_cells(cells: Cells, count: int, most: int | None = None) -> list[tuple[int, int]]:
+    """Ranges of cells, each with about ``most`` (``PART_ROWS``) homes and visits."""
     loads = np.bincount(cells.home[cells.home >= 0], minlength=count)
     loads = loads + np.bincount(cells.cell, minlength=count)
-    part = (np.cumsum(loads) - loads) // PART_ROWS
+    part = (np.cumsum(loads) - loads) // (most or PART_ROWS)
     ends = np.flatnonzero(np.diff(part)) + 1
     edges = [0, *(int(end) for end in ends), count]
     return list(pairwise(edges))
@@ -88,22 +89,35 @@ def work(job: Job, part: Part, folder: Path) -> None:
     """Search a group of cells: rows and exact similarities of its pairs."""
     space, frame, cells = read_pool(job)
     threshold = threshold_of(job)
-    numbers = range(part.payload["first"], part.payload["last"])
+    first, last = part.payload["first"], part.payload["last"]
     carried = carry(job) if part.payload["carried"] else None
-    more = None
     if carried is not None:
-        more = join_new(space, frame, cells, carried.new, threshold, carried.rest)
-    if carried is not None and more is not None:
-        edges = join_edges([carried.edges, more.edges])
-        if not could_be_dense(edges, cells.home):
-            audited = audit.merge_audit(
-                carried.known, carried.rest, more.low, more.high, len(space)
-            )
+        edges = _join_new(space, frame, cells, carried, threshold)
+        if edges is not None:
+            low, high = audit.true_pairs(space, carried.rest, threshold)
+            audited = audit.merge_audit(carried.known, carried.rest, low, high, cells.home)
             nothing = np.empty(0, np.int64)
             np.savez(folder / "edges.npz", **vars(edges), dense=nothing, **vars(audited))
             return
-    found = join_cells(space, frame, cells, numbers, threshold)
+    found = join_cells(space, frame, cells, range(first, last), threshold)
     np.savez(folder / "edges.npz", **vars(found.edges), dense=np.array(found.dense, np.int64))
+
+
+def _join_new(
+    space: Space, frame: Frame, cells: Cells, carried: Carried, threshold: float
+) -> Edges | None:
+    """All edges, of which only those of new rows are searched; None if a cell may be dense."""
+    new = np.zeros(len(space), dtype=np.bool_)
+    new[carried.new] = True
+    edges = [carried.edges]
+    if len(carried.new):
+        for first, last in group_cells(cells, frame.count, PARTS_AT_ONCE * PART_ROWS):
+            found = join_cells(space, frame, cells, range(first, last), threshold, new)
+            if found.dense:
+                return None
+            edges.append(found.edges)
+    whole = join_edges(edges)
+    return None if could_be_dense(whole, cells.home) else whole
 
 
 @dataclass(frozen=True)
@@ -204,7 +218,7 @@ def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
             "certificate": {**certificate, "pairs_found": len(edges)},
             "method": "every pair" if frame.whole else "cells",
             "dense_cells": len(dense),
-            **{name: facts[name] for name in ("cells", "reach", "complete_reach", "frame_from",
+            **{name: facts[name] for name in ("cells", "margin", "complete_margin", "frame_from",
                                               "largest_identical")},
         },
     )  # fmt: skip

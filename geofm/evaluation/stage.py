@@ -159,6 +159,7 @@ def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
             "intervals": f"95 % percentile bootstrap over test images, {resamples} resamples; "
             "they do not cover the chance in training",
             "training_seeds": 1,
+            "decontamination": job.inputs["dataset"].manifest.facts.get("decontamination"),
         },
         deterministic=all(t["device"] == "cpu" for t in trials),
     )

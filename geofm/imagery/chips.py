@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from data_catalog.artifact import Artifact
+
+#: A ``.npy`` of version 1.0 begins with magic and version (8 bytes) and the length of the text
+#: that follows (2 bytes).
+HEAD = 10
 
 
 def chip_bytes(pixels: NDArray[np.generic]) -> bytes:
@@ -23,15 +28,34 @@ def chip_bytes(pixels: NDArray[np.generic]) -> bytes:
     return buffer.getvalue()
 
 
-def chip_from_bytes(data: bytes) -> NDArray[Any]:
-    """Pixels [bands, height, width] of a ``.npy`` member; never unpickles."""
-    return np.asarray(np.lib.format.read_array(io.BytesIO(data), allow_pickle=False))
+@lru_cache(maxsize=64)
+def _layout(head: bytes) -> tuple[np.dtype[Any], tuple[int, ...]]:
+    """Dtype and shape that a header says; chips of an artifact have the same few headers."""
+    file = io.BytesIO(head)
+    if np.lib.format.read_magic(file) != (1, 0):
+        raise ValueError("not a .npy of version 1.0")
+    shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+    if fortran or dtype.hasobject:
+        raise ValueError("not a .npy of numbers in C order")
+    return dtype, shape
+
+
+def chip_from_bytes(data: bytes | memoryview) -> NDArray[Any]:
+    """Pixels [bands, height, width] of a ``.npy`` member: a read-only view, nothing is copied.
+
+    Raises:
+        ValueError: when ``data`` is not a whole ``.npy`` as ``chip_bytes`` writes it.
+    """
+    pixels = HEAD + int.from_bytes(data[8:HEAD], "little")
+    dtype, shape = _layout(bytes(data[:pixels]))
+    return np.frombuffer(data, dtype, offset=pixels).reshape(shape)  # refuses a wrong size
 
 
 def pixel_sha256(pixels: NDArray[np.generic]) -> str:
     """Digest over dtype, shape and C-order bytes: independent of the file format."""
-    head = f"{pixels.dtype.name} {'x'.join(map(str, pixels.shape))}\n".encode()
-    return hashlib.sha256(head + np.ascontiguousarray(pixels).tobytes()).hexdigest()
+    digest = hashlib.sha256(f"{pixels.dtype.name} {'x'.join(map(str, pixels.shape))}\n".encode())
+    digest.update(np.ascontiguousarray(pixels).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
 
 
 def read_chip(chips: Artifact, row: Any) -> NDArray[Any]:

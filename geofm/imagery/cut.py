@@ -199,10 +199,10 @@ def write_windows(found: Survey, path: Path) -> None:
 
 STAGE = Stage(
     name="cut",
-    version="3",
+    version="4",
     kind="chips",
     inputs=("items",),
-    software=("numpy", "pandas", "pyproj", "rasterio", "shapely"),
+    software=("imagecodecs", "numpy", "pandas", "pyproj", "rasterio", "shapely"),
     plan=plan,
     work=work,
     seal=seal,

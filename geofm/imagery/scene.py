@@ -35,7 +35,8 @@ from geofm.imagery.grid import (
 from geofm.imagery.hosts import Access, signing_of
 from geofm.imagery.items import Json
 from geofm.imagery.quarantine import Quarantine
-from geofm.imagery.reading import GDAL, Fetched, Raster, fetch, open_raster
+from geofm.imagery.raster import Fetched, Raster
+from geofm.imagery.reading import GDAL, fetch, open_raster
 from geofm.settings import CutSettings
 
 #: A raster with more pixels than this is not opened.
@@ -151,23 +152,23 @@ def read_header(raster: Raster, band: Band, item_crs: str) -> Header:
     Raises:
         Quarantine: ``shape_mismatch``, ``too_many_pixels``, ``no_crs``, ``bad_dtype``, ...
     """
-    data, where = raster.dataset, raster.where
-    shape = (int(data.height), int(data.width))
+    data, where = raster.layout, raster.where
+    shape, count = data.shape, len(data.dtypes)
     if band.size is not None and band.size != shape:
         raise Quarantine(
             "shape_mismatch", f"{where} has {shape} pixels, its item states {band.size}"
         )
     if shape[0] * shape[1] > MAX_PIXELS:
         raise Quarantine("too_many_pixels", f"{where} has {shape} pixels")
-    if not 1 <= band.index <= data.count:
-        raise Quarantine("missing_band", f"{where} has {data.count} bands, not {band.index}")
-    dtype = str(data.dtypes[band.index - 1])
+    if not 1 <= band.index <= count:
+        raise Quarantine("missing_band", f"{where} has {count} bands, not {band.index}")
+    dtype = data.dtypes[band.index - 1]
     if dtype not in DTYPES:
         raise Quarantine("bad_dtype", f"{where} holds {dtype}, not {', '.join(DTYPES)}")
     rows, cols = data.block_shapes[band.index - 1]
-    if rows * cols * data.count * np.dtype(dtype).itemsize > MAX_BLOCK:
+    if rows * cols * count * np.dtype(dtype).itemsize > MAX_BLOCK:
         raise Quarantine(
-            "too_many_pixels", f"{where} has blocks of {rows} x {cols} pixels, {data.count} bands"
+            "too_many_pixels", f"{where} has blocks of {rows} x {cols} pixels, {count} bands"
         )
     crs = crs_of(raster) or item_crs
     if not crs:
@@ -176,15 +177,14 @@ def read_header(raster: Raster, band: Band, item_crs: str) -> Header:
         raise Quarantine("crs_mismatch", f"{where} is in {crs}, its item states {item_crs}")
     transform = upright(raster, band)
     check_pixels(transform, metres_of(crs))
-    nodata = data.nodatavals[band.index - 1]
-    flags = {flag.name for flag in data.mask_flag_enums[band.index - 1]}
+    nodata = data.nodata[band.index - 1]
     return Header(
         crs=crs,
         transform=transform,
         shape=shape,
         dtype=dtype,
         nodata=float(nodata) if nodata is not None else band.nodata,
-        masked=bool(flags & {"per_dataset", "alpha"}),
+        masked=data.masked[band.index - 1],
     )
 
 
@@ -195,7 +195,7 @@ def crs_of(raster: Raster) -> str:
         Quarantine: ``bad_crs``.
     """
     try:
-        crs = raster.dataset.crs
+        crs = raster.crs
         code = crs.to_epsg() if crs else None
         return f"EPSG:{code}" if code else str(crs.to_wkt()) if crs else ""
     except CRSError as error:
@@ -208,7 +208,7 @@ def upright(raster: Raster, band: Band) -> tuple[float, ...]:
     Raises:
         Quarantine: ``no_transform`` or ``bad_transform``.
     """
-    to = tuple(float(v) for v in raster.dataset.transform[:6])
+    to = raster.layout.transform
     if to == (1.0, 0.0, 0.0, 0.0, 1.0, 0.0):
         if band.transform is None:
             raise Quarantine("no_transform", f"{raster.where} is not georeferenced")

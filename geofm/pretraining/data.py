@@ -7,31 +7,22 @@ is all that an exact resume needs.
 
 from __future__ import annotations
 
-import os
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data_catalog.artifact import Artifact
-from data_catalog.errors import CheckError, UsageError
-from geofm.imagery.chips import chip_from_bytes
+from data_catalog.errors import UsageError
 from geofm.imagery.radiometry import rgb_index, to_unit
 from geofm.pretraining.augment import crop_weights, draw_window, sample_rng
 from geofm.pretraining.masking import draw_mask
 from geofm.settings import PretrainSettings
-
-#: Set apart the generator of an epoch's order from those of its samples.
-ORDER = 0x0DE5
-
-
-class DamagedShard(CheckError):
-    """A shard does not hold what its index says."""
+from geofm.shards.order import epoch_order
+from geofm.shards.reader import DamagedShard, ShardFiles, ShardIndex, open_index
 
 
 class TooFewSamples(UsageError):
@@ -40,23 +31,24 @@ class TooFewSamples(UsageError):
 
 @dataclass(frozen=True, eq=False)
 class Corpus:
-    """Samples of a dataset: where each one's bytes are, and the statistics of all.
+    """Samples to train on: where each one's bytes are, and the statistics of all.
 
     ``mean`` and ``std`` are per band in unit space; ``scales`` is [N, bands].
     """
 
-    digest: str
+    index: ShardIndex
     bands: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    files: tuple[str, ...]
-    shards: NDArray[np.int64]
-    offsets: NDArray[np.int64]
-    sizes: NDArray[np.int64]
     scales: NDArray[np.float64]
 
     def __len__(self) -> int:
-        return len(self.offsets)
+        return len(self.index)
+
+    @property
+    def digest(self) -> str:
+        """Digest of the dataset."""
+        return self.index.digest
 
     @property
     def rgb(self) -> tuple[int, int, int]:
@@ -75,24 +67,19 @@ class Batch:
 
 
 def open_corpus(dataset: Artifact) -> Corpus:
-    """Read the index of a dataset; its shards become local files, fetched once if remote."""
-    index = dataset.table("index.parquet", ["key", "chip_id", "shard", "offset", "size"])
-    index = index.sort_values("key", ignore_index=True)
+    """Read the index of a dataset's training split; remote shards are fetched once, whole."""
+    index = open_index(dataset, fetch=True)
+    keys = index.keys.to_numpy(zero_copy_only=False)
+    index = index.take(np.argsort(keys, kind="stable"))  # a sample's number is not its place
     samples = dataset.table("samples.parquet", ["chip_id", "scale"]).set_index("chip_id")
     stats = dataset.json("stats.json")
-    names = sorted(set(index["shard"]))
-    number = {name: position for position, name in enumerate(names)}
     return Corpus(
-        digest=dataset.digest,
+        index=index,
         bands=tuple(stats["bands"]),
         mean=tuple(float(m) for m in stats["mean"]),
         # a band without any contrast would be divided by zero
         std=tuple(max(float(s), 1e-6) for s in stats["std"]),
-        files=tuple(str(dataset.local(name)) for name in names),
-        shards=index["shard"].map(number).to_numpy(dtype=np.int64),
-        offsets=index["offset"].to_numpy(dtype=np.int64),
-        sizes=index["size"].to_numpy(dtype=np.int64),
-        scales=np.stack([np.asarray(s) for s in samples.loc[index["chip_id"], "scale"]]),
+        scales=np.stack([np.asarray(s) for s in samples.loc[index.keys.to_pylist(), "scale"]]),
     )
 
 
@@ -108,15 +95,6 @@ def steps_per_epoch(corpus: Corpus, batch: int) -> int:
             f"pretrain.batch to at most {len(corpus)}, or curate less strictly"
         )
     return len(corpus) // batch
-
-
-@lru_cache(maxsize=4)
-def epoch_order(seed: int, epoch: int, samples: int) -> NDArray[np.int64]:
-    """The order of an epoch: a permutation that depends on nothing but its arguments."""
-    rng = np.random.Generator(np.random.PCG64([seed, epoch, samples, ORDER]))
-    order: NDArray[np.int64] = rng.permutation(samples)
-    order.flags.writeable = False
-    return order
 
 
 def batch_samples(corpus: Corpus, seed: int, step: int, batch: int) -> tuple[int, list[int]]:
@@ -137,43 +115,23 @@ def never_drawn(corpus: Corpus, seed: int, epochs: int, batch: int) -> int:
     return int(missing.sum())
 
 
-@contextmanager
-def open_shards(corpus: Corpus) -> Iterator[tuple[int, ...]]:
-    """File descriptors of all shards: reads by offset need no position, so threads share them."""
-    with ExitStack() as stack:
-        files = []
-        for name in corpus.files:
-            descriptor = os.open(name, os.O_RDONLY)
-            stack.callback(os.close, descriptor)
-            files.append(descriptor)
-        yield tuple(files)
-
-
-def read_unit(corpus: Corpus, files: tuple[int, ...], sample: int) -> NDArray[np.float32]:
+def read_unit(corpus: Corpus, files: ShardFiles, sample: int) -> NDArray[np.float32]:
     """One sample [bands, H, W] in unit space.
 
     Raises:
         DamagedShard: the bytes at its place are not its pixels.
     """
-    shard, size = int(corpus.shards[sample]), int(corpus.sizes[sample])
-    data = os.pread(files[shard], size, int(corpus.offsets[sample]))
-    try:
-        pixels = chip_from_bytes(data)
-    except ValueError as error:
-        raise DamagedShard(
-            f"{corpus.files[shard]} is damaged at byte {corpus.offsets[sample]} ({error}); run "
-            f"`geofm verify {corpus.digest[:12]}` and pack it again"
-        ) from error
+    pixels = files.pixels(sample)
     if pixels.ndim != 3 or len(pixels) != len(corpus.bands):
         raise DamagedShard(
-            f"a sample at byte {corpus.offsets[sample]} of {corpus.files[shard]} has shape "
-            f"{pixels.shape}, not {len(corpus.bands)} bands; pack the dataset again"
+            f"{corpus.index.says(sample)} has shape {pixels.shape}, not {len(corpus.bands)} bands; "
+            "pack the dataset again"
         )
     return to_unit(pixels, corpus.scales[sample].tolist())
 
 
 def load_batch(
-    corpus: Corpus, files: tuple[int, ...], settings: PretrainSettings, seed: int, step: int
+    corpus: Corpus, files: ShardFiles, settings: PretrainSettings, seed: int, step: int
 ) -> Batch:
     """Batch ``step`` of a run, ready for the device."""
     epoch, samples = batch_samples(corpus, seed, step, settings.batch)
@@ -195,7 +153,7 @@ def batches(
     corpus: Corpus, settings: PretrainSettings, seed: int, first: int, last: int, threads: int
 ) -> Generator[Batch]:
     """Batches ``first`` to ``last`` - 1 in order, read ahead by ``threads`` threads."""
-    with open_shards(corpus) as files, ThreadPoolExecutor(threads, "geofm-read") as pool:
+    with ShardFiles(corpus.index) as files, ThreadPoolExecutor(threads, "geofm-read") as pool:
         ahead: deque[Future[Batch]] = deque()
         try:
             for step in range(first, last):

@@ -23,8 +23,8 @@ def thresholds(material: Material) -> Section:
     if not found:
         return Section("thresholds", title, "No threshold was calibrated.")
     rows = [
-        (name, f"{one['threshold']:.4f}", str(one["source"]), count(one.get("alike", 0)),
-         count(one.get("unlike", 0)))
+        (name, f"{one['threshold']:.4f}", f"{one['source']}: {one['reason']}",
+         count(one["positives"]), count(one["negatives"]))
         for name, one in sorted(found.items())
     ]  # fmt: skip
     blocks: list[Plain] = [
@@ -34,7 +34,9 @@ def thresholds(material: Material) -> Section:
             numeric=frozenset({1, 3, 4}),
         )
     ]
-    curve = material.curve.dropna(subset=["precision"]) if len(material.curve) else material.curve
+    curve = material.curve
+    if len(curve):
+        curve = curve[curve["class"] == "all"].dropna(subset=["precision"])
     if len(curve):
         chosen = {name: float(one["threshold"]) for name, one in found.items()}
         caption = (

@@ -28,8 +28,8 @@ def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
 
 
 INPUTS = (
-    "items", "chips", "embeddings", "descriptors", "pool", "pairs", "alike", "decisions", "dataset",
-    "model", "scores",
+    "items", "chips", "embeddings", "descriptors", "pool", "calibration", "pairs", "alike",
+    "decisions", "dataset", "model", "scores",
 )  # fmt: skip
 
 STAGE = Stage(

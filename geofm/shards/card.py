@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import geopandas as gpd
 import numpy as np
+import pyarrow.compute as pc
 
 from data_catalog.artifact import Artifact
 from data_catalog.canonical import digest_of
+from geofm.shards.samples import Samples
+from geofm.shards.split import HOLDOUT
 
 CARD = """# {name}
 
@@ -20,6 +22,7 @@ self-supervised pretraining. Made by geofm.
 | | |
 |---|---|
 | samples | {samples} from {items} scenes of {collections} |
+| splits | {splits} |
 | ground sample distance | {gsd} |
 | area (west, south, east, north) | {box} |
 | dates | {dates} |
@@ -46,11 +49,11 @@ footprint, time, licence). KEY is the chip's id.
 ```python
 import webdataset as wds
 
-for sample in wds.WebDataset("shards/{name}-00000.tar", shardshuffle=False).decode():
+for sample in wds.WebDataset("shards/{name}-train-00000.tar", shardshuffle=False).decode():
     pixels, about = sample["npy"], sample["json"]
 ```
 
-or with `tar -xf shards/{name}-00000.tar`. `index.parquet` has the byte range and SHA-256 of
+or with `tar -xf shards/{name}-train-00000.tar`. `index.parquet` has the byte range and SHA-256 of
 every member, `samples.parquet` (GeoParquet) everything about every sample, `stats.json` the
 numbers above.
 
@@ -67,26 +70,27 @@ numbers above.
 def write_card(
     path: Path,
     name: str,
-    rows: gpd.GeoDataFrame,
+    samples: Samples,
     stats: Mapping[str, Any],
     sources: Sequence[Mapping[str, Any]],
     inputs: Mapping[str, Artifact],
 ) -> None:
     """Write ``README.md`` of a dataset from its samples, statistics and inputs."""
-    first = rows.iloc[0]
-    days = sorted(str(time)[:10] for time in rows["datetime"] if time)
-    box = ", ".join(f"{degree:.4f}" for degree in rows.total_bounds)
+    first = next(samples.records(0, 1))
+    days = sorted({time[:10] for time in samples.distinct("datetime") if time})
+    box = ", ".join(f"{degree:.4f}" for degree in samples.bounds())
     text = CARD.format(
         name=name,
-        samples=len(rows),
+        samples=len(samples),
+        splits=_splits(samples),
         height=int(first["height"]),
         width=int(first["width"]),
         band_count=len(stats["bands"]),
         bands=", ".join(stats["bands"]),
         dtype=stats["dtype"],
-        items=rows["item_id"].nunique(),
-        collections=", ".join(sorted(rows["collection"].astype(str).unique())),
-        gsd=_gsd(rows),
+        items=len(samples.distinct("item_id")),
+        collections=", ".join(sorted(samples.distinct("collection"))),
+        gsd=_gsd(samples),
         box=f"{box} (EPSG:4326)",
         dates=f"{days[0]} to {days[-1]}" if days else "unknown",
         mean=", ".join(f"{value:.4f}" for value in stats["mean"]),
@@ -107,9 +111,18 @@ def _cell(text: str) -> str:
     return " ".join(str(text).split()).replace("|", "\\|")
 
 
-def _gsd(rows: gpd.GeoDataFrame) -> str:
+def _splits(samples: Samples) -> str:
+    """Samples by split, and what is between them."""
+    told = [f"{last - first} {split}" for split, (first, last) in samples.splits.items()]
+    if HOLDOUT in samples.splits:
+        told.append("drawn by ground cell, no ground is in both")
+    return "; ".join([", ".join(told[:2]), *told[2:]])
+
+
+def _gsd(samples: Samples) -> str:
     """Pixel sizes in units of the chips' own CRS, smallest and largest."""
-    sizes = np.array([abs(float(transform[0])) for transform in rows["transform"]])
+    found = {s for b in samples.batches() for s in pc.list_element(b["transform"], 0).to_pylist()}
+    sizes = np.abs(sorted(found))
     low, high = f"{sizes.min():.6g}", f"{sizes.max():.6g}"
     unit = "m" if sizes.min() > 0.05 else "degrees"
     return f"{low} {unit}" if low == high else f"{low} to {high} {unit}"

@@ -1,25 +1,32 @@
-"""Every bit of the shards against the index: what is damaged, in which shard, of which sample.
+"""Every bit of a dataset's shards and index: what is damaged, in which shard, of which sample.
 
 A shard's bytes follow from the index and the members' contents: headers from names and sizes,
-padding and end are zeros. So a flipped bit is found and named wherever it is.
+padding and end are zeros. The index follows from the shards. So each tells where the other is
+damaged, and a flipped bit is found and named wherever it is.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from data_catalog.artifact import Artifact
+from data_catalog.canonical import sha256_file
+from data_catalog.manifest import Manifest
+from data_catalog.progress import tick
 from data_catalog.tables import records
-from geofm.shards.tar import BLOCK, END, header, padding, tar_size
-
-INDEX = "index.parquet"
+from data_catalog.verify import first_difference
+from geofm.shards.index import INDEX, in_order, index_of_tar, write_index
+from geofm.shards.tar import BLOCK, END, DamagedTar, header, padding, tar_size
 
 
 @dataclass(frozen=True)
@@ -33,21 +40,86 @@ class Expected:
     sha256: str
 
 
-def verify_shards(dataset: Artifact) -> list[str]:
-    """Problems of a dataset's shards, in words; empty when every bit is as written.
+def verify_shards(dataset: Artifact, sealed: Manifest | None = None) -> list[str]:
+    """Problems of a dataset's shards and index, in words; empty when every bit is as written.
 
     Each names the shard, the sample and its member (or the header or padding of it), and the
-    byte where that is known.
+    byte where that is known; or the byte, column and samples of the index.
+
+    Args:
+        dataset: what is verified.
+        sealed: its manifest, known to be undamaged: tells whether it is the index or a shard
+            that is wrong where they differ. Without it the index is believed.
     """
+    digests = {entry.path: entry.sha256 for entry in sealed.files} if sealed else {}
+    tars = {name for name in digests if name.endswith(".tar")} | _tars(dataset)
+    wrong = {name for name in sorted(tars) if _is_altered(dataset, name, digests)}
+    if sealed and _is_altered(dataset, INDEX, digests):
+        return _verify_index(dataset, in_order(tars), wrong, digests[INDEX])
     try:
         index = dataset.table(INDEX)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         return [f"{INDEX} cannot be read ({error}); restore it from another copy"]
-    listed = {f.path for f in dataset.manifest.files if f.path.endswith(".tar")}
-    problems = [f"{name}: not in {INDEX}" for name in sorted(listed - set(index["shard"]))]
+    problems = [f"{name}: not in {INDEX}" for name in sorted(tars - set(index["shard"]))]
     for name, rows in index.groupby("shard", sort=True):
-        problems += _verify_shard(dataset, str(name), expected_members(rows))
+        if not sealed or name in wrong:
+            problems += _verify_shard(dataset, str(name), expected_members(rows))
     return problems
+
+
+def _tars(dataset: Artifact) -> set[str]:
+    """The tars that are there."""
+    return {f"shards/{path.name}" for path in (dataset.root / "shards").glob("*.tar")}
+
+
+def _is_altered(dataset: Artifact, name: str, digests: Mapping[str, str]) -> bool:
+    """Whether a file is not there, or not as sealed."""
+    path = dataset.path(name)
+    return not path.exists() or sha256_file(path) != digests.get(name)
+
+
+def _verify_index(dataset: Artifact, tars: list[str], wrong: set[str], sha256: str) -> list[str]:
+    """Where the index differs from the one that the shards make."""
+    problems = []
+    shards = []
+    for number, name in enumerate(tars):
+        tick("index from shards", number + 1, len(tars), name)
+        try:
+            shards.append(index_of_tar(dataset.path(name), name))
+        except (DamagedTar, OSError) as error:
+            problems.append(f"{name}: {error}")
+    if wrong or problems:
+        found = [f"{name}: altered" for name in sorted(wrong) if name not in str(problems)]
+        return [*problems, *found, f"{INDEX}: damaged as well; restore it from another copy"]
+    with tempfile.TemporaryDirectory() as folder:
+        again = Path(folder) / INDEX
+        write_index(shards, again)
+        if sha256_file(again) != sha256:
+            return [f"{INDEX}: damaged; this version of pyarrow cannot make it again to compare"]
+        try:
+            found_bytes = dataset.path(INDEX).read_bytes()
+        except OSError:
+            return [f"{INDEX}: missing; it can be made again from the shards, which are whole"]
+        at = first_difference(found_bytes, again.read_bytes())
+        return [
+            f"{INDEX}: differs at byte {at} ({_column_at(again, at)}) from what the shards, which "
+            "are as sealed, say; restore it from another copy, or pack again"
+        ]
+
+
+def _column_at(path: Path, byte: int) -> str:
+    """What a Parquet file holds at a byte, in words."""
+    about = pq.read_metadata(path)
+    first = 0
+    for number in range(about.num_row_groups):
+        group = about.row_group(number)
+        last = first + group.num_rows - 1
+        for column in map(group.column, range(group.num_columns)):
+            start = column.dictionary_page_offset or column.data_page_offset
+            if start <= byte < start + column.total_compressed_size:
+                return f"column {column.path_in_schema} of samples {first} to {last}"
+        first = last + 1
+    return "the table's own header or footer"
 
 
 def expected_members(rows: pd.DataFrame) -> list[Expected]:
@@ -105,23 +177,18 @@ def compare(file: BinaryIO, members: list[Expected]) -> Iterator[str]:
         zeros = padding(member.size)
         found = file.read(len(zeros))
         if found != zeros:
-            at = member.offset + member.size + _first_difference(found, zeros)
+            at = member.offset + member.size + first_difference(found, zeros)
             yield f"{label}: padding differs at byte {at}"
         place = end
     rest = file.read()
     if len(rest) < len(END):
         yield f"truncated at byte {length} of {whole}: the end of the tar is missing"
     elif rest != END:
-        at = _first_difference(rest, END + bytes(max(0, len(rest) - len(END))))
+        at = first_difference(rest, END + bytes(max(0, len(rest) - len(END))))
         where = "is longer than written" if len(rest) > len(END) else "differs"
         yield f"the end of the tar {where} at byte {place + min(at, len(rest))}"
 
 
 def _differences(found: bytes, wanted: bytes, place: int, label: str) -> Iterator[str]:
     if found != wanted:
-        yield f"{label}: tar header differs at byte {place + _first_difference(found, wanted)}"
-
-
-def _first_difference(found: bytes, wanted: bytes) -> int:
-    pairs = zip(found, wanted, strict=False)
-    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(found), len(wanted)))
+        yield f"{label}: tar header differs at byte {place + first_difference(found, wanted)}"

@@ -1,116 +1,148 @@
 """The samples of a dataset: the kept chips, joined with their items and assets, in one order.
 
-The order is by a hash of seed and chip id. A chip's place therefore depends on no other chip:
-when a refresh adds a few, or one has to be forgotten, the shards without them stay as they are.
+The order is by a hash of seed and chip id, the train split before the holdout. A chip's place
+therefore depends on no other chip: when a refresh adds a few, or one has to be forgotten, the
+shards without them stay as they are.
+
+The rows are in a file of the job's scratch, sorted by way of buckets, so that memory holds one
+bucket however many samples there are.
 """
 
 from __future__ import annotations
 
-import hashlib
+import json
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
-import geopandas as gpd
 import numpy as np
-import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pyproj
+import shapely
 from numpy.typing import NDArray
 from shapely.geometry import mapping
 
 from data_catalog.artifact import Artifact
-from data_catalog.errors import RunError, UsageError
+from data_catalog.stage import Job
 from data_catalog.tables import records
-from geofm.imagery.identity import SUPERSEDED
+from geofm.shards.index import GROUP_ROWS
+from geofm.shards.sorting import BLOCK_ROWS, FILE, sort_rows
+from geofm.shards.split import HOLDOUT, RIM, TRAIN
 
 Json = dict[str, Any]
 
-CHIP_COLUMNS = [
-    "chip_id",
-    "item_id",
-    "collection",
-    "cell",
-    "row",
-    "col",
-    "width",
-    "height",
-    "crs",
-    "transform",
-    "geometry",
-    "bands",
-    "dtype",
-    "scale",
-    "dn_offset",
-    "pixel_sha256",
-    "valid_fraction",
-    "cloud_fraction",
-    "saturated_fraction",
-    "part",
-    "offset",
-    "size",
-    "datetime",
-    "licence",
-]
-SCORES = ["quality", "entropy", "gradient", "cluster"]
 ASSET_COLUMNS = ["asset", "band", "href", "sha256", "sha256_from"]
+#: Where a chip's pixels are; a sample's place is in the index instead.
+CHIP_PLACE = ["part", "offset", "size"]
 
 
-class NothingKept(UsageError):
-    """A dataset needs at least one sample."""
-
-
-class MixedPixels(UsageError):
-    """Samples of one dataset must have the same bands and the same dtype."""
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Samples:
-    """Kept chips in dataset order (``rows``), their hashes, and assets by (collection, item).
+    """Kept chips in dataset order.
 
-    ``table`` is ``rows`` as dictionaries.
+    Attributes:
+        file: Arrow IPC, a row per sample in batches of ``BLOCK_ROWS``: columns of the chips,
+            scores, ``source``, ``split`` and ``place``; then those that belong to no split.
+        hashes: place of each sample in the order, ascending within a split.
+        sizes: bytes of each sample's ``.npy``.
+        splits: first and last + 1 of the samples of each split that has any.
+        left_out: kept chips that belong to no split: chip_id, cell, reason.
+        assets: what was read, by (collection, item).
     """
 
-    rows: gpd.GeoDataFrame
-    table: list[Json]
+    file: Path
     hashes: NDArray[np.uint64]
+    sizes: NDArray[np.int64]
+    splits: dict[str, tuple[int, int]]
+    left_out: pa.Table
     assets: dict[tuple[str, str], list[Json]]
 
-    def document(self, number: int) -> Json:
+    def __len__(self) -> int:
+        return len(self.hashes)
+
+    def batches(self, first: int = 0, last: int | None = None) -> Iterator[pa.RecordBatch]:
+        """Rows ``first`` to ``last`` - 1, some at a time."""
+        end = len(self) if last is None else last
+        with pa.OSFile(str(self.file)) as file, pa.ipc.open_file(file) as reader:
+            for number in range(first // BLOCK_ROWS, -(-end // BLOCK_ROWS)):
+                start = number * BLOCK_ROWS
+                begin = max(first - start, 0)
+                yield reader.get_batch(number).slice(begin, end - start - begin)
+
+    def records(self, first: int, last: int) -> Iterator[Json]:
+        """Rows as dictionaries."""
+        for batch in self.batches(first, last):
+            yield from batch.to_pylist()
+
+    def distinct(self, column: str) -> set[str]:
+        """The different texts of a column."""
+        return {text for b in self.batches() for text in pc.unique(b[column]).to_pylist()}
+
+    def document(self, row: Json) -> Json:
         """The JSON member of one sample: where it came from, and how to read its pixels."""
-        row = self.table[number]
         key = str(row["collection"]), str(row["item_id"])
         return {
             "chip_id": row["chip_id"],
             "item_id": row["item_id"],
             "collection": row["collection"],
-            "assets": [a for a in self.assets.get(key, []) if a["band"] in plain(row["bands"])],
-            "cell": plain(row["cell"]),
+            "assets": [a for a in self.assets.get(key, []) if a["band"] in row["bands"]],
+            "cell": row["cell"],
             "window": {name: int(row[name]) for name in ("row", "col", "width", "height")},
             "crs": row["crs"],
-            "transform": plain(row["transform"]),
+            "transform": row["transform"],
             "geometry": _geojson(row["geometry"]),
             "datetime": row["datetime"] or None,
-            "bands": plain(row["bands"]),
+            "bands": row["bands"],
             "dtype": row["dtype"],
-            "scale": plain(row["scale"]),
-            "dn_offset": plain(row["dn_offset"]),
+            "scale": _finite(row["scale"]),
+            "dn_offset": _finite(row["dn_offset"]),
             "licence": row["licence"],
             "source": row["source"],
             "pixel_sha256": row["pixel_sha256"],
         }
 
+    def bounds(self) -> tuple[float, float, float, float]:
+        """West, south, east, north in degrees."""
+        boxes = [
+            shapely.total_bounds(shapely.from_wkb(batch["geometry"].to_numpy(zero_copy_only=False)))
+            for batch in self.batches()
+        ]
+        west, south, east, north = np.array(boxes).T
+        return float(west.min()), float(south.min()), float(east.max()), float(north.max())
 
-def plain(value: Any) -> Any:
-    """Arrays and NumPy scalars as JSON values; NaN, which JSON lacks, as None."""
-    if isinstance(value, np.ndarray | np.generic):
-        return plain(value.tolist())
-    if isinstance(value, list):
-        return [plain(element) for element in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+
+def write_samples(samples: Samples, path: Path) -> None:
+    """Write ``samples.parquet``: GeoParquet 1.0 with a row per sample, in dataset order."""
+    geometry = {
+        "encoding": "WKB",
+        "geometry_types": [],
+        "crs": pyproj.CRS.from_epsg(4326).to_json_dict(),
+        "bbox": list(samples.bounds()),
+    }
+    about = {"version": "1.0.0", "primary_column": "geometry", "columns": {"geometry": geometry}}
+    first = next(samples.batches())
+    names = [name for name in first.schema.names if name not in (*CHIP_PLACE, "place")]
+    schema = first.select(names).schema.with_metadata({"geo": json.dumps(about)})
+    blocks = GROUP_ROWS // BLOCK_ROWS
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        coming = (batch.select(names).cast(schema) for batch in samples.batches())
+        while group := list(islice(coming, blocks)):
+            writer.write_table(pa.Table.from_batches(group))
 
 
-def _geojson(geometry: Any) -> Json:
-    found: Json = mapping(geometry)
+def _finite(values: list[Any]) -> list[Any]:
+    """NaN, which JSON lacks, as None."""
+    return [None if isinstance(v, float) and math.isnan(v) else v for v in values]
+
+
+def _geojson(wkb: bytes) -> Json:
+    found: Json = mapping(shapely.from_wkb(wkb))
     return {"type": found["type"], "coordinates": _lists(found["coordinates"])}
 
 
@@ -118,67 +150,45 @@ def _lists(value: Any) -> Any:
     return [_lists(v) for v in value] if isinstance(value, list | tuple) else value
 
 
-SCENE_COLUMNS = ["collection", "item_id", "source", "licence"]
-
-
-def place(seed: int, chip_id: str) -> int:
-    """Where a chip stands in the dataset: 64 bits of a hash of seed and id."""
-    return int.from_bytes(hashlib.sha256(f"{seed} {chip_id}".encode()).digest()[:8], "big")
-
-
-@lru_cache(maxsize=2)
-def load_samples(items: Artifact, chips: Artifact, decisions: Artifact, seed: int) -> Samples:
-    """The samples of a dataset, in order.
+def load_samples(job: Job) -> Samples:
+    """The samples of a dataset, in order; their rows are sorted once and stay in the scratch.
 
     Raises:
-        NothingKept: when the decisions keep no chip.
+        NothingKept: when the decisions keep no chip, or none for training.
         MixedPixels: when kept chips differ in bands or dtype.
         RunError: when a kept chip or its item is not in the inputs.
     """
-    verdicts = decisions.table("decisions.parquet", ["chip_id", "decision", *SCORES])
-    kept = verdicts[verdicts["decision"] == "keep"].drop(columns="decision")
-    if not len(kept):
-        raise NothingKept(
-            f"none of the {len(verdicts)} candidate chips was kept: loosen the gates "
-            "(curate.min_valid, curate.max_cloud, curate.max_saturated) or search for more scenes"
-        )
-    table = chips.table("chips.parquet", CHIP_COLUMNS)
-    scenes = items.table("items.parquet", [*SCENE_COLUMNS, "status", "reason"])
-    # an older version stands in where the newest could not be read: its chips count as well
-    stand_in = scenes["reason"].isin(SUPERSEDED)
-    scenes = scenes.loc[(scenes["status"] == "ok") | stand_in, SCENE_COLUMNS]
-    rows = table.merge(kept, on="chip_id", validate="one_to_one").merge(
-        scenes.rename(columns={"licence": "item_licence"}),
-        on=["collection", "item_id"],
-        validate="many_to_one",
-    )
-    if len(rows) != len(kept):
-        raise RunError(
-            f"{len(kept) - len(rows)} kept chips are not in chips {chips.digest[:12]} or their "
-            f"items not in {items.digest[:12]}; run the stages again from the search"
-        )
-    rows["licence"] = rows["licence"].where(rows["licence"].fillna("") != "", rows["item_licence"])
-    _require_same_pixels(rows)
-    rows["place"] = np.array([place(seed, str(i)) for i in rows["chip_id"]], dtype=np.uint64)
-    rows = rows.sort_values(["place", "chip_id"], ignore_index=True)
-    hashes = rows["place"].to_numpy(dtype=np.uint64)
-    frame = gpd.GeoDataFrame(
-        rows.drop(columns=["place", "item_licence"]), geometry="geometry", crs=4326
-    )
-    return Samples(frame, records(frame), hashes, _assets(chips))
+    path = job.scratch / FILE
+    if not path.exists():
+        with job.store.staging() as folder:
+            sort_rows(job.inputs, job.seed, job.settings.holdout, folder)
+            (folder / FILE).replace(path)
+    return _open(path, path.stat().st_mtime_ns, job.inputs["chips"])
 
 
-def _require_same_pixels(rows: pd.DataFrame) -> None:
-    bands = [",".join(map(str, names)) for names in rows["bands"]]
-    kinds = pd.Series(rows["dtype"].astype(str).to_numpy() + " " + np.array(bands, dtype=object))
-    if kinds.nunique() > 1:
-        by_kind = rows.groupby(kinds.to_numpy())["collection"].unique()
-        found = "; ".join(f"{kind} ({', '.join(sorted(names))})" for kind, names in by_kind.items())
-        raise MixedPixels(
-            f"one dataset needs one dtype and one list of bands, but the kept chips have {found}; "
-            "choose collections that agree with search.collections, or bands they all have with "
-            "cut.bands"
-        )
+@lru_cache(maxsize=1)
+def _open(path: Path, _: int, chips: Artifact) -> Samples:
+    hashes, sizes, splits, rim = [], [], [], []
+    with pa.OSFile(str(path)) as file, pa.ipc.open_file(file) as reader:
+        for number in range(reader.num_record_batches):
+            batch = reader.get_batch(number)
+            belongs = pc.not_equal(batch["split"], RIM)
+            rim.append(batch.select(["chip_id", "cell"]).filter(pc.invert(belongs)))
+            batch = batch.filter(belongs)
+            hashes.append(batch["place"].to_numpy())
+            sizes.append(batch["size"].to_numpy())
+            splits.append(pc.sum(pc.equal(batch["split"], TRAIN)).as_py() or 0)
+    left_out = pa.Table.from_batches(rim)
+    reason = pa.array(["holdout rim"] * len(left_out), pa.string())
+    edge, end = sum(splits), sum(map(len, hashes))
+    return Samples(
+        file=path,
+        hashes=np.concatenate(hashes),
+        sizes=np.concatenate(sizes),
+        splits={name: (a, b) for name, a, b in ((TRAIN, 0, edge), (HOLDOUT, edge, end)) if a < b},
+        left_out=left_out.append_column("reason", reason),
+        assets=_assets(chips),
+    )
 
 
 def _assets(chips: Artifact) -> dict[tuple[str, str], list[Json]]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ from numpy.typing import NDArray
 from geofm.imagery.radiometry import WHITE
 
 Json = dict[str, Any]
+#: Pixels whose squares a float64 adds up without rounding, whatever their order: 2**53 / 65535**2.
+EXACT = 2**20
 
 
 def unit_factors(dtype: str, scale: Sequence[float]) -> list[float]:
@@ -21,43 +24,87 @@ def unit_factors(dtype: str, scale: Sequence[float]) -> list[float]:
     return [float(value) / WHITE for value in scale]
 
 
-def band_sums(pixels: NDArray[np.generic], scale: Sequence[float], valid_fraction: float) -> Json:
-    """Pixel count, sums and sums of squares (unit space, one per band) of one chip.
+@dataclass
+class BandSums:
+    """Pixels, sums and sums of squares of chips: whole numbers, so no order matters.
 
-    Counts are added up as integers, so nothing is lost. In a chip that is not wholly valid, a
-    pixel without any signal in any band is nodata.
-
-    Args:
-        pixels: [bands, height, width], uint8 or uint16.
-        scale: reflectance per count, one per band.
-        valid_fraction: share of valid pixels, as the chip was cut.
+    ``by_factors`` has them by the factors that lead to unit space: [pixels, sums, squares].
     """
-    flat = pixels.reshape(len(pixels), -1).astype(np.uint64)
-    if valid_fraction < 1:
-        flat = flat[:, flat.any(axis=0)]
-    factors = unit_factors(pixels.dtype.name, scale)
-    totals, squares = flat.sum(axis=1), (flat * flat).sum(axis=1)
-    return {
-        "count": int(flat.shape[1]),
-        "sum": [int(total) * f for total, f in zip(totals, factors, strict=True)],
-        "squares": [int(square) * f * f for square, f in zip(squares, factors, strict=True)],
-    }
+
+    samples: int = 0
+    by_factors: dict[tuple[float, ...], tuple[int, list[int], list[int]]] = field(
+        default_factory=dict
+    )
+
+    def add(
+        self, pixels: NDArray[np.generic], scale: Sequence[float], valid_fraction: float
+    ) -> None:
+        """Add one chip. If it is not wholly valid, a pixel without any signal is nodata.
+
+        Args:
+            pixels: [bands, height, width], uint8 or uint16.
+            scale: reflectance per count, one per band.
+            valid_fraction: share of valid pixels, as the chip was cut.
+        """
+        flat = pixels.reshape(len(pixels), -1)
+        if valid_fraction < 1:
+            flat = flat[:, flat.any(axis=0)]
+        sums, squares = [0] * len(flat), [0] * len(flat)
+        for band, counts in enumerate(flat):
+            for start in range(0, len(counts), EXACT):
+                values = counts[start : start + EXACT].astype(np.float64)
+                sums[band] += int(values.sum())
+                squares[band] += int(np.square(values, out=values).sum())  # no threads of a BLAS
+        factors = tuple(unit_factors(pixels.dtype.name, scale))
+        self._add(factors, flat.shape[1], sums, squares)
+        self.samples += 1
+
+    def _add(
+        self, factors: tuple[float, ...], count: int, sums: list[int], squares: list[int]
+    ) -> None:
+        nothing = (0, [0] * len(sums), [0] * len(sums))
+        before, more_sums, more_squares = self.by_factors.get(factors, nothing)
+        self.by_factors[factors] = (
+            before + count,
+            [a + b for a, b in zip(more_sums, sums, strict=True)],
+            [a + b for a, b in zip(more_squares, squares, strict=True)],
+        )
+
+    def merge(self, content: Json) -> None:
+        """Add what ``to_json`` gave."""
+        self.samples += content["samples"]
+        for factors, count, sums, squares in content["by_factors"]:
+            self._add(tuple(factors), count, sums, squares)
+
+    def to_json(self) -> Json:
+        """The sums as JSON."""
+        return {
+            "samples": self.samples,
+            "by_factors": [[list(key), *value] for key, value in sorted(self.by_factors.items())],
+        }
 
 
-def finish_stats(
-    bands: Sequence[str], dtype: str, scale: Sequence[float], sums: Sequence[Json]
-) -> Json:
-    """The content of ``stats.json``; sums are exact whatever their order (``math.fsum``).
+def merge_sums(parts: Iterable[Json]) -> BandSums:
+    """The sums of several shards together."""
+    total = BandSums()
+    for part in parts:
+        total.merge(part)
+    return total
+
+
+def finish_stats(bands: Sequence[str], dtype: str, scale: Sequence[float], total: BandSums) -> Json:
+    """The content of ``stats.json``.
 
     Returns:
         ``bands``, ``dtype``, ``scale`` (of the first sample), ``mean`` and ``std`` (population,
         unit space, one per band), ``count`` (valid pixels) and ``samples``.
     """
-    count = sum(chip["count"] for chip in sums)
+    count = sum(pixels for pixels, _, _ in total.by_factors.values())
     mean, std = [], []
     for band in range(len(bands)):
-        average = math.fsum(chip["sum"][band] for chip in sums) / max(count, 1)
-        square = math.fsum(chip["squares"][band] for chip in sums) / max(count, 1)
+        groups = [(f[band], s[band], q[band]) for f, (_, s, q) in total.by_factors.items()]
+        average = math.fsum(factor * sums for factor, sums, _ in groups) / max(count, 1)
+        square = math.fsum(factor**2 * squares for factor, _, squares in groups) / max(count, 1)
         mean.append(average)
         std.append(math.sqrt(max(0.0, square - average * average)))
     return {
@@ -68,5 +115,5 @@ def finish_stats(
         "mean": mean,
         "std": std,
         "count": count,
-        "samples": len(sums),
+        "samples": total.samples,
     }

@@ -11,6 +11,7 @@ import hashlib
 import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,6 +20,10 @@ from data_catalog.errors import CheckError
 BLOCK = 512
 #: What ends a tar: two blocks of zeros.
 END = bytes(2 * BLOCK)
+#: What eleven octal digits cannot say any more.
+LARGEST = 8 * 2**30
+#: Small members are written together.
+BUFFER = 2**20
 
 
 class DamagedTar(CheckError):
@@ -35,16 +40,33 @@ class Member:
     sha256: str
 
 
+@lru_cache(maxsize=128)
+def _frame(name_bytes: int) -> tuple[bytes, bytes, bytes, int]:
+    """What headers of names of one length share: three pieces, and the sum of their bytes.
+
+    Between them come the name, the size (11 octal digits) and the checksum (6).
+    """
+    after_name = bytes(100 - name_bytes) + b"0000644\0" + 2 * b"0000000\0"
+    after_size = b"\0" + b"00000000000\0"
+    after_sum = b"\0 0" + bytes(100) + b"ustar\x0000" + bytes(247)
+    # the checksum's own field counts as eight spaces, two of which stand in the last piece
+    total = sum(after_name) + sum(after_size) + sum(after_sum[2:]) + 8 * ord(" ")
+    return after_name, after_size, after_sum, total
+
+
 def header(name: str, size: int) -> bytes:
-    """The 512 bytes before a member's data.
+    """The 512 bytes before a member's data; the same whatever Python's version.
 
     Raises:
-        ValueError: for a name of more than 100 bytes in its last part, or 8 GiB and more.
+        ValueError: for a name that is empty or has more than 100 bytes, or 8 GiB and more.
     """
-    info = tarfile.TarInfo(name)
-    info.size = size
-    info.mode = 0o644
-    return info.tobuf(tarfile.USTAR_FORMAT, "utf-8", "strict")
+    text = name.encode()
+    if not 0 < len(text) <= 100 or b"\0" in text or not 0 <= size < LARGEST:
+        raise ValueError(f"a plain tar has no place for {size} bytes named {name!r}")
+    after_name, after_size, after_sum, total = _frame(len(text))
+    octal = b"%011o" % size
+    checksum = b"%06o" % (total + sum(text) + sum(octal))
+    return b"".join((text, after_name, octal, after_size, checksum, after_sum))
 
 
 def padding(size: int) -> bytes:
@@ -66,14 +88,15 @@ def write_tar(
     """
     written = []
     offset = 0
-    with path.open("wb") as file:
+    with path.open("wb", buffering=BUFFER) as file:
         for name, data in members:
-            file.write(header(name, len(data)))
+            size = len(data)
+            file.write(header(name, size))
             file.write(data)
-            file.write(padding(len(data)))
+            file.write(padding(size))
             digest = hashlib.sha256(data).hexdigest() if digests else ""
-            written.append(Member(name, offset + BLOCK, len(data), digest))
-            offset += BLOCK + len(data) + (-len(data) % BLOCK)
+            written.append(Member(name, offset + BLOCK, size, digest))
+            offset += BLOCK + size + (-size % BLOCK)
         file.write(END)
     return written
 
@@ -105,13 +128,22 @@ def walk(file: BinaryIO) -> Iterator[tuple[str, int, bytes]]:
         offset += BLOCK + info.size + (-info.size % BLOCK)
 
 
+def read_range(path: Path, offset: int, size: int) -> bytes:
+    """The data at one place of a file.
+
+    Raises:
+        DamagedTar: when the file ends before.
+    """
+    return next(read_ranges(path, [(offset, size)]))
+
+
 def read_ranges(path: Path, ranges: Iterable[tuple[int, int]]) -> Iterator[bytes]:
     """The data at each (offset, size) of one file, opened once.
 
     Raises:
         DamagedTar: when the file ends before a range does.
     """
-    with path.open("rb") as file:
+    with path.open("rb", buffering=0) as file:
         for offset, size in ranges:
             file.seek(offset)
             data = file.read(size)

@@ -45,7 +45,8 @@ def test_a_run_seals_every_stage_and_reports(finished: tuple) -> None:
         "artifacts", "counts", "version", "diff", "seconds", "ui", "report",
     ]  # fmt: skip
     assert list(result["artifacts"]) == [
-        "search", "cut", "embed", "describe", "curate", "pack", "pretrain", "evaluate", "report",
+        "search", "cut", "embed", "describe", "calibrate", "pool", "buckets", "pairs", "alike",
+        "curate", "pack", "pretrain", "evaluate", "report",
     ]  # fmt: skip
     for counts in result["counts"].values():
         assert counts["rows_in"] == counts["rows_out"] + sum(counts["dropped"].values())

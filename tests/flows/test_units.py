@@ -32,8 +32,9 @@ def test_every_command_explains_itself() -> None:
     runner = CliRunner()
     names = {c.name or c.callback.__name__.rstrip("_") for c in app.registered_commands}
     expected = {
-        "demo", "run", "refresh", "recipes", "up", "down", "list", "show", "path", "diff",
-        "trace", "why", "licences", "verify", "sources",
+        "demo", "run", "refresh", "calibrate", "recipes", "up", "down", "list", "show", "path",
+        "diff",
+        "trace", "why", "licences", "verify", "sources", "export",
     }  # fmt: skip
     assert names == expected
     for name in names:

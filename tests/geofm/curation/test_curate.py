@@ -97,6 +97,9 @@ def test_one_decision_per_usable_chip_with_rules_and_witnesses(store, catalogue)
     manifest = found.manifest
     assert manifest.counts["rows_out"] == (table["decision"] == "keep").sum() == GROUPS + 1
     assert sum(manifest.dropped.values()) == (table["decision"] == "drop").sum()
+    scored = table[table["rule"].isin(["kept", "near_duplicate"])]
+    assert scored[["novelty", "density", "spectral_rarity"]].notna().all(axis=None)
+    assert table.loc[table["rule"].str.startswith("gate_"), "novelty"].isna().all()
     certificate = manifest.facts["certificate"]
     assert certificate["missed"] == 0
     assert certificate["pairs"] >= GROUPS * 6

@@ -74,7 +74,7 @@ def test_cells_find_what_brute_force_finds(store, catalogue):
     _, artifact = search(store, catalogue, ids, vectors)
     facts = artifact.manifest.facts
     assert facts["cells"] > 50
-    assert facts["reach"] < facts["complete_reach"]
+    assert facts["margin"] < facts["complete_margin"]
     expected = brute(vectors, ids, 0.95)
     assert len(expected) > 500
     assert found(artifact) == expected

@@ -14,7 +14,8 @@ from rasterio.windows import Window
 from geofm.imagery import hosts
 from geofm.imagery.hosts import Access, Signing, check_host, is_public, locate
 from geofm.imagery.quarantine import Quarantine
-from geofm.imagery.reading import GDAL, Raster, fetch, open_raster
+from geofm.imagery.raster import Raster
+from geofm.imagery.reading import GDAL, fetch, open_raster
 from geofm.imagery.remote import HttpAsset, S3Asset
 from tests.geofm.imagery.small_world import World, serve, texture, tiff
 

@@ -11,26 +11,25 @@ from geofm.imagery.chips import chip_from_bytes
 from geofm.imagery.radiometry import to_unit
 from geofm.pretraining.data import (
     Corpus,
-    DamagedShard,
     TooFewSamples,
     batch_samples,
     batches,
-    epoch_order,
     load_batch,
     never_drawn,
     open_corpus,
-    open_shards,
     read_unit,
     steps_per_epoch,
 )
 from geofm.settings import PretrainSettings
+from geofm.shards.order import epoch_order
+from geofm.shards.reader import DamagedShard, ShardFiles
 from tests.geofm.pretraining.conftest import SCALE, tiny_settings
 
 
 def test_a_sample_is_its_tar_member_in_unit_space(dataset: Artifact, corpus: Corpus) -> None:
     index = dataset.table("index.parquet").sort_values("key", ignore_index=True)
     assert len(corpus) == len(index) == 22
-    with open_shards(corpus) as files:
+    with ShardFiles(corpus.index) as files:
         for number, row in enumerate(index.itertuples()):
             data = dataset.read_range(row.shard, row.offset, row.size)
             expected = to_unit(chip_from_bytes(data), [SCALE] * 4)
@@ -77,7 +76,7 @@ def test_batches_do_not_depend_on_threads_or_on_where_reading_starts(
 
 def test_crops_change_from_epoch_to_epoch(corpus: Corpus) -> None:
     settings = tiny_settings(batch=22)
-    with open_shards(corpus) as files:
+    with ShardFiles(corpus.index) as files:
         first, second = (load_batch(corpus, files, settings, 0, step) for step in (0, 1))
     assert not np.array_equal(first.rows, second.rows)
     assert len({mask.tobytes() for mask in first.mask}) > 15
@@ -100,8 +99,8 @@ def test_too_few_samples_name_the_batch_to_set(corpus: Corpus) -> None:
 
 def test_a_damaged_shard_is_said_to_be_one(dataset: Artifact) -> None:
     corpus = open_corpus(dataset)
-    moved = dataclasses.replace(corpus, offsets=corpus.offsets + 7)
-    past = dataclasses.replace(corpus, offsets=corpus.offsets + 10**9)
-    for broken in (moved, past):
-        with open_shards(broken) as files, pytest.raises(DamagedShard, match="geofm verify"):
+    for beside in (7, 10**9):
+        moved = dataclasses.replace(corpus.index, offsets=corpus.index.offsets + beside)
+        broken = dataclasses.replace(corpus, index=moved)
+        with ShardFiles(broken.index) as files, pytest.raises(DamagedShard, match="geofm verify"):
             read_unit(broken, files, 0)

@@ -77,9 +77,10 @@ def scene(rng: np.random.Generator, kind: int, size: int) -> np.ndarray:
 
 THRESHOLDS = {
     "thresholds": {
-        "planet-s2": {"threshold": 0.93, "source": "calibrated", "alike": 300, "unlike": 400},
-        "planet-ls": {"threshold": 0.95, "source": "default: too few pairs", "alike": 3,
-                      "unlike": 12},
+        "planet-s2": {"threshold": 0.93, "source": "calibrated", "reason": "precise for sure",
+                      "positives": 300, "negatives": 400},
+        "planet-ls": {"threshold": 0.95, "source": "default", "reason": "too few pairs",
+                      "positives": 3, "negatives": 12},
     }
 }  # fmt: skip
 LEAKS = {
@@ -91,8 +92,9 @@ LEAKS = {
 
 def _curve() -> pd.DataFrame:
     at = np.linspace(0.5, 1, 11)
+    precision = np.minimum(1, 0.4 + at * 0.65)
     return pd.DataFrame(
-        {"collection": "planet-s2", "threshold": at, "precision": np.minimum(1, 0.4 + at * 0.65),
+        {"collection": "planet-s2", "class": "all", "threshold": at, "precision": precision,
          "recall": 1.5 - at}
     )  # fmt: skip
 
@@ -485,11 +487,12 @@ def _model_and_scores(
 
 def make_costs(made: dict[str, Artifact]) -> list[dict[str, Any]]:
     """Run records such as the catalogue keeps."""
-    seconds = dict(zip(made, (2.1, 14.2, 9.8, 3.3, 1.2, 96.4, 21.7), strict=False))
+    roles = ("items", "chips", "embeddings", "decisions", "dataset", "model", "scores")
+    seconds = dict(zip(roles, (2.1, 14.2, 9.8, 3.3, 1.2, 96.4, 21.7), strict=True))
     return [
-        {"stage": artifact.manifest.stage, "digest": artifact.digest, "seconds": seconds[role],
-         "metrics": {"kwh": seconds[role] * 3e-5, "kg_co2e": seconds[role] * 1.4e-5,
-                     "peak_mib": 812.0,
+        {"stage": made[role].manifest.stage, "digest": made[role].digest, "seconds": spent,
+         "metrics": {"kwh": spent * 3e-5, "kg_co2e": spent * 1.4e-5, "peak_mib": 812.0,
                      **({"images_per_second": 148.2, "device": "cpu"} if role == "model" else {})}}
-        for role, artifact in made.items()
+        for role, spent in seconds.items()
+        if role in made
     ]  # fmt: skip

@@ -60,10 +60,14 @@ def pack(store: Store, catalogue: Catalogue) -> Packer:
     """Pack chips into a dataset in the test's store."""
 
     def packer(
-        chips: Sequence[Chip], drop: Sequence[int] = (), seed: int = 0, shard_mib: float = 0.06
+        chips: Sequence[Chip],
+        drop: Sequence[int] = (),
+        seed: int = 0,
+        shard_mib: float = 0.06,
+        **fields: float,
     ) -> Artifact:
         inputs = make_inputs(store, chips, drop)
-        settings = PackSettings(shard_mib=shard_mib, name="small")
+        settings = PackSettings(shard_mib=shard_mib, name="small", **fields)
         return run_stage(STAGE, store, catalogue, inputs, settings, seed)
 
     return packer

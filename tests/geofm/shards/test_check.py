@@ -1,11 +1,20 @@
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 
-from data_catalog.artifact import Artifact
+from data_catalog.artifact import MANIFEST, Artifact
+from data_catalog.errors import CheckError
+from data_catalog.verify import verify_artifact
+from flows.cli_audit import verify
 from geofm.shards.check import verify_shards
+from geofm.shards.index import INDEX
 from tests.geofm.shards.conftest import some_chips
+
+#: Bits that are flipped one after the other in each kind of file.
+FLIPS = int(os.environ.get("GEOFM_FLIPS", "60"))
 
 
 def _flip(dataset: Artifact, shard: str, byte: int, bit: int = 0) -> None:
@@ -55,13 +64,13 @@ def test_one_flipped_bit_is_found_and_located(pack, where, expected, bit):
 
 def test_any_flipped_bit_is_found(pack):
     dataset = pack(some_chips(4), shard_mib=1)
-    path = dataset.local("shards/small-00000.tar")
+    path = dataset.local("shards/small-train-00000.tar")
     whole = path.read_bytes()
-    for byte in np.random.default_rng(0).choice(len(whole), 150, replace=False):
-        _flip(dataset, "shards/small-00000.tar", int(byte), int(byte) % 8)
+    for byte in np.random.default_rng(0).choice(len(whole), 2 * FLIPS, replace=False):
+        _flip(dataset, "shards/small-train-00000.tar", int(byte), int(byte) % 8)
         assert len(verify_shards(dataset)) == 1, byte
         path.write_bytes(whole)
-    _flip(dataset, "shards/small-00000.tar", len(whole) - 1)
+    _flip(dataset, "shards/small-train-00000.tar", len(whole) - 1)
     assert "the end of the tar differs at byte" in verify_shards(dataset)[0]
 
 
@@ -97,3 +106,80 @@ def test_a_damaged_index_is_a_problem_not_a_crash(pack):
     dataset.local("index.parquet").write_bytes(b"PAR1 no parquet PAR1")
     (problem,) = verify_shards(dataset)
     assert problem.startswith("index.parquet cannot be read")
+
+
+def told(catalogue, store, dataset: Artifact) -> str:
+    """What ``geofm verify`` says; empty when all is well."""
+    try:
+        verify(dataset.digest, store=store.url, catalog=catalogue.url)
+    except CheckError as error:
+        return str(error)
+    return ""
+
+
+def test_any_bit_of_the_index_is_found_and_located(pack, store, catalogue):
+    dataset = pack(some_chips(), holdout=0.3)
+    assert told(catalogue, store, dataset) == ""
+    path = dataset.local(INDEX)
+    whole = path.read_bytes()
+    columns = set()
+    for byte in np.random.default_rng(0).choice(len(whole), min(FLIPS, len(whole)), replace=False):
+        _flip(dataset, INDEX, int(byte), int(byte) % 8)
+        found = told(catalogue, store, dataset)
+        assert f"{INDEX}: differs at byte {byte} (" in found
+        assert "sample " not in found  # the shards are not blamed
+        columns.add(found.split(f"byte {byte} (")[1].split(")")[0])
+        path.write_bytes(whole)
+    assert "column sha256 of samples 0 to 23" in columns
+    path.unlink()
+    assert "can be made again from the shards, which are whole" in told(catalogue, store, dataset)
+
+
+def test_any_bit_of_the_manifest_is_found_and_located(pack, store, catalogue):
+    dataset = pack(some_chips(6))
+    path = dataset.local(MANIFEST)
+    whole = path.read_bytes()
+    for byte in np.random.default_rng(1).choice(len(whole), min(FLIPS, len(whole)), replace=False):
+        _flip(dataset, MANIFEST, int(byte), int(byte) % 8)
+        found = told(catalogue, store, Artifact(dataset.url))
+        assert found.startswith(f"1 problems in {dataset.digest}:"), found
+        assert f"byte {byte} differs from the catalogue's copy" in found
+        alone = verify_artifact(Artifact(dataset.url))  # a folder that nobody recorded
+        assert any(MANIFEST in problem for problem in alone)
+        path.write_bytes(whole)
+
+
+def test_a_bit_of_a_tar_is_told_once_with_its_sample(pack, store, catalogue):
+    dataset = pack(some_chips())
+    row = dataset.table(INDEX).iloc[11]
+    _flip(dataset, row.shard, int(row.offset) + 200)
+    found = told(catalogue, store, dataset)
+    assert found.count("sample ") == 1
+    assert f"{row.shard}: sample {row.key}: {row.key}.npy: SHA-256 of bytes" in found
+
+
+def test_two_members_that_changed_places_are_both_named(pack, store, catalogue):
+    dataset = pack(some_chips())
+    index = dataset.table(INDEX)
+    one, two = index[index["shard"] == index["shard"][0]].iloc[:2].itertuples()
+    path = dataset.local(one.shard)
+    data = bytearray(path.read_bytes())
+    size = one.size
+    assert size == two.size
+    data[one.offset : one.offset + size], data[two.offset : two.offset + size] = (
+        data[two.offset : two.offset + size], data[one.offset : one.offset + size],
+    )  # fmt: skip
+    path.write_bytes(data)
+    found = told(catalogue, store, dataset)
+    for row in (one, two):
+        assert f"sample {row.key}: {row.key}.npy: SHA-256" in found
+
+
+def test_a_damaged_index_beside_a_damaged_tar(pack, store, catalogue):
+    dataset = pack(some_chips())
+    row = dataset.table(INDEX).iloc[11]
+    _flip(dataset, row.shard, int(row.offset) - 500)
+    _flip(dataset, INDEX, 100)
+    found = told(catalogue, store, dataset)
+    assert f"{row.shard}: the tar header" in found or f"{row.shard}: no tar header" in found
+    assert f"{INDEX}: damaged as well" in found

@@ -20,7 +20,7 @@ from geofm.imagery.chips import pixel_sha256
 from geofm.imagery.radiometry import to_unit
 from geofm.settings import PackSettings
 from geofm.shards.pack import STAGE, DamagedChip, shard_count, shard_ranges
-from geofm.shards.samples import place
+from geofm.shards.sorting import place
 from tests.geofm.curation.synthetic import Chip, texture
 from tests.geofm.shards.conftest import make_inputs, some_chips
 
@@ -38,7 +38,7 @@ def test_every_kept_chip_is_a_sample_with_its_provenance(pack):
     kept = {chip.chip_id(n): chip for n, chip in enumerate(chips) if n not in (2, 5)}
     assert set(index["key"]) == set(kept)
     assert len(shards(dataset)) > 2
-    assert shards(dataset)[0] == "shards/small-00000.tar"
+    assert shards(dataset)[0] == "shards/small-train-00000.tar"
     for row in index.itertuples():
         chip = kept[row.key]
         pixels = np.load(io.BytesIO(dataset.read_range(row.shard, row.offset, row.size)))

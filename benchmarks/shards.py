@@ -1,0 +1,380 @@
+"""Shards and loader beside their peers and beside the bare bytes.
+
+Every row is a process of its own, the best of ``--repeat`` runs with all files in the page cache
+(rates of a shared machine: compare within a table). Sections:
+
+- ``write``: samples in memory to published shards. geofm hashes every member and every file, writes
+  the index and publishes in one step; ``pack`` is the whole stage, which reads the chips, proves
+  their pixels, adds up statistics and publishes parts and artifact. The peers hash nothing.
+- ``read``: bytes of samples in order and in random order, nothing decoded.
+- ``train``: decoded and cropped into float32 batches, the second epoch of a process; ``cpu_ms``
+  is processor time per sample.
+- ``shuffle``: neighbours in the stream of 10^5 samples laid out by scene; p of the correlation of
+  their ground cells, buffers of 256 MiB at 60 kB a sample.
+- ``versions``: what a new version writes when samples come and go.
+- ``growth``: the whole stage and the loader's start for 10^3 to 10^6 samples.
+- ``kills``: the writer killed 200 times (``tests/geofm/shards/test_faults.py``).
+
+    python benchmarks/shards.py --peers PYTHON [--only write,read,...] [--scratch DIR]
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import math
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Json = dict[str, Any]
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+#: Name, [bands, height, width], dtype, samples: chips of 1.5 MB and of 60 kB.
+SIZES = {
+    "1.5 MB": ((12, 256, 256), "uint16", 200),
+    "60 kB": ((3, 100, 100), "uint16", 4000),
+}
+JSON_BYTES = 1400
+SECTIONS = ("write", "read", "train", "shuffle", "versions", "growth", "kills")
+COLUMNS = ("section", "what", "member", "samples", "seconds", "mib_s", "samples_s", "cpu_ms",
+           "ours_is_x_times", "peak_rss_mib", "note", "machine", "cores", "versions",
+           "date")  # fmt: skip
+
+
+def main() -> None:
+    """All sections asked for, into one table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--peers", help="python of an environment with the peers")
+    parser.add_argument("--only", default=",".join(SECTIONS))
+    parser.add_argument("--scratch", default=None, help="folder for about 6 GB")
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--most", type=int, default=10**6, help="samples of the largest growth")
+    parser.add_argument("--ours", nargs=2, help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.ours:
+        import shards_ours
+
+        shards_ours.main(*asked.ours)
+        return
+    table = RESULTS / "shards.csv"
+    kept = []
+    if table.exists():  # sections that are not measured now stay as they are
+        with table.open(newline="") as file:
+            kept = [r for r in csv.DictReader(file) if r["section"] not in asked.only.split(",")]
+    rows: list[Json] = []
+    for section in asked.only.split(","):
+        with tempfile.TemporaryDirectory(dir=asked.scratch) as folder:
+            bench = Bench(Path(folder), asked.peers, asked.repeat, asked.most)
+            for row in SECTION[section](bench):
+                rows.append({"section": section, **row, **about()})
+                save([*kept, *rows], table)
+                print({k: v for k, v in rows[-1].items() if k in COLUMNS[:11]}, flush=True)
+
+
+def save(rows: list[Json], table: Path) -> None:
+    """Write the table, sections in their order."""
+    with table.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(sorted(rows, key=lambda row: SECTIONS.index(row["section"])))
+
+
+def about() -> Json:
+    """The machine and what was measured."""
+    names = ("geofm", "numpy", "pyarrow", "torch", "webdataset")
+    return {
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        "versions": " ".join(f"{name} {version(name)}" for name in names),
+        "date": datetime.now(UTC).date().isoformat(),
+    }
+
+
+class Bench:
+    """A scratch folder and how rows are measured in it."""
+
+    def __init__(self, folder: Path, peers: str | None, repeat: int, most: int) -> None:
+        self.folder, self.peers, self.repeat, self.most = folder, peers, repeat, most
+
+    def ours(self, what: str, job: Json, repeat: int | None = None) -> Json:
+        """The best of several runs of one of our functions."""
+        return self._best([sys.executable, str(HERE / "shards.py"), "--ours", what], job, repeat)
+
+    def peer(self, what: str, job: Json, repeat: int | None = None) -> Json:
+        """The best of several runs of a peer."""
+        assert self.peers is not None
+        return self._best([self.peers, str(HERE / "shards_peers.py"), what], job, repeat)
+
+    def _best(self, command: list[str], job: Json, repeat: int | None) -> Json:
+        found = []
+        for run in range(repeat or self.repeat):
+            out = self.folder / f"out-{time.time_ns()}"
+            if "out" not in job:
+                out.mkdir()
+            file = self.folder / "job.json"
+            file.write_text(json.dumps({"out": str(out), **job}))
+            env = {**os.environ, "PYTHONPATH": f"{HERE.parent}:{HERE}"}
+            done = subprocess.run([*command, str(file)], check=False, capture_output=True,
+                                  text=True, env=env)  # fmt: skip
+            if done.returncode:
+                raise RuntimeError(done.stderr[-3000:])
+            found.append(json.loads(done.stdout.splitlines()[-1]))
+            if run + 1 < (repeat or self.repeat) or not job.get("keep_out"):
+                shutil.rmtree(out, ignore_errors=True)
+            else:
+                found[-1]["out"] = str(out)
+        best = min(found, key=lambda one: one["seconds"])
+        return {**best, "out": found[-1].get("out")}
+
+
+def row(what: str, member: str, size: int, found: Json, ours: float = 0, note: str = "") -> Json:
+    """A row of the table; ``ours`` is our rate in samples per second."""
+    samples, seconds = found["samples"], found["seconds"]
+    return {
+        "what": what,
+        "member": member,
+        "samples": samples,
+        "seconds": round(seconds, 3),
+        "mib_s": round(samples * size / 2**20 / seconds, 1),
+        "samples_s": round(samples / seconds, 1),
+        "cpu_ms": round(1000 * found["cpu_s"] / samples, 4),
+        "ours_is_x_times": round(ours / (samples / seconds), 2) if ours else 1.0,
+        "peak_rss_mib": round(found["peak_rss_mib"]),
+        "note": note,
+    }
+
+
+def pictures(bench: Bench, member: str) -> Json:
+    """A job that writes samples of one size, from 64 different pictures on the disk."""
+    shape, dtype, samples = SIZES[member]
+    rng = np.random.default_rng(0)
+    names = []
+    for number in range(64):
+        name = bench.folder / f"{len(shape)}-{shape[1]}-{number}.npy"
+        np.save(name, rng.integers(0, 4000, shape, dtype=dtype))
+        names.append(str(name))
+    return {"pictures": names, "samples": samples, "json_bytes": JSON_BYTES}
+
+
+def write(bench: Bench) -> Iterator[Json]:
+    """Writers."""
+    for member, (shape, dtype, _) in SIZES.items():
+        job = pictures(bench, member)
+        size = math.prod(shape) * np.dtype(dtype).itemsize + 128 + JSON_BYTES
+        ours = bench.ours("write", job)
+        rate = ours["samples"] / ours["seconds"]
+        yield row("geofm writer", member, size, ours,
+                  note="SHA-256 of members and files, index, published in one step")  # fmt: skip
+        peers = {
+            "write_webdataset": "webdataset ShardWriter",
+            "write_litdata": "litdata Cache",
+            "write_tarfile": "tarfile",
+            "write_bare": "bare write",
+            "write_files": "array of files",
+        }
+        for what, name in peers.items():
+            yield row(name, member, size, bench.peer(what, job), rate, "hashes nothing")
+        kept = bench.peer("write_files", {**job, "keep_out": True}, 1)
+        files = {**job, "files": f"{kept['out']}/files"}
+        yield row("GNU tar of the files", member, size, bench.peer("write_gnu_tar", files), rate)
+        shutil.rmtree(kept["out"])
+        world = bench.ours("world", {**job, "shape": shape, "dtype": dtype, "keep_out": True}, 1)
+        packed = bench.ours("pack", {**job, "world": world["out"]})
+        yield row("geofm pack, whole stage", member, size, packed, note="reads and proves chips")
+        shutil.rmtree(world["out"])
+
+
+def prepared(bench: Bench, member: str) -> tuple[Json, int]:
+    """A dataset, litdata's chunks and files of the same samples; a job that reads them."""
+    shape, dtype, samples = SIZES[member]
+    size = math.prod(shape) * np.dtype(dtype).itemsize + 128
+    job = pictures(bench, member)
+    world = bench.ours("world", {**job, "shape": shape, "dtype": dtype, "keep_out": True}, 1)
+    made = bench.ours("dataset", {**job, "world": world["out"], "out": world["out"]}, 1)
+    rng = np.random.default_rng(1)
+    np.save(bench.folder / "order.npy", rng.permutation(samples))
+    crop = shape[1] * 3 // 4
+    np.save(bench.folder / "corners.npy", rng.integers(0, shape[1] - crop, (samples, 2)))
+    return {
+        **job, "world": world["out"], "dataset": made["dataset"], "tars": made["tars"],
+        "places": made["places"], "order": str(bench.folder / "order.npy"), "random": False,
+        "corners": str(bench.folder / "corners.npy"), "shape": shape, "dtype": dtype, "crop": crop,
+        "batch": 64,
+    }, size  # fmt: skip
+
+
+def read(bench: Bench) -> Iterator[Json]:
+    """Readers, nothing decoded."""
+    for member in SIZES:
+        job, size = prepared(bench, member)
+        write_job = {**job, "keep_out": True}
+        litdata = bench.peer("write_litdata", write_job, 1)["out"]
+        files = f"{bench.peer('write_files', write_job, 1)['out']}/files"
+        for random in (False, True):
+            order = "random order" if random else "in order"
+            here = {**job, "random": random, "files": files}
+            ours = bench.ours("read", here)
+            rate = ours["samples"] / ours["seconds"]
+            yield row(f"geofm loader, {order}", member, size, ours)
+            many = bench.ours("read", {**here, "reading": {"batch": 64}})
+            yield row(f"geofm loader, {order}, lists of 64", member, size, many)
+            for keep in (1, 64):
+                name = f"bare pread loop, {order}{', lists of 64' if keep > 1 else ''}"
+                compared = many if keep > 1 else ours
+                yield row(name, member, size, bench.peer("read_pread", {**here, "keep": keep}),
+                          compared["samples"] / compared["seconds"])  # fmt: skip
+            checked = bench.ours("read", {**here, "check": True})
+            yield row(f"geofm loader, {order}, checked", member, size, checked)
+            if not random:
+                for what, name in (("webdataset", "webdataset"), ("tarfile", "tarfile")):
+                    found = bench.peer(f"read_{what}", here)
+                    yield row(f"{name}, {order}", member, size, found, rate)
+            found = bench.peer("read_litdata", {**here, "out": litdata}, 1 if random else None)
+            yield row(f"litdata, {order}", member, size, found, rate)
+            yield row(f"array of files, {order}", member, size, bench.peer("read_files", here),
+                      rate)  # fmt: skip
+
+
+def train(bench: Bench) -> Iterator[Json]:
+    """Decoded and cropped into batches."""
+    for member in SIZES:
+        job, size = prepared(bench, member)
+        for random in (False, True):
+            order = "random order" if random else "in order"
+            here = {**job, "random": random, "warm": True}
+            alone = bench.peer("decode_alone", here)
+            yield row(f"decoder alone, {order}", member, size, alone, note="pread, view, crop")
+            ours = bench.ours("train", here)
+            more = ours["cpu_s"] / ours["samples"] / (alone["cpu_s"] / alone["samples"])
+            yield row(f"geofm loader, {order}", member, size, ours,
+                      note=f"processor time {more:.2f} x the decoder alone")  # fmt: skip
+        found = bench.peer("decode_webdataset", {**job, "warm": True})
+        yield row("webdataset, in order", member, size, found, ours["samples"] / ours["seconds"])
+
+
+def shuffle(bench: Bench) -> Iterator[Json]:
+    """Correlation of the ground cells of neighbours in the stream."""
+    samples, scene = 100_000, 1000
+    laid = bench.ours("laid_out", {"samples": samples, "scene": scene, "keep_out": True}, 1)
+    job = {"dataset": laid["dataset"], "tars": laid["tars"], "samples": samples, "seed": 0}
+    buffer = 256 * 2**20 // 61_440
+    seeds = 20
+    for name, what in (("geofm loader", "shuffle"), ("uniform permutation", "uniform")):
+        ps = []
+        for seed in range(seeds):
+            found = bench.ours(what, {**job, "seed": seed}, 1)
+            ps.append(neighbours(found["keys"], scene)[1])
+            if seed == 0:
+                first = found
+        yield shuffled(name, first, scene, f"{sum(p < 0.05 for p in ps)} of {seeds} seeds have "
+                       "p < 0.05")  # fmt: skip
+    found = bench.peer("shuffle_webdataset", {**job, "buffer": buffer}, 1)
+    found["keys"] = [int(key, 16) for key in found["keys"]]
+    yield shuffled("webdataset, shards and buffer", found, scene, f"buffer {buffer} samples")
+    made = bench.peer("make_litdata", {**job, "keep_out": True}, 1)
+    found = bench.peer("shuffle_litdata", {**job, "out": made["out"]}, 1)
+    yield shuffled("litdata shuffle=True", found, scene, "chunks of 1,000 samples")
+
+
+def neighbours(keys: list[int], scene: int) -> tuple[float, float]:
+    """Correlation of the scene's place on the ground between neighbours, and its p (two-sided).
+
+    Under a uniform permutation it is normal with mean -1/(n-1) and variance near 1/n.
+    """
+    place = np.asarray(keys, dtype=np.float64) // scene
+    place -= place.mean()
+    n = len(place)
+    r = float((place[:-1] * place[1:]).sum() / (place * place).sum())
+    z = (r + 1 / (n - 1)) * math.sqrt(n)
+    return r, math.erfc(abs(z) / math.sqrt(2))
+
+
+def shuffled(name: str, found: Json, scene: int, note: str) -> Json:
+    """A row of the section."""
+    keys = found["keys"]
+    r, p = neighbours(keys, scene)
+    assert len(set(keys)) == len(keys)
+    same = np.asarray(keys) // scene
+    together = float((same[1:] == same[:-1]).mean())
+    told = f"r = {r:.5f}, p = {p:.3g}; same scene as the one before: {together:.4f}; {note}"
+    return {**row(name, "tiny", 0, {**found, "samples": len(keys)}, note=told), "mib_s": ""}
+
+
+def versions(bench: Bench) -> Iterator[Json]:
+    """What a new version writes."""
+    found = bench.ours("versions", {"samples": 20_000, "scene": 200}, 1)
+    for one in found["changes"]:
+        yield {
+            "what": one["what"], "member": "7 kB", "samples": one["samples"],
+            "seconds": round(one["seconds"], 2),
+            "note": f"{one['written']} of {one['shards']} shards written, "
+            f"{one['same']} the same files as before",
+        }  # fmt: skip
+
+
+def growth(bench: Bench) -> Iterator[Json]:
+    """The whole stage, and the loader's start."""
+    counts = [n for n in (10**3, 10**4, 10**5, 10**6) if n <= bench.most]
+    seen = []
+    for count in counts:
+        world = bench.ours("tiny_world", {"samples": count, "keep_out": True}, 1)
+        found = bench.ours("grow", {"samples": count, "world": world["out"]}, 1)
+        seen.append(found)
+        exponent = ""
+        if len(seen) > 1:
+            slope = math.log(found["seconds"] / seen[-2]["seconds"]) / math.log(
+                count / seen[-2]["samples"]
+            )
+            exponent = f", exponent {slope:.2f} against the row above"
+        yield row("geofm pack, whole stage", "tiny", 0, found,
+                  note=f"plan {found['plan_s']:.1f}, work {found['work_s']:.1f}, seal "
+                  f"{found['seal_s']:.1f} s; {found['shards']} shards{exponent}")  # fmt: skip
+        out = {"dataset": found["dataset"], "samples": count}
+        start = bench.ours("start", out)
+        yield row("geofm loader, start to first sample", "tiny", 0, start,
+                  note=f"index of {count:,} samples opened, an epoch ordered")  # fmt: skip
+        whole = bench.ours("epoch", out, 1)
+        yield row("geofm loader, an epoch in random order", "tiny", 0, whole)
+        shutil.rmtree(world["out"])
+
+
+def kills(bench: Bench) -> Iterator[Json]:
+    """The test of the killed writer, 200 times."""
+    began = time.perf_counter()
+    test = "tests/geofm/shards/test_faults.py::"
+    test += "test_a_writer_killed_again_and_again_ends_with_the_same_dataset"
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", test], cwd=HERE.parent, check=False,
+        capture_output=True, text=True, env={**os.environ, "GEOFM_KILLS": "200",
+                                             "PYTHONPATH": str(HERE.parent)},
+    )  # fmt: skip
+    verdict = "same digest, no sample lost, doubled or half" if not done.returncode else "FAILED"
+    yield {
+        "what": "geofm pack killed by SIGKILL", "samples": 200,
+        "seconds": round(time.perf_counter() - began, 1), "note": f"200 kills: {verdict}",
+    }  # fmt: skip
+
+
+SECTION = {
+    "write": write, "read": read, "train": train, "shuffle": shuffle, "versions": versions,
+    "growth": growth, "kills": kills,
+}  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

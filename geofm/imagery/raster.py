@@ -1,0 +1,220 @@
+"""An open raster: what its file says of the pixels, and the pixels themselves.
+
+The plainest files are read without GDAL, all others and all doubtful ones by it; nobody can tell
+from what comes out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rasterio.errors import RasterioError
+from rasterio.windows import Window
+
+from geofm.imagery.decoded import DECODED
+from geofm.imagery.plain_tiff import PlainTiff, Read, Unsure
+from geofm.imagery.quarantine import Quarantine
+from geofm.imagery.ranges import Range, RangeSource
+
+#: What GDAL makes of a CRS, by the keys that plain files state it with; forgotten when too many.
+_CRS: dict[bytes, Any] = {}
+MOST_CRS = 1000
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """What is known of an asset's bytes.
+
+    Attributes:
+        sha256: hex, or empty.
+        sha256_from: ``computed`` over all bytes, ``declared`` by the item, or empty.
+        etag: as the server told, only where there is no sha256.
+        size: bytes.
+    """
+
+    sha256: str
+    sha256_from: str
+    etag: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a file says of its pixels; lists have an entry for each band.
+
+    Attributes:
+        shape: [height, width].
+        transform: a, b, c, d, e, f.
+        block_shapes: [height, width] of what is compressed together.
+        masked: whether a mask or an alpha band says which pixels are valid.
+    """
+
+    shape: tuple[int, int]
+    transform: tuple[float, ...]
+    dtypes: tuple[str, ...]
+    block_shapes: tuple[tuple[int, int], ...]
+    nodata: tuple[float | None, ...]
+    masked: tuple[bool, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Raster:
+    """An open raster; ``read`` is the only way to its pixels. For one thread at a time.
+
+    As a context it closes itself.
+
+    Attributes:
+        open: has GDAL open it.
+        bytes_at: the file's bytes by offset and size.
+        plain: the directory of a file that can be read without GDAL.
+    """
+
+    open: Callable[[], Any]
+    bytes_at: Read
+    plain: PlainTiff | None
+    known: Fetched
+    where: str
+    source: RangeSource | None
+    closing: ExitStack
+
+    def __enter__(self) -> Raster:
+        """Itself."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Close it."""
+        DECODED.forget(self)
+        self.closing.close()
+
+    @cached_property
+    def dataset(self) -> Any:
+        """GDAL's view of it, opened when it is first wanted.
+
+        Raises:
+            Quarantine: when GDAL can't open it.
+        """
+        return self.open()
+
+    @property
+    def layout(self) -> Layout:
+        """Size, place and types."""
+        if self.plain is not None:
+            one = self.plain
+            return Layout(one.shape, one.transform, (one.dtype,), (one.tile_shape,), (one.nodata,),
+                          (False,))  # fmt: skip
+        data = self.dataset
+        flags = [{flag.name for flag in some} for some in data.mask_flag_enums]
+        return Layout(
+            shape=(int(data.height), int(data.width)),
+            transform=tuple(float(v) for v in data.transform[:6]),
+            dtypes=tuple(str(dtype) for dtype in data.dtypes),
+            block_shapes=tuple(data.block_shapes),
+            nodata=tuple(data.nodatavals),
+            masked=tuple(bool(some & {"per_dataset", "alpha"}) for some in flags),
+        )
+
+    @property
+    def crs(self) -> Any:
+        """What GDAL makes of the file's CRS: a ``rasterio.crs.CRS``, or None.
+
+        Raises:
+            CRSError: when it can't be read.
+        """
+        found = _CRS.get(self.plain.geokeys) if self.plain is not None else None
+        return self.dataset.crs if found is None else found
+
+    @property
+    def fetched(self) -> Fetched:
+        """What is known of the bytes by now: an ETag may have been a passing fault."""
+        if self.source is None or self.known.sha256:
+            return self.known
+        return replace(self.known, etag=self.source.etag)
+
+    def ranges(self, band: int, window: Window) -> list[Range]:
+        """Byte ranges of the compressed blocks that a window touches; empty where nobody knows.
+
+        Raises:
+            Quarantine: ``truncated`` when a block lies beyond the end of the file.
+        """
+        if self.source is None:
+            return []
+        if self.plain is not None:
+            place = (window.row_off, window.col_off, window.height, window.width)
+            found = [self.plain.range_of(tile) for tile in self.plain.tiles(*place)]
+        else:
+            found = self._block_ranges(band, window)
+        if any(end > self.source.size for _, end in found):
+            raise Quarantine("truncated", f"{self.where} ends before its pixels do")
+        return found
+
+    def _block_ranges(self, band: int, window: Window) -> list[Range]:
+        data, found = self.dataset, []
+        height, width = data.block_shapes[band - 1]
+        for row in range(window.row_off // height, -(-(window.row_off + window.height) // height)):
+            for col in range(window.col_off // width, -(-(window.col_off + window.width) // width)):
+                block = [
+                    int(data.get_tag_item(f"BLOCK_{what}_{col}_{row}", "TIFF", bidx=band) or 0)
+                    for what in ("OFFSET", "SIZE")
+                ]
+                if all(block):
+                    found.append((block[0], sum(block)))
+        return found
+
+    def read(self, band: int, window: Window) -> NDArray[Any]:
+        """Pixels [height, width] of one band (counted from 1) inside the raster.
+
+        Raises:
+            Quarantine: ``truncated`` when the file is damaged, or what the network says.
+        """
+        if self.plain is not None:
+            place = (window.row_off, window.col_off, window.height, window.width)
+            with suppress(Unsure):
+                return self.plain.read(self.bytes_at, self, *place)
+        what = f"pixels at {window.col_off},{window.row_off}"
+        return self._ask(lambda: np.asarray(self.dataset.read(band, window=window)), what)
+
+    def mask(self, band: int, window: Window) -> NDArray[np.bool_]:
+        """Where the file itself (mask or alpha band) says that a pixel is valid.
+
+        Raises:
+            Quarantine: as ``read``.
+        """
+        return self._ask(lambda: np.asarray(self.dataset.read_masks(band, window=window)) > 0,
+                         "its mask")  # fmt: skip
+
+    def _ask(self, call: Callable[[], NDArray[Any]], what: str) -> NDArray[Any]:
+        """What GDAL reads; a fault of the network is one, whatever GDAL makes of it."""
+        try:
+            found = call()
+        except (RasterioError, ValueError, MemoryError) as error:
+            check_source(self.source)
+            raise Quarantine("truncated", f"{self.where}: {what} can't be read") from error
+        check_source(self.source)
+        return found
+
+
+def check_source(source: RangeSource | None) -> None:
+    """Raise what went wrong while GDAL was reading, which it may have taken for an end of file.
+
+    Raises:
+        Quarantine: as the network said.
+    """
+    if source is not None and source.error is not None:
+        raise source.error
+
+
+def opened(raster: Raster) -> Raster:
+    """GDAL opens at once, so that faults show, what is not plain or states a CRS as none before."""
+    if raster.plain is None:
+        _ = raster.dataset
+    elif raster.plain.geokeys not in _CRS:
+        if len(_CRS) >= MOST_CRS:
+            _CRS.clear()
+        _CRS[raster.plain.geokeys] = raster.dataset.crs
+    return raster

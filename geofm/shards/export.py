@@ -1,0 +1,124 @@
+"""A dataset for others: a folder as Hugging Face lays them out, or its Croissant description."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from data_catalog.artifact import MANIFEST, Artifact
+from data_catalog.errors import CheckError, UsageError
+from data_catalog.progress import tick
+from data_catalog.verify import verify_artifact
+from geofm.shards.croissant import croissant, licences
+from geofm.shards.split import HOLDOUT, TRAIN
+
+CROISSANT = "croissant.json"
+#: Hugging Face's classes of size.
+SIZES = ((1e3, "n<1K"), (1e4, "1K<n<10K"), (1e5, "10K<n<100K"), (1e6, "100K<n<1M"),
+         (1e7, "1M<n<10M"), (1e8, "10M<n<100M"), (1e9, "100M<n<1B"))  # fmt: skip
+
+
+class NotADataset(UsageError):
+    """Only datasets are exported like this."""
+
+
+class TargetExists(UsageError):
+    """There is something where the export should go."""
+
+
+def require_dataset(dataset: Artifact) -> None:
+    """Raises NotADataset for any other kind."""
+    if dataset.kind != "dataset":
+        raise NotADataset(
+            f"{dataset.digest[:12]} is of kind {dataset.kind}: name a dataset (`geofm list`)"
+        )
+
+
+def export_croissant(
+    dataset: Artifact, path: Path, title: str, version: str = "", published: str = ""
+) -> None:
+    """Write the Croissant 1.1 description of a dataset."""
+    require_dataset(dataset)
+    text = json.dumps(croissant(dataset, title, version, published), indent=2, ensure_ascii=False)
+    path.write_text(f"{text}\n", encoding="utf-8")
+
+
+def export_huggingface(
+    dataset: Artifact, folder: Path, title: str, version: str = "", published: str = "",
+    hard_links: bool = False,
+) -> None:  # fmt: skip
+    """Write a folder that can be pushed to a dataset repository: files, card and Croissant.
+
+    It appears in one step, after every file was found to be as sealed.
+
+    Args:
+        dataset: what is exported.
+        folder: where; must not exist.
+        title: name of the dataset.
+        version: name of the version.
+        published: ISO date.
+        hard_links: link the files of a local store instead of copying them. They are then the
+            very files of the store: do not change them in place.
+
+    Raises:
+        NotADataset: it is something else.
+        TargetExists: the folder is there already.
+        CheckError: a file is not as sealed.
+    """
+    require_dataset(dataset)
+    if folder.exists():
+        raise TargetExists(f"{folder} is there already: name another folder with --out")
+    beside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        problems = verify_artifact(dataset)
+        if problems:
+            raise CheckError("\n  ".join([f"{dataset.digest[:12]} is not exported:", *problems]))
+        names = [*(entry.path for entry in dataset.manifest.files), MANIFEST]
+        for number, name in enumerate(names):
+            _place(dataset, name, beside / name, hard_links)
+            tick("export", number + 1, len(names), name)
+        card = (beside / "README.md").read_text(encoding="utf-8")
+        (beside / "README.md").unlink()  # perhaps a link
+        head = yaml.safe_dump(front_matter(dataset, title), sort_keys=False, allow_unicode=True)
+        (beside / "README.md").write_text(f"---\n{head}---\n\n{card}", encoding="utf-8")
+        export_croissant(dataset, beside / CROISSANT, title, version, published)
+        beside.rename(folder)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _place(dataset: Artifact, name: str, target: Path, hard_links: bool) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if hard_links and dataset.is_local:
+        os.link(dataset.local(name), target)
+    else:
+        shutil.copyfile(dataset.local(name), target)
+
+
+def front_matter(dataset: Artifact, title: str) -> dict[str, Any]:
+    """What Hugging Face reads at the top of a dataset's card."""
+    manifest, terms = dataset.manifest, licences(dataset)
+    name, count = manifest.facts["name"], manifest.counts["rows_out"]
+    shards = [
+        {"split": split, "path": f"shards/{name}-{split}-*.tar"}
+        for split in (TRAIN, HOLDOUT)
+        if manifest.counts.get(split)
+    ]
+    terms_of_use: dict[str, Any] = {"license": "other", "license_name": " AND ".join(terms)}
+    if len(terms) == 1 and terms[0].startswith("CC"):  # its names are SPDX's in lower case
+        terms_of_use = {"license": terms[0].lower()}
+    return {
+        **terms_of_use,
+        "pretty_name": title,
+        "size_categories": [next((label for most, label in SIZES if count < most), "n>1T")],
+        "task_categories": ["image-feature-extraction"],
+        "tags": ["remote-sensing", "earth-observation", "geospatial", "webdataset"],
+        # one format in a repository: the tables are read by load_dataset("parquet", data_files=…)
+        "configs": [{"config_name": "default", "data_files": shards}],
+    }

@@ -1,0 +1,326 @@
+"""Samples for training: any order a seed gives, resumed at any sample, by any number of readers.
+
+    index = open_index(dataset)
+    stream = SampleStream(index, seed=0, batch=64, transform=crop, collate=stack)
+    for batch in stream.batches(workers=4):  # what is left of the epoch; then the next one
+        ...
+        torch.save(stream.state_dict(), ...)
+
+Every sample is read where it lies, so an epoch's order is a whole random permutation, whatever
+the layout of the shards, and memory holds only what is read ahead.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
+
+from data_catalog.errors import UsageError
+from geofm.shards.order import BadState, Left, deal, epoch_order, merge
+from geofm.shards.reader import SCAN, DamagedShard, ShardFiles, ShardIndex
+
+#: Threads that fetch from an object store, where each read waits for the network.
+REMOTE_THREADS = 16
+#: In the place of a damaged sample.
+SKIPPED = object()
+
+
+class Sample(NamedTuple):
+    """One sample: its number in the index, the epoch, its key (chip id) and pixels.
+
+    ``pixels`` is [bands, height, width], read-only, or the ``.npy`` bytes where not decoded.
+    """
+
+    number: int
+    epoch: int
+    key: str
+    pixels: NDArray[Any] | bytes
+
+
+class Delivery(NamedTuple):
+    """What a reader hands over: a batch, how many samples it took from, and what was skipped."""
+
+    batch: Any
+    taken: int
+    skipped: tuple[str, ...]
+
+
+class SampleDataset(Dataset[Any]):
+    """Samples by number, for torch's samplers.
+
+    Args:
+        index: which samples.
+        transform: applied to each ``Sample``; its result is what the dataset gives.
+        check: compare each sample's SHA-256 with the index (opened with ``digests``).
+        decode: give pixels; else the ``.npy`` bytes.
+    """
+
+    def __init__(
+        self,
+        index: ShardIndex,
+        transform: Callable[[Sample], Any] | None = None,
+        check: bool = False,
+        decode: bool = True,
+    ) -> None:
+        self.index, self.transform = index, transform
+        self.files = ShardFiles(index)
+        _require_digests(index, check)
+        self.check, self.decode = check, decode
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, number: int) -> Any:
+        """One sample.
+
+        Raises:
+            DamagedShard: its bytes are not its pixels.
+        """
+        if not -len(self) <= number < len(self):
+            raise IndexError(f"sample {number} of {len(self)}")
+        number %= len(self)
+        key = self.index.keys[number].as_py()
+        return self.finish(number, 0, key, self.files.read(number, self.check))
+
+    def finish(self, number: int, epoch: int, key: str, data: bytes | DamagedShard) -> Any:
+        """Decode and transform one sample's bytes; raises what came in their place."""
+        if isinstance(data, DamagedShard):
+            raise data
+        pixels = self.files.pixels(number, data) if self.decode else data
+        sample = Sample(number, epoch, key, pixels)
+        return sample if self.transform is None else self.transform(sample)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How samples become batches.
+
+    Attributes:
+        batch: samples in one.
+        even: leave out the end of an epoch that does not give each rank as many whole batches.
+        shuffled: in the epoch's random order, else in the order of the shards.
+        skip_damaged: go on without damaged samples, which are counted; else the first one raises.
+        ahead_mib: what is read ahead at most.
+        threads: of one process that read ahead; None: 16 for an object store, else the kernel.
+    """
+
+    batch: int = 1
+    even: bool = False
+    shuffled: bool = True
+    skip_damaged: bool = False
+    ahead_mib: float = 64.0
+    threads: int | None = None
+
+
+class SampleStream(IterableDataset[Any]):
+    """Batches of one rank, epoch after epoch, resumable at any sample.
+
+    Its order is a function of (seed, epoch); rank r of w reads every w-th sample of it, in that
+    order for any number of workers. Iterate with ``batches``.
+
+    Args:
+        index: which samples.
+        seed: of the order.
+        rank: which reader this is.
+        world: of how many.
+        transform: applied to each ``Sample`` in the worker that read it.
+        collate: makes a batch from the iterator of what ``transform`` gives: a sample is read
+            when it is asked for, so it can go straight into the batch's memory. None: ``list``.
+        check: compare each sample's SHA-256 with the index (opened with ``digests``).
+        decode: give pixels; else the ``.npy`` bytes.
+        **reading: see ``Reading``.
+    """
+
+    def __init__(
+        self,
+        index: ShardIndex,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        transform: Callable[[Sample], Any] | None = None,
+        collate: Callable[[Iterator[Any]], Any] | None = None,
+        check: bool = False,
+        decode: bool = True,
+        **reading: Any,
+    ) -> None:
+        if not 0 <= rank < world:
+            raise UsageError(f"rank {rank} is not one of 0 to {world - 1}")
+        self.samples = SampleDataset(index, transform, check, decode)
+        self.index, self.seed, self.rank, self.world = index, seed, rank, world
+        self.collate, self.reading = collate, Reading(**reading)
+        self.left, self.taken = Left(), 0
+        #: Damaged samples that were left out, in words, since the stream was made.
+        self.skipped: list[str] = []
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that is being read."""
+        return self.left.epoch
+
+    def __len__(self) -> int:
+        """Batches of this rank that are left of the epoch."""
+        return math.ceil(len(self._numbers()) / self.reading.batch)
+
+    def _numbers(self) -> NDArray[np.int64]:
+        """Samples of this rank that are left of the epoch, in order."""
+        places = self.left.places(len(self.index))
+        size = self.reading.batch
+        mine = deal(places, self.rank, self.world)
+        if self.reading.even:
+            mine = mine[: len(places) // (self.world * size) * size]
+        mine = mine[self.taken :]
+        if not self.reading.shuffled:
+            return mine
+        return epoch_order(self.seed, self.left.epoch, len(self.index))[mine]
+
+    def __iter__(self) -> Iterator[Delivery]:
+        """This worker's deliveries; ``batches`` puts those of all workers together."""
+        info = get_worker_info()
+        worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
+        numbers, size = self._numbers(), self.reading.batch
+        if workers > 1:
+            numbers = numbers[np.arange(len(numbers)) // size % workers == worker]
+        skipped: list[str] = []
+        finished = self._finished(numbers, skipped)
+        collate, drop = self.collate, self.reading.skip_damaged
+        for first in range(0, len(numbers), size):
+            count = min(size, len(numbers) - first)
+            coming: Iterator[Any] = islice(finished, count)
+            if drop:
+                whole = [sample for sample in coming if sample is not SKIPPED]
+                batch = (collate(iter(whole)) if collate else whole) if whole else None
+            elif collate is None:
+                batch = list(coming)
+            else:
+                batch = collate(coming)
+                deque(coming, maxlen=0)  # what it left
+            yield Delivery(batch, count, tuple(skipped))
+            if skipped:
+                skipped.clear()
+
+    def _finished(self, numbers: NDArray[np.int64], skipped: list[str]) -> Iterator[Any]:
+        """The samples one by one, each read when it is asked for; SKIPPED for a damaged one."""
+        finish, skip, epoch = self.samples.finish, self.reading.skip_damaged, self.left.epoch
+        rows = zip(_numbers_and_keys(self.index, numbers), self._payloads(numbers), strict=True)
+        for (number, key), data in rows:
+            try:
+                sample = finish(number, epoch, key, data)
+            except DamagedShard as damage:
+                if not skip:
+                    raise
+                skipped.append(str(damage))
+                sample = SKIPPED
+            yield sample
+
+    def batches(self, workers: int = 0, **options: Any) -> Iterator[Any]:
+        """The batches that are left of the epoch; afterwards the stream is at the next one.
+
+        A batch counts as read as soon as it is handed over.
+
+        Args:
+            workers: processes that read and transform; 0: this one.
+            **options: of torch's ``DataLoader`` (prefetch_factor, pin_memory, ...).
+        """
+        source: Any = self
+        if workers:
+            source = DataLoader(self, batch_size=None, num_workers=workers, **options)
+        for batch, taken, skipped in source:
+            self.taken += taken
+            if skipped:
+                self.skipped += skipped
+            if batch is not None:
+                yield batch
+        self.left, self.taken = Left(self.left.epoch + 1), 0
+
+    def _payloads(self, numbers: NDArray[np.int64]) -> Iterator[bytes | DamagedShard]:
+        """The bytes of the samples, in order, read ahead within the bounds."""
+        files, check, threads = self.samples.files, self.samples.check, self.reading.threads
+        largest = int(self.index.sizes[numbers].max(initial=1))
+        ahead = max(1, int(self.reading.ahead_mib * 2**20 / largest))
+        if threads is None:
+            threads = REMOTE_THREADS if files.is_remote else 0
+        if threads:
+            return self._read_by_threads(numbers.tolist(), threads, ahead)
+        # what is read one after the other, the kernel sees by itself
+        return files.scan(numbers, check, ahead if self.reading.shuffled else 0)
+
+    def _read_by_threads(
+        self, numbers: list[int], threads: int, most: int
+    ) -> Iterator[bytes | DamagedShard]:
+        ahead: deque[Future[bytes | DamagedShard]] = deque()
+        with ThreadPoolExecutor(threads, "geofm-read") as pool:
+            try:
+                for number in numbers:
+                    ahead.append(pool.submit(self._read_or_damage, number))
+                    if len(ahead) > most:
+                        yield ahead.popleft().result()
+                while ahead:
+                    yield ahead.popleft().result()
+            finally:
+                for future in ahead:
+                    future.cancel()
+
+    def _read_or_damage(self, number: int) -> bytes | DamagedShard:
+        try:
+            return self.samples.files.read(number, self.samples.check)
+        except DamagedShard as damage:
+            return damage
+
+    def state_dict(self) -> dict[str, Any]:
+        """How far this rank is: plain JSON."""
+        return {
+            "dataset": self.index.digest,
+            "samples": len(self.index),
+            "seed": self.seed,
+            "epoch": self.left.epoch,
+            "first": self.left.first,
+            "done": list(self.left.done),
+            "world": self.world,
+            "rank": self.rank,
+            "taken": self.taken,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
+        """Go on where a rank's state says, or where those of all ranks say, of any world size.
+
+        Args:
+            state: of one rank, when all were in lockstep; or a list with the state of each.
+
+        Raises:
+            BadState: it is of another dataset, split or seed, or not whole.
+        """
+        states = [dict(state)] if isinstance(state, Mapping) else [dict(one) for one in state]
+        mine = self.state_dict()
+        for name in ("dataset", "samples", "seed"):
+            wrong = [one[name] for one in states if one[name] != mine[name]]
+            if wrong:
+                raise BadState(
+                    f"the state is of {name} {wrong[0]}, this stream of {mine[name]}: open the "
+                    "same dataset and split, with the same seed"
+                )
+        own = [s for s in states if (s["rank"], s["world"]) == (self.rank, self.world)]
+        if own and len(states) == self.world:  # the same ranks go on, each with its own samples
+            self.left = Left(int(own[0]["epoch"]), int(own[0]["first"]), tuple(own[0]["done"]))
+            self.taken = int(own[0]["taken"])
+            return
+        self.left, self.taken = merge(states), 0
+
+
+def _numbers_and_keys(index: ShardIndex, numbers: NDArray[np.int64]) -> Iterator[tuple[int, str]]:
+    for start in range(0, len(numbers), SCAN):
+        part = numbers[start : start + SCAN]
+        yield from zip(part.tolist(), index.keys.take(part).to_pylist(), strict=True)
+
+
+def _require_digests(index: ShardIndex, check: bool) -> None:
+    if check and index.sha256 is None:
+        raise UsageError("open the index with digests=True to check samples")

@@ -1,0 +1,271 @@
+"""Samples by number: where their bytes are, and reading them from local or S3 tars."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from upath import UPath
+
+from data_catalog.artifact import Artifact
+from data_catalog.errors import CheckError, UsageError
+from geofm.imagery.chips import chip_from_bytes
+from geofm.shards.index import INDEX
+
+#: Tars that a thread holds open.
+OPEN_FILES = 64
+#: Samples whose places become Python numbers at a time.
+SCAN = 1024
+
+
+class DamagedShard(CheckError):
+    """A shard does not hold what its index says."""
+
+
+class NoSuchSplit(UsageError):
+    """The dataset has no samples in this split."""
+
+
+@dataclass(frozen=True, eq=False)
+class ShardIndex:
+    """Where each sample's pixels are. A sample's number is its row here.
+
+    Attributes:
+        digest: of the dataset.
+        files: local paths or addresses of the shards.
+        keys: of the samples (chip ids).
+        shards: number of each sample's file.
+        offsets: of the ``.npy`` in its file, bytes.
+        sizes: of the ``.npy``, bytes.
+        sha256: of the ``.npy``, 32 bytes each; None when it was not asked for.
+    """
+
+    digest: str
+    files: tuple[str, ...]
+    keys: pa.Array
+    shards: NDArray[np.int32]
+    offsets: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+    sha256: NDArray[np.void] | None = None
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+    def take(self, numbers: NDArray[np.int64]) -> ShardIndex:
+        """The same with these samples only, in this order."""
+        return replace(
+            self,
+            keys=self.keys.take(pa.array(numbers)),
+            shards=self.shards[numbers],
+            offsets=self.offsets[numbers],
+            sizes=self.sizes[numbers],
+            sha256=None if self.sha256 is None else self.sha256[numbers],
+        )
+
+    def says(self, number: int) -> str:
+        """Which sample this is and where, for people."""
+        file = self.files[int(self.shards[number])]
+        return f"sample {self.keys[number].as_py()} at byte {self.offsets[number]} of {file}"
+
+
+def open_index(
+    dataset: Artifact, split: str = "train", digests: bool = False, fetch: bool = False
+) -> ShardIndex:
+    """The index of one split of a dataset, in the order of the shards.
+
+    Args:
+        dataset: an artifact of kind ``dataset``, local or on an object store.
+        split: ``train``, ``holdout``, or ``all``.
+        digests: read the SHA-256 of the samples as well, to check them.
+        fetch: copy remote shards to the local cache first, whole, instead of reading ranges.
+
+    Raises:
+        NoSuchSplit: no sample is in it.
+    """
+    path = dataset.local(INDEX)
+    columns = ["key", "shard", "offset", "size", *(["sha256"] if digests else [])]
+    filters = None
+    if split != "all":
+        if "split" in pq.read_schema(path).names:
+            filters = pc.field("split") == split
+        elif split != "train":
+            raise NoSuchSplit(f"dataset {dataset.digest[:12]} has no splits")
+    table = pq.read_table(path, columns=columns, filters=filters, read_dictionary=["shard"])
+    if not len(table):
+        raise NoSuchSplit(
+            f"dataset {dataset.digest[:12]} has no samples in split {split!r}; set pack.holdout "
+            "above 0 to have a holdout, or use split 'train'"
+        )
+    shard = table["shard"].unify_dictionaries().combine_chunks()
+    names = shard.dictionary.to_pylist()
+    local = dataset.is_local or fetch
+    return ShardIndex(
+        digest=dataset.digest,
+        files=tuple(str(dataset.local(n) if local else dataset.path(n)) for n in names),
+        keys=table["key"].combine_chunks(),
+        shards=shard.indices.to_numpy().astype(np.int32),
+        offsets=table["offset"].to_numpy(),
+        sizes=table["size"].to_numpy(),
+        sha256=_binary(table["sha256"]) if digests else None,
+    )
+
+
+def _binary(column: pa.ChunkedArray) -> NDArray[np.void]:
+    """Hex digests as 32 bytes each."""
+    joined = bytes.fromhex("".join(column.to_pylist()))
+    return np.frombuffer(joined, dtype=np.dtype("V32"))
+
+
+class ShardFiles:
+    """The tars of an index, opened when they are first read; threads may share it."""
+
+    def __init__(self, index: ShardIndex) -> None:
+        self.index = index
+        self._local = threading.local()
+        self._all: list[OrderedDict[int, int]] = []
+        self.is_remote = "://" in index.files[0]
+
+    def __enter__(self) -> ShardFiles:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[type[ShardFiles], tuple[ShardIndex]]:
+        return ShardFiles, (self.index,)
+
+    def close(self) -> None:
+        """Close what is open."""
+        for opened in self._all:
+            while opened:
+                os.close(opened.popitem()[1])
+
+    def descriptor(self, shard: int) -> int:
+        """A descriptor of a local shard, this thread's own."""
+        opened: OrderedDict[int, int] | None = getattr(self._local, "opened", None)
+        if opened is None:
+            opened = self._local.opened = OrderedDict()
+            self._all.append(opened)
+        found = opened.get(shard)
+        if found is None:
+            found = opened[shard] = os.open(self.index.files[shard], os.O_RDONLY)
+            if len(opened) > OPEN_FILES:
+                os.close(opened.popitem(last=False)[1])
+        return found
+
+    def scan(
+        self, numbers: NDArray[np.int64], check: bool = False, ahead: int = 0
+    ) -> Iterator[bytes | DamagedShard]:
+        """The bytes of samples of local shards, in order; in place of a damaged one, what it is.
+
+        Args:
+            numbers: of the samples.
+            check: compare their SHA-256.
+            ahead: the kernel is told of samples so many places before they are read.
+        """
+        index, pread = self.index, os.pread
+        for start in range(0, len(numbers), SCAN):
+            part = numbers[start : start + SCAN]
+            rows = (
+                index.shards[part].tolist(),
+                index.offsets[part].tolist(),
+                index.sizes[part].tolist(),
+            )
+            coming = iter(numbers[start + ahead : start + ahead + len(part)].tolist())
+            for number, shard, offset, size in zip(part.tolist(), *rows, strict=True):
+                try:
+                    data = pread(self.descriptor(shard), size, offset)
+                    if ahead:
+                        self._will_need(next(coming, None))
+                except OSError as error:
+                    yield _damaged(index, number, error.strerror or str(error))
+                    continue
+                if len(data) < size:
+                    yield _damaged(index, number, "the file ends before")
+                elif check and not self._is_whole(number, data):
+                    yield _damaged(index, number, "its SHA-256 is not that of the index")
+                else:
+                    yield data
+
+    def _will_need(self, number: int | None) -> None:
+        """Tell the kernel that a sample is read soon, so that it is in memory by then."""
+        if number is None:
+            return
+        index = self.index
+        with suppress(OSError):  # told when it is read
+            os.posix_fadvise(
+                self.descriptor(int(index.shards[number])), int(index.offsets[number]),
+                int(index.sizes[number]), os.POSIX_FADV_WILLNEED,
+            )  # fmt: skip
+
+    def _is_whole(self, number: int, data: bytes) -> bool:
+        digests = self.index.sha256
+        if digests is None:
+            raise UsageError("open the index with digests=True to check samples")
+        wanted: bytes = digests[number].tobytes()
+        return hashlib.sha256(data).digest() == wanted
+
+    def read(self, number: int, check: bool = False) -> bytes:
+        """The bytes of one sample.
+
+        Raises:
+            DamagedShard: it cannot be read, or (with ``check``) its SHA-256 is another.
+        """
+        if self.is_remote:
+            data = self._read_remote(number)
+            if check and not self._is_whole(number, data):
+                raise _damaged(self.index, number, "its SHA-256 is not that of the index")
+            return data
+        found = next(self.scan(np.array([number]), check))
+        if isinstance(found, DamagedShard):
+            raise found
+        return found
+
+    def pixels(self, number: int, data: bytes | None = None) -> NDArray[Any]:
+        """The pixels of one sample [bands, height, width], read-only.
+
+        Args:
+            number: of the sample.
+            data: its bytes, where they were read already.
+
+        Raises:
+            DamagedShard: the bytes cannot be read or are no ``.npy``.
+        """
+        try:
+            return chip_from_bytes(self.read(number) if data is None else data)
+        except ValueError as error:
+            raise _damaged(self.index, number, str(error)) from error
+
+    def _read_remote(self, number: int) -> bytes:
+        index = self.index
+        # made anew after a fork: fsspec's connections do not survive one, its cache knows
+        path = UPath(index.files[int(index.shards[number])])
+        start, size = int(index.offsets[number]), int(index.sizes[number])
+        try:
+            data: bytes = path.fs.cat_file(path.path, start=start, end=start + size)
+        except OSError as error:
+            raise _damaged(index, number, str(error)) from error
+        if len(data) < size:
+            raise _damaged(index, number, "the object ends before")
+        return data
+
+
+def _damaged(index: ShardIndex, number: int, why: str) -> DamagedShard:
+    return DamagedShard(
+        f"{index.says(number)} is damaged: {why}; run `geofm verify {index.digest[:12]}` and "
+        "restore the shard or pack it again"
+    )
