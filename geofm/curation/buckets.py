@@ -49,9 +49,13 @@ POOL = ("hashes.npy", "same.npy")
 
 
 def joined_rows(job: Job) -> Indices:
-    """Rows of the embeddings whose chips are compared, ascending: those that stay in the pool."""
-    pool = job.inputs["pool"].table("pool.parquet", ["chip_id", "rule"])
-    ids = pool.loc[pool["rule"] == "", "chip_id"].astype(str).tolist()
+    """Rows of the embeddings whose chips are compared, ascending: the candidates.
+
+    Without the monotone ones: all water has one embedding, so only pixels can tell (``alike``).
+    """
+    pool = job.inputs["pool"].table("pool.parquet", ["chip_id", "rule", "monotone"])
+    mine = (pool["rule"] == "") & ~pool["monotone"].astype(bool)
+    ids = pool.loc[mine, "chip_id"].astype(str).tolist()
     return np.sort(rows_of(job.inputs["embeddings"], ids))
 
 

@@ -25,8 +25,8 @@ from data_catalog.errors import RunError
 from data_catalog.stage import Job, Part, Sealed, Stage
 from data_catalog.tables import write_table
 from geofm.curation.audit import recall_bound
-from geofm.curation.decontaminate import MONOTONE
 from geofm.curation.describe import load_descriptors
+from geofm.curation.descriptors import is_monotone
 from geofm.curation.embed import chip_encoder, shrink
 from geofm.curation.known_pairs import far_pairs, other_dates, overlapping
 from geofm.curation.parts import ChipRef, chips_by_part, covers, ok_chips, read_pixels
@@ -116,8 +116,7 @@ def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
     table = ok_chips(job.inputs["chips"], COLUMNS)
     ids = table["chip_id"].astype(str).tolist()
     described, _ = load_descriptors(job.inputs["descriptors"], ids)
-    contrast = (described["thumbnail_high"] - described["thumbnail_low"]).to_numpy(np.float64)
-    table["plain"] = contrast < MONOTONE
+    table["plain"] = is_monotone(described)
     space = make_space(_stored(job, ids))
     known = _known(table, space, folders, settings)
     found: dict[str, dict[str, Any]] = {}

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from data_catalog.progress import tick
 from geofm.curation.alike import SAME_VIEW, hash_matches
-from geofm.curation.descriptors import measure
+from geofm.curation.descriptors import is_monotone, measure
 from geofm.curation.ground import near_areas
 from geofm.curation.hashing import hash_thumbnails, turn
 from geofm.curation.likeness import compare
@@ -39,8 +39,6 @@ EMBEDDING, PROPOSE, NEAREST = 0.97, 0.3, 16
 VIEWS, CHIPS = 32, 8192
 #: Pairs whose thumbnails are held at once; the columns that say what their bytes stand for.
 COMPARED, ENDS = 1 << 14, ["thumbnail_low", "thumbnail_high"]
-#: Contrast of a thumbnail (highest less lowest unit grey) below which an embedding decides nothing.
-MONOTONE = 0.05
 #: Least ground shared with an evaluation image (intersection over union).
 LEAST_IOU = 0.25
 RULES = ("eval_footprint", "eval_pixels", "eval_embedding")
@@ -285,8 +283,7 @@ def _by_embedding(
     threshold: float,
 ) -> pd.DataFrame:
     # all monotone pictures (water, sand) have one embedding, which says nothing about a leak
-    contrast = (descriptors["thumbnail_high"] - descriptors["thumbnail_low"]).to_numpy(np.float64)
-    same = (near[2] >= threshold) & (contrast[near[0]] >= MONOTONE)
+    same = (near[2] >= threshold) & ~is_monotone(descriptors)[near[0]]
     chips, which, cosine = near[0][same], near[1][same], near[2][same]
     reasons = [
         f"cosine similarity {value:.4f} to {views.ids[view]} of the evaluation set "

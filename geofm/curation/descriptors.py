@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from geofm.imagery.radiometry import rgb_index, to_unit
@@ -22,8 +23,16 @@ Floats = NDArray[np.float64]
 LUMA = np.array([0.299, 0.587, 0.114])
 #: Edge of a thumbnail in pixels, whatever the size of the chip.
 THUMBNAIL = 64
+#: Contrast of a thumbnail (highest less lowest unit grey) below which a chip is monotone.
+MONOTONE = 0.05
 #: Chips with this edge (pixels) and more are halved before they are described.
 HALVED_FROM = 256
+
+
+def is_monotone(described: pd.DataFrame) -> NDArray[np.bool_]:
+    """Which chips are monotone, such as open water or sand: their embeddings are all one."""
+    contrast = described["thumbnail_high"] - described["thumbnail_low"]
+    return np.asarray(contrast.to_numpy(np.float64) < MONOTONE)
 
 
 def luminance(rgb: Sequence[NDArray[np.float32]] | NDArray[np.float32]) -> NDArray[np.float32]:

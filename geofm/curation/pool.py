@@ -21,6 +21,7 @@ from data_catalog.stage import Job, Part, Sealed, Stage
 from data_catalog.tables import write_table
 from geofm.curation import evaluation_sets
 from geofm.curation.describe import load_descriptors
+from geofm.curation.descriptors import is_monotone
 from geofm.curation.leader import total_order
 from geofm.curation.parts import ok_chips
 from geofm.curation.scores import apply_gates, quality
@@ -49,7 +50,8 @@ def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
         table.loc[hit["row"], column] = hit[column].to_numpy()
     table.loc[hit["row"], "witness_id"] = (hit["set"] + "/" + hit["witness"]).to_numpy()
     _collapse(table)
-    columns = ["chip_id", "rule", "reason", "witness_id", "similarity", "quality"]
+    table["monotone"] = is_monotone(table)
+    columns = ["chip_id", "rule", "reason", "witness_id", "similarity", "quality", "monotone"]
     write_table(table[columns], folder / "pool.parquet")
     dropped = Counter(table.loc[table["rule"] != "", "rule"])
     return Sealed(

@@ -203,6 +203,7 @@ def make_pool(store: Store, chip_ids: Sequence[str]) -> Artifact:
         out = folder / "artifact"
         out.mkdir()
         table = pd.DataFrame({"chip_id": sorted(chip_ids), "rule": "", "quality": 1.0})
+        table["monotone"] = False
         write_table(table, out / "pool.parquet")
         return publish(store, "pool", "pool", out, {}, len(chip_ids))
 

@@ -127,6 +127,25 @@ def test_the_same_view_is_a_duplicate_whatever_its_embedding_says(store, catalog
     assert (fallen["similarity"] >= 0.98).all()
 
 
+def test_monotone_chips_are_not_told_by_their_embedding(store, catalogue):
+    """Water of two places has one embedding; only the same water is the same chip."""
+    draw = np.random.default_rng(4)
+    sea = [np.clip(draw.normal(400, 6, (3, 64, 64)), 1, None).astype(np.uint16) for _ in range(2)]
+    chips = [Chip(pixels) for pixels in (sea[0], sea[1], sea[0] + np.uint16(15), texture(1))]
+    ids = [chip.chip_id(number) for number, chip in enumerate(chips)]
+    vectors = np.tile(np.arange(1.0, 9.0), (4, 1))
+    vectors[3] = -vectors[3]
+    embeddings = make_embeddings(store, ids, vectors)
+    settings = CurateSettings(threshold=0.9)
+    made = curate_from(store, catalogue, make_chips(store, chips), embeddings, settings)
+    table = made["decisions"].table("decisions.parquet").set_index("chip_id")
+    assert made["pairs"].manifest.counts["pairs"] == 0
+    assert table.loc[[ids[1], ids[3]], "decision"].tolist() == ["keep", "keep"]
+    brighter = table.loc[[ids[0], ids[2]]]
+    assert sorted(brighter["decision"]) == ["drop", "keep"]
+    assert set(brighter["rule"]) == {"kept", "pixel_duplicate"}
+
+
 def test_identical_pixels_name_the_copy_that_stays(store, catalogue):
     _, table, rows, space = _curate(store, catalogue, threshold=1.0)
     _check(table, rows, space, 1.0)
