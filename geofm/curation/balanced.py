@@ -12,10 +12,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from geofm.curation.clusters import cluster, members, nearest_centre, neighbourhoods, train_centres
+from geofm.curation.clusters import cluster, members, neighbourhoods
+from geofm.curation.lattice import STEPS, Lattice
 from geofm.curation.space import Indices, Space
 
-#: Chips per leaf, children per cluster above it, clusters at the top, and chips clustered at once.
+#: Chips per leaf, children per cluster above, clusters at the top, and most clustered at once.
 LEAF_OF, CHILDREN, TOP, CLUSTERED_OF = 20, 10, 50, 2048
 
 
@@ -26,25 +27,32 @@ def balanced_rank(space: Space, rows: Indices, seed: int) -> Indices:
     """
     if not len(rows):
         return np.empty(0, dtype=np.int64)
-    lists: list[Indices] = []
-    leaves = []
-    for block in neighbourhoods(space, rows, CLUSTERED_OF, seed):
-        labels, centres, near = cluster(space, rows[block], -(-len(block) // LEAF_OF), seed)
-        for number, leaf in enumerate(members(labels, len(centres))):
-            if len(leaf):
-                lists.append(block[leaf[np.argsort(-near[leaf], kind="stable")]])
-                leaves.append(centres[number])
-    centres = np.array(leaves)
-    while len(centres) > TOP:
-        upper = train_centres(centres, -(-len(centres) // CHILDREN), seed)
-        labels, _ = nearest_centre(centres, upper)
-        children = members(labels, len(upper))
-        lists = [in_turn([lists[child] for child in group]) for group in children if len(group)]
-        centres = np.array([upper[n] for n, group in enumerate(children) if len(group)])
+    lists, centres = _clusters(space, rows, LEAF_OF, seed)
+    below = len(rows)
+    while TOP < len(centres) < below:
+        below = len(centres)
+        level = Space((centres / STEPS).astype(np.float16), np.zeros(centres.shape[1]))
+        groups, centres = _clusters(level, np.arange(below), CHILDREN, seed)
+        lists = [in_turn([lists[child] for child in group]) for group in groups]
     rank = np.empty(len(rows), dtype=np.int64)
     for ranked in lists:
         rank[ranked] = np.arange(len(ranked))
     return rank
+
+
+def _clusters(space: Space, rows: Indices, size: int, seed: int) -> tuple[list[Indices], Lattice]:
+    """Clusters of about ``size``: positions, closest to the centre first, and centres [k, d].
+
+    They are made neighbourhood by neighbourhood, so that time is linear in the rows.
+    """
+    groups, found = [], []
+    for block in neighbourhoods(space, rows, CLUSTERED_OF, seed):
+        labels, centres, near = cluster(space, rows[block], -(-len(block) // size), seed)
+        for number, mine in enumerate(members(labels, len(centres))):
+            if len(mine):
+                groups.append(block[mine[np.argsort(-near[mine], kind="stable")]])
+                found.append(centres[number])
+    return groups, np.array(found)
 
 
 def in_turn(lists: Sequence[Indices]) -> Indices:
