@@ -2,8 +2,8 @@
 
 Clusters have Pareto sizes and members that are 0.3 to 0.7 similar to each other; a fifth of the
 vectors belongs to none. A tenth of the vectors is planted beside an original at cosines spread
-evenly over 0.95 to 1, one in a hundred at 0.94 to 0.95. Half of the planted ones are moved in a
-random direction, half towards another vector of the pool (which crosses more cluster borders).
+evenly over 0.95 to 1, one in a hundred at 0.94 to 0.95, each moved in a random direction. (Moved
+towards another vector of the pool, a pair crosses more borders of cells, and more are missed.)
 """
 
 from __future__ import annotations
