@@ -273,7 +273,7 @@ def workers(
     threads, processes = asked["threads"], asked["processes"]
     spare = [
         make_job(get_stage("cut"), open_store(f"{store}-warm-{n}"), made, settings)
-        for n in range(2 * processes)
+        for n in range(processes)
     ]
     for job in spare:
         plan_parts(get_stage("cut"), job)
@@ -283,8 +283,9 @@ def workers(
             yield lambda job, n: deque(pool.map(lambda k: cut_range(job, k, k + 1), range(n)), 0)
         return
     spawned = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=spawned) as many:
-        deque(many.map(cut_range, spare, [0] * len(spare), [1] * len(spare)), 0)
+    ready = (spawned.Barrier(processes), spare)
+    with ProcessPoolExecutor(processes, spawned, initializer=warm, initargs=ready) as many:
+        deque(many.map(int, range(processes)), 0)
 
         def run_parts(job: Any, count: int) -> None:
             starts = range(0, count, threads)
@@ -292,6 +293,12 @@ def workers(
             deque(many.map(cut_range, [job] * len(ends), starts, ends), 0)
 
         yield run_parts
+
+
+def warm(barrier: Any, jobs: list[Any]) -> None:
+    """Cut a scene in each worker; none takes anything else before all have."""
+    cut_range(jobs[barrier.wait()], 0, 1)
+    barrier.wait()
 
 
 def cut_range(job: Any, start: int, end: int) -> None:
