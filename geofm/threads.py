@@ -1,12 +1,39 @@
-"""What threads of one process share in torch, and how to have it alone: threads, random state."""
+"""Threads of one process: work ahead in order, and what they share in torch, held alone."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Executor, Future
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def in_order(
+    pool: Executor, function: Callable[[Item], Result], items: Iterable[Item], ahead: int
+) -> Generator[Result]:
+    """``function`` of each item in order, at most ``ahead`` of them beyond the one that is due.
+
+    Whoever stops early closes it: what has not begun is then not begun.
+    """
+    waiting: deque[Future[Result]] = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()
+
 
 _lock = threading.Lock()
 _inside = {"count": 0, "before": 0}

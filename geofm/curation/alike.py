@@ -84,25 +84,19 @@ def find_alike(
         least_iou: least share of common ground.
         bits: most bits in which hashes of candidates differ.
     """
-    left, right = near_by_hash(descriptors["hash"].to_numpy(np.uint64), bits)
-    if near is not None:
-        left, right = np.concatenate([left, near[0]]), np.concatenate([right, near[1]])
-    left, right = _unique(left, right, len(descriptors))
+    left, right = propose(descriptors, near, bits)
     return decide_alike(
         descriptors, thumbnails, left, right, threshold=threshold, least_iou=least_iou
     )
 
 
-def propose(descriptors: pd.DataFrame, space: Space) -> tuple[Indices, Indices]:
-    """Candidate pairs of a pool, (lower row, higher row): by hashes, and by the embedding.
-
-    Args:
-        descriptors: column hash.
-        space: the embeddings of the same chips.
-    """
-    left, right = near_by_hash(descriptors["hash"].to_numpy(np.uint64))
-    near = near_by_embedding(space, NEIGHBOURS)
-    left, right = np.concatenate([left, near[0]]), np.concatenate([right, near[1]])
+def propose(
+    descriptors: pd.DataFrame, near: tuple[Indices, Indices] | None = None, bits: int = BITS
+) -> tuple[Indices, Indices]:
+    """Candidate pairs (lower row, higher row), sorted; arguments as ``find_alike``."""
+    left, right = near_by_hash(descriptors["hash"].to_numpy(np.uint64), bits)
+    if near is not None:
+        left, right = np.concatenate([left, near[0]]), np.concatenate([right, near[1]])
     return _unique(left, right, len(descriptors))
 
 
@@ -119,7 +113,7 @@ def decide_alike(
     low, high = (descriptors[f"thumbnail_{end}"].to_numpy(np.float32) for end in ("low", "high"))
     found: list[list[NDArray[Any]]] = []
     step = 1 << 14
-    for first in range(0, len(left), step):
+    for first in range(0, max(len(left), 1), step):
         mine, other = left[first : first + step], right[first : first + step]
         like = compare(thumbnails, low, high, mine, other)
         same = (like.similarity >= threshold) & (like.iou >= least_iou)
@@ -128,10 +122,6 @@ def decide_alike(
         columns = (mine, other, like.similarity, kind, like.orientation, like.shift)
         found.append([column[same] for column in columns])
         tick("alike", min(first + step, len(left)), len(left))
-    if not found:
-        nothing = compare(thumbnails, low, high, left, right)
-        return Alike(left, right, nothing.similarity, nothing.orientation, nothing.orientation,
-                     nothing.shift, 0)  # fmt: skip
     joined = [np.concatenate(column) for column in zip(*found, strict=True)]
     return Alike(
         joined[0], joined[1], joined[2], joined[3], joined[4], joined[5], compared=len(left)
@@ -226,14 +216,13 @@ def _close(base: Hashes, queries: Hashes, given: Indices, query: Indices, bits: 
 
 def near_by_embedding(space: Space, count: int = 16, least: float = 0.3) -> tuple[Indices, Indices]:
     """Pairs of rows at least so similar of which one is among the other's ``count`` nearest."""
-    codes = [np.empty(0, np.int64)]
+    found = [(np.empty(0, np.int64), np.empty(0, np.int64))]
     for rows, near, similarity in neighbours(space, np.arange(len(space)), count):
         here = (near >= 0) & (similarity >= least)
         left = np.broadcast_to(rows[:, None], near.shape)[here]
-        low, high = np.minimum(left, near[here]), np.maximum(left, near[here])
-        codes.append(np.unique(low * len(space) + high))
-    found = np.unique(np.concatenate(codes))
-    return found // max(len(space), 1), found % max(len(space), 1)
+        found.append(_unique(left, near[here], len(space)))
+    left, right = (np.concatenate(side) for side in zip(*found, strict=True))
+    return _unique(left, right, len(space))
 
 
 def _unique(left: Indices, right: Indices, rows: int) -> tuple[Indices, Indices]:

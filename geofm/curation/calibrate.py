@@ -25,12 +25,13 @@ from data_catalog.errors import RunError
 from data_catalog.stage import Job, Part, Sealed, Stage
 from data_catalog.tables import write_table
 from geofm.curation.audit import recall_bound
-from geofm.curation.describe import load_descriptors
+from geofm.curation.describe import load_described
 from geofm.curation.descriptors import is_monotone
 from geofm.curation.embed import chip_encoder, shrink
 from geofm.curation.known_pairs import far_pairs, other_dates, overlapping
 from geofm.curation.parts import ChipRef, chips_by_part, covers, ok_chips, read_pixels
 from geofm.curation.space import Space, make_space
+from geofm.curation.vectors import load_vectors
 from geofm.encoders import encode
 from geofm.imagery.radiometry import to_rgb
 from geofm.settings import CalibrateSettings
@@ -115,9 +116,9 @@ def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
     settings: CalibrateSettings = job.settings
     table = ok_chips(job.inputs["chips"], COLUMNS)
     ids = table["chip_id"].astype(str).tolist()
-    described, _ = load_descriptors(job.inputs["descriptors"], ids)
+    described = load_described(job.inputs["descriptors"], ids)
     table["plain"] = is_monotone(described)
-    space = make_space(_stored(job, ids))
+    space = make_space(load_vectors(job.inputs["embeddings"], ids))
     known = _known(table, space, folders, settings)
     found: dict[str, dict[str, Any]] = {}
     curves = []
@@ -150,17 +151,6 @@ def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
             "confidence": CONFIDENCE,
         },
     )
-
-
-def _stored(job: Job, ids: list[str]) -> NDArray[np.float16]:
-    """Embeddings in the order of the chips."""
-    embeddings = job.inputs["embeddings"]
-    given = embeddings.table("ids.parquet")["chip_id"].astype(str).tolist()
-    vectors = np.load(embeddings.local("embeddings.npy"), mmap_mode="r", allow_pickle=False)
-    row_of = {chip_id: row for row, chip_id in enumerate(given)}
-    if not set(ids) <= set(given):
-        raise RunError(f"embeddings {embeddings.digest[:12]} lack chips; embed these chips")
-    return np.asarray(vectors[[row_of[chip_id] for chip_id in ids]], dtype=np.float16)
 
 
 def _known(

@@ -41,18 +41,6 @@ def labels(chips: pd.DataFrame) -> dict[str, list[str]]:
     }
 
 
-def candidates(chips: pd.DataFrame, space: Space, rows: Indices) -> Candidates:
-    """Rows of a space as candidates; ``chips`` has one row for each row of the space."""
-    some = chips.iloc[rows]
-    return Candidates(
-        space=space,
-        rows=rows,
-        chip_ids=some["chip_id"].astype(str).tolist(),
-        entropy=some["entropy"].to_numpy(np.float64),
-        tiles=labels(some)["region"],
-    )
-
-
 def choose(
     chips: pd.DataFrame, space: Space, rows: Indices, settings: CurateSettings, seed: int
 ) -> Chosen:
@@ -69,8 +57,16 @@ def choose(
         of, _, _ = cluster(space, rows, max(1, len(rows) // CLUSTERS_OF), seed)
         columns["cluster"] = [str(number) for number in of]
     strata, used = divide({name: columns[name] for name in settings.strata}, count)
+    some = chips.iloc[rows]
+    candidates = Candidates(
+        space=space,
+        rows=rows,
+        chip_ids=some["chip_id"].astype(str).tolist(),
+        entropy=some["entropy"].to_numpy(np.float64),
+        tiles=columns["region"],
+    )
     choice = select(
-        candidates(chips, space, rows),
+        candidates,
         settings.method,
         count,
         strata if len(strata) else None,
@@ -108,7 +104,8 @@ def moments_of(chips: pd.DataFrame) -> list[list[float]]:
 def measured(chips: pd.DataFrame, space: Space, kept: Indices, seed: int) -> pd.DataFrame:
     """The choice beside a random one and balanced k-means of the same pool, with as many chips."""
     everyone = np.arange(len(space), dtype=np.int64)
-    return compare(candidates(chips, space, everyone), kept, moments_of(chips), seed)
+    candidates = Candidates(space, everyone, chips["chip_id"].astype(str).tolist())
+    return compare(candidates, kept, moments_of(chips), seed)
 
 
 def scored(chips: pd.DataFrame, space: Space, seed: int) -> pd.DataFrame:

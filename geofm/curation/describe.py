@@ -14,7 +14,6 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from data_catalog.artifact import Artifact
-from data_catalog.canonical import digest_of
 from data_catalog.errors import RunError
 from data_catalog.stage import Job, Part, Sealed, Stage
 from data_catalog.tables import read_table, write_table
@@ -30,10 +29,7 @@ def plan(job: Job) -> list[Part]:
     """One part per tar of chips."""
     chips = job.inputs["chips"]
     return [
-        Part(
-            digest_of({"descriptors": VERSION, "covers": covers(chips, part, refs)}),
-            {"part": part},
-        )
+        job.part({"part": part}, covers(chips, part, refs))
         for part, refs in chips_by_part(chips).items()
     ]
 
@@ -88,17 +84,26 @@ def load_descriptors(
     Raises:
         RunError: when a chip is not described.
     """
+    table = load_described(descriptors, chip_ids)
+    thumbnails = np.load(descriptors.local(THUMBNAILS), mmap_mode="r", allow_pickle=False)
+    return table.reset_index(drop=True), thumbnails[table.index.to_numpy()]
+
+
+def load_described(descriptors: Artifact, chip_ids: list[str]) -> pd.DataFrame:
+    """Rows of some chips, in the order of ``chip_ids``; the index is that of the thumbnails.
+
+    Raises:
+        RunError: when a chip is not described.
+    """
     table = descriptors.table(TABLE)
-    row_of = {str(chip_id): row for row, chip_id in enumerate(table["chip_id"])}
-    missing = [chip_id for chip_id in chip_ids if chip_id not in row_of]
-    if missing:
+    rows = pd.Index(table["chip_id"].astype(str)).get_indexer(pd.Index(chip_ids))
+    missing = np.flatnonzero(rows < 0)
+    if len(missing):
         raise RunError(
             f"descriptors {descriptors.digest[:12]} lack {len(missing)} of {len(chip_ids)} chips, "
-            f"e.g. {missing[0]}; describe these chips"
+            f"e.g. {chip_ids[missing[0]]}; describe these chips"
         )
-    rows = np.array([row_of[chip_id] for chip_id in chip_ids], dtype=np.int64)
-    thumbnails = np.load(descriptors.local(THUMBNAILS), mmap_mode="r", allow_pickle=False)
-    return table.iloc[rows].reset_index(drop=True), thumbnails[rows]
+    return table.iloc[rows]
 
 
 STAGE = Stage(

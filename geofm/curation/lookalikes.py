@@ -6,7 +6,6 @@ a range of them, each decided by an exact comparison of the two thumbnails.
 
 from __future__ import annotations
 
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +14,15 @@ import pandas as pd
 from data_catalog.canonical import digest_of
 from data_catalog.stage import Job, Part, Sealed, Stage, prepared
 from data_catalog.tables import read_table, write_table
-from geofm.curation.alike import KINDS, SAME_VIEW, decide_alike, propose
-from geofm.curation.describe import load_descriptors
+from geofm.curation.alike import (
+    KINDS,
+    NEIGHBOURS,
+    SAME_VIEW,
+    decide_alike,
+    near_by_embedding,
+    propose,
+)
+from geofm.curation.describe import load_described, load_descriptors
 from geofm.curation.parts import file_digests
 from geofm.curation.space import make_space
 from geofm.curation.vectors import load_vectors
@@ -47,9 +53,9 @@ def _key(job: Job) -> str:
 def _propose(job: Job, folder: Path) -> None:
     """``candidates.npy``: pairs of rows [n, 2] of the compared chips."""
     ids = _ids(job)
-    descriptors, _ = load_descriptors(job.inputs["descriptors"], ids)
     space = make_space(load_vectors(job.inputs["embeddings"], ids))
-    left, right = propose(descriptors, space)
+    descriptors = load_described(job.inputs["descriptors"], ids)
+    left, right = propose(descriptors, near_by_embedding(space, NEIGHBOURS))
     np.save(folder / "candidates.npy", np.stack([left, right], axis=1))
 
 
@@ -63,17 +69,12 @@ def plan(job: Job) -> list[Part]:
     return [job.part({"key": key, "first": first}, [key, first, PART_PAIRS]) for first in ranges]
 
 
-@lru_cache(maxsize=1)
-def _candidates(folder: Path) -> np.ndarray:
-    found: np.ndarray = np.load(folder / "candidates.npy", mmap_mode="r")
-    return found
-
-
 def work(job: Job, part: Part, folder: Path) -> None:
     """Compare a range of candidate pairs: ``alike.parquet``."""
     made = prepared(job, part.payload["key"], lambda out: _propose(job, out))
     first = part.payload["first"]
-    pairs = np.asarray(_candidates(made)[first : first + PART_PAIRS])
+    every = np.load(made / "candidates.npy", mmap_mode="r")
+    pairs = np.asarray(every[first : first + PART_PAIRS])
     ids = _ids(job)
     rows, at = np.unique(pairs, return_inverse=True)
     some = [ids[row] for row in rows]

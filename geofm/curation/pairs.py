@@ -47,6 +47,9 @@ MOST_NEW = 0.25
 #: Files that pairs depend on.
 COVERED = ("centre.npy", "centroids.npy", "home.npy", "visit_row.npy", "visit_cell.npy",
            "embeddings.npy")  # fmt: skip
+#: Facts of the buckets that are the search's as well.
+FROM_BUCKETS = ("threshold_from", "cells", "margin", "complete_margin", "frame_from",
+                "largest_identical")  # fmt: skip
 #: Recall below which a search by cells is refused, when the audit is sure of it.
 LEAST_RECALL = 0.9999
 
@@ -63,13 +66,12 @@ def plan(job: Job) -> list[Part]:
     files = {**file_digests(buckets), **file_digests(job.inputs["embeddings"])}
     covers = [files[name] for name in COVERED] + [threshold_of(job)]
     count = int(buckets.manifest.facts["cells"])
-    carried = carry(job) is not None
+    carried = known_rows(job) is not None
     groups = [(0, count)] if carried else group_cells(cells, count)
     return [
         job.part(
             {"first": first, "last": last, "carried": carried},
             [*covers, first, last, carried],
-            fields=[],
         )
         for first, last in groups
     ]
@@ -90,7 +92,7 @@ def work(job: Job, part: Part, folder: Path) -> None:
     space, frame, cells = read_pool(job)
     threshold = threshold_of(job)
     first, last = part.payload["first"], part.payload["last"]
-    carried = carry(job) if part.payload["carried"] else None
+    carried = carry(job, space, cells) if part.payload["carried"] else None
     if carried is not None:
         edges = _join_new(space, frame, cells, carried, threshold)
         if edges is not None:
@@ -133,8 +135,17 @@ class Carried:
     rest: Indices
 
 
-def carry(job: Job) -> Carried | None:
-    """What is taken over from the last run; None where everything is searched."""
+@dataclass(frozen=True)
+class KnownRows:
+    """Which rows the last run knew: ``to`` by row of then (-1: gone), ``new`` those of now."""
+
+    before: Artifact
+    to: Indices
+    new: Indices
+
+
+def known_rows(job: Job) -> KnownRows | None:
+    """The rows that are taken over from the last run; None where everything is searched."""
     before, buckets = job.previous, job.inputs["buckets"]
     if before is None or buckets.manifest.facts["cells"] < 2:
         return None
@@ -144,20 +155,29 @@ def carry(job: Job) -> Carried | None:
         return None
     if not job.store.has(old) or frame_identity(old) != frame_identity(buckets):
         return None
-    space, _, cells = read_pool(job)
-    pool, hashes = np.flatnonzero(cells.home >= 0), np.load(buckets.local("hashes.npy"))
+    searched = np.load(buckets.local("home.npy")) >= 0
     home = np.load(old.local("home.npy"))
+    hashes = np.load(buckets.local("hashes.npy"))
     of = match_rows(np.load(old.local("hashes.npy")), home, hashes)
-    to = turn_round(of, len(home), cells.home >= 0)
-    new = pool[of[pool] < 0]
-    with np.load(before.local("rows.npz"), allow_pickle=False) as data:
+    new = np.flatnonzero(searched & (of < 0))
+    if len(new) > MOST_NEW * searched.sum():
+        return None
+    return KnownRows(before, turn_round(of, len(home), searched), new)
+
+
+def carry(job: Job, space: Space, cells: Cells) -> Carried | None:
+    """What is taken over from the last run; None where everything is searched."""
+    known = known_rows(job)
+    if known is None:
+        return None
+    with np.load(known.before.local("rows.npz"), allow_pickle=False) as data:
         edges = Edges(data["left"], data["right"], data["similarity"])
         then = audit.Audited(data["asked"], data["low"], data["high"])
-    if len(new) > MOST_NEW * len(pool):
-        return None
+    pool = np.flatnonzero(cells.home >= 0)
+    hashes = np.load(job.inputs["buckets"].local("hashes.npy"))
     asked = pool[audit.choose_queries(hashes[pool], job.seed)]
-    known, rest = audit.carry_audit(space, then, to, asked, new, threshold_of(job))
-    return Carried(carry_edges(edges, to), new, known, rest)
+    audited, rest = audit.carry_audit(space, then, known.to, asked, known.new, threshold_of(job))
+    return Carried(carry_edges(edges, known.to), known.new, audited, rest)
 
 
 def read_pool(job: Job) -> tuple[Space, Frame, Cells]:
@@ -213,15 +233,13 @@ def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
         counts={"rows_in": len(same), "rows_out": len(same), "pairs": len(edges)},
         facts={
             "threshold": threshold,
-            "threshold_from": job.inputs["buckets"].manifest.facts["threshold_from"],
             "similarity": "cosine of embeddings minus the centre of buckets, float64",
             "certificate": {**certificate, "pairs_found": len(edges)},
             "method": "every pair" if frame.whole else "cells",
             "dense_cells": len(dense),
-            **{name: facts[name] for name in ("cells", "margin", "complete_margin", "frame_from",
-                                              "largest_identical")},
+            **{name: facts[name] for name in FROM_BUCKETS},
         },
-    )  # fmt: skip
+    )
 
 
 @dataclass(frozen=True)

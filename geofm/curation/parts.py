@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import io
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
@@ -18,8 +15,6 @@ from data_catalog.errors import CheckError
 from geofm.imagery.chips import chip_from_bytes
 from geofm.shards.tar import read_ranges
 
-#: Bytes of a member that hold the whole header of a chip's ``.npy``.
-NPY_HEADER = 128
 COLUMNS = ["chip_id", "status", "part", "offset", "size", "pixel_sha256", "bands", "scale"]
 
 
@@ -84,28 +79,7 @@ def covers(chips: Artifact, part: str, refs: list[ChipRef]) -> list[Any]:
 def read_pixels(chips: Artifact, part: str, refs: list[ChipRef]) -> Iterator[NDArray[Any]]:
     """Pixels [bands, height, width] of each chip of a part, in order; not to be written to."""
     for data in read_ranges(chips.local(part), [(ref.offset, ref.size) for ref in refs]):
-        start, shape, dtype = _npy_layout(data[:NPY_HEADER])
-        if start + math.prod(shape) * dtype.itemsize == len(data):
-            yield np.frombuffer(data, dtype, offset=start).reshape(shape)
-        else:
-            yield chip_from_bytes(data)  # which says what is wrong
-
-
-@lru_cache(maxsize=64)
-def _npy_layout(head: bytes) -> tuple[int, tuple[int, ...], np.dtype[Any]]:
-    """Where the pixels of a ``.npy`` begin, their shape and dtype; chips have few different heads.
-
-    What is not the plain encoding of ``chip_bytes`` gives an impossible layout.
-    """
-    file = io.BytesIO(head)
-    try:
-        if np.lib.format.read_magic(file) == (1, 0):
-            shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
-            if not fortran and not dtype.hasobject:
-                return file.tell(), shape, dtype
-    except ValueError:
-        pass
-    return -1, (), np.dtype(np.uint8)
+        yield chip_from_bytes(data)
 
 
 def ok_chips(chips: Artifact, columns: list[str]) -> pd.DataFrame:

@@ -20,8 +20,9 @@ from data_catalog.errors import RunError
 from data_catalog.stage import Job, Part, Sealed, Stage
 from data_catalog.tables import write_table
 from geofm.curation import evaluation_sets
-from geofm.curation.describe import load_descriptors
+from geofm.curation.describe import load_described
 from geofm.curation.descriptors import is_monotone
+from geofm.curation.duplicates import collapse_identical
 from geofm.curation.leader import total_order
 from geofm.curation.parts import ok_chips
 from geofm.curation.scores import apply_gates, quality
@@ -72,13 +73,13 @@ def load_chips(chips: Artifact, descriptors: Artifact) -> pd.DataFrame:
         table[share] = table[share].astype(np.float64)
     table["saturated"] = table["saturated"].fillna(0.0)
     table = table.sort_values("chip_id", ignore_index=True)
-    described = load_descriptors(descriptors, table["chip_id"].astype(str).tolist())[0]
+    described = load_described(descriptors, table["chip_id"].astype(str).tolist())
     if (rows := descriptors.manifest.counts["rows_out"]) != len(table):
         raise RunError(
             f"descriptors {descriptors.digest[:12]} are not of these chips ({rows} rows, "
             f"{len(table)} chips); describe these chips"
         )
-    described = described.drop(columns="chip_id")
+    described = described.drop(columns="chip_id").reset_index(drop=True)
     table[described.columns] = described
     table["quality"] = quality(table)
     return table
@@ -89,11 +90,7 @@ def _collapse(table: pd.DataFrame) -> None:
     passed = np.flatnonzero(table["rule"] == "")
     mine = table.iloc[passed]
     order = total_order(mine["quality"].to_numpy(np.float64), mine["chip_id"].astype(str).tolist())
-    first: dict[str, int] = {}
-    contents = _contents(mine)
-    for row in order:
-        first.setdefault(contents[row], int(row))
-    best = np.array([first[content] for content in contents], dtype=np.int64)
+    best = collapse_identical(_contents(mine), order)
     copies = np.flatnonzero(best != np.arange(len(best)))
     witnesses = mine["chip_id"].astype(str).to_numpy()[best[copies]]
     rows = passed[copies]

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from typing import TypeVar
 
 import faiss  # noqa: F401  before torch: both bring an OpenMP
 import numpy as np
@@ -25,7 +24,7 @@ from numpy.typing import NDArray
 
 from data_catalog.errors import RunError
 from geofm.curation.space import MARGIN, Indices
-from geofm.threads import one_torch_thread
+from geofm.threads import Item, Result, in_order, one_torch_thread
 
 #: A tile of products stays in a core's cache while it is compared with the limit.
 TILE_ROWS, TILE_COLUMNS = 512, 4096
@@ -37,10 +36,6 @@ BF16_ERROR = 2.0**-8 + 2.0**-9 + 2.0**-11
 #: Items begun before the result of an earlier one is taken: one may take far longer than others.
 AHEAD = 32
 FLAGS = ("avx512_bf16", "amx_bf16")
-
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 class TooManyProposals(RunError):
@@ -188,7 +183,8 @@ def _at_least(tile: torch.Tensor, lowest: np.float32) -> NDArray[np.bool_]:
         return np.asarray(tile.numpy() >= lowest)
     if lowest <= 0:
         return np.asarray(tile.float().numpy() >= lowest)
-    limit = np.int16(lowest.view(np.uint32) >> 16)  # cut off: never above the limit
+    # products are whole bfloat16: one reaches the limit where it reaches the next bfloat16 above
+    limit = np.int16((int(lowest.view(np.uint32)) + 0xFFFF) >> 16)
     return np.asarray(tile.view(torch.int16).numpy() >= limit)
 
 
@@ -207,9 +203,4 @@ def on_every_core(function: Callable[[Item], Result], items: Sequence[Item]) -> 
         one_torch_thread(),
         ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) as pool,
     ):
-        ahead = [pool.submit(function, item) for item in items[: AHEAD * cores]]
-        for number in range(len(items)):
-            if len(ahead) < len(items):
-                ahead.append(pool.submit(function, items[len(ahead)]))
-            yield ahead[number].result()
-            ahead[number] = ahead[-1]  # free the result
+        yield from in_order(pool, function, items, AHEAD * cores)

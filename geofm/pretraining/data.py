@@ -7,9 +7,8 @@ is all that an exact resume needs.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Generator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +22,7 @@ from geofm.pretraining.masking import draw_mask
 from geofm.settings import PretrainSettings
 from geofm.shards.order import epoch_order
 from geofm.shards.reader import DamagedShard, ShardFiles, ShardIndex, open_index
+from geofm.threads import in_order
 
 
 class TooFewSamples(UsageError):
@@ -154,14 +154,9 @@ def batches(
 ) -> Generator[Batch]:
     """Batches ``first`` to ``last`` - 1 in order, read ahead by ``threads`` threads."""
     with ShardFiles(corpus.index) as files, ThreadPoolExecutor(threads, "geofm-read") as pool:
-        ahead: deque[Future[Batch]] = deque()
-        try:
-            for step in range(first, last):
-                ahead.append(pool.submit(load_batch, corpus, files, settings, seed, step))
-                if len(ahead) > threads:
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
-        finally:
-            for future in ahead:
-                future.cancel()
+        yield from in_order(
+            pool,
+            lambda step: load_batch(corpus, files, settings, seed, step),
+            range(first, last),
+            threads,
+        )

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, NamedTuple
@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 from data_catalog.errors import UsageError
 from geofm.shards.order import BadState, Left, deal, epoch_order, merge
 from geofm.shards.reader import SCAN, DamagedShard, ShardFiles, ShardIndex
+from geofm.threads import in_order
 
 #: Threads that fetch from an object store, where each read waits for the network.
 REMOTE_THREADS = 16
@@ -256,18 +257,8 @@ class SampleStream(IterableDataset[Any]):
     def _read_by_threads(
         self, numbers: list[int], threads: int, most: int
     ) -> Iterator[bytes | DamagedShard]:
-        ahead: deque[Future[bytes | DamagedShard]] = deque()
         with ThreadPoolExecutor(threads, "geofm-read") as pool:
-            try:
-                for number in numbers:
-                    ahead.append(pool.submit(self._read_or_damage, number))
-                    if len(ahead) > most:
-                        yield ahead.popleft().result()
-                while ahead:
-                    yield ahead.popleft().result()
-            finally:
-                for future in ahead:
-                    future.cancel()
+            yield from in_order(pool, self._read_or_damage, numbers, most)
 
     def _read_or_damage(self, number: int) -> bytes | DamagedShard:
         try:

@@ -190,7 +190,7 @@ def test_new_and_withdrawn_chips_give_the_pairs_of_a_full_search(
     facts = made["buckets"].manifest.facts
     assert facts["frame_from"] == first["buckets"].digest
     job = with_previous(pairs.STAGE, make_job(pairs.STAGE, store, made, SETTINGS), catalogue)
-    assert pairs.carry(job) is not None
+    assert pairs.known_rows(job) is not None
 
     # the same over the same frame, everything searched
     full_store = open_store(tmp_path / "full")

@@ -6,7 +6,7 @@ import os
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from geofm.curation import products
@@ -28,6 +28,7 @@ def units(seed: int, rows: int, width: int) -> np.ndarray:
     threshold=st.sampled_from([-0.5, 0.0, 0.3, 0.9, 0.999]),
     precision=st.sampled_from([FLOAT32, BFLOAT16]),
 )
+@example(seed=82, shape=(15, 78, 2), threshold=0.9, precision=BFLOAT16)
 def test_no_pair_is_missed_and_none_is_far_below(seed, shape, threshold, precision):
     rows, columns, width = shape
     left, right = units(seed, rows, width), units(seed + 1, columns, width)
