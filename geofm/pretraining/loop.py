@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from lightning_fabric import Fabric
+from numpy.typing import NDArray
 from torch import Tensor
 
 from data_catalog.errors import RunError
@@ -63,6 +65,7 @@ def train(
     device: str,
     folder: Path,
     threads: int | None = None,
+    taught: NDArray[np.float32] | None = None,
 ) -> Trained:
     """Pretrain a student; goes on from the checkpoint in ``folder`` if there is one.
 
@@ -73,6 +76,8 @@ def train(
         device: ``cpu`` or ``cuda``.
         folder: of this very run; keeps the checkpoint.
         threads: of the CPU; all that this process may use when not given.
+        taught: the teacher's features of the whole chips, [N, C] with a row per sample of the
+            corpus (``geofm.pretraining.taught``). No teacher is then loaded or run.
 
     Raises:
         TooFewSamples, BadStudent, WeightsMissing: before the first step, with the remedy.
@@ -83,10 +88,10 @@ def train(
         per_epoch = steps_per_epoch(corpus, settings.batch)
         plan = schedule(settings, per_epoch)
         teacher = None
-        if settings.alpha > 0:
+        if settings.alpha > 0 and taught is None:
             stage, size = settings.distill_stage, settings.teacher_size_px
             teacher = load_teacher(settings.teacher, stage, size, device)
-        width = teacher.width if teacher else None
+        width = teacher.width if teacher else None if taught is None else taught.shape[1]
         module = build_pretrainer(settings, len(corpus.bands), seed, width)
         fabric = Fabric(accelerator=device, devices=1, precision=PRECISION[settings.precision])
         module.to(fabric.device)
@@ -94,7 +99,7 @@ def train(
         progress = restore(folder, module, optimiser)
         if progress.step:
             log.info("pretrain: going on after step %d of %d", progress.step, plan.steps)
-        run = _Run(fabric, module, optimiser, teacher, corpus, settings, plan, folder)
+        run = _Run(fabric, module, optimiser, teacher, taught, corpus, settings, plan, folder)
         metrics = run.finish(progress, seed, stopped)
         history = _history(progress, per_epoch)
     return Trained(module.to("cpu").eval(), teacher, history, metrics)
@@ -109,6 +114,7 @@ class _Run:
         module: Pretrainer,
         optimiser: torch.optim.Optimizer,
         teacher: Teacher | None,
+        taught: NDArray[np.float32] | None,
         corpus: Corpus,
         settings: PretrainSettings,
         plan: Schedule,
@@ -117,7 +123,7 @@ class _Run:
         self.fabric, self.settings, self.plan, self.folder = fabric, settings, plan, folder
         self.module, self.optimiser = module.train(), optimiser
         self.wrapped, self.stepper = fabric.setup(module, optimiser)
-        self.teacher, self.corpus = teacher, corpus
+        self.teacher, self.taught, self.corpus = teacher, taught, corpus
         self.mean, self.std = (
             torch.tensor(values, dtype=torch.float32, device=fabric.device)[:, None, None]
             for values in (corpus.mean, corpus.std)
@@ -180,6 +186,8 @@ class _Run:
         if self.teacher is not None:
             with self.fabric.autocast():
                 taught = teach(self.teacher, unit[:, list(self.corpus.rgb)].clamp(0, 1))
+        elif self.taught is not None and self.settings.alpha > 0:
+            taught = torch.from_numpy(self.taught[batch.samples]).to(device, non_blocking=True)
         losses: Losses = self.wrapped((unit - self.mean) / self.std, mask, taught)
         self.fabric.backward(losses.loss)
         norm: Any = self.fabric.clip_gradients(
