@@ -1,0 +1,453 @@
+"""Learning is real: what each part of the objective adds, by probes of held-out scenes.
+
+Data: AID (Xia et al. 2017), 30 classes of 110 aerial scenes of 150 px. 40 scenes of each class
+(seed ``SPLIT_SEED``) are the test part; the student is pretrained on the other 2,100 without their
+labels, and the probes are fitted on those same scenes with labels. Every arm takes equally many
+steps, with equal crops, masks and order for equal seeds. Row 1 is the frozen teacher,
+efficientnet-lite0 with its ImageNet weights; then the student before its first step, masked
+modelling alone (alpha 0), distillation alone (mim_weight 0), both, and both with the teacher's
+features of the whole scenes computed once (``geofm.pretraining.taught``), for random crops as for
+the others and for the whole scene, which is only flipped.
+
+Probes (``geofm.evaluation.protocols``): kNN with 20 and 5 neighbours, and a linear one whose C is
+chosen inside the training part. ``distilled`` is the mean over stage 3 with its patch merging, the
+feature that the arms are compared by; ``final`` is the mean over the last stage, which distillation
+alone leaves untrained, so its row says nothing of that arm. Intervals are 95 % bootstrap intervals
+over test scenes; differences are paired scene by scene after averaging over seeds.
+
+Chosen without the test part: 15 scenes of each class of the pretraining part were held out for
+validation, and students were pretrained on the other 1,650 with seed 100, not the reported ones.
+The learning rate, one for all arms, is the best of three by the mean accuracy of the linear probe
+of ``distilled`` over ``masked`` and ``both, teacher once`` after 515 steps (``--validate``; rows in
+results/learning-validation.csv; the three are within each other's intervals). Shorter trials on
+the same part had led to a narrow student, batches of 16 (smaller batches and so more steps learn
+faster here) and a teacher that sees 96 px. The number of epochs is what an hour allows.
+
+``cpu_seconds`` are those of the process, reading included; ``seconds`` passed on the clock of a
+machine with other work. ``teacher_once_seconds`` (processor) is the one pass over all scenes.
+
+    python benchmarks/learning.py [--aid ../shared/data/aid_scenes] [--work learning-work]
+    python benchmarks/learning.py --validate '{"base_lr": 0.02}' --arms both
+
+It goes on where it was stopped: a finished arm and seed is not computed again, and training itself
+goes on from its checkpoint. Use OMP_NUM_THREADS=1 for one core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import platform
+import time
+from datetime import UTC, datetime
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import faiss  # noqa: F401  before torch: both bring an OpenMP
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import BaseModel
+from shapely.geometry import box
+
+from data_catalog.artifact import Artifact
+from data_catalog.canonical import canonical, digest_of
+from data_catalog.catalogue import open_catalogue
+from data_catalog.progress import listen
+from data_catalog.run import run_stage
+from data_catalog.stage import Job, Sealed, Stage, no_parts, no_work
+from data_catalog.store import open_store
+from data_catalog.tables import write_table
+from geofm.encoders import encode
+from geofm.evaluation.protocols import bootstrap, knn_predict, linear_probe
+from geofm.evaluation.subjects import Extract, Subject
+from geofm.evaluation.tasks import LabelledImage, Task, open_task, seeded_order
+from geofm.evaluation.trial import encode_task
+from geofm.imagery.chips import chip_bytes
+from geofm.pretraining.arithmetic import arithmetic, cpu_threads
+from geofm.pretraining.data import Corpus, open_corpus
+from geofm.pretraining.export import describe, features, random_model
+from geofm.pretraining.loop import train
+from geofm.pretraining.taught import teach_corpus
+from geofm.pretraining.teacher import load_teacher
+from geofm.settings import PretrainSettings
+from geofm.shards.tar import write_tar
+
+RESULTS = Path(__file__).parent / "results"
+RGB = ("red", "green", "blue")
+TEST, VALIDATION = 40, 15
+SPLIT_SEED, VALIDATION_SEED = 0, 100
+SEEDS = (1, 2, 3)
+RESAMPLES = 2000
+#: Steps that a row of the curves is the mean of.
+THIN = 25
+BASE: dict[str, Any] = {
+    "student": "swin_tiny_patch4_window7_224",
+    "student_args": {
+        "embed_dim": 32,
+        "depths": [1, 1, 2, 1],
+        "num_heads": [1, 2, 4, 8],
+        "window_size": 4,
+    },
+    "teacher": "efficientnet-lite0",
+    "teacher_size_px": 96,
+    "size_px": 64,
+    "mask_patch_px": 16,
+    "epochs": 16,
+    "warmup_epochs": 1,
+    "batch": 16,
+    "base_lr": 3.2e-2,
+    "precision": "bf16",
+    "checkpoint_steps": 500,
+}
+#: Settings of the arms that are trained, beyond ``BASE``.
+ARMS: dict[str, dict[str, Any]] = {
+    "masked": {"alpha": 0.0},
+    "distillation": {"mim_weight": 0.0},
+    "both": {},
+    "both, teacher once": {},
+    "both, teacher once, whole scene": {"crop_scale": [1.0, 1.0]},
+}
+UNTRAINED = ("teacher", "random")
+#: Arms that are compared, on the same test scenes.
+PAIRS = (
+    ("both", "distillation"),
+    ("distillation", "masked"),
+    ("both", "masked"),
+    ("masked", "random"),
+    ("distillation", "random"),
+    ("both", "teacher"),
+    ("both, teacher once", "both"),
+    ("both, teacher once, whole scene", "both"),
+)
+
+
+class Scenes(BaseModel):
+    """Settings of the stage that stands in for ``pack``: files, in the order of their ids."""
+
+    files: list[str]
+
+
+def _seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
+    scenes: Scenes = job.settings
+    (folder / "shards").mkdir()
+    pictures = {}
+    for file in scenes.files:
+        pixels = np.asarray(Image.open(file).convert("RGB"), dtype=np.uint8).transpose(2, 0, 1)
+        pictures[digest_of(file)[:24]] = np.ascontiguousarray(pixels)
+    name = "shards/aid-00000.tar"
+    members = write_tar(
+        folder / name, [(f"{key}.npy", chip_bytes(pixels)) for key, pixels in pictures.items()]
+    )
+    index = pd.DataFrame(
+        {
+            "key": list(pictures),
+            "chip_id": list(pictures),
+            "shard": name,
+            "offset": [member.offset for member in members],
+            "size": [member.size for member in members],
+            "sha256": [member.sha256 for member in members],
+        }
+    )
+    write_table(index, folder / "index.parquet")
+    rows = {"chip_id": list(pictures), "scale": [[1.0] * 3] * len(pictures)}
+    nowhere = [box(0, 0, 1, 1)] * len(pictures)
+    write_table(gpd.GeoDataFrame(rows, geometry=nowhere, crs="EPSG:4326"),
+                folder / "samples.parquet")  # fmt: skip
+    unit = np.stack(list(pictures.values())).astype(np.float64) / 255
+    stats = {
+        "bands": list(RGB),
+        "mean": unit.mean(axis=(0, 2, 3)).tolist(),
+        "std": unit.std(axis=(0, 2, 3)).tolist(),
+    }
+    (folder / "stats.json").write_bytes(canonical(stats))
+    return Sealed(counts={"rows_in": len(index), "rows_out": len(index)}, facts={"name": "aid"})
+
+
+PACK = Stage("pack", "aid", "dataset", (), ("numpy", "pillow"), no_parts, no_work, _seal)
+
+
+def pack(images: list[LabelledImage], folder: Path) -> Artifact:
+    """The scenes as a dataset artifact; labels stay behind."""
+    store, catalogue = open_store(folder / "store"), open_catalogue(f"sqlite:///{folder}/aid.db")
+    files = sorted(str(image.path) for image in images)
+    return run_stage(PACK, store, catalogue, {}, Scenes(files=files))
+
+
+def hold_out(
+    images: list[LabelledImage], each: int, seed: int
+) -> tuple[list[LabelledImage], list[LabelledImage]]:
+    """The images without ``each`` of every class, and those."""
+    held: set[str] = set()
+    for label in sorted({image.label for image in images}):
+        ids = (image.id for image in images if image.label == label)
+        held.update(seeded_order(ids, seed, "learning")[:each])
+    return (
+        [image for image in images if image.id not in held],
+        [image for image in images if image.id in held],
+    )
+
+
+class Trial(BaseModel):
+    """An arm with its seed and settings: what is computed once."""
+
+    arm: str
+    seed: int
+    settings: PretrainSettings
+
+    @property
+    def key(self) -> str:
+        """Name of its files."""
+        return (
+            f"{self.arm.replace(', ', '-').replace(' ', '_')}-{self.seed}-"
+            + digest_of(self.settings.model_dump(mode="json"))[:8]
+        )
+
+
+def run(trial: Trial, task: Task, fit: list[LabelledImage], held: list[LabelledImage],
+        folder: Path) -> None:  # fmt: skip
+    """Pretrain, encode, probe; writes predictions, curve and cost beside each other."""
+    corpus = open_corpus(pack(fit, folder))
+    cost: dict[str, Any] = {"steps": 0, "images": 0, "seconds": 0.0, "cpu_seconds": 0.0,
+                            "teacher_once_seconds": 0.0}  # fmt: skip
+    if trial.arm in UNTRAINED:
+        extract = untrained(trial, corpus)
+    else:
+        extract, history = trained(trial, corpus, folder, cost)
+        history.to_parquet(folder / f"{trial.key}.curve.parquet")
+    size = trial.settings.teacher_size_px if trial.arm == "teacher" else trial.settings.size_px
+    subject = Subject("model", trial.arm, RGB, (0.0,) * 3, size, extract)
+    images = [*fit, *held]
+    found = encode_task(task, images, subject, batch=50)
+    truth = np.array([image.label for image in images], dtype=np.int64)
+    n, frames = len(fit), []
+    for feature, rows in found.features.items():
+        predicted = {f"knn{k}": knn_predict(rows[:n], truth[:n], rows[n:], k) for k in (20, 5)}
+        probe = linear_probe(rows[:n], truth[:n], rows[n:], trial.seed)
+        for protocol, classes in (predicted | {"linear": probe.predicted}).items():
+            frames.append(pd.DataFrame({
+                "arm": trial.arm, "seed": trial.seed, "protocol": protocol, "feature": feature,
+                "image": [image.id for image in held], "correct": (classes == truth[n:]),
+            }))  # fmt: skip
+    pd.concat(frames).to_parquet(folder / f"{trial.key}.predictions.parquet")
+    # written last: its presence says that all of the trial is there
+    (folder / f"{trial.key}.json").write_text(json.dumps(cost))
+
+
+def untrained(trial: Trial, corpus: Corpus) -> Extract:
+    """Features of the frozen teacher, or of the student before its first step."""
+    settings = trial.settings
+    if trial.arm == "teacher":
+        teacher = load_teacher(settings.teacher, settings.distill_stage, settings.teacher_size_px,
+                               "cpu")  # fmt: skip
+        return lambda images: {"final": encode(teacher.encoder, images)}
+    config = describe(settings, corpus)
+    model = random_model(config, trial.seed)
+    return lambda images: features(model, config, images)
+
+
+def trained(
+    trial: Trial, corpus: Corpus, folder: Path, cost: dict[str, Any]
+) -> tuple[Extract, pd.DataFrame]:
+    """Features of the pretrained student, and its losses by step; fills in ``cost``."""
+    settings, taught = trial.settings, None
+    if "once" in trial.arm:
+        taught, cost["teacher_once_seconds"] = taught_once(corpus, settings, folder)
+    place = folder / f"{trial.key}.run"
+    place.mkdir(exist_ok=True)
+    began = time.process_time()
+    done = train(corpus, settings, trial.seed, "cpu", place, taught=taught)
+    cost["cpu_seconds"] = time.process_time() - began
+    cost["seconds"] = done.metrics["seconds"]
+    cost["steps"] = len(done.history)
+    cost["images"] = len(done.history) * settings.batch
+    config, backbone = describe(settings, corpus), done.module.student.backbone
+    return lambda images: features(backbone, config, images), done.history
+
+
+def taught_once(
+    corpus: Corpus, settings: PretrainSettings, folder: Path
+) -> tuple[NDArray[np.float32], float]:
+    """Features of the whole scenes, and the processor seconds of the one pass that made them."""
+    stage, size = settings.distill_stage, settings.teacher_size_px
+    teacher = load_teacher(settings.teacher, stage, size, "cpu")
+    note = folder / f"taught-{corpus.digest[:12]}-{size}.json"
+    began = time.process_time()
+    with arithmetic("cpu", 0, cpu_threads()):
+        taught = teach_corpus(corpus, teacher, "cpu", folder)
+    if not note.exists():  # later trials find the features on disk
+        note.write_text(json.dumps(time.process_time() - began))
+    return taught, json.loads(note.read_text())
+
+
+def correct(frame: pd.DataFrame, arm: str, protocol: str, feature: str) -> NDArray[np.float64]:
+    """Share of seeds that were right, per test scene in the order of their ids."""
+    rows = frame[(frame["arm"] == arm) & (frame["protocol"] == protocol)]
+    rows = rows[rows["feature"] == ("final" if arm == "teacher" else feature)]
+    return rows.groupby("image")["correct"].mean().to_numpy(dtype=np.float64)
+
+
+def summary(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """Means over seeds by arm, and paired differences, with intervals over test scenes."""
+    found = []
+    arms = list(dict.fromkeys(frame["arm"]))
+    kinds = [("distilled", p) for p in ("linear", "knn20", "knn5")]
+    kinds += [("final", p) for p in ("linear", "knn20", "knn5")]
+    for feature, protocol in kinds:
+        each = {arm: correct(frame, arm, protocol, feature) for arm in arms}
+        chosen = frame[(frame["protocol"] == protocol) & (frame["feature"] == feature)]
+        by_seed = chosen.groupby(["arm", "seed"])["correct"].mean()
+        for arm in arms:
+            if len(each[arm]):
+                spread = by_seed[arm] if arm in by_seed else pd.Series(dtype=float)
+                found.append(_line(feature, protocol, arm, each[arm], spread))
+        for one, other in PAIRS:
+            untold = feature == "final" and "distillation" in (one, other)
+            if not untold and all(arm in arms and len(each[arm]) for arm in (one, other)):
+                delta = each[one] - each[other]
+                seeds = pd.Series(dtype=float)
+                if one in by_seed and other in by_seed:
+                    seeds = by_seed[one] - by_seed[other]
+                found.append(_line(feature, protocol, f"{one} - {other}", delta, seeds))
+    return found
+
+
+def _line(
+    feature: str, protocol: str, what: str, values: NDArray[np.float64], seeds: pd.Series
+) -> dict[str, Any]:
+    it = bootstrap(values, RESAMPLES, SPLIT_SEED)
+    low, high = (seeds.min(), seeds.max()) if len(seeds) else (it.value, it.value)
+    return {
+        "feature": feature, "protocol": protocol, "what": what, "value": round(it.value, 4),
+        "ci_low": round(it.low, 4), "ci_high": round(it.high, 4),
+        "lowest_seed": round(float(low), 4), "highest_seed": round(float(high), 4), "n": it.n,
+    }  # fmt: skip
+
+
+def score_rows(frame: pd.DataFrame, cost: dict[str, Any]) -> list[dict[str, Any]]:
+    """A row per feature and protocol of one trial."""
+    rows = []
+    for (arm, seed, protocol, feature), group in frame.groupby(
+        ["arm", "seed", "protocol", "feature"], sort=False
+    ):
+        it = bootstrap(group["correct"].to_numpy(), RESAMPLES, SPLIT_SEED)
+        rows.append({
+            "arm": arm, "seed": seed, "protocol": protocol, "feature": feature,
+            "value": round(it.value, 4), "ci_low": round(it.low, 4),
+            "ci_high": round(it.high, 4), "n": it.n,
+            **{name: round(value, 1) for name, value in cost.items()},
+        })  # fmt: skip
+    return rows
+
+
+def curve_rows(trial: Trial, folder: Path) -> list[dict[str, Any]]:
+    """The losses of one trial, means over ``THIN`` steps."""
+    history = pd.read_parquet(folder / f"{trial.key}.curve.parquet")
+    thin = history.groupby(history["step"] // THIN)[["loss", "mim", "distill", "lr"]].mean()
+    thin.insert(0, "step", (thin.index + 1) * THIN)
+    rows = thin.round({"loss": 4, "mim": 4, "distill": 4, "lr": 7}).to_dict("records")
+    return [{"arm": trial.arm, "seed": trial.seed, **row} for row in rows]
+
+
+@lru_cache(maxsize=1)
+def measured_on() -> dict[str, Any]:
+    """Columns that say where and with what."""
+    names = ("geofm", "torch", "timm", "scikit-learn", "numpy")
+    return {
+        "machine": platform.machine(), "cores": os.cpu_count(), "threads": cpu_threads(),
+        "versions": " ".join(f"{name} {version(name)}" for name in names),
+        "date": f"{datetime.now(UTC):%Y-%m-%d}",
+    }  # fmt: skip
+
+
+def write(name: str, rows: list[dict[str, Any]]) -> None:
+    """A result with what it was measured on."""
+    with (RESULTS / name).open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(dict.fromkeys([*rows[0], *measured_on()])))
+        writer.writeheader()
+        writer.writerows(measured_on() | row for row in rows)
+
+
+def append(name: str, rows: list[dict[str, Any]]) -> None:
+    """The same below what is there."""
+    path = RESULTS / name
+    before = list(csv.DictReader(path.open(newline=""))) if path.exists() else []
+    mine = {f"{row['arm']} {row['settings']}" for row in rows}
+    write(name, [row for row in before if f"{row['arm']} {row['settings']}" not in mine] + rows)
+
+
+def say(what: str, done: int, total: int, note: str) -> None:
+    """Progress, a line a hundred steps."""
+    if done % 100 == 0 or done == total:
+        print(f"{datetime.now(UTC):%H:%M:%S} {what} {done}/{total} {note}", flush=True)
+
+
+def collect(trials: list[Trial], folder: Path) -> tuple[list[dict[str, Any]], pd.DataFrame]:
+    """Scores and predictions of the trials that are finished."""
+    rows, frames = [], []
+    for trial in trials:
+        if (folder / f"{trial.key}.json").exists():
+            frame = pd.read_parquet(folder / f"{trial.key}.predictions.parquet")
+            rows += score_rows(frame, json.loads((folder / f"{trial.key}.json").read_text()))
+            frames.append(frame)
+    return rows, pd.concat(frames)
+
+
+def main() -> None:
+    """All trials that are not there yet, then the tables."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--aid", default="../shared/data/aid_scenes", help="folder of the scenes")
+    parser.add_argument("--work", default="learning-work", help="where trials are kept")
+    parser.add_argument("--validate", default="", help="settings (JSON) to try on validation")
+    parser.add_argument("--arms", default="", help="of --validate, separated by semicolons")
+    asked = parser.parse_args()
+    task = open_task(Path(asked.aid))
+    fit, held = hold_out(list(task.images), TEST, SPLIT_SEED)
+    folder = Path(asked.work).resolve()
+    listen(say)
+    if asked.validate:
+        fit, held = hold_out(fit, VALIDATION, VALIDATION_SEED)
+        tried = json.loads(asked.validate)
+        arms = asked.arms.split(";") if asked.arms else [*UNTRAINED, *ARMS]
+        folder = folder / "validation"
+        trials = [_trial(arm, VALIDATION_SEED, tried) for arm in arms]
+    else:
+        order = ["random", *ARMS]
+        trials = [_trial("teacher", 0, {})]
+        trials += [_trial(arm, seed, {}) for arm in order for seed in SEEDS]
+    folder.mkdir(parents=True, exist_ok=True)
+    # seed by seed, so that what is stopped early is whole for the seeds it has
+    for trial in sorted(trials, key=lambda t: ("whole" in t.arm, t.seed)):
+        if not (folder / f"{trial.key}.json").exists():
+            run(trial, task, fit, held, folder)
+        for row in collect([trial], folder)[0]:
+            print({k: row[k] for k in list(row)[:10]}, flush=True)
+    if asked.validate:
+        tries = [
+            {**{name: row[name] for name in row if "seconds" not in name}, "settings": json.dumps(tried)}
+            for row in collect(trials, folder)[0]
+        ]
+        append("learning-validation.csv", tries)
+        return
+    rows, frame = collect(trials, folder)
+    write("learning.csv", rows)
+    write("learning-summary.csv", summary(frame))
+    curves = [row for t in trials if t.arm in ARMS for row in curve_rows(t, folder)]
+    write("learning-curves.csv", curves)
+
+
+def _trial(arm: str, seed: int, tried: dict[str, Any]) -> Trial:
+    settings = PretrainSettings.model_validate({**BASE, **ARMS.get(arm, {}), **tried})
+    return Trial(arm=arm, seed=seed, settings=settings)
+
+
+if __name__ == "__main__":
+    main()
