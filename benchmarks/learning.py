@@ -5,9 +5,12 @@ Data: AID (Xia et al. 2017), 30 classes of 110 aerial scenes of 150 px. 40 scene
 labels, and the probes are fitted on those same scenes with labels. Every arm takes equally many
 steps, with equal crops, masks and order for equal seeds. Row 1 is the frozen teacher,
 efficientnet-lite0 with its ImageNet weights; then the student before its first step, masked
-modelling alone (alpha 0), distillation alone (mim_weight 0), both, and both with the teacher's
-features of the whole scenes computed once (``geofm.pretraining.taught``), for random crops as for
-the others and for the whole scene, which is only flipped.
+modelling alone (alpha 0), distillation alone (mim_weight 0), and both.
+
+Teacher once (``geofm.pretraining.taught``): both, with the teacher's features of the whole scenes
+computed before training, while the student still sees random crops; and the same with the whole
+scene as its only crop, which is merely flipped, beside a live teacher that sees those. A live
+teacher gets the student's 64 px enlarged to 96; the one pass shrinks the scenes from 150 px.
 
 Probes (``geofm.evaluation.protocols``): kNN with 20 and 5 neighbours, and a linear one whose C is
 chosen inside the training part. ``distilled`` is the mean over stage 3 with its patch merging, the
@@ -111,6 +114,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "masked": {"alpha": 0.0},
     "distillation": {"mim_weight": 0.0},
     "both": {},
+    "both, whole scene": {"crop_scale": [1.0, 1.0]},
     "both, teacher once": {},
     "both, teacher once, whole scene": {"crop_scale": [1.0, 1.0]},
 }
@@ -124,6 +128,8 @@ PAIRS = (
     ("distillation", "random"),
     ("both", "teacher"),
     ("both, teacher once", "both"),
+    ("both, whole scene", "both"),
+    ("both, teacher once, whole scene", "both, whole scene"),
     ("both, teacher once, whole scene", "both"),
 )
 
@@ -432,7 +438,10 @@ def main() -> None:
             print({k: row[k] for k in list(row)[:10]}, flush=True)
     if asked.validate:
         tries = [
-            {**{name: row[name] for name in row if "seconds" not in name}, "settings": json.dumps(tried)}
+            {
+                **{name: row[name] for name in row if "seconds" not in name},
+                "settings": json.dumps(tried),
+            }
             for row in collect(trials, folder)[0]
         ]
         append("learning-validation.csv", tries)
