@@ -5,7 +5,8 @@ Data: AID (Xia et al. 2017), 30 classes of 110 aerial scenes of 150 px. 40 scene
 labels, and the probes are fitted on those same scenes with labels. Every arm takes equally many
 steps, with equal crops, masks and order for equal seeds. Row 1 is the frozen teacher,
 efficientnet-lite0 with its ImageNet weights; then the student before its first step, masked
-modelling alone (alpha 0), distillation alone (mim_weight 0), and both.
+modelling alone (alpha 0), distillation alone (mim_weight 0), and both; the last two once more, for
+one seed, with twice the steps.
 
 Teacher once (``geofm.pretraining.taught``): both, with the teacher's features of the whole scenes
 computed before training, while the student still sees random crops; and the same with the whole
@@ -118,6 +119,11 @@ ARMS: dict[str, dict[str, Any]] = {
     "both, teacher once": {},
     "both, teacher once, whole scene": {"crop_scale": [1.0, 1.0]},
 }
+#: Whether the order of the arms is that of the first steps only; one seed each.
+LONGER: dict[str, dict[str, Any]] = {
+    "distillation, twice the steps": {"mim_weight": 0.0, "epochs": 2 * BASE["epochs"]},
+    "both, twice the steps": {"epochs": 2 * BASE["epochs"]},
+}
 UNTRAINED = ("teacher", "random")
 #: Arms that are compared, on the same test scenes.
 PAIRS = (
@@ -127,6 +133,7 @@ PAIRS = (
     ("masked", "random"),
     ("distillation", "random"),
     ("both", "teacher"),
+    ("both, twice the steps", "distillation, twice the steps"),
     ("both, teacher once", "both"),
     ("both, whole scene", "both"),
     ("both, teacher once, whole scene", "both, whole scene"),
@@ -314,7 +321,7 @@ def summary(frame: pd.DataFrame) -> list[dict[str, Any]]:
                 spread = by_seed[arm] if arm in by_seed else pd.Series(dtype=float)
                 found.append(_line(feature, protocol, arm, each[arm], spread))
         for one, other in PAIRS:
-            untold = feature == "final" and "distillation" in (one, other)
+            untold = feature == "final" and "distillation" in f"{one} {other}"
             if not untold and all(arm in arms and len(each[arm]) for arm in (one, other)):
                 delta = each[one] - each[other]
                 seeds = pd.Series(dtype=float)
@@ -353,8 +360,11 @@ def score_rows(frame: pd.DataFrame, cost: dict[str, Any]) -> list[dict[str, Any]
 
 
 def curve_rows(trial: Trial, folder: Path) -> list[dict[str, Any]]:
-    """The losses of one trial, means over ``THIN`` steps."""
-    history = pd.read_parquet(folder / f"{trial.key}.curve.parquet")
+    """The losses of one trial that is finished, means over ``THIN`` steps."""
+    path = folder / f"{trial.key}.curve.parquet"
+    if not path.exists():
+        return []
+    history = pd.read_parquet(path)
     thin = history.groupby(history["step"] // THIN)[["loss", "mim", "distill", "lr"]].mean()
     thin.insert(0, "step", (thin.index + 1) * THIN)
     rows = thin.round({"loss": 4, "mim": 4, "distill": 4, "lr": 7}).to_dict("records")
@@ -429,9 +439,10 @@ def main() -> None:
         order = ["random", *ARMS]
         trials = [_trial("teacher", 0, {})]
         trials += [_trial(arm, seed, {}) for arm in order for seed in SEEDS]
+        trials += [_trial(arm, SEEDS[0], {}) for arm in LONGER]
     folder.mkdir(parents=True, exist_ok=True)
     # seed by seed, so that what is stopped early is whole for the seeds it has
-    for trial in sorted(trials, key=lambda t: ("whole" in t.arm, t.seed)):
+    for trial in sorted(trials, key=_when):
         if not (folder / f"{trial.key}.json").exists():
             run(trial, task, fit, held, folder)
         for row in collect([trial], folder)[0]:
@@ -449,12 +460,18 @@ def main() -> None:
     rows, frame = collect(trials, folder)
     write("learning.csv", rows)
     write("learning-summary.csv", summary(frame))
-    curves = [row for t in trials if t.arm in ARMS for row in curve_rows(t, folder)]
+    curves = [row for t in trials if t.arm not in UNTRAINED for row in curve_rows(t, folder)]
     write("learning-curves.csv", curves)
 
 
+def _when(trial: Trial) -> tuple[bool, bool, bool, int]:
+    """The main arms seed by seed, then the others."""
+    arm = trial.arm
+    return "whole" in arm and "once" not in arm, arm in LONGER, "whole" in arm, trial.seed
+
+
 def _trial(arm: str, seed: int, tried: dict[str, Any]) -> Trial:
-    settings = PretrainSettings.model_validate({**BASE, **ARMS.get(arm, {}), **tried})
+    settings = PretrainSettings.model_validate({**BASE, **(ARMS | LONGER).get(arm, {}), **tried})
     return Trial(arm=arm, seed=seed, settings=settings)
 
 
