@@ -299,47 +299,49 @@ def taught_once(
     return taught, json.loads(note.read_text())
 
 
-def correct(frame: pd.DataFrame, arm: str, protocol: str, feature: str) -> NDArray[np.float64]:
-    """Share of seeds that were right, per test scene in the order of their ids."""
+def correct(frame: pd.DataFrame, arm: str, protocol: str, feature: str) -> pd.DataFrame:
+    """1 where a test scene's class was found, else 0: a row per scene, a column per seed."""
     rows = frame[(frame["arm"] == arm) & (frame["protocol"] == protocol)]
     rows = rows[rows["feature"] == ("final" if arm == "teacher" else feature)]
-    return rows.groupby("image")["correct"].mean().to_numpy(dtype=np.float64)
+    return rows.pivot(index="image", columns="seed", values="correct").astype(float)
+
+
+def minus(one: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
+    """Differences scene by scene, over the seeds that both have."""
+    shared = one.columns.intersection(other.columns)
+    if len(shared):
+        return one[shared] - other[shared]
+    return one.sub(other.mean(axis=1), axis=0)  # the teacher has no seed
 
 
 def summary(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """Means over seeds by arm, and paired differences, with intervals over test scenes."""
     found = []
     arms = list(dict.fromkeys(frame["arm"]))
-    kinds = [("distilled", p) for p in ("linear", "knn20", "knn5")]
-    kinds += [("final", p) for p in ("linear", "knn20", "knn5")]
-    for feature, protocol in kinds:
-        each = {arm: correct(frame, arm, protocol, feature) for arm in arms}
-        chosen = frame[(frame["protocol"] == protocol) & (frame["feature"] == feature)]
-        by_seed = chosen.groupby(["arm", "seed"])["correct"].mean()
-        for arm in arms:
-            if len(each[arm]):
-                spread = by_seed[arm] if arm in by_seed else pd.Series(dtype=float)
-                found.append(_line(feature, protocol, arm, each[arm], spread))
-        for one, other in PAIRS:
-            untold = feature == "final" and "distillation" in f"{one} {other}"
-            if not untold and all(arm in arms and len(each[arm]) for arm in (one, other)):
-                delta = each[one] - each[other]
-                seeds = pd.Series(dtype=float)
-                if one in by_seed and other in by_seed:
-                    seeds = by_seed[one] - by_seed[other]
-                found.append(_line(feature, protocol, f"{one} - {other}", delta, seeds))
+    for feature in ("distilled", "final"):
+        for protocol in ("linear", "knn20", "knn5"):
+            each = {arm: correct(frame, arm, protocol, feature) for arm in arms}
+            lines = dict(each)
+            for one, other in PAIRS:
+                untold = feature == "final" and "distillation" in f"{one} {other}"
+                if one in each and other in each and not untold:
+                    lines[f"{one} - {other}"] = minus(each[one], each[other])
+            found += [
+                _line(feature, protocol, what, table)
+                for what, table in lines.items()
+                if not table.empty
+            ]
     return found
 
 
-def _line(
-    feature: str, protocol: str, what: str, values: NDArray[np.float64], seeds: pd.Series
-) -> dict[str, Any]:
-    it = bootstrap(values, RESAMPLES, SPLIT_SEED)
-    low, high = (seeds.min(), seeds.max()) if len(seeds) else (it.value, it.value)
+def _line(feature: str, protocol: str, what: str, table: pd.DataFrame) -> dict[str, Any]:
+    it = bootstrap(table.mean(axis=1).to_numpy(), RESAMPLES, SPLIT_SEED)
+    by_seed = table.mean(axis=0)
     return {
         "feature": feature, "protocol": protocol, "what": what, "value": round(it.value, 4),
-        "ci_low": round(it.low, 4), "ci_high": round(it.high, 4),
-        "lowest_seed": round(float(low), 4), "highest_seed": round(float(high), 4), "n": it.n,
+        "ci_low": round(it.low, 4), "ci_high": round(it.high, 4), "n": it.n,
+        "lowest_seed": round(float(by_seed.min()), 4),
+        "highest_seed": round(float(by_seed.max()), 4), "seeds": len(by_seed),
     }  # fmt: skip
 
 
