@@ -33,8 +33,9 @@ machine with other work. ``teacher_once_seconds`` (processor) is the one pass ov
     python benchmarks/learning.py [--aid ../shared/data/aid_scenes] [--work learning-work]
     python benchmarks/learning.py --validate '{"base_lr": 0.02}' --arms both
 
-It goes on where it was stopped: a finished arm and seed is not computed again, and training itself
-goes on from its checkpoint. Use OMP_NUM_THREADS=1 for one core.
+Stopped by SIGTERM in training it writes the tables of what is finished; started again it goes on
+where it was: a finished arm and seed is not computed again, and training itself goes on from its
+checkpoint. Use OMP_NUM_THREADS=1 for one core.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ from geofm.imagery.chips import chip_bytes
 from geofm.pretraining.arithmetic import arithmetic, cpu_threads
 from geofm.pretraining.data import Corpus, open_corpus
 from geofm.pretraining.export import describe, features, random_model
-from geofm.pretraining.loop import train
+from geofm.pretraining.loop import Interrupted, train
 from geofm.pretraining.taught import teach_corpus
 from geofm.pretraining.teacher import load_teacher
 from geofm.settings import PretrainSettings
@@ -444,11 +445,14 @@ def main() -> None:
         trials += [_trial(arm, SEEDS[0], {}) for arm in LONGER]
     folder.mkdir(parents=True, exist_ok=True)
     # seed by seed, so that what is stopped early is whole for the seeds it has
-    for trial in sorted(trials, key=_when):
-        if not (folder / f"{trial.key}.json").exists():
-            run(trial, task, fit, held, folder)
-        for row in collect([trial], folder)[0]:
-            print({k: row[k] for k in list(row)[:10]}, flush=True)
+    try:
+        for trial in sorted(trials, key=_when):
+            if not (folder / f"{trial.key}.json").exists():
+                run(trial, task, fit, held, folder)
+            for row in collect([trial], folder)[0]:
+                print({k: row[k] for k in list(row)[:10]}, flush=True)
+    except Interrupted as stopped:  # the tables then hold what is finished
+        print(stopped, flush=True)
     if asked.validate:
         tries = [
             {
