@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from data_catalog.artifact import Artifact
-from geofm.settings import PretrainSettings
+from geofm.pretrain_settings import PretrainSettings
 
 _CARD = """\
 ---

@@ -15,11 +15,11 @@ from data_catalog.artifact import Artifact
 from data_catalog.canonical import canonical
 from data_catalog.errors import CheckError
 from geofm.encoders import resize
-from geofm.pretraining.backbone import embed_patches, run_stages, token_mean
+from geofm.pretrain_settings import PretrainSettings
+from geofm.pretraining.backbone import token_mean, walk
 from geofm.pretraining.data import Corpus
 from geofm.pretraining.objective import Pretrainer
 from geofm.pretraining.student import backbone_arguments, random_backbone
-from geofm.settings import PretrainSettings
 from geofm.threads import own_random_state
 
 MODEL, OBJECTIVE, CONFIG = "model.safetensors", "objective.safetensors", "config.json"
@@ -50,10 +50,11 @@ def describe(settings: PretrainSettings, corpus: Corpus) -> dict[str, Any]:
 def write_model(module: Pretrainer, config: dict[str, Any], folder: Path) -> None:
     """Write the weights and the config; the same bytes for the same weights."""
     backbone = module.student.backbone.state_dict()
-    kept = {"mask_token": module.student.mask_token.data}
-    kept |= {f"decoder.{k}": v for k, v in module.decoder[0].state_dict().items()}
-    if module.projector is not None:
-        kept |= {f"projector.{k}": v for k, v in module.projector.state_dict().items()}
+    kept = {
+        name.removeprefix("student."): value
+        for name, value in module.state_dict().items()
+        if not name.startswith("student.backbone.")
+    }
     for name, state in ((MODEL, backbone), (OBJECTIVE, kept)):
         tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
         save_tensors(tensors, folder / name, metadata={"format": "pt"})
@@ -101,8 +102,7 @@ def features(model: nn.Module, config: dict[str, Any], images: Tensor) -> dict[s
     mean = torch.tensor(config["mean"], device=images.device).reshape(shape)
     std = torch.tensor(config["std"], device=images.device).reshape(shape)
     normalised = (resize(images.float(), int(config["size_px"])) - mean) / std
-    tokens = embed_patches(model, normalised)
-    tapped, final = run_stages(model, tokens, int(config["distill_stage"]))
+    tapped, final = walk(model, normalised, int(config["distill_stage"]))
     if final is None:
         return {"distilled": token_mean(tapped)}
     return {"final": token_mean(final), "distilled": token_mean(tapped)}

@@ -7,12 +7,12 @@ from typing import Any
 
 from data_catalog.stage import Job, Sealed, Stage, no_parts, no_work
 from data_catalog.tables import write_table
+from geofm.pretrain_settings import PretrainSettings
 from geofm.pretraining.arithmetic import cpu_threads, pick_device
 from geofm.pretraining.card import write_card
 from geofm.pretraining.data import never_drawn, open_corpus
 from geofm.pretraining.export import describe, write_model
 from geofm.pretraining.loop import Trained, train
-from geofm.settings import PretrainSettings
 
 
 def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:

@@ -7,12 +7,11 @@ import torch
 from data_catalog.errors import UsageError
 from geofm.pretraining.backbone import (
     NoSuchStage,
-    embed_patches,
     final_width,
     reduction,
-    run_stages,
     stage_width,
     token_mean,
+    walk,
 )
 from tests.geofm.pretraining.conftest import SWIN
 
@@ -26,8 +25,7 @@ def test_the_distilled_stage_is_1024_wide_on_6_by_6_tokens_for_swin_b() -> None:
         window_size=6,
     ).eval()
     with torch.no_grad():
-        tokens = embed_patches(model, torch.rand(1, 3, 192, 192))
-        tapped, final = run_stages(model, tokens, 3)
+        tapped, final = walk(model, torch.rand(1, 3, 192, 192), 3)
     assert tapped.shape == (1, 6, 6, 1024)
     assert final is not None
     assert final.shape == (1, 6, 6, 1024)
@@ -37,7 +35,7 @@ def test_the_distilled_stage_is_1024_wide_on_6_by_6_tokens_for_swin_b() -> None:
 def test_the_distilled_stage_is_768_wide_for_swin_t() -> None:
     model = timm.create_model("swin_tiny_patch4_window7_224", pretrained=False, num_classes=0)
     with torch.no_grad():
-        tapped, _ = run_stages(model, embed_patches(model, torch.rand(1, 3, 224, 224)), 3)
+        tapped, _ = walk(model, torch.rand(1, 3, 224, 224), 3)
     assert tapped.shape == (1, 7, 7, 768)
     assert token_mean(tapped).shape == (1, 768)
     assert stage_width(model, 3) == final_width(model) == 768
@@ -55,22 +53,21 @@ def test_the_distilled_stage_ends_after_the_merging_and_before_the_next_blocks()
         )
     with torch.no_grad():
         whole = model.forward_features(images)
-        tokens = embed_patches(model, images)
         for stage in (1, 2, 3):
-            tapped, final = run_stages(model, tokens, stage)
+            tapped, final = walk(model, images, stage)
             assert torch.equal(tapped, seen[f"into blocks {stage + 1}"])
             assert final is not None
             assert torch.equal(final, whole)
-        last, final = run_stages(model, tokens, 4)
+        last, final = walk(model, images, 4)
         assert final is not None
         assert torch.equal(model.norm(last), final)
 
 
 def test_stopping_after_the_stage_gives_the_same_and_runs_nothing_more() -> None:
     model = timm.create_model("swin_tiny_patch4_window7_224", **SWIN).eval()
-    tokens = embed_patches(model, torch.rand(1, 4, 32, 32))
+    images = torch.rand(1, 4, 32, 32)
     model.layers[3].blocks[0].register_forward_pre_hook(lambda *_: pytest.fail("stage 4 ran"))
-    tapped, final = run_stages(model, tokens, 3, whole=False)
+    tapped, final = walk(model, images, 3, whole=False)
     assert final is None
     assert tapped.shape == (1, 2, 2, stage_width(model, 3))
 
@@ -83,7 +80,7 @@ def test_a_vit_counts_quarters_of_its_depth() -> None:
     with torch.no_grad():
         blocks = model.forward_intermediates(images, output_fmt="NLC", intermediates_only=True)
         for stage in (1, 2, 3, 4):
-            tapped, final = run_stages(model, embed_patches(model, images), stage)
+            tapped, final = walk(model, images, stage)
             torch.testing.assert_close(tapped.flatten(1, 2), blocks[stage - 1])
             assert final is not None
             torch.testing.assert_close(final.flatten(1, 2), model.forward_features(images)[:, 1:])
@@ -101,7 +98,7 @@ def test_swin_v2_is_walked_the_same_way() -> None:
     ).eval()
     images = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
-        tapped, final = run_stages(model, embed_patches(model, images), 3)
+        tapped, final = walk(model, images, 3)
         assert tapped.shape == (1, 2, 2, 192)
         assert final is not None
         assert torch.equal(final, model.forward_features(images))

@@ -17,10 +17,11 @@ from data_catalog.artifact import Artifact
 from data_catalog.errors import RunError
 from data_catalog.progress import listen
 from geofm.encoders import load_encoder, weights_sha256
-from geofm.pretraining import loop
+from geofm.pretraining import loop, step
 from geofm.pretraining.checkpoint import NAME, BadCheckpoint
 from geofm.pretraining.data import Corpus, open_corpus
-from geofm.pretraining.loop import Diverged, Interrupted, Trained, train
+from geofm.pretraining.guard import Diverged
+from geofm.pretraining.loop import Interrupted, Trained, train
 from geofm.pretraining.objective import build_pretrainer
 from tests.geofm.pretraining.conftest import tiny_settings
 
@@ -97,7 +98,7 @@ def test_alpha_0_neither_loads_nor_runs_a_teacher(
     corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop, "load_teacher", lambda *_: pytest.fail("a teacher was loaded"))
-    monkeypatch.setattr(loop, "teach", lambda *_: pytest.fail("a teacher was asked"))
+    monkeypatch.setattr(step, "teach", lambda *_: pytest.fail("a teacher was asked"))
     alone = _train(corpus, tmp_path / "alone", alpha=0)
     assert alone.teacher is None
     assert alone.module.projector is None

@@ -76,8 +76,8 @@ def test_timm_loads_the_weights_strictly_from_the_config_alone(model: Artifact) 
     kept = load_file(model.local("objective.safetensors"))
     assert set(kept) == {
         "mask_token",
-        "decoder.weight",
-        "decoder.bias",
+        "decoder.pixels.weight",
+        "decoder.pixels.bias",
         "projector.weight",
         "projector.bias",
     }
