@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, cast
 from uuid import UUID
@@ -68,7 +68,7 @@ def run_stage(name: str, run: Run) -> Artifact:
         recipe.compute.device,
         run.catalogue.url,
     )
-    job = with_previous(stage, job, run.catalogue)
+    job = replace(with_previous(stage, job, run.catalogue), how=recipe.compute.model_dump())
     with run.catalogue.run(name, job.key) as record:
         found = find(stage, job, run.catalogue)
         if found is None:

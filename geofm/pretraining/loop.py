@@ -34,8 +34,8 @@ from geofm.pretraining.parallel import (
     Parallel,
     load_whole_state,
     make_fabric,
-    unshard,
     whole_state,
+    whole_weights,
 )
 from geofm.pretraining.speed import Speed, measure
 from geofm.pretraining.step import Stepper
@@ -163,10 +163,12 @@ def train(
             _take_steps(run, stopped, tell)
         if mean is not None:
             mean.give()
-        unshard(module)
-        history = _history(progress, per_epoch)
+        weights = whole_weights(module)
+        history = history_of(progress, per_epoch)
         metrics = _metrics(run)
-    return Trained(module.to("cpu").eval().requires_grad_(True), teacher, history, metrics)
+    finished = build_pretrainer(settings, len(corpus.bands), seed, width)
+    finished.load_state_dict(weights)
+    return Trained(finished.eval(), teacher, history, metrics)
 
 
 def _restore(
@@ -280,7 +282,8 @@ def _metrics(run: _Run) -> dict[str, Any]:
     }
 
 
-def _history(progress: Progress, per_epoch: int) -> pd.DataFrame:
+def history_of(progress: Progress, per_epoch: int) -> pd.DataFrame:
+    """A row per step, as ``metrics.parquet`` has it."""
     frame = pd.DataFrame(progress.history, columns=list(COLUMNS))
     frame.insert(0, "step", range(len(frame)))
     frame.insert(1, "epoch", frame["step"] // per_epoch)

@@ -43,13 +43,15 @@ def make_fabric(device: str, precision: str, processes: int, parallel: Parallel)
                 _shard, data_parallel_size=processes, tensor_parallel_size=1
             )
     nodes = max(1, processes // local_processes(processes))
-    return Fabric(
+    fabric = Fabric(
         accelerator=device,
         devices=local_processes(processes),
         num_nodes=nodes,
         precision=PRECISION[precision],
         strategy=strategy,
     )
+    fabric.launch()
+    return fabric
 
 
 def local_processes(processes: int) -> int:
@@ -100,10 +102,6 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor if gather is None else gather()
 
 
-@torch.no_grad()
-def unshard(module: nn.Module) -> None:
-    """Put whole tensors in the place of shards; every process ends with all of them."""
-    for owner in module.modules():
-        for name, parameter in list(owner.named_parameters(recurse=False)):
-            if hasattr(parameter, "full_tensor"):
-                owner.register_parameter(name, nn.Parameter(whole(parameter)))
+def whole_weights(module: nn.Module) -> dict[str, Tensor]:
+    """All weights on the CPU by name; every process must ask, and each gets them."""
+    return {name: whole(value).cpu() for name, value in module.state_dict().items()}

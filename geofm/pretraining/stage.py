@@ -12,6 +12,7 @@ from geofm.pretraining.arithmetic import cpu_threads, pick_device
 from geofm.pretraining.card import write_card
 from geofm.pretraining.data import never_drawn, open_corpus
 from geofm.pretraining.export import describe, write_model
+from geofm.pretraining.launch import team_of, train_together
 from geofm.pretraining.loop import Trained, train
 
 
@@ -25,14 +26,18 @@ def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
     dataset = job.inputs["dataset"]
     corpus = open_corpus(dataset)
     device = pick_device(job.device)
-    trained = train(corpus, settings, job.seed, device, job.scratch)
+    team = team_of(job.how, device, settings.batch, settings.accumulate)
+    if team.processes == 1:
+        trained = train(corpus, settings, job.seed, device, job.scratch, team=team)
+    else:
+        trained = train_together(dataset, settings, job.seed, device, job.scratch, team)
     unseen = never_drawn(corpus, job.seed, settings.epochs, settings.batch)
     facts = {
         **_facts(trained, settings),
         "bands": list(corpus.bands),
         "samples": len(corpus),
         # sums differ in their last bits with the number of threads
-        "arithmetic": f"cpu, {cpu_threads()} threads" if device == "cpu" else device,
+        "arithmetic": _arithmetic(device, team.processes),
     }
     write_model(trained.module, describe(settings, corpus), folder)
     write_table(trained.history, folder / "metrics.parquet")
@@ -50,6 +55,12 @@ def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
         deterministic=False,
         metrics=trained.metrics,
     )
+
+
+def _arithmetic(device: str, processes: int) -> str:
+    """What the last bits of a result depend on."""
+    where = f"cpu, {cpu_threads()} threads" if device == "cpu" else device
+    return where if processes == 1 else f"{where}, {processes} processes"
 
 
 def _facts(trained: Trained, settings: PretrainSettings) -> dict[str, Any]:
