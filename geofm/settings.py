@@ -374,7 +374,7 @@ class ComputeSettings(Section):
     parallel: Literal["ddp", "fsdp"] = Field(
         "ddp", description="How they share the model: each has it whole, or each a shard (FSDP2)."
     )
-    trackers: list[Literal["tensorboard", "mlflow"]] = Field(
+    trackers: list[Literal["tensorboard", "wandb"]] = Field(
         [], description="Where training steps are logged as well, live."
     )
     seed: int = Field(0, ge=0, lt=2**31, description="Seed of everything random.")

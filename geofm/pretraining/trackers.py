@@ -1,4 +1,4 @@
-"""Training steps for whoever watches live: TensorBoard, MLflow, or both.
+"""Training steps for whoever watches live: TensorBoard, Weights & Biases, or both.
 
 They are told what ``metrics.parquet`` will hold; nothing that a run yields depends on them.
 """
@@ -28,14 +28,14 @@ def tracking(names: Sequence[str], run: str, settings: Mapping[str, Any]) -> Ite
     """A function that logs the numbers of a step to every tracker named.
 
     Args:
-        names: ``tensorboard``, ``mlflow``.
+        names: ``tensorboard``, ``wandb``.
         run: name of the run.
         settings: of the run, logged once.
 
     Raises:
         TrackerMissing: says what to install.
     """
-    openers = {"tensorboard": _tensorboard, "mlflow": _mlflow}
+    openers = {"tensorboard": _tensorboard, "wandb": _wandb}
     with ExitStack() as stack:
         logs = [stack.enter_context(openers[name](run, settings)) for name in names]
 
@@ -76,20 +76,24 @@ def _tensorboard(run: str, settings: Mapping[str, Any]) -> Iterator[Log]:
 
 
 @contextmanager
-def _mlflow(run: str, settings: Mapping[str, Any]) -> Iterator[Log]:
+def _wandb(run: str, settings: Mapping[str, Any]) -> Iterator[Log]:
     try:
-        import mlflow
+        import wandb
     except ImportError as error:
         raise TrackerMissing(
-            "compute.trackers names mlflow, which is not installed: pip install 'geofm[track]'"
+            "compute.trackers names wandb, which is not installed: pip install 'geofm[track]'"
         ) from error
-    if "MLFLOW_TRACKING_URI" not in os.environ:
-        mlflow.set_tracking_uri(f"sqlite:///{(logs_folder() / 'mlflow.db').absolute()}")
-    mlflow.set_experiment("geofm")
-    with mlflow.start_run(run_name=run):
-        mlflow.log_params({key: str(value)[:500] for key, value in settings.items()})
+    # without an account nothing is sent: `wandb sync` can do that later
+    mode: Any = os.environ.get("WANDB_MODE") or (
+        "online" if os.environ.get("WANDB_API_KEY") else "offline"
+    )
+    quiet = wandb.Settings(console="off", silent=True)
+    folder = str(logs_folder())
+    with wandb.init(
+        project="geofm", name=run, config=dict(settings), dir=folder, mode=mode, settings=quiet
+    ) as told:
 
         def log(step: int, values: Mapping[str, float]) -> None:
-            mlflow.log_metrics(dict(values), step=step)
+            told.log(dict(values), step=step)
 
         yield log
