@@ -198,4 +198,5 @@ STAGE = Stage(
     seal=seal,
     seeded=True,
     live=True,
+    device=pick_device,
 )

@@ -79,4 +79,5 @@ STAGE = Stage(
     work=no_work,
     seal=seal,
     seeded=True,
+    device=pick_device,
 )

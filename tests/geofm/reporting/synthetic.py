@@ -483,16 +483,3 @@ def _model_and_scores(
         counts={"rows_in": 800, "rows_out": 800},
         facts={"tasks": [task], "differences": differences, "training_seeds": 1},
     )
-
-
-def make_costs(made: dict[str, Artifact]) -> list[dict[str, Any]]:
-    """Run records such as the catalogue keeps."""
-    roles = ("items", "chips", "embeddings", "decisions", "dataset", "model", "scores")
-    seconds = dict(zip(roles, (2.1, 14.2, 9.8, 3.3, 1.2, 96.4, 21.7), strict=True))
-    return [
-        {"stage": made[role].manifest.stage, "digest": made[role].digest, "seconds": spent,
-         "metrics": {"kwh": spent * 3e-5, "kg_co2e": spent * 1.4e-5, "peak_mib": 812.0,
-                     **({"images_per_second": 148.2, "device": "cpu"} if role == "model" else {})}}
-        for role, spent in seconds.items()
-        if role in made
-    ]  # fmt: skip
