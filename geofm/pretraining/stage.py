@@ -7,6 +7,7 @@ from typing import Any
 
 from data_catalog.stage import Job, Sealed, Stage, no_parts, no_work
 from data_catalog.tables import write_table
+from geofm.encoders import weights_licence
 from geofm.pretraining.arithmetic import cpu_threads, pick_device
 from geofm.pretraining.card import write_card
 from geofm.pretraining.data import never_drawn, open_corpus
@@ -31,10 +32,12 @@ def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
         **_facts(trained, settings),
         "bands": list(corpus.bands),
         "samples": len(corpus),
+        "sources": dataset.manifest.facts.get("sources", []),
         # sums differ in their last bits with the number of threads
         "arithmetic": f"cpu, {cpu_threads()} threads" if device == "cpu" else device,
     }
-    write_model(trained.module, describe(settings, corpus), folder)
+    terms = sorted({str(source["licence"]) for source in facts["sources"]})
+    write_model(trained.module, describe(settings, corpus, terms), folder)
     write_table(trained.history, folder / "metrics.parquet")
     write_card(folder / "README.md", settings, dataset, facts, job.seed)
     return Sealed(
@@ -61,6 +64,7 @@ def _facts(trained: Trained, settings: PretrainSettings) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in backbone.parameters()),
         "teacher": settings.teacher.partition("@")[0] if teacher else "",
         "teacher_weights_sha256": teacher.encoder.weights_sha256 if teacher else "",
+        "teacher_licence": weights_licence(settings.teacher) if teacher else "",
         "teacher_width": teacher.width if teacher else 0,
         "alpha": settings.alpha,
         "mim_weight": settings.mim_weight,
@@ -71,7 +75,7 @@ def _facts(trained: Trained, settings: PretrainSettings) -> dict[str, Any]:
 
 STAGE = Stage(
     name="pretrain",
-    version="1",
+    version="2",
     kind="model",
     inputs=("dataset",),
     software=("torch", "timm", "numpy", "safetensors", "lightning"),

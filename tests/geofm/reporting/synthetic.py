@@ -414,8 +414,6 @@ def _model_and_scores(
     metrics = pd.DataFrame({"step": steps, "epoch": steps / 20, "mim": mim + noise[0]})
     metrics = metrics.assign(distill=distill + noise[1], lr=rate, loss=mim + distill, grad_norm=1.0)
     write_table(metrics, folder / "metrics.parquet")
-    config = {"bands": BANDS, "mean": [0.3] * 4, "std": [0.1] * 4, "size_px": 96}
-    (folder / "config.json").write_text(json.dumps(config))
     facts = {"teacher": "efficientnet-lite0", "teacher_weights_sha256": "cd" * 32, "steps": 240}
     made["model"] = seal(
         store,
