@@ -66,7 +66,7 @@ The weights were learned from imagery under these terms: {terms}. They are liste
 whoever publishes the weights decides what follows from them.
 
 {sources}
-{teacher_terms}
+{weights}
 ## Limits
 
 It has seen the places, seasons and sensors of its dataset, and no others; other sensors' values
@@ -108,7 +108,7 @@ def write_card(
         lineage="\n".join(f"| {role} | `{digest}` |" for role, digest in rows),
         terms=", ".join(sorted({str(s["licence"]) for s in facts["sources"]})) or "none named",
         sources=_sources(facts["sources"]),
-        teacher_terms=_teacher_terms(facts),
+        weights=_weights(facts["weights_licences"]),
     )
     path.write_text(text, encoding="utf-8")
 
@@ -123,8 +123,11 @@ def _sources(sources: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _teacher_terms(facts: dict[str, Any]) -> str:
-    if not facts["teacher"]:
-        return ""
-    stated = facts["teacher_licence"] or "terms that are not stated with them"
-    return f"The teacher's weights ({facts['teacher']}) are under {stated}.\n"
+def _weights(licences: dict[str, str]) -> str:
+    """The terms of the weights that training began with or looked at."""
+    said = [
+        f"The {who}'s {'first ' if who == 'student' else ''}weights are under "
+        f"{stated or 'terms that are not stated with them'}.\n"
+        for who, stated in licences.items()
+    ]
+    return "".join(said)

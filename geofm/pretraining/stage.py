@@ -57,14 +57,17 @@ def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
 
 def _facts(trained: Trained, settings: PretrainSettings) -> dict[str, Any]:
     backbone = trained.module.student.backbone
-    teacher = trained.teacher
+    teacher, starts_trained = trained.teacher, settings.student_init == "pretrained"
     return {
         "student": settings.student.partition("@")[0],
         "student_init": settings.student_init,
         "parameters": sum(p.numel() for p in backbone.parameters()),
         "teacher": settings.teacher.partition("@")[0] if teacher else "",
         "teacher_weights_sha256": teacher.encoder.weights_sha256 if teacher else "",
-        "teacher_licence": weights_licence(settings.teacher) if teacher else "",
+        "weights_licences": {
+            **({"teacher": weights_licence(settings.teacher)} if teacher else {}),
+            **({"student": weights_licence(settings.student)} if starts_trained else {}),
+        },
         "teacher_width": teacher.width if teacher else 0,
         "alpha": settings.alpha,
         "mim_weight": settings.mim_weight,

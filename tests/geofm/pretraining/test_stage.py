@@ -183,7 +183,7 @@ def test_the_card_names_data_teacher_terms_and_use(model: Artifact, dataset: Art
         'timm.create_model("local-dir:.", pretrained=True)',
         "red, green, blue, nir",
         "| CC-BY-4.0 | test | 22 | Us |",
-        "terms that are not stated with them",
+        "The teacher's weights are under terms that are not stated with them",
     ):
         assert piece in card
 
