@@ -105,6 +105,8 @@ def remarks(costs: Sequence[Cost]) -> list[str]:
             "Made in part by earlier runs for other datasets or models, whose cost is theirs: "
             f"{', '.join(shared)}."
         )
+    if any(c.stage in ("embed", "pretrain") for c in found):
+        said.append("What it took elsewhere to train the teacher and the encoder is not counted.")
     return [text for text in said if text]
 
 

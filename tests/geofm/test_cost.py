@@ -47,6 +47,7 @@ def test_remarks_say_what_the_numbers_do_not() -> None:
     assert "pretrain (3)" in said
     assert "cut (5 of 28 parts)" in said
     assert "without" not in said.lower()
+    assert said.endswith("train the teacher and the encoder is not counted.")
     lacking = [Cost("search", "c"), Cost("cut", "a", 5.0, 0.0, sessions=1)]
     said = "\n".join(remarks(lacking))
     assert "no run that made them: search." in said

@@ -14,6 +14,7 @@ import shapely
 import timm
 import torch
 import yaml
+from huggingface_hub import ModelCard
 
 from data_catalog.artifact import Artifact
 from data_catalog.catalogue import Catalogue, open_catalogue
@@ -26,7 +27,7 @@ from flows.cli_export import export
 from geofm.huggingface import terms_of_use
 from geofm.pretraining import features, load_model
 from geofm.pretraining.hub import export_model
-from geofm.pretraining.mlm import ALWAYS, cover, mlm_item
+from geofm.pretraining.mlm import ALWAYS, cover, mlm_item, time_span
 from geofm.pretraining.stage import STAGE
 from tests.geofm.pretraining.conftest import make_dataset, tiny_settings
 
@@ -87,6 +88,8 @@ def test_the_card_has_a_head_terms_cost_and_digest(made: dict[str, Artifact], fo
     assert about["license"] == "cc-by-4.0"
     assert about["datasets"] == ["tiny"]
     assert "knowledge-distillation" in about["tags"]
+    read = ModelCard.load(folder / "README.md").data
+    assert (read.library_name, read.pipeline_tag) == ("timm", "image-feature-extraction")
     assert card.startswith(model.local("README.md").read_text())
     more = card[len(model.local("README.md").read_text()) :]
     assert f"Model `{model.digest}`" in more
@@ -205,8 +208,6 @@ def test_stac_model_validates_the_item(item: dict[str, Any]) -> None:
 
 
 def test_a_model_of_no_known_time_is_bound_to_none(place: tuple[Store, Catalogue]) -> None:
-    from geofm.pretraining.mlm import time_span
-
     dataset = make_dataset(place[0], place[1].url, samples=4)
     samples = dataset.table("samples.parquet").assign(datetime=None)
     assert (time_span(samples)["start_datetime"], time_span(samples)["end_datetime"]) == ALWAYS
@@ -251,9 +252,7 @@ def test_the_command_picks_by_kind(
     path = Path(json.loads(capsys.readouterr().out)["path"])
     assert path.name == "tiny-swin_tiny_patch4_window7_224.stac.json"
     assert json.loads(path.read_text())["assets"]["weights"]["href"].startswith("file://")
-    with pytest.raises(
-        UsageError, match=r"of kind model.*no --format croissant: choose hf or stac"
-    ):
+    with pytest.raises(UsageError, match=r"no --format croissant: choose hf or stac"):
         export(model, "croissant", "", **where)
     with pytest.raises(UsageError, match=r"of kind dataset.*choose hf or croissant"):
         export(made["dataset"].digest, "stac", "", **where)
