@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
 from typing import Any, cast
@@ -69,7 +69,7 @@ def run_stage(name: str, run: Run) -> Artifact:
         recipe.compute.device,
         run.catalogue.url,
     )
-    job = with_previous(stage, job, run.catalogue)
+    job = replace(with_previous(stage, job, run.catalogue), how=recipe.compute.model_dump())
     with run.catalogue.run(name, job.key) as record:
         found = find(stage, job, run.catalogue)
         if found is None:

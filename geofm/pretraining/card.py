@@ -11,7 +11,7 @@ from typing import Any
 
 from data_catalog.artifact import Artifact
 from geofm.imagery.radiometry import WHITE
-from geofm.settings import PretrainSettings
+from geofm.pretrain_settings import PretrainSettings
 
 _CARD = """\
 # {student}, pretrained on `{name}`
@@ -25,8 +25,8 @@ features; it has no classes.
 | student | {student}, {init}, {parameters:,} parameters |
 | teacher | {teacher} |
 | loss | {mim_weight} x masked L1 + {alpha} x negative cosine at stage {stage} |
-| mask | {mask_ratio:.0%} of the patches of {mask_patch_px} px, images of {size_px} px |
-| optimisation | AdamW, {epochs} epochs of {samples} samples, batch {batch}, seed {seed} |
+| mask | {mask_ratio:.0%} of the patches of {mask_patch_px} px {masked}, images of {size_px} px |
+| optimisation | AdamW, {epochs} epochs of {samples} samples, batch {batch}, seed {seed}{mean} |
 | arithmetic | {precision} on {device} |
 | input | {bands}; {size_px} x {size_px} px |
 
@@ -45,9 +45,10 @@ Bands in the order {bands}. *Unit* pixels are reflectance / {white} for 16-bit d
 under `pretrained_cfg` and `geofm`.
 
 This is the *final* feature: the mean over the normalised last map. The *distilled* feature is the
-mean over stage {stage} (of a Swin with the patch merging that follows it, of a ViT a quarter of its
-depth each), without a norm: what was held against the teacher. Where the reconstruction had no
-weight it is the only one that learned anything. `geofm.pretraining.features` gives both.
+mean over stage {stage}, without a norm: of a Swin with the patch merging that follows it, of a ViT
+after {stage} quarters of its depth. There the student was held against the teacher{pooled}; where
+the reconstruction had no weight, what comes later has learned nothing. `geofm.pretraining.features`
+gives both (for Hiera and ConvNeXt timm's own output norms the mean instead).
 
 `objective.safetensors` holds what only pretraining needs: mask token, decoder, projector.
 `metrics.parquet` has a row per training step.
@@ -105,6 +106,9 @@ def write_card(
         bands=", ".join(facts["bands"]),
         band_count=len(facts["bands"]),
         white=WHITE,
+        masked="left out" if settings.masking == "drop" else "replaced by a token",
+        mean=f", running mean of the weights ({settings.ema} a step)" if settings.ema else "",
+        pooled=f" by its {settings.distill_pool}{', normalised' if settings.distill_norm else ''}",
         lineage="\n".join(f"| {role} | `{digest}` |" for role, digest in rows),
         terms=", ".join(sorted({str(s["licence"]) for s in facts["sources"]})) or "none named",
         sources=_sources(facts["sources"]),

@@ -17,17 +17,11 @@ from data_catalog.canonical import canonical
 from data_catalog.errors import CheckError
 from geofm.encoders import resize
 from geofm.imagery.radiometry import WHITE
-from geofm.pretraining.backbone import (
-    embed_patches,
-    final_width,
-    run_stages,
-    stage_width,
-    token_mean,
-)
+from geofm.pretrain_settings import PretrainSettings
+from geofm.pretraining.backbone import final_width, stage_width, token_mean, walk
 from geofm.pretraining.data import Corpus
 from geofm.pretraining.objective import Pretrainer
 from geofm.pretraining.student import backbone_arguments, random_backbone
-from geofm.settings import PretrainSettings
 from geofm.threads import own_random_state
 
 MODEL, OBJECTIVE, CONFIG = "model.safetensors", "objective.safetensors", "config.json"
@@ -66,7 +60,7 @@ def describe(
             "mean": list(corpus.mean),
             "std": list(corpus.std),
             "num_classes": 0,
-            "first_conv": "patch_embed.proj",
+            **({"first_conv": usual.first_conv} if usual is not None and usual.first_conv else {}),
             "license": " AND ".join(terms),
         },
         "geofm": {
@@ -92,10 +86,11 @@ def write_model(module: Pretrainer, config: dict[str, Any], folder: Path) -> Non
         "geofm": {**config["geofm"], "features": widths},
     }
     backbone = network.state_dict()
-    kept = {"mask_token": module.student.mask_token.data}
-    kept |= {f"decoder.{k}": v for k, v in module.decoder[0].state_dict().items()}
-    if module.projector is not None:
-        kept |= {f"projector.{k}": v for k, v in module.projector.state_dict().items()}
+    kept = {
+        name.removeprefix("student."): value
+        for name, value in module.state_dict().items()
+        if not name.startswith("student.backbone.")
+    }
     for name, state in ((MODEL, backbone), (OBJECTIVE, kept)):
         tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
         save_tensors(tensors, folder / name, metadata={"format": "pt"})
@@ -148,8 +143,7 @@ def features(model: nn.Module, config: dict[str, Any], images: Tensor) -> dict[s
         for name in ("mean", "std")
     )
     normalised = (resize(images.float(), size_px) - mean) / std
-    tokens = embed_patches(model, normalised)
-    tapped, final = run_stages(model, tokens, int(config["geofm"]["distill_stage"]))
+    tapped, final = walk(model, normalised, int(config["geofm"]["distill_stage"]))
     if final is None:
         return {"distilled": token_mean(tapped)}
     return {"final": token_mean(final), "distilled": token_mean(tapped)}

@@ -39,7 +39,7 @@ ALWAYS = ("1900-01-01T00:00:00Z", "9999-12-31T23:59:59Z")
 TASKS = ["similarity-search"]
 OUTPUTS = {
     "final": "Mean over the normalised last map: what the model gives when it is called.",
-    "distilled": "Mean over the distilled stage, its patch merging included, without a norm.",
+    "distilled": "Mean over the distilled stage without a norm; of a Swin with its patch merging.",
 }
 
 

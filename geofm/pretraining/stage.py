@@ -8,12 +8,13 @@ from typing import Any
 from data_catalog.stage import Job, Sealed, Stage, no_parts, no_work
 from data_catalog.tables import write_table
 from geofm.encoders import weights_licence
+from geofm.pretrain_settings import PretrainSettings
 from geofm.pretraining.arithmetic import cpu_threads, pick_device
 from geofm.pretraining.card import write_card
 from geofm.pretraining.data import never_drawn, open_corpus
 from geofm.pretraining.export import describe, write_model
+from geofm.pretraining.launch import team_of, train_together
 from geofm.pretraining.loop import Trained, train
-from geofm.settings import PretrainSettings
 
 
 def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
@@ -26,7 +27,11 @@ def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
     dataset = job.inputs["dataset"]
     corpus = open_corpus(dataset)
     device = pick_device(job.device)
-    trained = train(corpus, settings, job.seed, device, job.scratch)
+    team = team_of(job.how, device, settings.batch, settings.accumulate)
+    if team.processes == 1:
+        trained = train(corpus, settings, job.seed, device, job.scratch, team=team)
+    else:
+        trained = train_together(dataset, settings, job.seed, device, job.scratch, team)
     unseen = never_drawn(corpus, job.seed, settings.epochs, settings.batch)
     facts = {
         **_facts(trained, settings),
@@ -34,7 +39,7 @@ def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
         "samples": len(corpus),
         "sources": dataset.manifest.facts.get("sources", []),
         # sums differ in their last bits with the number of threads
-        "arithmetic": f"cpu, {cpu_threads()} threads" if device == "cpu" else device,
+        "arithmetic": _arithmetic(device, team.processes),
     }
     terms = sorted({str(source["licence"]) for source in facts["sources"]})
     write_model(trained.module, describe(settings, corpus, terms), folder)
@@ -53,6 +58,12 @@ def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
         deterministic=False,
         metrics=trained.metrics,
     )
+
+
+def _arithmetic(device: str, processes: int) -> str:
+    """What the last bits of a result depend on."""
+    where = f"cpu, {cpu_threads()} threads" if device == "cpu" else device
+    return where if processes == 1 else f"{where}, {processes} processes"
 
 
 def _facts(trained: Trained, settings: PretrainSettings) -> dict[str, Any]:

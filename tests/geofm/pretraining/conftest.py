@@ -22,8 +22,8 @@ from data_catalog.store import Store, open_store
 from data_catalog.tables import write_table
 from geofm.imagery.chips import chip_bytes
 from geofm.imagery.radiometry import to_unit
+from geofm.pretrain_settings import PretrainSettings
 from geofm.pretraining.data import Corpus, open_corpus
-from geofm.settings import PretrainSettings
 from geofm.shards.tar import write_tar
 
 SCALE = 0.0001

@@ -9,6 +9,7 @@ import pytest
 from data_catalog.artifact import Artifact
 from geofm.imagery.chips import chip_from_bytes
 from geofm.imagery.radiometry import to_unit
+from geofm.pretrain_settings import PretrainSettings
 from geofm.pretraining.data import (
     Corpus,
     TooFewSamples,
@@ -20,7 +21,6 @@ from geofm.pretraining.data import (
     read_unit,
     steps_per_epoch,
 )
-from geofm.settings import PretrainSettings
 from geofm.shards.order import epoch_order
 from geofm.shards.reader import DamagedShard, ShardFiles
 from tests.geofm.pretraining.conftest import SCALE, tiny_settings

@@ -60,7 +60,7 @@ def _named_alike(plain: PlainSimMIM) -> dict[str, torch.Tensor]:
     for name, value in plain.named_parameters():
         ours = renamed.get(name, name)
         ours = ours.replace("net.", "student.backbone.", 1) if ours.startswith("net.") else ours
-        state[ours.replace("decode.", "decoder.0.")] = value
+        state[ours.replace("decode.", "decoder.pixels.")] = value
     return state
 
 
