@@ -102,8 +102,9 @@ def _ancestors(catalogue: Catalogue, digests: Iterable[str]) -> dict[str, str]:
 def _cost(stage: str, run: RunRow, sessions: list[RunRow]) -> Cost:
     """The sum of a job's sessions, the last of which is the run that sealed."""
     metrics = run.metrics
-    seconds = sum(_seconds(one) for one in sessions)
     counted = float(metrics.get("seconds") or run.seconds or 0)
+    # training's checkpoint remembers more of a killed session than its last note
+    seconds = max(sum(_seconds(one) for one in sessions), counted)
     gpus = float(metrics.get("gpu_seconds", 0)) / counted if counted else 0.0
     worked = sum(int(one.metrics.get("parts_worked", 0)) for one in sessions)
     found = int(metrics.get("parts", 0)) - worked if "parts_worked" in metrics else 0

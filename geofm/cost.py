@@ -152,4 +152,4 @@ def as_markdown(costs: Sequence[Cost]) -> str:
     lines.append("|" + "".join("---:|" if i in table.numeric else "---|"
                                for i in range(len(table.head))))  # fmt: skip
     lines += [f"| {' | '.join(row)} |" for row in table.rows]
-    return "\n".join([*lines, "", *remarks(costs)])
+    return "\n".join([*lines, "", *(f"- {remark}" for remark in remarks(costs))])

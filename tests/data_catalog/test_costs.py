@@ -144,6 +144,17 @@ def test_gpus_are_those_the_last_session_held_for_all_sessions(
     assert found["cut"].gpu_seconds == 0
 
 
+def test_a_stage_that_counted_its_sessions_itself_is_believed_where_it_knows_of_more(
+    store: Store, catalogue: Catalogue
+) -> None:
+    items = run_stage(NUMBERS, store, catalogue, {}, Settings())
+    _spend(catalogue, seconds=25.0, gpu_seconds=50.0)
+    _run(catalogue, catalogue.runs()[0], -1, status="running", seconds=None,
+         metrics={"seconds": 9.0})  # fmt: skip
+    cost = lineage_costs(catalogue, [items.digest])[0]
+    assert (cost.seconds, cost.gpu_seconds) == (25.0, 50.0)
+
+
 def test_what_no_run_here_made_is_there_without_numbers(store: Store, catalogue: Catalogue) -> None:
     items = run_stage(NUMBERS, store, catalogue, {}, Settings())
     with catalogue.session() as session:
