@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from data_catalog.artifact import Artifact
 from data_catalog.canonical import canonical
-from data_catalog.errors import CheckError
+from data_catalog.errors import CheckError, UsageError
 from geofm.encoders import resize
 from geofm.imagery.radiometry import WHITE
 from geofm.pretrain_settings import PretrainSettings
@@ -29,6 +29,10 @@ MODEL, OBJECTIVE, CONFIG = "model.safetensors", "objective.safetensors", "config
 
 class DamagedModel(CheckError):
     """The weights of a model artifact do not fit its own config."""
+
+
+class OldModel(UsageError):
+    """A model artifact in a form that is not read any more."""
 
 
 def describe(
@@ -97,13 +101,29 @@ def write_model(module: Pretrainer, config: dict[str, Any], folder: Path) -> Non
     (folder / CONFIG).write_bytes(canonical(config))
 
 
+def read_config(artifact: Artifact) -> dict[str, Any]:
+    """The config of a model artifact, as ``describe`` and ``write_model`` made it.
+
+    Raises:
+        OldModel: it was made before configs had timm's form.
+    """
+    config: dict[str, Any] = artifact.json(CONFIG)
+    if "geofm" not in config:
+        raise OldModel(
+            f"model {artifact.digest[:12]} was made by an earlier geofm, in another form; run its "
+            "recipe again to train it anew"
+        )
+    return config
+
+
 def load_model(artifact: Artifact) -> tuple[nn.Module, dict[str, Any]]:
     """The pretrained backbone in evaluation mode, and its config.
 
     Raises:
         DamagedModel: weights and config do not belong together.
+        OldModel: see ``read_config``.
     """
-    config = artifact.json(CONFIG)
+    config = read_config(artifact)
     with own_random_state():
         model: nn.Module = timm.create_model(
             config["architecture"], pretrained=False, **config["model_args"]

@@ -12,7 +12,7 @@ from data_catalog.copying import copied
 from data_catalog.costs import Cost
 from geofm.cost import as_markdown
 from geofm.huggingface import CARD, terms_of_use, write_card
-from geofm.pretraining.export import CONFIG
+from geofm.pretraining.export import CONFIG, read_config
 from geofm.pretraining.mlm import mlm_item, to_text
 from geofm.shards.croissant import licences
 
@@ -55,7 +55,7 @@ def export_model(
         CheckError: a file is not as sealed.
     """
     with copied(model, folder, hard_links, rewritten=(CARD, CONFIG)) as made:
-        config = json.loads((made / CONFIG).read_bytes())
+        config = read_config(model)
         config["geofm"]["digest"] = model.digest
         text = json.dumps(config, indent=2, ensure_ascii=False)
         (made / CONFIG).write_text(f"{text}\n", encoding="utf-8")

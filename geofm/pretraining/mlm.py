@@ -11,6 +11,7 @@ from typing import Any
 
 import geopandas as gpd
 import numpy as np
+import pyarrow.parquet as pq
 import shapely
 from shapely.geometry import mapping
 from shapely.geometry.base import BaseGeometry
@@ -18,7 +19,7 @@ from shapely.geometry.polygon import orient
 
 from data_catalog.artifact import MANIFEST, Artifact
 from data_catalog.canonical import sha256_file
-from geofm.pretraining.export import CONFIG, MODEL
+from geofm.pretraining.export import CONFIG, MODEL, read_config
 from geofm.shards.croissant import licences
 from geofm.shards.split import TRAIN
 
@@ -53,7 +54,7 @@ def mlm_item(model: Artifact, dataset: Artifact, title: str, folder: Path | None
         folder: a copy of the model in which the item will lie; by default its assets are in the
             store.
     """
-    config = model.json(CONFIG)
+    config = read_config(model)
     samples = training_samples(dataset)
     covered = cover(samples.geometry.to_numpy())
     terms = licences(model)
@@ -67,8 +68,8 @@ def mlm_item(model: Artifact, dataset: Artifact, title: str, folder: Path | None
         "properties": {
             **time_span(samples),
             "title": title,
-            "description": f"{config['architecture']} pretrained on {len(samples)} image chips by "
-            "masked image modelling and distillation; gives features, has no classes.",
+            "description": f"{config['architecture']} pretrained by geofm on {len(samples)} image "
+            "chips; gives features, has no classes.",
             **({"license": " AND ".join(terms)} if terms else {}),
             "bands": [{"name": band} for band in config["geofm"]["bands"]],
             **_properties(model, config, title),
@@ -173,10 +174,9 @@ def _address(model: Artifact, name: str) -> str:
 def training_samples(dataset: Artifact) -> gpd.GeoDataFrame:
     """Footprint and time of the samples of the training split."""
     path = dataset.local("samples.parquet")
-    samples = gpd.read_parquet(path)
-    if "split" in samples:
-        samples = samples[samples["split"] == TRAIN]
-    return samples[["geometry", "datetime"]]
+    split = {"split"} & set(pq.read_schema(path).names)
+    samples = gpd.read_parquet(path, columns=["geometry", "datetime", *split])
+    return samples[samples["split"] == TRAIN] if split else samples
 
 
 def time_span(samples: gpd.GeoDataFrame) -> Json:

@@ -19,7 +19,7 @@ from data_catalog.verify import verify_artifact
 from geofm.imagery.radiometry import to_unit
 from geofm.pretraining import features, load_model, random_model
 from geofm.pretraining.data import Corpus
-from geofm.pretraining.export import describe, write_model
+from geofm.pretraining.export import OldModel, describe, write_model
 from geofm.pretraining.loop import train
 from geofm.pretraining.stage import STAGE
 from tests.geofm.pretraining.conftest import make_dataset, tiny_settings
@@ -166,6 +166,12 @@ def test_the_config_holds_what_a_user_needs(model: Artifact, dataset: Artifact) 
         "projector.weight",
         "projector.bias",
     }
+
+
+def test_a_model_of_an_earlier_form_is_named(model: Artifact, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"timm": "swin_tiny_patch4_window7_224"}')
+    with pytest.raises(OldModel, match="run its recipe again"):
+        load_model(Artifact(str(tmp_path)))
 
 
 def test_features_of_both_stages_at_any_size(model: Artifact) -> None:
