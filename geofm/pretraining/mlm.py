@@ -139,7 +139,6 @@ def _output(name: str, width: int) -> Json:
         "bands": [],
         "result": {"shape": [-1, width], "dim_order": ["batch", "channel"],
                    "data_type": "float32"},
-        "post_processing_function": None,
     }  # fmt: skip
 
 
