@@ -146,6 +146,8 @@ class Stage:
     follows: bool = False
     #: Parts that one worker works on at once: several where a part mostly waits for the network.
     at_once: int = 1
+    #: ``device(asked)``: where its work is done, ``cpu`` or ``cuda``; None for the processor alone.
+    device: Callable[[str], str] | None = None
 
 
 def prepared(job: Job, key: str, make: Callable[[Path], None]) -> Path:

@@ -72,7 +72,8 @@ def decay_groups(module: Pretrainer, weight_decay: float) -> list[dict[str, Any]
     says of the backbone (position embedding, class token).
     """
     backbone: Any = module.student.backbone
-    spared = {f"student.backbone.{name}" for name in backbone.no_weight_decay()}
+    said: set[str] = getattr(backbone, "no_weight_decay", set)()  # convolutional ones say nothing
+    spared = {f"student.backbone.{name}" for name in said}
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     for name, parameter in module.named_parameters():

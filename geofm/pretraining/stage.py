@@ -7,6 +7,7 @@ from typing import Any
 
 from data_catalog.stage import Job, Sealed, Stage, no_parts, no_work
 from data_catalog.tables import write_table
+from geofm.encoders import weights_licence
 from geofm.pretrain_settings import PretrainSettings
 from geofm.pretraining.arithmetic import cpu_threads, pick_device
 from geofm.pretraining.card import write_card
@@ -36,10 +37,12 @@ def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
         **_facts(trained, settings),
         "bands": list(corpus.bands),
         "samples": len(corpus),
+        "sources": dataset.manifest.facts.get("sources", []),
         # sums differ in their last bits with the number of threads
         "arithmetic": _arithmetic(device, team.processes),
     }
-    write_model(trained.module, describe(settings, corpus), folder)
+    terms = sorted({str(source["licence"]) for source in facts["sources"]})
+    write_model(trained.module, describe(settings, corpus, terms), folder)
     write_table(trained.history, folder / "metrics.parquet")
     write_card(folder / "README.md", settings, dataset, facts, job.seed)
     return Sealed(
@@ -65,13 +68,17 @@ def _arithmetic(device: str, processes: int) -> str:
 
 def _facts(trained: Trained, settings: PretrainSettings) -> dict[str, Any]:
     backbone = trained.module.student.backbone
-    teacher = trained.teacher
+    teacher, starts_trained = trained.teacher, settings.student_init == "pretrained"
     return {
         "student": settings.student.partition("@")[0],
         "student_init": settings.student_init,
         "parameters": sum(p.numel() for p in backbone.parameters()),
         "teacher": settings.teacher.partition("@")[0] if teacher else "",
         "teacher_weights_sha256": teacher.encoder.weights_sha256 if teacher else "",
+        "weights_licences": {
+            **({"teacher": weights_licence(settings.teacher)} if teacher else {}),
+            **({"student": weights_licence(settings.student)} if starts_trained else {}),
+        },
         "teacher_width": teacher.width if teacher else 0,
         "alpha": settings.alpha,
         "mim_weight": settings.mim_weight,
@@ -82,7 +89,7 @@ def _facts(trained: Trained, settings: PretrainSettings) -> dict[str, Any]:
 
 STAGE = Stage(
     name="pretrain",
-    version="1",
+    version="2",
     kind="model",
     inputs=("dataset",),
     software=("torch", "timm", "numpy", "safetensors", "lightning"),
@@ -90,4 +97,5 @@ STAGE = Stage(
     work=no_work,
     seal=seal,
     seeded=True,
+    device=pick_device,
 )

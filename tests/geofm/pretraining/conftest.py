@@ -70,7 +70,13 @@ def _seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
             index.append({"key": key, "chip_id": key, "shard": name, **place})
         for key, pixels in pictures.items():
             scale = [SCALE] * len(fake.bands)
-            rows.append({"chip_id": key, "scale": scale, "geometry": box(0, 0, 1, 1)})
+            place = int(key, 16) / 10
+            rows.append(
+                {
+                    "chip_id": key, "scale": scale, "datetime": f"2024-06-{shard + 1:02}T10:30:00Z",
+                    "geometry": box(5 + place, 45, 5.05 + place, 45.05),
+                }
+            )  # fmt: skip
             units.append(to_unit(pixels, scale))
     write_table(pd.DataFrame(index), folder / "index.parquet")
     write_table(gpd.GeoDataFrame(rows, crs="EPSG:4326"), folder / "samples.parquet")
