@@ -26,6 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -159,11 +160,8 @@ def ours(asked: argparse.Namespace, settings: Any) -> dict[str, Any]:
             raise _Enough
 
     corpus = open_corpus(Artifact(asked.dataset))
-    with tempfile.TemporaryDirectory() as folder, listen(tick):
-        try:
-            loop.train(corpus, settings, 0, asked.device, Path(folder))
-        except _Enough:
-            pass
+    with tempfile.TemporaryDirectory() as folder, listen(tick), suppress(_Enough):
+        loop.train(corpus, settings, 0, asked.device, Path(folder))
     counted = [(done, at) for done, at in times if done >= first]
     steps, seconds = counted[-1][0] - counted[0][0], counted[-1][1] - counted[0][1]
     rate = steps * asked.batch / seconds
@@ -171,7 +169,8 @@ def ours(asked: argparse.Namespace, settings: Any) -> dict[str, Any]:
     waited = (seen[-1][1] - seen[0][1]) / (seen[-1][2] - seen[0][2])
     return {
         "images_per_s": rate, "of_ceiling": speed.used(rate), "waited": waited,
-        "gflop_per_image": speed.flop_per_image / 1e9, "ceiling_gflops": speed.flop_per_second / 1e9,
+        "gflop_per_image": speed.flop_per_image / 1e9,
+        "ceiling_gflops": speed.flop_per_second / 1e9,
     }  # fmt: skip
 
 

@@ -31,6 +31,11 @@ class PretrainSettings(Section):
     teacher_stage: int | None = Field(
         None, ge=1, le=4, description="Stage that teaches; empty: distill_stage."
     )
+    teacher_features: Literal["live", "once"] = Field(
+        "live",
+        description="live: the teacher sees every crop. once: it sees every whole chip once, or "
+        "not at all where curation embedded the chips with the same network.",
+    )
     size_px: int = Field(192, ge=32, le=1024, description="Student's input edge (pixels).")
     masking: Literal["replace", "drop"] = Field(
         "replace",

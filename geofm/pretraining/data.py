@@ -60,10 +60,10 @@ class Corpus:
 class Batch:
     """Chips in unit space [B, bands, H, W], the weights that crop them, masks [B, g, g].
 
-    ``samples`` are their numbers in the corpus.
+    ``samples`` are their numbers in the corpus, [B].
     """
 
-    samples: list[int]
+    samples: NDArray[np.int64]
     images: NDArray[np.float32]
     rows: NDArray[np.float32]
     columns: NDArray[np.float32]
@@ -160,7 +160,7 @@ def load_batch(
         windows.append(draw_window(rng, picture.shape[1], picture.shape[2], settings.crop_scale))
         masks.append(draw_mask(rng, grid, settings.mask_ratio))
     rows, columns = crop_weights(windows, settings.size_px, height, width)
-    return Batch(samples, images, rows, columns, np.stack(masks))
+    return Batch(np.array(samples, dtype=np.int64), images, rows, columns, np.stack(masks))
 
 
 def batches(

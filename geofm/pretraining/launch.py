@@ -113,7 +113,7 @@ def train_together(
         code = _run(command, threads, errors, stopped)
     if code or not (folder / RESULT).exists():
         raise _failure(folder, stopped())
-    return _result(dataset, settings, seed, device, folder)
+    return _result(dataset, settings, seed, taught, folder)
 
 
 def _run(command: list[str], threads: int, errors: Any, stopped: Callable[[], bool]) -> int:
@@ -166,7 +166,11 @@ def _failure(folder: Path, stopped: bool) -> GeofmError:
 
 
 def _result(
-    dataset: Artifact, settings: PretrainSettings, seed: int, device: str, folder: Path
+    dataset: Artifact,
+    settings: PretrainSettings,
+    seed: int,
+    taught: NDArray[np.float32] | None,
+    folder: Path,
 ) -> Trained:
     """The finished run, from its last checkpoint."""
     corpus = open_corpus(dataset)
@@ -174,8 +178,9 @@ def _result(
     content = load(folder, identity_of(corpus, settings, seed))
     if content is None:
         raise TogetherFailed(f"the last checkpoint in {folder} is gone; start the same run again")
-    teacher = load_teacher(settings, "cpu") if settings.alpha > 0 else None
-    module = build_pretrainer(settings, len(corpus.bands), seed, teacher.width if teacher else None)
+    teacher = load_teacher(settings, "cpu") if settings.alpha > 0 and taught is None else None
+    width = teacher.width if teacher else None if taught is None else taught.shape[1]
+    module = build_pretrainer(settings, len(corpus.bands), seed, width)
     module.load_state_dict(content["module"])
     module.load_state_dict(content.get("mean", {}), strict=False)
     history = history_of(progress_of(content), steps_per_epoch(corpus, settings.batch))

@@ -68,7 +68,10 @@ ALONE = Team()
 
 @dataclass(frozen=True)
 class Trained:
-    """A finished run: the module on the CPU, its teacher, a row per step, and what it cost."""
+    """A finished run: the module on the CPU, its teacher, a row per step, and what it cost.
+
+    There is no teacher without distillation, nor where its features were given.
+    """
 
     module: Pretrainer
     teacher: Teacher | None
@@ -123,7 +126,7 @@ def train(
         folder: of this very run; keeps the checkpoint.
         threads: of the CPU; all that this process may use when not given.
         team: more processes than one must have been started by torchrun (``launch``).
-        taught: the teacher's feature of every sample [N, C], where it is not asked live.
+        taught: the teacher's feature of every sample [N, C]; then no teacher is loaded.
 
     Raises:
         TooFewSamples, BadStudent, WeightsMissing: before the first step, with the remedy.
@@ -136,18 +139,17 @@ def train(
         per_epoch = steps_per_epoch(corpus, settings.batch)
         plan = schedule(settings, per_epoch)
         teacher = None
-        if settings.alpha > 0:
+        if settings.alpha > 0 and taught is None:
             teacher = load_teacher(settings, device)
-        width = teacher.width if teacher else None
+        width = teacher.width if teacher else None if taught is None else taught.shape[1]
         module = build_pretrainer(settings, len(corpus.bands), seed, width)
         fabric = make_fabric(device, settings.precision, team.processes, team.parallel)
         module.to(fabric.device)
-        asked = teacher if taught is None else None
-        speed = measure(module, asked, settings, team.processes)
+        speed = measure(module, teacher, settings, team.processes)
         if settings.compile:
             module.student.compile(dynamic=False)
         content = load(folder, identity_of(corpus, settings, seed))
-        stepper = Stepper(fabric, module, asked, taught, corpus, settings, plan, seed)
+        stepper = Stepper(fabric, module, teacher, taught, corpus, settings, plan, seed)
         mean = RunningMean(stepper.module, settings.ema) if settings.ema else None
         progress = Progress()
         if content is not None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from data_catalog.artifact import Artifact
+from data_catalog.catalogue import UnknownReference, open_catalogue
+from data_catalog.lineage import ancestor
 from data_catalog.stage import Job, Sealed, Stage, no_parts, no_work
 from data_catalog.tables import write_table
 from geofm.encoders import weights_licence
@@ -15,6 +19,8 @@ from geofm.pretraining.data import never_drawn, open_corpus
 from geofm.pretraining.export import describe, write_model
 from geofm.pretraining.launch import team_of, train_together
 from geofm.pretraining.loop import Trained, train
+from geofm.pretraining.taught import features_once
+from geofm.pretraining.teacher import load_teacher
 
 
 def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
@@ -28,13 +34,22 @@ def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
     corpus = open_corpus(dataset)
     device = pick_device(job.device)
     team = team_of(job.how, device, settings.batch, settings.accumulate)
+    teacher = taught = None
+    features = "live"
+    if settings.alpha > 0 and settings.teacher_features == "once":
+        teacher = load_teacher(settings, device)
+        taught, features = features_once(corpus, teacher, _embeddings(job), device, job.scratch)
     if team.processes == 1:
-        trained = train(corpus, settings, job.seed, device, job.scratch, team=team)
+        trained = train(corpus, settings, job.seed, device, job.scratch, team=team, taught=taught)
     else:
-        trained = train_together(dataset, settings, job.seed, device, job.scratch, team)
+        trained = train_together(
+            dataset, settings, job.seed, device, job.scratch, team, taught=taught
+        )
+    trained = replace(trained, teacher=trained.teacher or teacher)
     unseen = never_drawn(corpus, job.seed, settings.epochs, settings.batch)
     facts = {
         **_facts(trained, settings),
+        **({"teacher_features": features} if trained.teacher else {}),
         "bands": list(corpus.bands),
         "samples": len(corpus),
         "sources": dataset.manifest.facts.get("sources", []),
@@ -58,6 +73,18 @@ def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
         deterministic=False,
         metrics=trained.metrics,
     )
+
+
+def _embeddings(job: Job) -> Artifact | None:
+    """The vectors that the dataset was curated by, where the catalogue knows them."""
+    catalogue, dataset = open_catalogue(job.catalogue), job.inputs["dataset"]
+    if not catalogue.knows(dataset.digest):
+        return None
+    try:
+        found = ancestor(catalogue, dataset, "embeddings")
+    except UnknownReference:
+        return None
+    return found if job.store.has(found) else None
 
 
 def _arithmetic(device: str, processes: int) -> str:

@@ -49,7 +49,8 @@ class Fake(BaseModel):
     edge: int = 40
 
 
-def _picture(number: int, bands: int, edge: int) -> np.ndarray:
+def picture(number: int, bands: int, edge: int) -> np.ndarray:
+    """Chip ``number`` of the corpus."""
     rng = np.random.default_rng(number)
     smooth = np.kron(rng.random((bands, edge // 8, edge // 8)), np.ones((8, 8)))
     return (smooth * 3000 + rng.random((bands, edge, edge)) * 200).astype(np.uint16)
@@ -61,7 +62,7 @@ def _seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
     index, rows, units = [], [], []
     for shard in range(2):
         numbers = range(shard, fake.samples, 2)
-        pictures = {f"{n:024x}": _picture(n, len(fake.bands), fake.edge) for n in numbers}
+        pictures = {f"{n:024x}": picture(n, len(fake.bands), fake.edge) for n in numbers}
         name = f"shards/tiny-{shard:05d}.tar"
         members = [(f"{key}.npy", chip_bytes(pixels)) for key, pixels in pictures.items()]
         for member in write_tar(folder / name, members):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from timm.data import create_transform, resolve_data_config
 
 from data_catalog.artifact import Artifact
 from data_catalog.catalogue import open_catalogue
-from data_catalog.run import run_stage
+from data_catalog.run import make_job, run_stage
 from data_catalog.store import open_store
 from data_catalog.verify import verify_artifact
 from geofm.imagery.radiometry import to_unit
@@ -239,3 +240,18 @@ def test_any_number_of_bands(
     network, config = load_model(artifact)
     assert config["model_args"]["in_chans"] == len(bands)
     assert features(network, config, torch.rand(1, len(bands), 32, 32))["final"].shape == (1, 192)
+
+
+def test_the_teacher_is_asked_once_where_the_recipe_says_so(
+    dataset: Artifact, tmp_path: Path
+) -> None:
+    facts = _run(tmp_path, dataset, teacher_features="once").manifest.facts
+    assert facts["teacher_features"] == "one pass over whole chips"
+    assert facts["teacher_width"] == 64
+    assert facts["teacher_weights_sha256"]
+
+
+def test_processes_are_no_part_of_the_key(dataset: Artifact, tmp_path: Path) -> None:
+    store = open_store(tmp_path / "store")
+    job = make_job(STAGE, store, {"dataset": dataset}, tiny_settings(), 3)
+    assert replace(job, how={"processes": 2, "parallel": "fsdp"}).key == job.key
