@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import ctypes
 import json
 import platform
 import subprocess
@@ -117,6 +118,7 @@ def one_row(asked: argparse.Namespace) -> dict[str, Any]:
             torch.cuda.max_memory_allocated() / 2**20,
         )
     else:
+        ctypes.CDLL(None).malloc_trim(0)  # what was freed goes back before it is looked at
         rest, peak = (memory(name) for name in ("VmRSS", "VmHWM"))
     return {
         "precision": settings.precision, "peak_mib": round(peak), "state_mib": round(rest),
