@@ -22,6 +22,14 @@ WORLD_G_PER_KWH = 475.0
 #: Seconds between notes of what was spent so far: as much is lost when a run is killed.
 NOTE_S = 30.0
 
+#: kWh of the stage that is being measured, for whoever shows progress.
+_now: dict[str, float] = {}
+
+
+def so_far() -> float | None:
+    """Energy of the running stage at its last reading (kWh); None before the first."""
+    return _now.get("kwh")
+
 
 class Meter:
     """Measures stages one after another; costs nothing until the first one starts."""
@@ -58,6 +66,7 @@ class Meter:
             spent["kg_co2e"] += float(data.emissions)
             if data.gpu_count:
                 spent["gpu_kwh"] = spent.get("gpu_kwh", 0.0) + float(data.gpu_energy)
+            _now["kwh"] = spent["kwh"]
             if keep is not None:
                 keep(dict(spent))
 
@@ -74,6 +83,7 @@ class Meter:
             over.set()
             watcher.join()
             note()
+            _now.clear()
 
     def _started(self) -> Any:
         if self._tracker is None:

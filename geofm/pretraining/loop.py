@@ -22,6 +22,7 @@ from torch import Tensor
 from data_catalog.canonical import digest_of
 from data_catalog.errors import RunError
 from data_catalog.progress import tick
+from geofm.energy import so_far
 from geofm.pretrain_settings import PretrainSettings
 from geofm.pretraining.arithmetic import arithmetic, cpu_threads, device_name
 from geofm.pretraining.checkpoint import COLUMNS, Progress, load, progress_of, refused, save
@@ -260,6 +261,9 @@ def _tick(run: _Run, steps: int, rate: float) -> None:
         f"loss {progress.history[-1][0]:.4f}, {rate * batch:.0f} images/s, MFU "
         f"{run.speed.used(rate * batch):.0%}, {waited:.0%} waiting for data, {left:.0f} s left"
     )
+    energy = so_far()
+    if energy is not None:
+        note += f", {energy * 1e3:.1f} Wh"
     tick("pretrain", progress.step, steps, note)
 
 

@@ -74,6 +74,21 @@ def test_batches_do_not_depend_on_threads_or_on_where_reading_starts(
     assert (whole[0].mask.sum(axis=(1, 2)) == 10).all()
 
 
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_processes_share_the_very_same_batches(corpus: Corpus, processes: int) -> None:
+    settings = tiny_settings()
+    for step in (0, 7):
+        with ShardFiles(corpus.index) as files:
+            whole = load_batch(corpus, files, settings, 3, step)
+            shares = [
+                load_batch(corpus, files, settings, 3, step, (rank, processes))
+                for rank in range(processes)
+            ]
+        for name in ("samples", "images", "rows", "columns", "mask"):
+            parts = [getattr(share, name) for share in shares]
+            assert np.array_equal(np.concatenate(parts), getattr(whole, name)), name
+
+
 def test_crops_change_from_epoch_to_epoch(corpus: Corpus) -> None:
     settings = tiny_settings(batch=22)
     with ShardFiles(corpus.index) as files:

@@ -14,17 +14,19 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from data_catalog.artifact import Artifact
 from data_catalog.errors import RunError
 from data_catalog.progress import listen
-from geofm.encoders import load_encoder, weights_sha256
+from geofm.encoders import WeightsMismatch, WeightsMissing, load_encoder, weights_sha256
 from geofm.pretraining import loop, step
 from geofm.pretraining.checkpoint import NAME, BadCheckpoint, CheckpointNotWritten
 from geofm.pretraining.data import Corpus, open_corpus
 from geofm.pretraining.guard import Diverged
 from geofm.pretraining.loop import Interrupted, Trained, train
 from geofm.pretraining.objective import build_pretrainer
+from geofm.shards.reader import DamagedShard
 from tests.geofm.pretraining.conftest import tiny_settings
 
 
@@ -272,7 +274,8 @@ def test_progress_tells_loss_speed_and_time_left(corpus: Corpus, tmp_path: Path)
     assert [done for _, done, _, _ in heard] == [1, 2, 3, 4, 5]
     what, _, total, note = heard[-1]
     assert (what, total) == ("pretrain", 5)
-    assert all(word in note for word in ("loss ", "images/s", "s left"))
+    for word in ("loss ", "images/s", "MFU ", "waiting for data", "s left"):
+        assert word in note
 
 
 def test_a_batch_in_pieces_learns_the_same(whole: Trained, corpus: Corpus, tmp_path: Path) -> None:
@@ -400,3 +403,36 @@ def test_features_that_are_known_beforehand_need_no_teacher(
     trained = train(corpus, tiny_settings(), 3, "cpu", tmp_path, threads=1, taught=taught)
     assert trained.metrics["teacher_seconds"] == 0
     assert trained.history["distill"].iloc[-3:].mean() < trained.history["distill"].iloc[0]
+
+
+def test_a_shard_damaged_on_the_way_costs_no_checkpoint(
+    whole: Trained, dataset: Artifact, tmp_path: Path
+) -> None:
+    copied = tmp_path / "dataset"
+    shutil.copytree(Artifact(dataset.url).local("."), copied)
+    shard = next((copied / "shards").glob("*.tar"))
+    sound = shard.read_bytes()
+
+    def damage(what: str, done: int, total: int, note: str) -> None:
+        if done == 5:
+            shard.write_bytes(bytes(len(sound)))
+
+    with listen(damage), pytest.raises(DamagedShard, match="restore the shard"):
+        _train(open_corpus(Artifact(str(copied))), tmp_path / "run")
+    kept = torch.load(tmp_path / "run" / NAME, weights_only=True)["step"]
+    assert kept in (3, 6)
+    shard.write_bytes(sound)
+    _same(whole, _train(open_corpus(Artifact(str(copied))), tmp_path / "run"))
+
+
+def test_a_teacher_that_cannot_be_had_is_named_before_the_first_step(
+    corpus: Corpus, tmp_path: Path
+) -> None:
+    save_file({"other.weight": torch.zeros(3)}, tmp_path / "other.safetensors")
+    for name, error, words in (
+        ("test_vit@/nowhere.safetensors", WeightsMissing, "there is no file of weights"),
+        (f"test_vit@{tmp_path}/other.safetensors", WeightsMismatch, "give the weights of this"),
+    ):
+        with pytest.raises(error, match=words):
+            _train(corpus, tmp_path / "run", teacher=name)
+        assert list((tmp_path / "run").iterdir()) == []

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,14 @@ import torch
 
 from data_catalog.artifact import Artifact
 from data_catalog.errors import RunError, UsageError
+from data_catalog.run import make_job, seal
+from data_catalog.store import open_store
+from geofm.pretraining import load_model
 from geofm.pretraining.checkpoint import NAME
 from geofm.pretraining.data import open_corpus
 from geofm.pretraining.launch import team_of, train_together
 from geofm.pretraining.loop import Team, Trained, train
+from geofm.pretraining.stage import STAGE
 from tests.geofm.pretraining.conftest import tiny_settings
 
 pytestmark = pytest.mark.slow
@@ -112,6 +117,27 @@ def test_parts_that_never_learn_and_pieces_of_a_batch(dataset: Artifact, tmp_pat
     state = second.module.state_dict()
     for name, value in first.module.state_dict().items():
         torch.testing.assert_close(state[name], value, rtol=0, atol=1e-4)
+
+
+def test_the_stage_seals_what_two_processes_trained(
+    dataset: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    store = open_store(tmp_path / "store")
+    catalogue = f"sqlite:///{tmp_path}/catalogue.db"
+    settings = tiny_settings(teacher_features="once")
+    job = make_job(STAGE, store, {"dataset": dataset}, settings, 3, "cpu", catalogue)
+    sealed, metrics = seal(STAGE, replace(job, how={"processes": 2, "trackers": []}), [])
+    facts = sealed.manifest.facts
+    assert facts["arithmetic"] == "cpu, 1 threads, 2 processes"
+    assert facts["teacher_features"] == "one pass over whole chips"
+    assert metrics["processes"] == 2
+    model, _ = load_model(sealed)
+    alone, _ = seal(STAGE, replace(job, store=open_store(tmp_path / "other")), [])
+    for (name, one), two in zip(
+        model.state_dict().items(), load_model(alone)[0].state_dict().values(), strict=True
+    ):
+        torch.testing.assert_close(one, two, rtol=0, atol=1e-4, msg=name)
 
 
 def test_what_goes_wrong_in_a_process_is_said_in_its_words(
