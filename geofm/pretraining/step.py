@@ -29,6 +29,10 @@ class OutOfMemory(RunError):
     """The device has too little memory for a step."""
 
 
+class NotCompiled(RunError):
+    """torch.compile cannot translate the network on this machine."""
+
+
 class Stepper:
     """The pieces that stay the same from step to step, ready for any number of processes.
 
@@ -83,12 +87,18 @@ class Stepper:
 
         Raises:
             OutOfMemory: says which settings need less.
+            NotCompiled: ``compile`` is set, and the compiler failed.
         """
         try:
             return self._take(step, batch)
         except torch.OutOfMemoryError as error:
             raise self._too_large(step, error) from error
         except RuntimeError as error:
+            if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                raise NotCompiled(
+                    f"{self.settings.student} cannot be compiled here "
+                    f"({str(error).strip().splitlines()[0]}); set pretrain.compile=false"
+                ) from error
             if "can't allocate memory" not in str(error):
                 raise
             raise self._too_large(step, error) from error

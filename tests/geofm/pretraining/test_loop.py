@@ -339,6 +339,18 @@ def test_compiled_it_learns_the_same(corpus: Corpus, tmp_path: Path) -> None:
     assert runs[1].module.state_dict().keys() == runs[0].module.state_dict().keys()
 
 
+def test_a_compiler_that_fails_is_named_with_the_setting(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("/bin/false",))
+    torch.compiler.reset()
+    arguments = {"depth": 1, "embed_dim": 32}  # no other test has these kernels
+    vit = {"student": "test_vit", "student_args": arguments, "mask_patch_px": 16, "epochs": 1}
+    with pytest.raises(step.NotCompiled, match=r"test_vit .*pretrain\.compile=false"):
+        _train(corpus, tmp_path / "run", **vit, alpha=0, compile=True)
+
+
 def test_the_checkpoint_of_another_recipe_is_refused(corpus: Corpus, tmp_path: Path) -> None:
     _train(corpus, tmp_path, epochs=1)
     before = (tmp_path / NAME).read_bytes()
