@@ -75,13 +75,13 @@ from geofm.evaluation.subjects import Extract, Subject
 from geofm.evaluation.tasks import LabelledImage, Task, open_task, seeded_order
 from geofm.evaluation.trial import encode_task
 from geofm.imagery.chips import chip_bytes
+from geofm.pretrain_settings import PretrainSettings
 from geofm.pretraining.arithmetic import arithmetic, cpu_threads
 from geofm.pretraining.data import Corpus, open_corpus
 from geofm.pretraining.export import describe, features, random_model
 from geofm.pretraining.loop import Interrupted, train
 from geofm.pretraining.taught import teach_corpus
 from geofm.pretraining.teacher import load_teacher
-from geofm.settings import PretrainSettings
 from geofm.shards.tar import write_tar
 
 RESULTS = Path(__file__).parent / "results"
@@ -258,8 +258,7 @@ def untrained(trial: Trial, corpus: Corpus) -> Extract:
     """Features of the frozen teacher, or of the student before its first step."""
     settings = trial.settings
     if trial.arm == "teacher":
-        teacher = load_teacher(settings.teacher, settings.distill_stage, settings.teacher_size_px,
-                               "cpu")  # fmt: skip
+        teacher = load_teacher(settings, "cpu")
         return lambda images: {"final": encode(teacher.encoder, images)}
     config = describe(settings, corpus)
     model = random_model(config, trial.seed)
@@ -289,9 +288,8 @@ def taught_once(
     corpus: Corpus, settings: PretrainSettings, folder: Path
 ) -> tuple[NDArray[np.float32], float]:
     """Features of the whole scenes, and the processor seconds of the one pass that made them."""
-    stage, size = settings.distill_stage, settings.teacher_size_px
-    teacher = load_teacher(settings.teacher, stage, size, "cpu")
-    note = folder / f"taught-{corpus.digest[:12]}-{size}.json"
+    teacher = load_teacher(settings, "cpu")
+    note = folder / f"taught-{corpus.digest[:12]}-{teacher.size_px}.json"
     began = time.process_time()
     with arithmetic("cpu", 0, cpu_threads()):
         taught = teach_corpus(corpus, teacher, "cpu", folder)

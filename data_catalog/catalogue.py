@@ -5,6 +5,7 @@ SQLite (WAL) for one machine, PostgreSQL for a team: the address decides, the co
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import time
@@ -29,6 +30,8 @@ from data_catalog.lease import Lease, hold
 from data_catalog.manifest import Manifest
 from data_catalog.schema import ArtifactRow, EdgeRow, NameRow, RunRow, ScoreRow, SourceRow
 from data_catalog.tables import records
+
+log = logging.getLogger("geofm.catalogue")
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 
@@ -302,6 +305,18 @@ class Catalogue:
             with self.session() as session:
                 session.merge(row)
 
+    def keep(self, row: RunRow, metrics: dict[str, Any]) -> None:
+        """Note what a run has come to so far, in case it is killed.
+
+        A catalogue that does not answer now is no reason to stop: the next note says more.
+        """
+        row.metrics = metrics
+        try:
+            with self.session() as session:
+                session.merge(row)
+        except SQLAlchemyError as error:
+            log.warning("the catalogue could not note a run's cost: %s", str(error).splitlines()[0])
+
     def runs(self, digests: list[str] | None = None) -> list[RunRow]:
         """Run records, oldest first; of these artifacts only where given."""
         query = select(RunRow).order_by(RunRow.started_at)
@@ -364,19 +379,3 @@ def _migrate(engine: Engine, attempts: int = 5) -> None:
             if attempt == attempts - 1:
                 raise
             time.sleep(0.2 * 2**attempt)
-
-
-def costs(url: str, digests: list[str]) -> list[dict[str, Any]]:
-    """What it cost to make these artifacts: the run that sealed each.
-
-    Returns:
-        Dictionaries with ``stage``, ``digest``, ``seconds`` and ``metrics``, oldest first.
-    """
-    if not url:
-        return []
-    runs = open_catalogue(url).runs(digests)
-    made = {run.artifact: run for run in reversed(runs) if not run.metrics.get("cached")}
-    return [
-        {"stage": r.stage, "digest": r.artifact, "seconds": r.seconds, "metrics": r.metrics}
-        for r in sorted(made.values(), key=lambda run: run.started_at)
-    ]

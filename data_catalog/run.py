@@ -10,8 +10,11 @@ import json
 import logging
 import resource
 import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +149,28 @@ def seal(stage: Stage, job: Job, parts: list[Part]) -> tuple[Artifact, dict[str,
     return artifact, sealed.metrics
 
 
+def gpus_held(stage: Stage, job: Job) -> int:
+    """GPUs that a stage's work keeps busy on this machine: 1 where it runs on one, else 0."""
+    return int(stage.device is not None and stage.device(job.device) == "cuda")
+
+
+#: Measures a block: ``meter(name, keep)`` gives a dictionary that is filled at the block's end, and
+#: hands what was spent so far to ``keep`` now and then.
+Meter = Callable[[str, Callable[[dict[str, Any]], None]], AbstractContextManager[dict[str, Any]]]
+
+
+@contextmanager
+def unmeasured(name: str, keep: Callable[[dict[str, Any]], None]) -> Iterator[dict[str, Any]]:
+    """A meter of seconds alone."""
+    spent: dict[str, Any] = {}
+    started = time.perf_counter()
+    try:
+        yield spent
+    finally:
+        spent["seconds"] = time.perf_counter() - started
+        keep(dict(spent))
+
+
 def peak_memory_mib() -> float:
     """Largest resident size of this process so far, MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -159,6 +184,7 @@ def run_stage(
     settings: Any,
     seed: int = 0,
     device: str = "auto",
+    meter: Meter = unmeasured,
 ) -> Artifact:
     """Run one stage in this process: from the catalogue, or part by part."""
     job = make_job(stage, store, inputs, settings, seed, device, catalogue.url)
@@ -167,14 +193,17 @@ def run_stage(
         artifact = find(stage, job, catalogue)
         if artifact is None:
             started = time.process_time()
-            parts = plan_parts(stage, job)
-            for number, part in enumerate(parts):
-                work_parts(stage, job, [part])
-                tick(stage.name, number + 1, len(parts))
-            artifact, metrics = seal(stage, job, parts)
+            with meter(stage.name, partial(catalogue.keep, run)) as spent:
+                parts = plan_parts(stage, job)
+                spent.update(parts=len(parts), parts_worked=0)
+                for number, part in enumerate(parts):
+                    spent["parts_worked"] += work_parts(stage, job, [part])
+                    tick(stage.name, number + 1, len(parts))
+                artifact, metrics = seal(stage, job, parts)
             catalogue.record(artifact, job.key)
-            metrics = {**metrics, "cpu_seconds": time.process_time() - started}
-            run.metrics = {**metrics, "peak_mib": peak_memory_mib()}
+            held = {"gpu_seconds": spent["seconds"] * gpus_held(stage, job)}
+            process = {"cpu_seconds": time.process_time() - started, "peak_mib": peak_memory_mib()}
+            run.metrics = {**spent, **held, **metrics, **process}
         else:
             run.metrics = {"cached": True}
         run.artifact = artifact.digest

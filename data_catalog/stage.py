@@ -46,7 +46,8 @@ class Sealed:
 class Job:
     """One stage applied to given inputs and settings; picklable.
 
-    ``device`` and ``catalogue`` (an address) are where, not what: they never enter the key.
+    ``device``, ``how`` (JSON: processes and the like) and ``catalogue`` (an address) are where
+    and how fast, not what: they never enter the key.
     Nor does ``previous``, what a live stage's very same job came to last time, or what a stage
     that ``follows`` came to with the same settings: it may save work, and says what is gone since.
     """
@@ -59,6 +60,7 @@ class Job:
     settings: Any
     seed: int = 0
     device: str = "auto"
+    how: dict[str, Any] = field(default_factory=dict)
     catalogue: str = ""
     previous: Artifact | None = None
     #: The settings that the stage depends on; None for all of its section.
@@ -144,6 +146,8 @@ class Stage:
     follows: bool = False
     #: Parts that one worker works on at once: several where a part mostly waits for the network.
     at_once: int = 1
+    #: ``device(asked)``: where its work is done, ``cpu`` or ``cuda``; None for the processor alone.
+    device: Callable[[str], str] | None = None
 
 
 def prepared(job: Job, key: str, make: Callable[[Path], None]) -> Path:

@@ -9,6 +9,7 @@ from data_catalog.progress import tick
 from data_catalog.run import run_stage
 from flows.console import out, print_json, print_table, progress_bars
 from flows.settings import open_place
+from geofm.energy import Meter
 from geofm.planet.serving import serving_source
 from geofm.settings import Recipe
 from geofm.stages import DATA_STAGES, get_stage, section_of
@@ -30,13 +31,14 @@ def calibrate(recipe: Recipe, store: str, catalog: str, json_: bool) -> None:
     started = time.perf_counter()
     place = open_place(store, catalog)
     made: dict[str, Any] = {}
+    meter = Meter()
     names = DATA_STAGES[: DATA_STAGES.index("calibrate") + 1]
     with progress_bars(), serving_source(recipe.search.stac):
         for name in names:
             stage, settings = get_stage(name), getattr(recipe, section_of(name))
             seed, device = recipe.compute.seed, recipe.compute.device
             made[stage.kind] = run_stage(
-                stage, place.store, place.catalogue, made, settings, seed, device
+                stage, place.store, place.catalogue, made, settings, seed, device, meter.stage
             )
             tick(name, 1, 1)
     found = made["calibration"]

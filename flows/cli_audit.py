@@ -11,6 +11,7 @@ import typer
 
 from data_catalog.artifact import Artifact
 from data_catalog.catalogue import Catalogue
+from data_catalog.costs import lineage_costs
 from data_catalog.errors import CheckError, RunError, UsageError
 from data_catalog.lineage import Node, ancestor, ancestry, licence_union, trace_sample
 from data_catalog.lineage import why as why_chip
@@ -59,17 +60,29 @@ def list_(store: Store = "", catalog: Catalog = "", json_: Json = False) -> None
 
 
 def show(ref: Ref, store: Store = "", catalog: Catalog = "", json_: Json = False) -> None:
-    """An artifact's manifest: inputs, settings, versions, counts, drops by reason, facts."""
-    artifact = open_place(store, catalog).catalogue.resolve(ref)
+    """An artifact's manifest, and what it cost with all it was made from.
+
+    The cost is that of the runs that really made each artifact, all of their sessions; it is in
+    this catalogue, not in the artifact.
+    """
+    from geofm.cost import as_json, cost_table, remarks
+
+    catalogue = open_place(store, catalog).catalogue
+    artifact = catalogue.resolve(ref)
     manifest = artifact.manifest.model_dump(mode="json")
+    costs = lineage_costs(catalogue, [artifact.digest])
     if json_:
-        print_json({"digest": artifact.digest, **manifest})
+        print_json({"digest": artifact.digest, **manifest, "cost": as_json(costs)})
         return
     files = manifest.pop("files")
     out.print(f"[bold]{manifest['kind']}[/] {artifact.digest}")
     out.print_json(data=manifest)
     size = sum(f["size"] for f in files) / 2**20
     out.print(f"{len(files)} files, {size:.1f} MiB in {artifact.url}", highlight=False)
+    table = cost_table(costs)
+    print_table("Cost, with all it was made from", [*table.head], [[*row] for row in table.rows])
+    for remark in remarks(costs):
+        out.print(remark, highlight=False)
 
 
 def path(ref: Ref, store: Store = "", catalog: Catalog = "") -> None:

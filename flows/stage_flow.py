@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import pairwise
 from typing import Any, cast
 from uuid import UUID
@@ -20,7 +20,8 @@ from prefect.task_runners import TaskRunner
 from data_catalog.artifact import Artifact
 from data_catalog.catalogue import Catalogue
 from data_catalog.progress import tick
-from data_catalog.run import find, make_job, peak_memory_mib, with_previous
+from data_catalog.run import find, gpus_held, make_job, peak_memory_mib, with_previous
+from data_catalog.schema import RunRow
 from data_catalog.stage import Job
 from data_catalog.store import Store
 from flows.tasks import plan, seal_stage, work
@@ -68,11 +69,11 @@ def run_stage(name: str, run: Run) -> Artifact:
         recipe.compute.device,
         run.catalogue.url,
     )
-    job = with_previous(stage, job, run.catalogue)
+    job = replace(with_previous(stage, job, run.catalogue), how=recipe.compute.model_dump())
     with run.catalogue.run(name, job.key) as record:
         found = find(stage, job, run.catalogue)
         if found is None:
-            artifact, record.metrics = _make(job, run)
+            artifact, record.metrics = _make(job, run, record)
             if run.catalogue.knows(artifact.digest):
                 # a stage that looks at the outside world found it as it was
                 record.metrics = {"cached": True, **record.metrics}
@@ -87,32 +88,32 @@ def run_stage(name: str, run: Run) -> Artifact:
     return artifact
 
 
-def _make(job: Job, run: Run) -> tuple[Artifact, dict[str, Any]]:
-    """Plan, map and seal one job."""
+def _make(job: Job, run: Run, record: RunRow) -> tuple[Artifact, dict[str, Any]]:
+    """Plan, map and seal one job; ``record`` learns what it spends while it runs."""
     key = f"geofm-{job.stage}-progress"
     bar = cast(UUID, create_progress_artifact(0.0, key=key, description=job.stage))
-    started, workers = time.perf_counter(), run.recipe.compute.workers
-    with run.meter.stage(job.stage) as energy:
+    workers = run.recipe.compute.workers
+    with run.meter.stage(job.stage, partial(run.catalogue.keep, record)) as spent:
         parts = plan(job)
+        spent.update(parts=parts, parts_worked=0)
         done = 0
         futures = {
             run.runner.submit(work, {"job": job, "start": a, "stop": b}): b - a
             for a, b in ranges(parts, workers)
         }
         for future in as_completed(list(futures)):
-            future.result()
+            spent["parts_worked"] += future.result()
             done += futures[future]
             tick(job.stage, done, parts + 1, "parts")
             update_progress_artifact(bar, 100.0 * done / (parts + 1))
         artifact, metrics = seal_stage(job)
     update_progress_artifact(bar, 100.0)
     usual = {
-        "seconds": time.perf_counter() - started,
-        "parts": parts,
+        "gpu_seconds": spent["seconds"] * gpus_held(get_stage(job.stage), job),
         "workers": workers,
         "peak_mib": peak_memory_mib(),
     }
-    return artifact, {**usual, **energy, **metrics}
+    return artifact, {**spent, **usual, **metrics}
 
 
 def _card(name: str, artifact: Artifact, metrics: dict[str, Any]) -> str:

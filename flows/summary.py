@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from data_catalog.catalogue import costs
+from data_catalog.costs import lineage_costs, totals
 from flows.stage_flow import Run
 
 
@@ -18,8 +18,7 @@ def summary_rows(run: Run) -> list[tuple[str, str]]:
     """The printed summary as label and value."""
     rows: list[tuple[str, str]] = []
     made = {name: artifact.manifest for name, artifact in run.made.items()}
-    spent = costs(run.catalogue.url, [a.digest for a in run.made.values()])
-    by_stage = {cost["stage"]: cost for cost in spent}
+    spent = lineage_costs(run.catalogue, [a.digest for a in run.made.values()])
     if "search" in made:
         rows.append(("scenes", _flow(made["search"].counts, made["search"].dropped)))
     if "cut" in made:
@@ -32,20 +31,16 @@ def summary_rows(run: Run) -> list[tuple[str, str]]:
         rows.append(("shards", f"{len(shards)} ({size:.1f} MiB)"))
     if run.version is not None:
         rows.append(("dataset", run.version.headline()))
-    speed = by_stage.get("pretrain", {}).get("metrics", {}).get("images_per_second")
-    if speed:
-        rows.append(("training", f"{speed:,.0f} images/s"))
-    if spent:
-        seconds = sum(cost["seconds"] or 0 for cost in spent)
-        kwh = sum(cost["metrics"].get("kwh", 0) for cost in spent)
-        carbon = sum(cost["metrics"].get("kg_co2e", 0) for cost in spent)
-        gpu = sum(cost["metrics"].get("gpu_seconds", 0) for cost in spent)
-        rows.append(
-            (
-                "cost",
-                f"{seconds:.0f} s, {gpu:.0f} GPU-s, {kwh * 1000:.2f} Wh, {carbon * 1000:.2f} g CO2",
-            )
-        )
+    for cost in spent:
+        if cost.stage == "pretrain" and "images_per_second" in cost.metrics:
+            rows.append(("training", f"{cost.metrics['images_per_second']:,.0f} images/s"))
+    whole = totals(spent)
+    if "seconds" in whole:
+        told = f"{whole['seconds']:.0f} s, {whole['gpu_seconds']:.0f} GPU-s"
+        for name, unit in (("kwh", "Wh"), ("kg_co2e", "g CO2e")):
+            if name in whole:
+                told += f", {1000 * whole[name]:.2f} {unit}"
+        rows.append(("cost", told))
     return rows
 
 

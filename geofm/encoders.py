@@ -138,6 +138,19 @@ def about(model: nn.Module) -> Mapping[str, Any]:
     return cfg
 
 
+def weights_licence(name: str) -> str:
+    """The licence that a named encoder's weights are published under; empty where none is stated.
+
+    Args:
+        name: as ``load_encoder`` takes it; local files and untrained networks state none.
+    """
+    if name == LITE0:
+        return "Apache-2.0"
+    plain = "@" not in name and not name.startswith("random:")
+    cfg = timm.models.get_pretrained_cfg(name) if plain else None
+    return str(cfg.license or "") if cfg is not None else ""
+
+
 def weights_sha256(state: Mapping[str, Tensor]) -> str:
     """Digest over name, dtype, shape and bytes of every tensor, in the order of the names."""
     digest = hashlib.sha256()

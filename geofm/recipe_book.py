@@ -11,7 +11,8 @@ import yaml
 from pydantic import ValidationError
 
 from data_catalog.errors import UsageError
-from geofm.settings import RECIPES, Recipe, Section
+from geofm.section import Section
+from geofm.settings import RECIPES, Recipe
 
 
 class BadRecipe(UsageError):

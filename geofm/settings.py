@@ -11,15 +11,12 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
+
+from geofm.pretrain_settings import PretrainSettings
+from geofm.section import Section
 
 BBox = tuple[float, float, float, float]
-
-
-class Section(BaseModel):
-    """Base of all sections: unknown fields are errors, values are checked on assignment."""
-
-    model_config = ConfigDict(extra="forbid", validate_assignment=True)
 
 
 class SearchSettings(Section):
@@ -341,61 +338,6 @@ class PackSettings(Section):
     )
 
 
-class PretrainSettings(Section):
-    """The GFM objective (Mendieta et al. 2023, section 4) and its optimisation."""
-
-    student: str = Field(
-        "swin_base_patch4_window7_224", description="timm backbone to pretrain (Swin or ViT)."
-    )
-    student_args: dict[str, int | float | str | list[int]] = Field(
-        {}, description="Extra arguments of the timm model, e.g. embed_dim, depths, window_size."
-    )
-    student_init: Literal["random", "pretrained"] = Field(
-        "random", description="The paper starts from random weights (section 5.2)."
-    )
-    teacher: str = Field(
-        "swin_base_patch4_window7_224.ms_in22k",
-        description="Frozen teacher: any timm model, or `efficientnet-lite0` (offline).",
-    )
-    teacher_size_px: int = Field(224, ge=32, le=1024, description="Teacher's input edge (pixels).")
-    size_px: int = Field(192, ge=32, le=1024, description="Student's input edge (pixels).")
-    mask_patch_px: int = Field(32, ge=4, le=256, description="Edge of a masked patch (pixels).")
-    mask_ratio: float = Field(0.6, gt=0, lt=1, description="Share of patches masked.")
-    alpha: float = Field(
-        1.0, ge=0, le=100, description="Weight of distillation; 0 is plain masked modelling."
-    )
-    mim_weight: float = Field(
-        1.0, ge=0, le=100, description="Weight of reconstruction; 0 is distillation only."
-    )
-    distill_stage: int = Field(
-        3, ge=1, le=4, description="Student stage that is distilled, its merging included."
-    )
-    epochs: int = Field(100, ge=1, le=10_000, description="Passes over the dataset.")
-    warmup_epochs: float = Field(10.0, ge=0, description="Epochs of linear warm-up.")
-    batch: int = Field(128, ge=1, le=65_536, description="Global batch size (images).")
-    base_lr: float = Field(2e-4, gt=0, description="Learning rate per 512 images of batch.")
-    min_lr: float = Field(1e-5, ge=0, description="Final learning rate per 512 images of batch.")
-    weight_decay: float = Field(0.05, ge=0, description="AdamW decay, not on 1-D parameters.")
-    clip: float = Field(5.0, gt=0, description="Gradient norm limit.")
-    crop_scale: tuple[float, float] = Field((0.67, 1.0), description="Random crop area, shares.")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="Arithmetic of the student.")
-    checkpoint_steps: int = Field(50, ge=1, description="Steps between checkpoints.")
-
-    @model_validator(mode="after")
-    def _something_to_learn(self) -> PretrainSettings:
-        if self.alpha == 0 and self.mim_weight == 0:
-            raise ValueError("alpha and mim_weight are both 0: nothing to learn; set one above 0")
-        if self.size_px % self.mask_patch_px:
-            raise ValueError(
-                f"size_px {self.size_px} is no multiple of mask_patch_px {self.mask_patch_px}"
-            )
-        if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
-            raise ValueError("crop_scale: give two shares of the area, e.g. 0.67,1")
-        if self.warmup_epochs > self.epochs:
-            raise ValueError("warmup_epochs exceeds epochs")
-        return self
-
-
 class EvaluateSettings(Section):
     """Downstream evaluation with frozen features."""
 
@@ -426,6 +368,15 @@ class ComputeSettings(Section):
     )
     workers: int = Field(2, ge=1, le=1024, description="Parts worked on at once.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where models run.")
+    processes: int = Field(
+        0, ge=0, le=1024, description="Processes that train together; 0: one per GPU, else one."
+    )
+    parallel: Literal["ddp", "fsdp"] = Field(
+        "ddp", description="How they share the model: each has it whole, or each a shard (FSDP2)."
+    )
+    trackers: list[Literal["tensorboard", "wandb"]] = Field(
+        [], description="Where training steps are logged as well, live."
+    )
     seed: int = Field(0, ge=0, lt=2**31, description="Seed of everything random.")
 
 

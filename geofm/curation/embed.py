@@ -171,4 +171,5 @@ STAGE = Stage(
     plan=plan,
     work=work,
     seal=seal,
+    device=encoder_device,
 )

@@ -18,7 +18,7 @@ from data_catalog.canonical import canonical
 from data_catalog.stage import Job, Part, Sealed, Stage
 from data_catalog.tables import write_table
 from geofm.evaluation.compare import differences, score_rows
-from geofm.evaluation.subjects import covers, load_subject, subjects_of
+from geofm.evaluation.subjects import bands_of, covers, load_subject, subjects_of
 from geofm.evaluation.tasks import (
     LabelledImage,
     Task,
@@ -42,7 +42,7 @@ def tasks_of(job: Job) -> list[Task]:
     Raises:
         TaskError: a folder cannot be used, or two tasks have the same name.
     """
-    bands = job.inputs["model"].json("config.json")["bands"]
+    bands = list(bands_of(job.inputs["model"])[0])
     tasks = []
     for name in _settings(job).tasks:
         if name == PLANET:
@@ -198,4 +198,5 @@ STAGE = Stage(
     seal=seal,
     seeded=True,
     live=True,
+    device=pick_device,
 )

@@ -79,6 +79,13 @@ def describe(model: Artifact, who: Who) -> str:
     return f"this model, {' + '.join(parts)}"
 
 
+def bands_of(model: Artifact) -> tuple[tuple[str, ...], tuple[float, ...]]:
+    """The bands a model sees, and each one's mean in unit space: it stands in where one lacks."""
+    config = model.json("config.json")
+    means = config["pretrained_cfg"]["mean"]
+    return tuple(config["geofm"]["bands"]), tuple(float(mean) for mean in means)
+
+
 def covers(model: Artifact, who: Who) -> list[Any]:
     """What a subject's features depend on: the key of its part of the work.
 
@@ -86,11 +93,10 @@ def covers(model: Artifact, who: Who) -> list[Any]:
     """
     facts, settings = model.manifest.facts, model.manifest.settings
     if who == "teacher":
-        bands = model.json("config.json")["bands"]
+        bands, fill = bands_of(model)
         size = settings["teacher_size_px"]
-        fill = model.json("config.json")["mean"]  # stands in for bands that a task lacks
         weights = facts.get("teacher_weights_sha256", "")
-        return [who, teacher_name(model), weights, size, bands, fill]
+        return [who, teacher_name(model), weights, size, [*bands], [*fill]]
     return [who, model.digest]
 
 
@@ -100,8 +106,7 @@ def load_subject(model: Artifact, who: Who, device: str) -> Subject:
     The random student starts from the seed that training started from: it is the very network
     that the model was before its first step.
     """
-    config = model.json("config.json")
-    bands, fill = tuple(config["bands"]), tuple(float(m) for m in config["mean"])
+    bands, fill = bands_of(model)
     label = describe(model, who)
     if who == "teacher":
         size = int(model.manifest.settings["teacher_size_px"])
@@ -110,7 +115,8 @@ def load_subject(model: Artifact, who: Who, device: str) -> Subject:
         return Subject(
             who, label, wanted, tuple(fill[i] for i in rgb), size, _teacher(model, size, device)
         )
-    return Subject(who, label, bands, fill, int(config["size_px"]), _student(model, who, device))
+    size = int(model.json("config.json")["pretrained_cfg"]["input_size"][-1])
+    return Subject(who, label, bands, fill, size, _student(model, who, device))
 
 
 def _teacher(model: Artifact, size_px: int, device: str) -> Extract:

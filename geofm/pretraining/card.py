@@ -1,4 +1,8 @@
-"""The model's card: what it is, what it was made from, under which terms, and how to load it."""
+"""The model's card: what it is, what it was made from, under which terms, and how to load it.
+
+What a run cost is not in it: that differs from run to run, and an artifact's bytes may not.
+``geofm export`` adds it, as it stands in the catalogue.
+"""
 
 from __future__ import annotations
 
@@ -6,27 +10,48 @@ from pathlib import Path
 from typing import Any
 
 from data_catalog.artifact import Artifact
-from geofm.settings import PretrainSettings
+from geofm.imagery.radiometry import WHITE
+from geofm.pretrain_settings import PretrainSettings
 
 _CARD = """\
----
-library_name: timm
-tags: [remote-sensing, masked-image-modeling, knowledge-distillation]
----
 # {student}, pretrained on `{name}`
 
 A backbone pretrained by geofm with the objective of Mendieta et al. (ICCV 2023): masked image
-modelling, and the cosine distance to a frozen teacher that sees the same crop unmasked.
+modelling, and the cosine distance to a frozen teacher that sees the same crop unmasked. It gives
+features; it has no classes.
 
 | | |
 |---|---|
 | student | {student}, {init}, {parameters:,} parameters |
 | teacher | {teacher} |
 | loss | {mim_weight} x masked L1 + {alpha} x negative cosine at stage {stage} |
-| mask | {mask_ratio:.0%} of the patches of {mask_patch_px} px, images of {size_px} px |
-| optimisation | AdamW, {epochs} epochs of {samples} samples, batch {batch}, seed {seed} |
+| mask | {mask_ratio:.0%} of the patches of {mask_patch_px} px {masked}, images of {size_px} px |
+| optimisation | AdamW, {epochs} epochs of {samples} samples, batch {batch}, seed {seed}{mean} |
 | arithmetic | {precision} on {device} |
-| input | {bands}; unit pixels (reflectance / 0.3, or 8-bit / 255) less mean, over std, per band |
+| input | {bands}; {size_px} x {size_px} px |
+
+## Use
+
+```python
+import timm, torch
+
+model = timm.create_model("local-dir:.", pretrained=True).eval()
+mean, std = (torch.tensor(model.pretrained_cfg[k])[:, None, None] for k in ("mean", "std"))
+features = model((unit - mean) / std)  # unit: [N, {band_count}, {size_px}, {size_px}]
+```
+
+Bands in the order {bands}. *Unit* pixels are reflectance / {white} for 16-bit data (count x scale /
+{white}, after the product's offset) and count / 255 for 8-bit data. `config.json` holds all of this
+under `pretrained_cfg` and `geofm`.
+
+This is the *final* feature: the mean over the normalised last map. The *distilled* feature is the
+mean over stage {stage}, without a norm: of a Swin with the patch merging that follows it, of a ViT
+after {stage} quarters of its depth. There the student was held against the teacher{pooled}; where
+the reconstruction had no weight, what comes later has learned nothing. `geofm.pretraining.features`
+gives both (for Hiera and ConvNeXt timm's own output norms the mean instead).
+
+`objective.safetensors` holds what only pretraining needs: mask token, decoder, projector.
+`metrics.parquet` has a row per training step.
 
 ## Lineage
 
@@ -38,29 +63,17 @@ modelling, and the cosine distance to a frozen teacher that sees the same crop u
 
 ## Terms
 
-The weights were learned from imagery under these terms. They are listed, not interpreted: whoever
-publishes the weights decides what follows from them.
+The weights were learned from imagery under these terms: {terms}. They are listed, not interpreted:
+whoever publishes the weights decides what follows from them.
 
-{terms}
-
-## Use
-
-```python
-import json, timm
-from safetensors.torch import load_file
-
-config = json.load(open("config.json"))
-model = timm.create_model(config["timm"], **config["args"])
-model.load_state_dict(load_file("model.safetensors"))
-```
-
-`objective.safetensors` holds what only pretraining needs: mask token, decoder, projector.
-`metrics.parquet` has a row per training step.
-
+{sources}
+{weights}
 ## Limits
 
-Judge it by the scores of its own evaluation beside the frozen teacher and the untrained student.
-It has seen the places, seasons and sensors of its dataset and no others.
+It has seen the places, seasons and sensors of its dataset, and no others; other sensors' values
+need the same unit scale and the same bands. Judge it by the scores of its own evaluation beside
+the frozen teacher and the untrained student, and not by one training seed. Training is repeated
+bit for bit only on a processor with as many threads.
 """
 
 
@@ -75,11 +88,12 @@ def write_card(
     data = dataset.manifest
     rows = [("dataset", dataset.digest), *sorted(data.inputs.items())]
     rows.append(("teacher weights", facts["teacher_weights_sha256"] or "none"))
+    told = {
+        "epochs", "batch", "precision", "mim_weight", "alpha", "mask_ratio", "mask_patch_px",
+        "size_px",
+    }  # fmt: skip
     text = _CARD.format(
-        **{
-            **settings.model_dump(include={"epochs", "batch", "precision", "mim_weight", "alpha"}),
-            **settings.model_dump(include={"mask_ratio", "mask_patch_px", "size_px"}),
-        },
+        **settings.model_dump(include=told),
         name=data.facts.get("name", dataset.digest[:12]),
         student=facts["student"],
         init=f"{settings.student_init} weights",
@@ -90,17 +104,34 @@ def write_card(
         seed=seed,
         device=facts["arithmetic"],
         bands=", ".join(facts["bands"]),
+        band_count=len(facts["bands"]),
+        white=WHITE,
+        masked="left out" if settings.masking == "drop" else "replaced by a token",
+        mean=f", running mean of the weights ({settings.ema} a step)" if settings.ema else "",
+        pooled=f" by its {settings.distill_pool}{', normalised' if settings.distill_norm else ''}",
         lineage="\n".join(f"| {role} | `{digest}` |" for role, digest in rows),
-        terms=_terms(data.facts.get("sources", [])),
+        terms=", ".join(sorted({str(s["licence"]) for s in facts["sources"]})) or "none named",
+        sources=_sources(facts["sources"]),
+        weights=_weights(facts["weights_licences"]),
     )
     path.write_text(text, encoding="utf-8")
 
 
-def _terms(sources: list[dict[str, Any]]) -> str:
+def _sources(sources: list[dict[str, Any]]) -> str:
     if not sources:
-        return "The dataset's manifest names no source; see its own card."
-    lines = ["| source | licence | samples | attribution |", "|---|---|---|---|"]
+        return "The dataset's manifest names no source; see its own card.\n"
+    lines = ["| licence | source | samples | attribution |", "|---|---|---:|---|"]
     for entry in sources:
-        asked = entry.get("attribution") or ""
-        lines.append(f"| {entry['source']} | {entry['licence']} | {entry['rows']} | {asked} |")
-    return "\n".join(lines)
+        asked = " ".join(str(entry.get("attribution") or "").split()).replace("|", "\\|")
+        lines.append(f"| {entry['licence']} | {entry['source']} | {entry['rows']} | {asked} |")
+    return "\n".join(lines) + "\n"
+
+
+def _weights(licences: dict[str, str]) -> str:
+    """The terms of the weights that training began with or looked at."""
+    said = [
+        f"The {who}'s {'first ' if who == 'student' else ''}weights are under "
+        f"{stated or 'terms that are not stated with them'}.\n"
+        for who, stated in licences.items()
+    ]
+    return "".join(said)

@@ -1,15 +1,17 @@
-"""A run's state on disk: whole or absent, and enough to go on to the last bit."""
+"""A run's state on disk: whole or absent, and enough to go on to the last bit.
+
+What is random in a step is drawn from (seed, step, process), so no state of a generator is kept.
+"""
 
 from __future__ import annotations
 
 import os
 import pickle
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from data_catalog.errors import RunError
 
@@ -19,67 +21,95 @@ COLUMNS = ("loss", "mim", "distill", "lr", "grad_norm")
 
 
 class BadCheckpoint(RunError):
-    """A checkpoint cannot be read or belongs to another network."""
+    """A checkpoint cannot be read or belongs to another run."""
+
+
+class CheckpointNotWritten(RunError):
+    """There was no room for a checkpoint; the one before is still whole."""
 
 
 @dataclass
 class Progress:
-    """How far a run is: the next step, its history (a row per step) and the time it took."""
+    """How far a run is: the next step, its history (a row per step) and where the time went.
 
-    step: int
-    history: list[list[float]]
-    seconds: float
+    ``seconds`` is all of it, ``waited`` what the device waited for data, ``teaching`` what the
+    teacher took; all sessions of a run together.
+    """
 
-
-def save(
-    folder: Path, module: nn.Module, optimiser: torch.optim.Optimizer, progress: Progress
-) -> None:
-    """Write a checkpoint beside the old one, then put it in its place."""
-    history = torch.tensor(progress.history, dtype=torch.float64)
-    state = {
-        "step": progress.step,
-        "history": history.reshape(-1, len(COLUMNS)),
-        "seconds": progress.seconds,
-        "module": module.state_dict(),
-        "optimiser": optimiser.state_dict(),
-        "random": torch.get_rng_state(),
-        "random_cuda": _cuda_state(),
-    }
-    beside = folder / f".{NAME}.{os.getpid()}"
-    with beside.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(folder / NAME)
+    step: int = 0
+    history: list[list[float]] = field(default_factory=list)
+    seconds: float = 0.0
+    waited: float = 0.0
+    teaching: float = 0.0
 
 
-def _cuda_state() -> torch.Tensor | None:
-    """Random state of the GPU, where one is in use."""
-    used = torch.cuda.is_available() and torch.cuda.memory_allocated() > 0
-    return torch.cuda.get_rng_state() if used else None
+def save(folder: Path, identity: str, state: dict[str, Any], progress: Progress) -> None:
+    """Write a checkpoint beside the old one, then put it in its place.
 
-
-def restore(folder: Path, module: nn.Module, optimiser: torch.optim.Optimizer) -> Progress:
-    """Put the last checkpoint into module, optimiser and random state; step 0 without one.
+    Args:
+        folder: of the run.
+        identity: of the run, so that another one refuses the file.
+        state: weights and optimiser, whole, by name.
+        progress: of the run.
 
     Raises:
-        BadCheckpoint: it is damaged; says which file to delete.
+        CheckpointNotWritten: the disk is full or read-only.
+    """
+    history = torch.tensor(progress.history, dtype=torch.float64)
+    times = torch.tensor([progress.seconds, progress.waited, progress.teaching]).double()
+    content = {
+        **state,
+        "identity": identity,
+        "step": progress.step,
+        "history": history.reshape(-1, len(COLUMNS)),
+        "times": times,
+    }
+    beside = folder / f".{NAME}.{os.getpid()}"
+    try:
+        with beside.open("wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(folder / NAME)
+    except (OSError, RuntimeError) as error:  # torch wraps what the file system says
+        beside.unlink(missing_ok=True)
+        last = "the one before is intact" if (folder / NAME).exists() else "there is none yet"
+        raise CheckpointNotWritten(
+            f"the checkpoint of step {progress.step} could not be written to {folder} "
+            f"({str(error).splitlines()[0]}); {last}. Make room and start the same run again"
+        ) from error
+
+
+def load(folder: Path, identity: str) -> dict[str, Any] | None:
+    """The last checkpoint's content, or None without one.
+
+    Raises:
+        BadCheckpoint: it is damaged or another run's; says which file to delete.
     """
     path = folder / NAME
     for stale in folder.glob(f".{NAME}.*"):
         stale.unlink(missing_ok=True)
     if not path.exists():
-        return Progress(0, [], 0.0)
+        return None
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        module.load_state_dict(state["module"])
-        optimiser.load_state_dict(state["optimiser"])
-        torch.set_rng_state(state["random"])
+        # mapped, not read: of several processes only the first needs what is in it
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        held = content["identity"]
     except (RuntimeError, KeyError, ValueError, EOFError, pickle.UnpicklingError) as error:
-        raise BadCheckpoint(
-            f"the checkpoint {path} cannot be used ({str(error).splitlines()[0]}); delete it to "
-            "train from the beginning"
-        ) from error
-    if state["random_cuda"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["random_cuda"])
-    return Progress(int(state["step"]), state["history"].tolist(), float(state["seconds"]))
+        raise refused(folder, str(error).splitlines()[0]) from error
+    if held != identity:
+        raise refused(folder, "it belongs to another dataset, other settings or another seed")
+    return content
+
+
+def refused(folder: Path, why: str) -> BadCheckpoint:
+    """The error for a checkpoint that is of no use."""
+    return BadCheckpoint(
+        f"the checkpoint {folder / NAME} cannot be used ({why}); delete it to train from the "
+        "beginning"
+    )
+
+
+def progress_of(content: dict[str, Any]) -> Progress:
+    """How far the run was when it wrote this."""
+    return Progress(int(content["step"]), content["history"].tolist(), *content["times"].tolist())

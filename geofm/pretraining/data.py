@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from data_catalog.artifact import Artifact
 from data_catalog.errors import UsageError
 from geofm.imagery.radiometry import rgb_index, to_unit
+from geofm.pretrain_settings import PretrainSettings
 from geofm.pretraining.augment import crop_weights, draw_window, sample_rng
 from geofm.pretraining.masking import draw_mask
-from geofm.settings import PretrainSettings
 from geofm.shards.order import epoch_order
 from geofm.shards.reader import DamagedShard, ShardFiles, ShardIndex, open_index
 from geofm.threads import in_order
@@ -135,10 +135,20 @@ def read_unit(corpus: Corpus, files: ShardFiles, sample: int) -> NDArray[np.floa
 
 
 def load_batch(
-    corpus: Corpus, files: ShardFiles, settings: PretrainSettings, seed: int, step: int
+    corpus: Corpus,
+    files: ShardFiles,
+    settings: PretrainSettings,
+    seed: int,
+    step: int,
+    share: tuple[int, int] = (0, 1),
 ) -> Batch:
-    """Batch ``step`` of a run, ready for the device."""
+    """Batch ``step`` of a run, ready for the device; of process ``share[0]`` of ``share[1]``.
+
+    The whole batch does not depend on how many processes share it.
+    """
     epoch, samples = batch_samples(corpus, seed, step, settings.batch)
+    rank, world = share
+    samples = samples[rank * settings.batch // world : (rank + 1) * settings.batch // world]
     pictures = [read_unit(corpus, files, sample) for sample in samples]
     height, width = (max(p.shape[axis] for p in pictures) for axis in (1, 2))
     images = np.zeros((len(samples), len(corpus.bands), height, width), dtype=np.float32)
@@ -154,13 +164,19 @@ def load_batch(
 
 
 def batches(
-    corpus: Corpus, settings: PretrainSettings, seed: int, first: int, last: int, threads: int
+    corpus: Corpus,
+    settings: PretrainSettings,
+    seed: int,
+    first: int,
+    last: int,
+    threads: int,
+    share: tuple[int, int] = (0, 1),
 ) -> Generator[Batch]:
     """Batches ``first`` to ``last`` - 1 in order, read ahead by ``threads`` threads."""
     with ShardFiles(corpus.index) as files, ThreadPoolExecutor(threads, "geofm-read") as pool:
         yield from in_order(
             pool,
-            lambda step: load_batch(corpus, files, settings, seed, step),
+            lambda step: load_batch(corpus, files, settings, seed, step, share),
             range(first, last),
             threads,
         )

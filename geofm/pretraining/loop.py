@@ -1,4 +1,4 @@
-"""The training loop: Lightning Fabric for precision and device, everything else in plain sight."""
+"""The training loop: Lightning Fabric for precision and processes, everything else in sight."""
 
 from __future__ import annotations
 
@@ -9,39 +9,46 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from lightning_fabric import Fabric
 from numpy.typing import NDArray
 from torch import Tensor
 
+from data_catalog.canonical import digest_of
 from data_catalog.errors import RunError
 from data_catalog.progress import tick
+from geofm.energy import so_far
+from geofm.pretrain_settings import PretrainSettings
 from geofm.pretraining.arithmetic import arithmetic, cpu_threads, device_name
-from geofm.pretraining.augment import crop
-from geofm.pretraining.checkpoint import COLUMNS, Progress, restore, save
-from geofm.pretraining.data import Batch, Corpus, batches, steps_per_epoch
-from geofm.pretraining.objective import Losses, Pretrainer, build_pretrainer
-from geofm.pretraining.optimiser import Schedule, build_optimiser, schedule, set_lr
-from geofm.pretraining.teacher import Teacher, load_teacher, teach
-from geofm.settings import PretrainSettings
+from geofm.pretraining.checkpoint import COLUMNS, Progress, load, progress_of, refused, save
+from geofm.pretraining.data import Corpus, batches, steps_per_epoch
+from geofm.pretraining.ema import RunningMean
+from geofm.pretraining.guard import Guard, check_numbers
+from geofm.pretraining.objective import Pretrainer, build_pretrainer
+from geofm.pretraining.optimiser import schedule
+from geofm.pretraining.parallel import (
+    Parallel,
+    load_whole_state,
+    make_fabric,
+    whole_state,
+    whole_weights,
+)
+from geofm.pretraining.speed import Speed, measure
+from geofm.pretraining.step import Stepper
+from geofm.pretraining.teacher import Teacher, load_teacher
+from geofm.pretraining.trackers import tracking
 
 log = logging.getLogger("geofm.pretraining")
 
-PRECISION: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed"}
 #: A GPU is asked for its losses only so often (steps): each question makes it wait.
 FLUSH = {"cpu": 1, "cuda": 20}
 #: Threads that read ahead.
 READERS = {"cpu": 1, "cuda": 4}
-
-
-class Diverged(RunError):
-    """The loss is no number any more."""
 
 
 class Interrupted(RunError):
@@ -49,13 +56,55 @@ class Interrupted(RunError):
 
 
 @dataclass(frozen=True)
+class Team:
+    """Processes that train together, how they share the model, and who else is told of steps."""
+
+    processes: int = 1
+    parallel: Parallel = "ddp"
+    trackers: tuple[str, ...] = ()
+
+
+ALONE = Team()
+
+
+@dataclass(frozen=True)
 class Trained:
-    """A finished run: the module on the CPU, its teacher, a row per step, and what it cost."""
+    """A finished run: the module on the CPU, its teacher, a row per step, and what it cost.
+
+    There is no teacher without distillation, nor where its features were given.
+    """
 
     module: Pretrainer
     teacher: Teacher | None
     history: pd.DataFrame
     metrics: dict[str, Any]
+
+
+@dataclass
+class _Run:
+    """What a run has: its pieces, and how far it is."""
+
+    settings: PretrainSettings
+    corpus: Corpus
+    seed: int
+    folder: Path
+    stepper: Stepper
+    speed: Speed
+    mean: RunningMean | None
+    guard: Guard
+    progress: Progress
+    pending: list[Tensor] = field(default_factory=list)
+
+    @property
+    def identity(self) -> str:
+        """What a checkpoint must have been written for."""
+        return identity_of(self.corpus, self.settings, self.seed)
+
+
+def identity_of(corpus: Corpus, settings: PretrainSettings, seed: int) -> str:
+    """Digest of what a run computes: dataset, settings, seed; not where or how often it stops."""
+    fixed = settings.model_dump(mode="json", exclude={"checkpoint_steps", "spike_steps"})
+    return digest_of([corpus.digest, fixed, seed])
 
 
 def train(
@@ -65,6 +114,7 @@ def train(
     device: str,
     folder: Path,
     threads: int | None = None,
+    team: Team = ALONE,
     taught: NDArray[np.float32] | None = None,
 ) -> Trained:
     """Pretrain a student; goes on from the checkpoint in ``folder`` if there is one.
@@ -76,12 +126,14 @@ def train(
         device: ``cpu`` or ``cuda``.
         folder: of this very run; keeps the checkpoint.
         threads: of the CPU; all that this process may use when not given.
-        taught: the teacher's features of the whole chips, [N, C] with a row per sample of the
-            corpus (``geofm.pretraining.taught``). No teacher is then loaded or run.
+        team: more processes than one must have been started by torchrun (``launch``).
+        taught: the teacher's feature of every sample [N, C]; then no teacher is loaded.
 
     Raises:
         TooFewSamples, BadStudent, WeightsMissing: before the first step, with the remedy.
-        Diverged: the loss became infinite or NaN.
+        Diverged: the loss became infinite, NaN, or lost what had been learned.
+        OutOfMemory: on the device; says which settings need less.
+        CheckpointNotWritten, BadCheckpoint: the disk is full, or holds another run's state.
         Interrupted: SIGTERM came (main thread only); the state is kept.
     """
     with arithmetic(device, seed, threads or cpu_threads()), sigterm() as stopped:
@@ -89,141 +141,155 @@ def train(
         plan = schedule(settings, per_epoch)
         teacher = None
         if settings.alpha > 0 and taught is None:
-            stage, size = settings.distill_stage, settings.teacher_size_px
-            teacher = load_teacher(settings.teacher, stage, size, device)
+            teacher = load_teacher(settings, device)
         width = teacher.width if teacher else None if taught is None else taught.shape[1]
         module = build_pretrainer(settings, len(corpus.bands), seed, width)
-        fabric = Fabric(accelerator=device, devices=1, precision=PRECISION[settings.precision])
+        fabric = make_fabric(device, settings.precision, team.processes, team.parallel)
         module.to(fabric.device)
-        optimiser = build_optimiser(module, settings)
-        progress = restore(folder, module, optimiser)
-        if progress.step:
+        speed = measure(module, teacher, settings, team.processes)
+        if settings.compile:
+            module.student.compile(dynamic=False)
+        content = load(folder, identity_of(corpus, settings, seed))
+        stepper = Stepper(fabric, module, teacher, taught, corpus, settings, plan, seed)
+        mean = RunningMean(stepper.module, settings.ema) if settings.ema else None
+        progress = Progress()
+        if content is not None:
+            progress = _restore(folder, content, stepper, mean)
             log.info("pretrain: going on after step %d of %d", progress.step, plan.steps)
-        run = _Run(fabric, module, optimiser, teacher, taught, corpus, settings, plan, folder)
-        metrics = run.finish(progress, seed, stopped)
-        history = _history(progress, per_epoch)
-    return Trained(module.to("cpu").eval(), teacher, history, metrics)
+        guard = Guard(settings.spike_steps)
+        for row in progress.history:
+            guard.add(_unweighted(row))
+        run = _Run(settings, corpus, seed, folder, stepper, speed, mean, guard, progress)
+        names = team.trackers if fabric.is_global_zero else ()
+        known = settings.model_dump(mode="json")
+        with tracking(names, f"{settings.student}-{run.identity[:8]}", known) as tell:
+            _take_steps(run, stopped, tell)
+        if mean is not None:
+            mean.give()
+        weights = whole_weights(module)
+        history = history_of(progress, per_epoch)
+        metrics = _metrics(run)
+    finished = build_pretrainer(settings, len(corpus.bands), seed, width)
+    finished.load_state_dict(weights)
+    return Trained(finished.eval(), teacher, history, metrics)
 
 
-class _Run:
-    """What stays the same from step to step."""
+def _restore(
+    folder: Path, content: dict[str, Any], stepper: Stepper, mean: RunningMean | None
+) -> Progress:
+    try:
+        load_whole_state(stepper.module, stepper.optimiser, content)
+        if mean is not None:
+            mean.load(content["mean"])
+    except (RuntimeError, KeyError, ValueError) as error:
+        raise refused(folder, str(error).splitlines()[0]) from error
+    return progress_of(content)
 
-    def __init__(
-        self,
-        fabric: Fabric,
-        module: Pretrainer,
-        optimiser: torch.optim.Optimizer,
-        teacher: Teacher | None,
-        taught: NDArray[np.float32] | None,
-        corpus: Corpus,
-        settings: PretrainSettings,
-        plan: Schedule,
-        folder: Path,
-    ) -> None:
-        self.fabric, self.settings, self.plan, self.folder = fabric, settings, plan, folder
-        self.module, self.optimiser = module.train(), optimiser
-        self.wrapped, self.stepper = fabric.setup(module, optimiser)
-        self.teacher, self.taught, self.corpus = teacher, taught, corpus
-        self.mean, self.std = (
-            torch.tensor(values, dtype=torch.float32, device=fabric.device)[:, None, None]
-            for values in (corpus.mean, corpus.std)
-        )
 
-    def finish(self, progress: Progress, seed: int, stopped: Callable[[], bool]) -> dict[str, Any]:
-        """Take all steps that are left; returns times, rates and memory."""
-        device = self.fabric.device.type
-        steps, first, before = self.plan.steps, progress.step, progress.seconds
-        started = time.perf_counter()
-        pending: list[Tensor] = []
-        if device == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-
-        def settle() -> None:
-            """Fetch the losses of the last steps; refuse to go on without numbers."""
-            _settle(progress, pending, self.plan)
+def _take_steps(run: _Run, stopped: Callable[[], bool], tell: Callable[..., None]) -> None:
+    """All steps that are left, with checkpoints."""
+    stepper, progress, settings = run.stepper, run.progress, run.settings
+    device, steps, first = stepper.device.type, stepper.plan.steps, progress.step
+    before, started = progress.seconds, time.perf_counter()
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    share = stepper.share
+    reading = batches(run.corpus, settings, run.seed, first, steps, READERS[device], share)
+    with closing(reading):
+        for step in range(first, steps):
+            asked = time.perf_counter()
+            batch = next(reading)
+            progress.waited += time.perf_counter() - asked
+            run.pending.append(stepper.take(step, batch))
+            if run.mean is not None:
+                run.mean.update()
+            progress.step = step + 1
+            last = progress.step == steps
+            kept = progress.step % settings.checkpoint_steps == 0
+            if not (last or kept or len(run.pending) >= FLUSH[device]):
+                continue
+            stop = _settle(run, stopped(), tell)
             progress.seconds = before + time.perf_counter() - started
-
-        reading = batches(self.corpus, self.settings, seed, first, steps, READERS[device])
-        with closing(reading):
-            for step, batch in enumerate(reading, start=first):
-                pending.append(self.step(step, batch))
-                progress.step = step + 1
-                last, stop = progress.step == steps, stopped()
-                due = last or stop or progress.step % self.settings.checkpoint_steps == 0
-                if due or len(pending) >= FLUSH[device]:
-                    settle()
-                    images = (progress.step - first) * self.settings.batch
-                    rate = images / max(progress.seconds - before, 1e-9)
-                    _tick(progress, steps, rate, self.settings.batch)
-                if due:
-                    save(self.folder, self.module, self.optimiser, progress)
-                if stop and not last:
-                    raise Interrupted(
-                        f"stopped by SIGTERM after step {progress.step} of {steps}; the state is "
-                        "kept, start the same run again to go on"
-                    )
-        peak = torch.cuda.max_memory_allocated() / 2**20 if device == "cuda" else None
-        return {
-            "steps": steps,
-            "images_per_second": steps * self.settings.batch / max(progress.seconds, 1e-9),
-            "seconds": progress.seconds,
-            "gpu_seconds": progress.seconds if device == "cuda" else 0.0,
-            "device": device_name(device),
-            **({} if peak is None else {"peak_gpu_mib": peak}),
-        }
-
-    def step(self, step: int, batch: Batch) -> Tensor:
-        """One optimisation step; loss, terms, rate and gradient norm as a tensor [5]."""
-        device = self.fabric.device
-        rate = self.plan.lr(step)
-        set_lr(self.optimiser, rate)
-        images, rows, columns, mask = (
-            torch.from_numpy(array).to(device, non_blocking=True)
-            for array in (batch.images, batch.rows, batch.columns, batch.mask)
-        )
-        unit = crop(images, rows, columns)
-        taught = None
-        if self.teacher is not None:
-            with self.fabric.autocast():
-                taught = teach(self.teacher, unit[:, list(self.corpus.rgb)].clamp(0, 1))
-        elif self.taught is not None and self.settings.alpha > 0:
-            taught = torch.from_numpy(self.taught[batch.samples]).to(device, non_blocking=True)
-        losses: Losses = self.wrapped((unit - self.mean) / self.std, mask, taught)
-        self.fabric.backward(losses.loss)
-        norm: Any = self.fabric.clip_gradients(
-            self.wrapped, self.stepper, max_norm=self.settings.clip, error_if_nonfinite=False
-        )
-        self.stepper.step()
-        self.stepper.zero_grad(set_to_none=True)
-        nothing = torch.full((), math.nan, device=device)
-        terms = [nothing if t is None else t.detach() for t in (losses.mim, losses.distill)]
-        values = [losses.loss.detach(), *terms, torch.full((), rate, device=device), norm]
-        return torch.stack([value.double() for value in values])
+            _tick(run, steps, (progress.step - first) / max(progress.seconds - before, 1e-9))
+            if last or ((kept or stop) and run.guard.healthy):
+                _save(run)
+            if stop and not last:
+                raise Interrupted(
+                    f"stopped by SIGTERM after step {progress.step} of {steps}; the state is "
+                    "kept, start the same run again to go on"
+                )
 
 
-def _settle(progress: Progress, pending: list[Tensor], plan: Schedule) -> None:
-    if not pending:
+def _settle(run: _Run, stopped: bool, tell: Callable[..., None]) -> bool:
+    """Fetch the losses of the last steps, of all processes; whether any was asked to stop."""
+    progress, plan, stepper = run.progress, run.stepper.plan, run.stepper
+    values, stop = stepper.meet(torch.stack(run.pending), stopped)
+    run.pending.clear()
+    progress.teaching += stepper.teaching()
+    for numbers in values.tolist():
+        number = len(progress.history)
+        row = dict(zip(COLUMNS, numbers, strict=True))
+        check_numbers(number, plan.steps, row["loss"], row["grad_norm"], row["lr"])
+        row["lr"] = plan.lr(number)
+        progress.history.append(list(row.values()))
+        run.guard.add(_unweighted(progress.history[-1]))
+        run.guard.check(plan.steps, row["lr"])
+        tell(number, {name: value for name, value in row.items() if not math.isnan(value)})
+    return stop
+
+
+def _unweighted(row: list[float]) -> float:
+    """Both terms of a step without their weights, which may have schedules."""
+    return sum(term for term in row[1:3] if not math.isnan(term))
+
+
+def _save(run: _Run) -> None:
+    state = whole_state(run.stepper.module, run.stepper.optimiser)
+    if run.mean is not None:
+        state["mean"] = run.mean.state()
+    if run.stepper.fabric.is_global_zero:
+        save(run.folder, run.identity, state, run.progress)
+
+
+def _tick(run: _Run, steps: int, rate: float) -> None:
+    if not run.stepper.fabric.is_global_zero:
         return
-    first = len(progress.history)
-    for number, values in enumerate(torch.stack(pending).tolist(), start=first):
-        row = dict(zip(COLUMNS, values, strict=True))
-        if not (math.isfinite(row["loss"]) and math.isfinite(row["grad_norm"])):
-            raise Diverged(
-                f"the loss is {row['loss']} and the gradient norm {row['grad_norm']} at step "
-                f"{number} of {plan.steps} (learning rate {row['lr']:.2e}): lower pretrain.base_lr "
-                "or pretrain.clip, use more pretrain.warmup_epochs, or pretrain.precision fp32"
-            )
-        progress.history.append([*values[:3], plan.lr(number), values[4]])
-    pending.clear()
-
-
-def _tick(progress: Progress, steps: int, rate: float, batch: int) -> None:
-    left = (steps - progress.step) * batch / max(rate, 1e-9)
-    note = f"loss {progress.history[-1][0]:.4f}, {rate:.0f} images/s, {left:.0f} s left"
+    progress, batch = run.progress, run.settings.batch
+    left = (steps - progress.step) / max(rate, 1e-9)
+    waited = progress.waited / max(progress.seconds, 1e-9)
+    note = (
+        f"loss {progress.history[-1][0]:.4f}, {rate * batch:.0f} images/s, MFU "
+        f"{run.speed.used(rate * batch):.0%}, {waited:.0%} waiting for data, {left:.0f} s left"
+    )
+    energy = so_far()
+    if energy is not None:
+        note += f", {energy * 1e3:.1f} Wh"
     tick("pretrain", progress.step, steps, note)
 
 
-def _history(progress: Progress, per_epoch: int) -> pd.DataFrame:
+def _metrics(run: _Run) -> dict[str, Any]:
+    """Times, rates and memory of all sessions of a run."""
+    progress, stepper = run.progress, run.stepper
+    steps, seconds = stepper.plan.steps, max(progress.seconds, 1e-9)
+    gpu = stepper.device.type == "cuda"
+    rate = steps * run.settings.batch / seconds
+    return {
+        "steps": steps,
+        "images_per_second": rate,
+        "seconds": progress.seconds,
+        "gpu_seconds": progress.seconds * stepper.share[1] if gpu else 0.0,
+        "teacher_seconds": progress.teaching,
+        "data_wait_share": progress.waited / seconds,
+        "gflop_per_image": run.speed.flop_per_image / 1e9,
+        "mfu": run.speed.used(rate),
+        "processes": stepper.share[1],
+        "device": device_name(stepper.device.type),
+        **({"peak_gpu_mib": torch.cuda.max_memory_allocated() / 2**20} if gpu else {}),
+    }
+
+
+def history_of(progress: Progress, per_epoch: int) -> pd.DataFrame:
+    """A row per step, as ``metrics.parquet`` has it."""
     frame = pd.DataFrame(progress.history, columns=list(COLUMNS))
     frame.insert(0, "step", range(len(frame)))
     frame.insert(1, "epoch", frame["step"] // per_epoch)

@@ -35,3 +35,8 @@ def spread(mask: Tensor, size: int) -> Tensor:
     if rest:
         raise ValueError(f"a mask of {mask.shape[-1]} patches cannot be spread over {size}")
     return torch.repeat_interleave(torch.repeat_interleave(mask, factor, dim=1), factor, dim=2)
+
+
+def shown_places(mask: Tensor, shown: int) -> Tensor:
+    """Flat positions [B, shown] where a mask [B, g, g] hides nothing, in their order."""
+    return mask.flatten(1).byte().argsort(dim=1, stable=True)[:, :shown]

@@ -6,10 +6,11 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from geofm.pretraining.backbone import final_width, reduction, stage_width, token_mean
+from geofm.pretrain_settings import PretrainSettings
+from geofm.pretraining.backbone import PLAIN, Pooling, final_width, reduction, stage_width
+from geofm.pretraining.decoder import FillingDecoder, PixelDecoder
 from geofm.pretraining.masking import spread
 from geofm.pretraining.student import Student, build_student, derived_seed
-from geofm.settings import PretrainSettings
 from geofm.threads import own_random_state
 
 
@@ -24,17 +25,20 @@ class Losses(NamedTuple):
 class Pretrainer(nn.Module):
     """Student, decoder and projector with the loss that trains them together.
 
-    ``alpha`` = 0 is plain masked image modelling (SimMIM): there is no projector. ``mim_weight``
-    = 0 is distillation alone: what comes after the distilled stage is not even computed.
+    ``alpha`` = 0 is plain masked image modelling (SimMIM): there is no projector; where it has a
+    schedule the loop sets it before each step. ``mim_weight`` = 0 is distillation alone: what
+    comes after the distilled stage is not even computed.
     """
 
     def __init__(
         self,
         student: Student,
-        decoder: nn.Sequential,
+        decoder: PixelDecoder | FillingDecoder,
         projector: nn.Module | None,
         alpha: float,
         mim_weight: float,
+        pooling: Pooling = PLAIN,
+        teacher_width: int = 0,
     ) -> None:
         super().__init__()
         self.student = student
@@ -42,6 +46,8 @@ class Pretrainer(nn.Module):
         self.projector = projector
         self.alpha = alpha
         self.mim_weight = mim_weight
+        self.pooling = pooling
+        self.teacher_width = teacher_width
 
     def forward(self, images: Tensor, mask: Tensor, taught: Tensor | None) -> Losses:
         """Losses of a batch.
@@ -55,10 +61,10 @@ class Pretrainer(nn.Module):
         mim = distill = None
         terms = []
         if final is not None:
-            mim = reconstruction_loss(self.decoder(final.permute(0, 3, 1, 2)), images, mask)
+            mim = reconstruction_loss(self.decoder(final, mask), images, mask)
             terms.append(self.mim_weight * mim)
         if self.projector is not None and taught is not None:
-            distill = distillation_loss(self.projector(token_mean(tokens)), taught)
+            distill = distillation_loss(self.projector(self.pooling(tokens)), taught)
             terms.append(self.alpha * distill)
         return Losses(terms[0] if len(terms) == 1 else terms[0] + terms[1], mim, distill)
 
@@ -92,14 +98,34 @@ def build_pretrainer(
     """
     student = build_student(settings, bands, seed)
     backbone = student.backbone
-    stride = reduction(backbone)
     with own_random_state(derived_seed(seed, "decoder")):
-        decoder = nn.Sequential(
-            nn.Conv2d(final_width(backbone), stride * stride * bands, kernel_size=1),
-            nn.PixelShuffle(stride),
-        )
+        decoder = _decoder(settings, backbone, bands)
     projector = None
     if settings.alpha > 0 and teacher_width is not None:
         with own_random_state(derived_seed(seed, "projector")):
-            projector = nn.Linear(stage_width(backbone, settings.distill_stage), teacher_width)
-    return Pretrainer(student, decoder, projector, settings.alpha, settings.mim_weight)
+            projector = _projector(
+                settings.projector, stage_width(backbone, settings.distill_stage), teacher_width
+            )
+    pooling = Pooling(settings.distill_pool, settings.distill_norm)
+    weights = settings.alpha, settings.mim_weight
+    return Pretrainer(student, decoder, projector, *weights, pooling, teacher_width or 0)
+
+
+def _decoder(
+    settings: PretrainSettings, backbone: nn.Module, bands: int
+) -> PixelDecoder | FillingDecoder:
+    width, stride = final_width(backbone), reduction(backbone)
+    if settings.masking == "replace":
+        return PixelDecoder(width, stride, bands)
+    grid = settings.size_px // stride
+    inner, depth = settings.decoder_width, settings.decoder_depth
+    return FillingDecoder(width, grid, stride, bands, inner, depth)
+
+
+def _projector(kind: str, width: int, teacher_width: int) -> nn.Module:
+    """The paper's one linear layer, or two with a GELU between them."""
+    if kind == "linear":
+        return nn.Linear(width, teacher_width)
+    return nn.Sequential(
+        nn.Linear(width, teacher_width), nn.GELU(), nn.Linear(teacher_width, teacher_width)
+    )

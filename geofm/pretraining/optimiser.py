@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from geofm.pretrain_settings import PretrainSettings
 from geofm.pretraining.objective import Pretrainer
-from geofm.settings import PretrainSettings
 
 #: Learning rates in the settings are per this many images of batch.
 REFERENCE_BATCH = 512
@@ -22,7 +22,11 @@ PLAIN = ("mask_token", "relative_position_bias_table")
 
 @dataclass(frozen=True)
 class Schedule:
-    """Linear warm-up, then half a cosine; all rates are for the batch that is used."""
+    """Linear warm-up, then what is left of half a cosine; rates are for the batch that is used.
+
+    The cosine runs over all steps, warm-up included, and takes over where it then is: as the
+    paper's code has it (0.975 of the peak after 10 of 100 epochs).
+    """
 
     start: float
     peak: float
@@ -34,8 +38,19 @@ class Schedule:
         """Learning rate of step 0, 1, ..., ``steps`` - 1."""
         if step < self.warmup_steps:
             return self.start + (self.peak - self.start) * step / self.warmup_steps
-        done = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
-        return self.end + (self.peak - self.end) * 0.5 * (1.0 + math.cos(math.pi * done))
+        return half_cosine(self.peak, self.end, step / max(1, self.steps))
+
+
+def half_cosine(first: float, last: float, done: float) -> float:
+    """From ``first`` at ``done`` = 0 to ``last`` at 1."""
+    return last + (first - last) * 0.5 * (1.0 + math.cos(math.pi * done))
+
+
+def alpha_at(settings: PretrainSettings, step: int, steps: int) -> float:
+    """Weight of distillation at a step."""
+    if settings.alpha_end is None:
+        return settings.alpha
+    return half_cosine(settings.alpha, settings.alpha_end, step / max(1, steps - 1))
 
 
 def schedule(settings: PretrainSettings, steps_per_epoch: int) -> Schedule:
@@ -57,7 +72,8 @@ def decay_groups(module: Pretrainer, weight_decay: float) -> list[dict[str, Any]
     says of the backbone (position embedding, class token).
     """
     backbone: Any = module.student.backbone
-    spared = {f"student.backbone.{name}" for name in backbone.no_weight_decay()}
+    said: set[str] = getattr(backbone, "no_weight_decay", set)()  # convolutional ones say nothing
+    spared = {f"student.backbone.{name}" for name in said}
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     for name, parameter in module.named_parameters():

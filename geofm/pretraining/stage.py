@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from data_catalog.artifact import Artifact
+from data_catalog.catalogue import UnknownReference, open_catalogue
+from data_catalog.lineage import ancestor
 from data_catalog.stage import Job, Sealed, Stage, no_parts, no_work
 from data_catalog.tables import write_table
+from geofm.encoders import weights_licence
+from geofm.pretrain_settings import PretrainSettings
 from geofm.pretraining.arithmetic import cpu_threads, pick_device
 from geofm.pretraining.card import write_card
 from geofm.pretraining.data import never_drawn, open_corpus
 from geofm.pretraining.export import describe, write_model
+from geofm.pretraining.launch import team_of, train_together
 from geofm.pretraining.loop import Trained, train
-from geofm.settings import PretrainSettings
+from geofm.pretraining.taught import features_once
+from geofm.pretraining.teacher import load_teacher
 
 
 def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
@@ -25,16 +33,31 @@ def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
     dataset = job.inputs["dataset"]
     corpus = open_corpus(dataset)
     device = pick_device(job.device)
-    trained = train(corpus, settings, job.seed, device, job.scratch)
+    team = team_of(job.how, device, settings.batch, settings.accumulate)
+    teacher = taught = None
+    features = "live"
+    if settings.alpha > 0 and settings.teacher_features == "once":
+        teacher = load_teacher(settings, device)
+        taught, features = features_once(corpus, teacher, _embeddings(job), device, job.scratch)
+    if team.processes == 1:
+        trained = train(corpus, settings, job.seed, device, job.scratch, team=team, taught=taught)
+    else:
+        trained = train_together(
+            dataset, settings, job.seed, device, job.scratch, team, taught=taught
+        )
+    trained = replace(trained, teacher=trained.teacher or teacher)
     unseen = never_drawn(corpus, job.seed, settings.epochs, settings.batch)
     facts = {
         **_facts(trained, settings),
+        **({"teacher_features": features} if trained.teacher else {}),
         "bands": list(corpus.bands),
         "samples": len(corpus),
+        "sources": dataset.manifest.facts.get("sources", []),
         # sums differ in their last bits with the number of threads
-        "arithmetic": f"cpu, {cpu_threads()} threads" if device == "cpu" else device,
+        "arithmetic": _arithmetic(device, team.processes),
     }
-    write_model(trained.module, describe(settings, corpus), folder)
+    terms = sorted({str(source["licence"]) for source in facts["sources"]})
+    write_model(trained.module, describe(settings, corpus, terms), folder)
     write_table(trained.history, folder / "metrics.parquet")
     write_card(folder / "README.md", settings, dataset, facts, job.seed)
     return Sealed(
@@ -52,15 +75,37 @@ def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
     )
 
 
+def _embeddings(job: Job) -> Artifact | None:
+    """The vectors that the dataset was curated by, where the catalogue knows them."""
+    catalogue, dataset = open_catalogue(job.catalogue), job.inputs["dataset"]
+    if not catalogue.knows(dataset.digest):
+        return None
+    try:
+        found = ancestor(catalogue, dataset, "embeddings")
+    except UnknownReference:
+        return None
+    return found if job.store.has(found) else None
+
+
+def _arithmetic(device: str, processes: int) -> str:
+    """What the last bits of a result depend on."""
+    where = f"cpu, {cpu_threads()} threads" if device == "cpu" else device
+    return where if processes == 1 else f"{where}, {processes} processes"
+
+
 def _facts(trained: Trained, settings: PretrainSettings) -> dict[str, Any]:
     backbone = trained.module.student.backbone
-    teacher = trained.teacher
+    teacher, starts_trained = trained.teacher, settings.student_init == "pretrained"
     return {
         "student": settings.student.partition("@")[0],
         "student_init": settings.student_init,
         "parameters": sum(p.numel() for p in backbone.parameters()),
         "teacher": settings.teacher.partition("@")[0] if teacher else "",
         "teacher_weights_sha256": teacher.encoder.weights_sha256 if teacher else "",
+        "weights_licences": {
+            **({"teacher": weights_licence(settings.teacher)} if teacher else {}),
+            **({"student": weights_licence(settings.student)} if starts_trained else {}),
+        },
         "teacher_width": teacher.width if teacher else 0,
         "alpha": settings.alpha,
         "mim_weight": settings.mim_weight,
@@ -71,7 +116,7 @@ def _facts(trained: Trained, settings: PretrainSettings) -> dict[str, Any]:
 
 STAGE = Stage(
     name="pretrain",
-    version="1",
+    version="2",
     kind="model",
     inputs=("dataset",),
     software=("torch", "timm", "numpy", "safetensors", "lightning"),
@@ -79,4 +124,5 @@ STAGE = Stage(
     work=no_work,
     seal=seal,
     seeded=True,
+    device=pick_device,
 )

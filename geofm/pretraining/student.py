@@ -1,4 +1,4 @@
-"""The network that is pretrained: a timm Swin or ViT that sees a mask token instead of patches."""
+"""The network that is pretrained: a timm backbone that does not see what is masked."""
 
 from __future__ import annotations
 
@@ -12,20 +12,26 @@ from torch import Tensor, nn
 from data_catalog.canonical import digest_of
 from data_catalog.errors import UsageError
 from geofm.encoders import check_model_name, load_file, pretrained_file
+from geofm.pretrain_settings import PretrainSettings
 from geofm.pretraining.backbone import (
-    embed_patches,
+    DROPPING,
+    Masked,
+    family,
+    final_width,
     patch_size,
     reduction,
-    run_stages,
     stage_width,
+    walk,
 )
-from geofm.pretraining.masking import spread
-from geofm.settings import PretrainSettings
+from geofm.pretraining.masking import masked_patches
 from geofm.threads import own_random_state
 
-#: timm modules whose networks can be students.
-SWIN_MODULES = ("timm.models.swin_transformer", "timm.models.swin_transformer_v2")
-VIT_MODULES = ("timm.models.vision_transformer",)
+#: timm modules whose networks are built for one size of input.
+SIZED = tuple(
+    f"timm.models.{name}"
+    for name in ("swin_transformer", "swin_transformer_v2", "vision_transformer", "hiera")
+)
+VIT = "timm.models.vision_transformer"
 #: What other settings and the dataset decide.
 RESERVED = {
     "in_chans": "it is the number of cut.bands",
@@ -39,28 +45,31 @@ class BadStudent(UsageError):
 
 
 class Student(nn.Module):
-    """A backbone and the token that stands for what is masked."""
+    """A backbone, and the token that stands for what is masked (none where it is left out).
 
-    def __init__(self, backbone: nn.Module, mask_token: Tensor, stage: int) -> None:
+    ``shown`` is the number of patches of a mask that are not hidden.
+    """
+
+    def __init__(
+        self, backbone: nn.Module, mask_token: Tensor | None, bands: int, shown: int, stage: int
+    ) -> None:
         super().__init__()
-        self.backbone = backbone
-        self.mask_token = nn.Parameter(mask_token)
-        self.stage = stage
+        self.backbone, self.bands = backbone, bands
+        self.mask_token = None if mask_token is None else nn.Parameter(mask_token)
+        self.shown, self.stage = shown, stage
 
     def forward(
         self, images: Tensor, mask: Tensor, *, whole: bool = True
     ) -> tuple[Tensor, Tensor | None]:
-        """Distilled stage and final map of masked images.
+        """Distilled stage and final map of masked images; see ``backbone.walk``.
 
         Args:
             images: [B, bands, S, S], normalised.
             mask: [B, g, g] bool, True where hidden.
             whole: compute the final map as well.
         """
-        tokens = embed_patches(self.backbone, images)
-        hidden = spread(mask, tokens.shape[1])[..., None]
-        tokens = torch.where(hidden, self.mask_token.to(tokens.dtype), tokens)
-        return run_stages(self.backbone, tokens, self.stage, whole=whole)
+        masked = Masked(mask, self.mask_token, self.shown)
+        return walk(self.backbone, images, self.stage, whole=whole, masked=masked)
 
 
 def derived_seed(seed: int, what: str) -> int:
@@ -72,7 +81,7 @@ def backbone_arguments(settings: PretrainSettings, bands: int) -> dict[str, Any]
     """Arguments of ``timm.create_model`` that build the backbone again.
 
     Raises:
-        BadStudent: not a Swin or ViT of timm, or an argument that other settings decide.
+        BadStudent: an argument that other settings decide.
         UnknownEncoder: timm has no such model.
     """
     name = settings.student.partition("@")[0]
@@ -80,15 +89,13 @@ def backbone_arguments(settings: PretrainSettings, bands: int) -> dict[str, Any]
     for reserved, why in RESERVED.items():
         if reserved in settings.student_args:
             raise BadStudent(f"pretrain.student_args: leave out {reserved}, {why}")
+    fixed = {"in_chans": bands, "num_classes": 0}
     module = timm.model_entrypoint(name.partition(".")[0]).__module__
-    if module not in SWIN_MODULES + VIT_MODULES:
-        raise BadStudent(
-            f"pretrain.student: {name} is neither Swin nor a plain ViT; give one of those, "
-            "e.g. swin_tiny_patch4_window7_224 or vit_small_patch16_224"
-        )
+    cfg = timm.models.get_pretrained_cfg(name)
+    if module in SIZED or (cfg is not None and cfg.fixed_input_size):
+        fixed["img_size"] = settings.size_px
     # The paper's code drops no paths in pretraining; a masked ViT learns through its patch tokens.
-    pooled = {"global_pool": "avg", "fc_norm": False} if module in VIT_MODULES else {}
-    fixed = {"in_chans": bands, "img_size": settings.size_px, "num_classes": 0}
+    pooled = {"global_pool": "avg", "fc_norm": False} if module == VIT else {}
     return {"drop_path_rate": 0.0, **pooled, **settings.student_args, **fixed}
 
 
@@ -129,11 +136,23 @@ def build_student(settings: PretrainSettings, bands: int, seed: int) -> Student:
         with own_random_state(seed):
             backbone = load_file(name, Path(file) if at else pretrained_file(name), **arguments)
     _check_sizes(backbone, settings)
-    width = embed_width(backbone)
+    if family(backbone) == "maps":
+        _check_maps(backbone, settings, bands)
+    if settings.activation_checkpointing:
+        _keep_few_activations(backbone, settings.student)
+    cells = (settings.size_px // settings.mask_patch_px) ** 2
+    shown = cells - masked_patches(cells, settings.mask_ratio)
+    token = None if settings.masking == "drop" else _mask_token(backbone, bands, seed)
+    return Student(backbone, token, bands, shown, settings.distill_stage)
+
+
+def _mask_token(backbone: nn.Module, bands: int, seed: int) -> Tensor:
+    """Drawn as SimMIM's; pixels that have no patch embedding start at the mean of the dataset."""
+    if family(backbone) == "maps":
+        return torch.zeros(1, bands, 1, 1)
     generator = torch.Generator().manual_seed(derived_seed(seed, "mask token"))
-    token = torch.empty(1, 1, 1, width)
-    nn.init.trunc_normal_(token, std=0.02, generator=generator)
-    return Student(backbone, token, settings.distill_stage)
+    token = torch.empty(1, 1, 1, embed_width(backbone))
+    return nn.init.trunc_normal_(token, std=0.02, generator=generator)
 
 
 def embed_width(backbone: Any) -> int:
@@ -141,16 +160,61 @@ def embed_width(backbone: Any) -> int:
     return int(backbone.patch_embed.proj.out_channels)
 
 
-def _check_sizes(backbone: nn.Module, settings: PretrainSettings) -> None:
+def _check_sizes(backbone: Any, settings: PretrainSettings) -> None:
     stage_width(backbone, settings.distill_stage)
-    patch, coarse = patch_size(backbone), reduction(backbone)
+    kind, patch, coarse = family(backbone), patch_size(backbone), reduction(backbone)
     if settings.size_px % coarse:
         raise BadStudent(
             f"pretrain.size_px is {settings.size_px}, but {settings.student} needs a multiple of "
             f"{coarse}, e.g. {max(1, round(settings.size_px / coarse)) * coarse}"
         )
+    if settings.masking == "drop":
+        if kind not in DROPPING:
+            raise BadStudent(
+                f"pretrain.masking is drop, but {settings.student} cannot leave tokens out: set it "
+                "to replace, or take a ViT or Hiera, e.g. vit_small_patch16_224, hiera_base_224"
+            )
+        if kind == "hiera":  # its mask units stay whole
+            patch *= int(backbone.mask_unit_size[0])
     if settings.mask_patch_px % patch:
         raise BadStudent(
             f"pretrain.mask_patch_px is {settings.mask_patch_px}, but {settings.student} needs a "
-            f"multiple of its patches of {patch} pixels"
+            f"multiple of {patch} pixels, the size of its patches"
         )
+
+
+def _check_maps(backbone: nn.Module, settings: PretrainSettings, bands: int) -> None:
+    """Try a network of no known family once: its maps must be where timm says they are."""
+    edge, stage = settings.size_px, settings.distill_stage
+    backbone.eval()
+    try:
+        with torch.no_grad():
+            tapped, final = walk(backbone, torch.zeros(1, bands, edge, edge), stage)
+        side = edge // reduction(backbone)
+        expected = (1, side, side, final_width(backbone))
+        fits = tapped.shape[-1] == stage_width(backbone, stage)
+        fits = fits and final is not None and tuple(final.shape) == expected
+    except (AttributeError, TypeError, ValueError, RuntimeError) as error:
+        fits, reason = False, f" ({str(error).splitlines()[0]})"
+    else:
+        reason = ""
+    backbone.train()
+    if not fits:
+        raise BadStudent(
+            f"pretrain.student: {settings.student} does not give timm's feature maps{reason}; "
+            "take a Swin, ViT, Hiera, or a network with pyramids of maps, e.g. convnext_tiny"
+        )
+
+
+def _keep_few_activations(backbone: Any, name: str) -> None:
+    """Switch timm's activation checkpointing on.
+
+    Raises:
+        BadStudent: the network has none.
+    """
+    try:
+        backbone.set_grad_checkpointing(True)
+    except (AttributeError, AssertionError) as error:
+        raise BadStudent(
+            f"pretrain.activation_checkpointing: {name} has none; set it to false"
+        ) from error

@@ -9,6 +9,7 @@ the crop the chip. ``benchmarks/learning.py`` measures both.
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
@@ -22,10 +23,12 @@ from data_catalog.errors import UsageError
 from data_catalog.progress import tick
 from geofm.curation.vectors import load_vectors
 from geofm.encoders import resize
-from geofm.pretraining.backbone import is_swin, is_vit
+from geofm.pretraining.backbone import family
 from geofm.pretraining.data import Corpus, read_unit
 from geofm.pretraining.teacher import Teacher, teach
 from geofm.shards.reader import ShardFiles
+
+log = logging.getLogger("geofm.pretraining")
 
 #: Samples of a file: what a crash can cost.
 BLOCK = 4096
@@ -37,6 +40,24 @@ Features = NDArray[np.float32]
 
 class NotTheTeacher(UsageError):
     """Embeddings were not made by the teacher, or are not the feature that it teaches."""
+
+
+def features_once(
+    corpus: Corpus, teacher: Teacher, embeddings: Artifact | None, device: str, folder: Path
+) -> tuple[Features, str]:
+    """Curation's vectors where they are the teacher's features, else a pass of its own.
+
+    Returns:
+        The features [N, C], and where they came from, in words.
+    """
+    why = "no embeddings are known"
+    if embeddings is not None:
+        try:
+            return from_embeddings(corpus, teacher, embeddings), "the embeddings of curation"
+        except NotTheTeacher as error:
+            why = str(error)
+    log.info("pretrain: the teacher sees every chip once (%s)", why)
+    return teach_corpus(corpus, teacher, device, folder), "one pass over whole chips"
 
 
 def teach_corpus(corpus: Corpus, teacher: Teacher, device: str, folder: Path) -> Features:
@@ -69,7 +90,8 @@ def teach_corpus(corpus: Corpus, teacher: Teacher, device: str, folder: Path) ->
 
 def _key(corpus: Corpus, teacher: Teacher, device: str) -> str:
     """What the features depend on."""
-    facts = [teacher.encoder.weights_sha256, teacher.stage, teacher.size_px, corpus.digest, device]
+    made = teacher.encoder.weights_sha256, teacher.stage, teacher.size_px, teacher.pooling
+    facts = [*made, corpus.digest, device]
     return digest_of(facts)[:16]
 
 
@@ -123,10 +145,10 @@ def from_embeddings(corpus: Corpus, teacher: Teacher, embeddings: Artifact) -> F
             f"{made} were made at {facts['size_px']} px, but the teacher sees {teacher.size_px}; "
             "set embed.size_px and pretrain.teacher_size_px to the same edge"
         )
-    if is_swin(encoder.model) or is_vit(encoder.model):
+    if family(encoder.model) != "maps":
         raise NotTheTeacher(
-            f"{made} hold the final pooled feature of {encoder.name}, but a Swin or ViT teaches "
-            f"that of stage {teacher.stage} (pretrain.distill_stage); compute it from the chips"
+            f"{made} hold the final pooled feature of {encoder.name}, but a network with stages "
+            f"teaches that of stage {teacher.stage} (pretrain.distill_stage): ask it yourself"
         )
     keys = [str(key) for key in corpus.index.keys.to_pylist()]
     return load_vectors(embeddings, keys).astype(np.float32)

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from geofm.encoders import Encoder, load_encoder, normalise, resize
-from geofm.pretraining.backbone import (
-    embed_patches,
-    is_swin,
-    is_vit,
-    run_stages,
-    stage_width,
-    token_mean,
-)
+from geofm.pretrain_settings import PretrainSettings
+from geofm.pretraining.backbone import PLAIN, Pooling, family, stage_width, walk
 
 
 @dataclass(frozen=True)
@@ -26,6 +21,8 @@ class Teacher:
     stage: int
     size_px: int
     width: int
+    pooling: Pooling = PLAIN
+    walk: Callable[..., tuple[Tensor, Tensor | None]] = walk
 
 
 def as_teacher(encoder: Encoder, stage: int, size_px: int | None = None) -> Teacher:
@@ -33,39 +30,58 @@ def as_teacher(encoder: Encoder, stage: int, size_px: int | None = None) -> Teac
 
     Args:
         encoder: any frozen encoder.
-        stage: stage of a Swin, quarter of a ViT's depth; other networks give their pooled
-            features whatever it says.
+        stage: stage of a Swin or Hiera, quarter of a ViT's depth; other networks give their
+            pooled features whatever it says.
         size_px: input edge; the encoder's own when not given or when it takes no other.
 
     Raises:
         NoSuchStage: the network has fewer stages.
     """
-    staged = is_swin(encoder.model) or is_vit(encoder.model)
+    staged = family(encoder.model) != "maps"
     width = stage_width(encoder.model, stage) if staged else encoder.width
     edge = size_px if size_px and encoder.any_size else encoder.size_px
     return Teacher(encoder, stage, edge, width)
 
 
-def load_teacher(name: str, stage: int, size_px: int, device: str) -> Teacher:
-    """Load a frozen teacher onto a device; see ``geofm.encoders.load_encoder`` for names.
+def load_teacher(settings: PretrainSettings, device: str) -> Teacher:
+    """Load the frozen teacher onto a device; see ``geofm.encoders.load_encoder`` for names.
 
     Raises:
         UnknownEncoder, WeightsMissing, WeightsMismatch: as ``load_encoder``.
         NoSuchStage: the network has fewer stages.
     """
-    encoder = load_encoder(name, size_px=size_px)
+    size = settings.teacher_size_px
+    encoder = load_encoder(settings.teacher, size_px=size)
     # Convolutions run a third faster when channels lie side by side.
     model = encoder.model.to(device).to(memory_format=torch.channels_last)
-    return as_teacher(replace(encoder, model=model), stage, size_px)
+    stage = settings.teacher_stage or settings.distill_stage
+    teacher = as_teacher(replace(encoder, model=model), stage, size)
+    teacher = replace(teacher, pooling=Pooling(settings.distill_pool, settings.distill_norm))
+    if settings.compile:
+        model.compile(dynamic=False)
+        teacher = replace(teacher, walk=torch.compile(walk, dynamic=False))
+    return teacher
 
 
 @torch.no_grad()
 def teach(teacher: Teacher, rgb: Tensor) -> Tensor:
-    """Pooled feature [B, C] of the taught stage, without a norm, for RGB [B, 3, H, W] in 0..1."""
+    """Pooled feature [B, C] of the taught stage for RGB [B, 3, H, W] in 0..1.
+
+    Networks without stages give the feature they pool themselves.
+    """
     model = teacher.encoder.model
-    images = normalise(teacher.encoder, resize(rgb, teacher.size_px))
-    if is_swin(model) or is_vit(model):
-        tapped, _ = run_stages(model, embed_patches(model, images), teacher.stage, whole=False)
-        return token_mean(tapped)
+    images = normalise(teacher.encoder, enlarge(rgb, teacher.size_px))
+    if family(model) != "maps":
+        tapped, _ = teacher.walk(model, images, teacher.stage, whole=False)
+        return teacher.pooling(tapped)
     features: Tensor = model(images.contiguous(memory_format=torch.channels_last))
     return features
+
+
+def enlarge(rgb: Tensor, size_px: int) -> Tensor:
+    """RGB at the teacher's size: corners on corners when larger, as the paper's code has it."""
+    if rgb.shape[-1] >= size_px:
+        return resize(rgb, size_px)
+    return nn.functional.interpolate(
+        rgb, size=(size_px, size_px), mode="bilinear", align_corners=True
+    )

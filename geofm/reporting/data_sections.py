@@ -173,11 +173,11 @@ def duplicates(material: Material, settings: ReportSettings) -> Section:
 def _pair(source: Artifact, by_id: pd.DataFrame, rows: pd.DataFrame) -> list[Thumb]:
     """The witness of these rows, then the rows."""
     witness = each(by_id.loc[[rows["witness_id"].iloc[0]]])[0]
-    thumbs = [thumb(source, witness, f"kept {_day(witness)}".strip())]
+    thumbs = [thumb(source, witness, f"kept\n{_day(witness)}".strip())]
     for row in each(rows):
         value = "equal" if row.why == "identical" else f"{row.similarity:.4f}"
         value += " by pixels" if row.why == "pixel_duplicate" else ""
-        thumbs.append(thumb(source, row, f"{value} {_day(row)}".strip()))
+        thumbs.append(thumb(source, row, f"{value}\n{_day(row)}".strip()))
     return thumbs
 
 

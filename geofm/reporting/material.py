@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from data_catalog.artifact import Artifact
+from data_catalog.costs import Cost
 
 _CHIPS = (
     "chip_id", "item_id", "collection", "status", "reason", "geometry", "bands", "scale", "part",
@@ -39,7 +40,7 @@ class Material:
     curve: pd.DataFrame = field(default_factory=pd.DataFrame)
     survival: pd.DataFrame = field(default_factory=pd.DataFrame)
     measures: pd.DataFrame = field(default_factory=pd.DataFrame)
-    costs: list[dict[str, Any]] = field(default_factory=list)
+    costs: Sequence[Cost] = ()
 
     def facts(self, role: str) -> dict[str, Any]:
         """The facts of an artifact's manifest; empty where there is no such artifact."""
@@ -56,12 +57,12 @@ class Material:
         return self.chips[self.chips["state"] == "kept"]
 
 
-def gather(artifacts: Mapping[str, Artifact], costs: list[dict[str, Any]]) -> Material:
+def gather(artifacts: Mapping[str, Artifact], costs: Sequence[Cost]) -> Material:
     """Read the tables that the page shows.
 
     Args:
         artifacts: by role; ``items``, ``chips`` and ``decisions`` are needed, the rest may lack.
-        costs: stage, digest, seconds and metrics of the run that made each artifact.
+        costs: of the artifacts and of all they were made from.
     """
     items = artifacts["items"].table("items.parquet")
     return Material(

@@ -7,12 +7,12 @@ from typing import Any
 
 import pandas as pd
 
-from geofm.energy import PAPER_KG_PER_V100_HOUR
+from data_catalog.costs import totals
+from geofm.cost import cost_table, in_order, remarks
 from geofm.reporting import plots, words
 from geofm.reporting.blocks import Facts, Note, Plain, Plot, Section, Table
 from geofm.reporting.material import Material
 from geofm.reporting.words import count, each, percent, plain, points
-from geofm.stages import ALL_STAGES
 
 #: Facts of a model worth a line of their own, in this order.
 _MODEL_FACTS = (
@@ -145,79 +145,31 @@ def _remarks(facts: dict[str, Any], tasks: list[dict[str, Any]]) -> Iterable[str
             )
 
 
-def totals(costs: list[dict[str, Any]]) -> dict[str, float]:
-    """Seconds, kWh and kg CO2e over all stages, as far as they were measured."""
-    summed = {"seconds": sum(float(c["seconds"] or 0) for c in costs)}
-    for name in ("kwh", "kg_co2e"):
-        values = [float(c["metrics"][name]) for c in costs if c["metrics"].get(name) is not None]
-        if values:
-            summed[name] = sum(values)
-    return summed
-
-
 def cost(material: Material) -> Section:
-    """Time, energy and carbon, beside the paper's constant."""
-    costs = sorted(
-        (c for c in material.costs if c["seconds"] is not None),
-        key=lambda c: ALL_STAGES.index(c["stage"]),
-    )
-    if not costs:
+    """Time, energy and carbon of everything these artifacts come from, beside the paper's."""
+    costs = in_order(material.costs)
+    timed = [(c.stage, c.seconds) for c in costs if c.seconds is not None]
+    if not timed:
         return Section("cost", "Cost", "The catalogue has no record of what these stages cost.")
     whole = totals(costs)
+    table = cost_table(costs, details=True)
     blocks: list[Plain] = [
         Plot(
-            plots.cost_bars([(c["stage"], float(c["seconds"])) for c in costs]),
-            "Wall-clock seconds of the run that made each artifact; stages found in the catalogue "
-            "keep the cost of their first run.",
-        )
+            plots.cost_bars(timed),
+            "Wall-clock seconds, all sessions of a job together; stages found in the catalogue "
+            "keep the cost of the run that made them.",
+        ),
+        Table(table.head, table.rows, table.numeric, strong=frozenset({len(table.rows) - 1})),
+        *(Note(text) for text in remarks(costs)),
     ]
-    blocks.append(_cost_table(costs, whole))
-    trained = next((float(c["seconds"]) for c in costs if c["stage"] == "pretrain"), None)
-    if trained is not None:
-        hours = trained / 3600
-        blocks.append(
-            Note(
-                f"Training took {hours:.3g} hours on one machine. The paper counts "
-                f"{PAPER_KG_PER_V100_HOUR} kg CO2e per V100-hour (93.3 hours, 13.3 kg for GFM); at "
-                "that rate as many hours would be "
-                f"{words.amount(hours * PAPER_KG_PER_V100_HOUR, 'kg')}. That constant is a "
-                "multiple of time (0.30 kW × 0.475 kg/kWh), not a measurement."
-            )
-        )
     lead = f"{words.duration(whole['seconds'])} in all"
+    if whole.get("gpu_seconds"):
+        lead += f", {words.duration(whole['gpu_seconds'])} on GPUs"
     if "kwh" in whole:
         lead += f", {words.amount(whole['kwh'], 'kWh')}"
     if "kg_co2e" in whole:
         lead += f", {words.amount(whole['kg_co2e'], 'kg')} CO2e"
     return Section("cost", "Cost", lead + ".", blocks)
-
-
-def _cost_table(costs: list[dict[str, Any]], whole: dict[str, float]) -> Table:
-    small = whole.get("kwh", 1.0) < 0.1
-    factor, energy, carbon = (1e3, "Wh", "g CO2e") if small else (1.0, "kWh", "kg CO2e")
-    rows = []
-    for c in [*costs, {"stage": "all", "seconds": whole["seconds"], "metrics": whole}]:
-        metrics = c["metrics"]
-        rows.append(
-            (
-                c["stage"], f"{float(c['seconds']):,.1f}", _of(metrics, "images_per_second", 1),
-                _of(metrics, "peak_mib", 0), _of(metrics, "kwh", 3, factor),
-                _of(metrics, "kg_co2e", 3, factor), str(metrics.get("device", "")),
-            )
-        )  # fmt: skip
-    head = ("Stage", "Seconds", "Images/s", "Peak memory, MiB", energy, carbon, "Device")
-    measured = [i for i in range(len(head)) if any(row[i] for row in rows)]
-    return Table(
-        [head[i] for i in measured],
-        [[row[i] for i in measured] for row in rows],
-        numeric=frozenset(n for n, i in enumerate(measured) if 1 <= i <= 5),
-        strong=frozenset({len(costs)}),
-    )
-
-
-def _of(values: dict[str, Any], name: str, digits: int, factor: float = 1.0) -> str:
-    value = values.get(name)
-    return "" if value is None else f"{factor * float(value):,.{digits}f}"
 
 
 def sections(material: Material) -> Iterable[Section]:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from itertools import chain
-from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from data_catalog.artifact import Artifact
+from data_catalog.costs import Cost, totals
 from data_catalog.progress import tick
 from geofm.reporting import (
     curation_sections,
@@ -39,7 +39,7 @@ class Page:
 
 
 def build_page(
-    artifacts: Mapping[str, Artifact], settings: ReportSettings, costs: list[dict[str, Any]]
+    artifacts: Mapping[str, Artifact], settings: ReportSettings, costs: Sequence[Cost]
 ) -> Page:
     """Make the report of a run.
 
@@ -47,7 +47,7 @@ def build_page(
         artifacts: by role; items, chips and decisions are needed. What else is missing is said
             in a sentence.
         settings: sizes of the montages.
-        costs: stage, digest, seconds and metrics of the run that made each artifact.
+        costs: of the artifacts and of all they were made from.
     """
     material = gather(artifacts, costs)
     sections: list[Section] = [record_sections.asked(material)]
@@ -119,14 +119,11 @@ def _shards(material: Material) -> Card:
 
 
 def _speed(material: Material) -> Card:
-    for run in material.costs:
-        rate = run["metrics"].get("images_per_second")
-        if run["stage"] == "pretrain" and rate is not None:
-            return Card(
-                "Training",
-                f"{float(rate):,.0f}/s",
-                f"images, {run['metrics'].get('device', 'one machine')}",
-            )
+    for cost in material.costs:
+        rate = cost.metrics.get("images_per_second")
+        if cost.stage == "pretrain" and rate is not None:
+            device = cost.metrics.get("device", "one machine")
+            return Card("Training", f"{float(rate):,.0f}/s", f"images, {device}")
     return Card("Training", "—", "speed not recorded")
 
 
@@ -141,9 +138,9 @@ def _best(material: Material) -> Card:
 
 
 def _cost(material: Material) -> Card:
-    if not material.costs:
+    whole = totals(material.costs)
+    if "seconds" not in whole:
         return Card("Cost", "—", "not recorded")
-    whole = model_sections.totals(material.costs)
     note = ", ".join(
         words.amount(whole[name], unit)
         for name, unit in (("kwh", "kWh"), ("kg_co2e", "kg"))

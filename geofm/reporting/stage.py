@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from data_catalog.catalogue import costs
+from data_catalog.costs import costs
 from data_catalog.stage import Job, Sealed, Stage, no_parts, no_work
 from geofm.reporting.page import build_page
 
@@ -34,7 +34,7 @@ INPUTS = (
 
 STAGE = Stage(
     name="report",
-    version="2",
+    version="3",
     kind="report",
     inputs=INPUTS,
     software=("matplotlib", "jinja2", "scikit-learn", "pillow"),

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import uuid
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from data_catalog.artifact import MANIFEST, Artifact
-from data_catalog.errors import CheckError, UsageError
-from data_catalog.progress import tick
-from data_catalog.verify import verify_artifact
+from data_catalog.artifact import Artifact
+from data_catalog.copying import copied
+from data_catalog.errors import UsageError
+from geofm.huggingface import CARD, terms_of_use, write_card
 from geofm.shards.croissant import croissant, licences
 from geofm.shards.split import HOLDOUT, TRAIN
 
@@ -26,10 +21,6 @@ SIZES = ((1e3, "n<1K"), (1e4, "1K<n<10K"), (1e5, "10K<n<100K"), (1e6, "100K<n<1M
 
 class NotADataset(UsageError):
     """Only datasets are exported like this."""
-
-
-class TargetExists(UsageError):
-    """There is something where the export should go."""
 
 
 def require_dataset(dataset: Artifact) -> None:
@@ -72,49 +63,23 @@ def export_huggingface(
         CheckError: a file is not as sealed.
     """
     require_dataset(dataset)
-    if folder.exists():
-        raise TargetExists(f"{folder} is there already: name another folder with --out")
-    beside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        problems = verify_artifact(dataset)
-        if problems:
-            raise CheckError("\n  ".join([f"{dataset.digest[:12]} is not exported:", *problems]))
-        names = [*(entry.path for entry in dataset.manifest.files), MANIFEST]
-        for number, name in enumerate(names):
-            _place(dataset, name, beside / name, hard_links)
-            tick("export", number + 1, len(names), name)
-        card = (beside / "README.md").read_text(encoding="utf-8")
-        (beside / "README.md").unlink()  # perhaps a link
-        head = yaml.safe_dump(front_matter(dataset, title), sort_keys=False, allow_unicode=True)
-        (beside / "README.md").write_text(f"---\n{head}---\n\n{card}", encoding="utf-8")
+    with copied(dataset, folder, hard_links, rewritten=(CARD,)) as beside:
+        card = (beside / CARD).read_text(encoding="utf-8")
+        write_card(beside, front_matter(dataset, title), card)
         export_croissant(dataset, beside / CROISSANT, title, version, published)
-        beside.rename(folder)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-
-
-def _place(dataset: Artifact, name: str, target: Path, hard_links: bool) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if hard_links and dataset.is_local:
-        os.link(dataset.local(name), target)
-    else:
-        shutil.copyfile(dataset.local(name), target)
 
 
 def front_matter(dataset: Artifact, title: str) -> dict[str, Any]:
     """What Hugging Face reads at the top of a dataset's card."""
-    manifest, terms = dataset.manifest, licences(dataset)
+    manifest = dataset.manifest
     name, count = manifest.facts["name"], manifest.counts["rows_out"]
     shards = [
         {"split": split, "path": f"shards/{name}-{split}-*.tar"}
         for split in (TRAIN, HOLDOUT)
         if manifest.counts.get(split)
     ]
-    terms_of_use: dict[str, Any] = {"license": "other", "license_name": " AND ".join(terms)}
-    if len(terms) == 1 and terms[0].startswith("CC"):  # its names are SPDX's in lower case
-        terms_of_use = {"license": terms[0].lower()}
     return {
-        **terms_of_use,
+        **terms_of_use(licences(dataset)),
         "pretty_name": title,
         "size_categories": [next((label for most, label in SIZES if count < most), "n>1T")],
         "task_categories": ["image-feature-extraction"],

@@ -14,9 +14,9 @@ from data_catalog.catalogue import (
     Catalogue,
     CatalogueUnreachable,
     UnknownReference,
-    costs,
     open_catalogue,
 )
+from data_catalog.costs import lineage_costs
 from data_catalog.lineage import ancestor, ancestry, walk
 from data_catalog.run import run_stage
 from data_catalog.schema import Base
@@ -54,10 +54,10 @@ def test_the_record(store: Store, any_catalogue: Catalogue) -> None:
     assert ancestor(catalogue, first, "items").digest == items.digest
     with pytest.raises(UnknownReference, match="no model in its lineage"):
         ancestor(catalogue, first, "model")
-    spent = costs(str(catalogue.url), [items.digest, first.digest])
-    assert [cost["stage"] for cost in spent] == ["search", "cut"]
-    assert all(cost["seconds"] > 0 for cost in spent)
-    assert spent[1]["metrics"]["speed"] == 1.0
+    spent = lineage_costs(catalogue, [first.digest])
+    assert [cost.stage for cost in spent] == ["search", "cut"]
+    assert all(cost.seconds and cost.seconds > 0 for cost in spent)
+    assert spent[1].metrics["speed"] == 1.0
 
 
 def test_migrations_and_tables_agree(any_catalogue: Catalogue) -> None:

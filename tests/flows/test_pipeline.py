@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -14,6 +15,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import timm
+import torch
 from PIL import Image
 
 from tests.flows.conftest import SMALL, Outcome
@@ -116,6 +119,40 @@ def test_samples_lead_back_to_asset_and_licence(geofm: Geofm, store: str) -> Non
     licences = geofm("licences", "demo", "--store", store, "--json").json["licences"]
     assert {row["licence"] for row in licences} == {"CC0-1.0"}
     assert sum(row["samples"] for row in licences) == len(keys)
+
+
+def test_a_models_cost_is_that_of_every_stage_it_comes_from(
+    finished: tuple, geofm: Geofm, store: str
+) -> None:
+    made = finished[1].json["artifacts"]
+    cost = geofm("show", made["pretrain"], "--store", store, "--json").json["cost"]
+    stages = [one["stage"] for one in cost["stages"]]
+    assert stages == list(made)[: list(made).index("pretrain") + 1]
+    assert [one["digest"] for one in cost["stages"]] == [made[stage] for stage in stages]
+    for name in ("seconds", "kwh", "kg_co2e"):
+        assert cost["total"][name] == sum(one[name] for one in cost["stages"]) > 0
+    assert "| buckets" in geofm("show", made["pretrain"], "--store", store).stdout.replace("│", "|")
+    page = Path(finished[1].json["report"]).read_text()
+    section = page.partition('<section id="cost">')[2].partition("</section>")[0]
+    assert all(f">{stage}<" in section for stage in [*stages, "evaluate"])
+
+
+def test_a_model_is_exported_by_its_kind_and_timm_loads_it(
+    finished: tuple, geofm: Geofm, store: str
+) -> None:
+    made = finished[1].json["artifacts"]
+    folder = Path(geofm("export", made["pretrain"], "--store", store, "--json").json["path"])
+    network = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    assert network(torch.zeros(1, 4, 96, 96)).shape == (1, network.num_features)
+    card = (folder / "README.md").read_text()
+    assert "license: cc0-1.0" in card
+    assert "| pretrain |" in card
+    done = geofm("export", made["pretrain"], "--format", "stac", "--store", store, "--json")
+    item = json.loads(Path(done.json["path"]).read_text())
+    assert item["links"][0]["href"] == f"urn:sha256:{made['pack']}"
+    west, south, east, north = item["bbox"]
+    assert 5.5 < west < east < 6
+    assert 45 < south < north < 45.5
 
 
 def test_dropped_chips_name_a_kept_witness(

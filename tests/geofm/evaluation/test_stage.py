@@ -66,8 +66,9 @@ def make_inputs(store: Store, work: Path, digests: list[str], **changed: Any) ->
     weights = random_backbone(TIMM, ARGS, 99).state_dict()
     save_file({k: v.contiguous() for k, v in weights.items()}, folder / "model.safetensors")
     config = {
-        "timm": TIMM, "args": ARGS, "bands": ["red", "green", "blue", "nir"], "mean": [0.4] * 4,
-        "std": [0.2] * 4, "size_px": 32, "distill_stage": 3, "mask_patch_px": 8,
+        "architecture": TIMM, "model_args": ARGS,
+        "pretrained_cfg": {"input_size": [4, 32, 32], "mean": [0.4] * 4, "std": [0.2] * 4},
+        "geofm": {"bands": ["red", "green", "blue", "nir"], "distill_stage": 3},
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config))
     settings = PretrainSettings(
@@ -190,10 +191,10 @@ def test_the_planet_is_drawn_on_the_bands_that_it_shares_with_the_model(
     inputs = make_inputs(store, tmp_path / "made", [])
     job = make_job(STAGE, store, inputs, EvaluateSettings(tasks=["planet"]))
     assert [t.name for t in tasks_of(job)] == ["cover"]
-    inputs["model"].local("config.json").write_text('{"bands": ["swir22", "nir"]}')
-    tasks_of(job)
-    inputs["model"].local("config.json").write_text('{"bands": ["vv", "vh"]}')
-    tasks_of(job)
+    for bands in (["swir22", "nir"], ["vv", "vh"]):
+        config = {"geofm": {"bands": bands}, "pretrained_cfg": {"mean": [0.4] * 2}}
+        inputs["model"].local("config.json").write_text(json.dumps(config))
+        tasks_of(job)
     assert asked == [["red", "green", "blue", "nir"], ["nir"], ["red", "green", "blue"]]
 
 

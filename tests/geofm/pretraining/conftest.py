@@ -22,8 +22,8 @@ from data_catalog.store import Store, open_store
 from data_catalog.tables import write_table
 from geofm.imagery.chips import chip_bytes
 from geofm.imagery.radiometry import to_unit
+from geofm.pretrain_settings import PretrainSettings
 from geofm.pretraining.data import Corpus, open_corpus
-from geofm.settings import PretrainSettings
 from geofm.shards.tar import write_tar
 
 SCALE = 0.0001
@@ -50,7 +50,7 @@ class Fake(BaseModel):
 
 
 def picture(number: int, bands: int, edge: int) -> np.ndarray:
-    """Pixels [bands, edge, edge] of a sample, uint16."""
+    """Chip ``number`` of the corpus."""
     rng = np.random.default_rng(number)
     smooth = np.kron(rng.random((bands, edge // 8, edge // 8)), np.ones((8, 8)))
     return (smooth * 3000 + rng.random((bands, edge, edge)) * 200).astype(np.uint16)
@@ -71,7 +71,13 @@ def _seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
             index.append({"key": key, "chip_id": key, "shard": name, **place})
         for key, pixels in pictures.items():
             scale = [SCALE] * len(fake.bands)
-            rows.append({"chip_id": key, "scale": scale, "geometry": box(0, 0, 1, 1)})
+            place = int(key, 16) / 10
+            rows.append(
+                {
+                    "chip_id": key, "scale": scale, "datetime": f"2024-06-{shard + 1:02}T10:30:00Z",
+                    "geometry": box(5 + place, 45, 5.05 + place, 45.05),
+                }
+            )  # fmt: skip
             units.append(to_unit(pixels, scale))
     write_table(pd.DataFrame(index), folder / "index.parquet")
     write_table(gpd.GeoDataFrame(rows, crs="EPSG:4326"), folder / "samples.parquet")

@@ -6,13 +6,14 @@ import torch
 
 from data_catalog.errors import UsageError
 from geofm.pretraining.backbone import (
+    Masked,
     NoSuchStage,
-    embed_patches,
+    Pooling,
     final_width,
     reduction,
-    run_stages,
     stage_width,
     token_mean,
+    walk,
 )
 from tests.geofm.pretraining.conftest import SWIN
 
@@ -26,8 +27,7 @@ def test_the_distilled_stage_is_1024_wide_on_6_by_6_tokens_for_swin_b() -> None:
         window_size=6,
     ).eval()
     with torch.no_grad():
-        tokens = embed_patches(model, torch.rand(1, 3, 192, 192))
-        tapped, final = run_stages(model, tokens, 3)
+        tapped, final = walk(model, torch.rand(1, 3, 192, 192), 3)
     assert tapped.shape == (1, 6, 6, 1024)
     assert final is not None
     assert final.shape == (1, 6, 6, 1024)
@@ -37,7 +37,7 @@ def test_the_distilled_stage_is_1024_wide_on_6_by_6_tokens_for_swin_b() -> None:
 def test_the_distilled_stage_is_768_wide_for_swin_t() -> None:
     model = timm.create_model("swin_tiny_patch4_window7_224", pretrained=False, num_classes=0)
     with torch.no_grad():
-        tapped, _ = run_stages(model, embed_patches(model, torch.rand(1, 3, 224, 224)), 3)
+        tapped, _ = walk(model, torch.rand(1, 3, 224, 224), 3)
     assert tapped.shape == (1, 7, 7, 768)
     assert token_mean(tapped).shape == (1, 768)
     assert stage_width(model, 3) == final_width(model) == 768
@@ -55,22 +55,21 @@ def test_the_distilled_stage_ends_after_the_merging_and_before_the_next_blocks()
         )
     with torch.no_grad():
         whole = model.forward_features(images)
-        tokens = embed_patches(model, images)
         for stage in (1, 2, 3):
-            tapped, final = run_stages(model, tokens, stage)
+            tapped, final = walk(model, images, stage)
             assert torch.equal(tapped, seen[f"into blocks {stage + 1}"])
             assert final is not None
             assert torch.equal(final, whole)
-        last, final = run_stages(model, tokens, 4)
+        last, final = walk(model, images, 4)
         assert final is not None
         assert torch.equal(model.norm(last), final)
 
 
 def test_stopping_after_the_stage_gives_the_same_and_runs_nothing_more() -> None:
     model = timm.create_model("swin_tiny_patch4_window7_224", **SWIN).eval()
-    tokens = embed_patches(model, torch.rand(1, 4, 32, 32))
+    images = torch.rand(1, 4, 32, 32)
     model.layers[3].blocks[0].register_forward_pre_hook(lambda *_: pytest.fail("stage 4 ran"))
-    tapped, final = run_stages(model, tokens, 3, whole=False)
+    tapped, final = walk(model, images, 3, whole=False)
     assert final is None
     assert tapped.shape == (1, 2, 2, stage_width(model, 3))
 
@@ -83,7 +82,7 @@ def test_a_vit_counts_quarters_of_its_depth() -> None:
     with torch.no_grad():
         blocks = model.forward_intermediates(images, output_fmt="NLC", intermediates_only=True)
         for stage in (1, 2, 3, 4):
-            tapped, final = run_stages(model, embed_patches(model, images), stage)
+            tapped, final = walk(model, images, stage)
             torch.testing.assert_close(tapped.flatten(1, 2), blocks[stage - 1])
             assert final is not None
             torch.testing.assert_close(final.flatten(1, 2), model.forward_features(images)[:, 1:])
@@ -101,7 +100,7 @@ def test_swin_v2_is_walked_the_same_way() -> None:
     ).eval()
     images = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
-        tapped, final = run_stages(model, embed_patches(model, images), 3)
+        tapped, final = walk(model, images, 3)
         assert tapped.shape == (1, 2, 2, 192)
         assert final is not None
         assert torch.equal(final, model.forward_features(images))
@@ -115,3 +114,84 @@ def test_a_stage_too_many_is_refused() -> None:
     with pytest.raises(NoSuchStage, match="at most 2") as caught:
         stage_width(model, 3)
     assert isinstance(caught.value, UsageError)
+
+
+HIERA = {"img_size": 64, "in_chans": 4, "num_classes": 0, "embed_dim": 16, "stages": (1, 1, 2, 1)}
+
+
+def test_hiera_ends_a_stage_with_its_own_blocks() -> None:
+    model = timm.create_model("hiera_tiny_224", **HIERA).eval()
+    images = torch.rand(2, 4, 64, 64)
+    with torch.no_grad():
+        maps = model.forward_intermediates(images, output_fmt="NHWC", intermediates_only=True)
+        for stage in (1, 2, 3, 4):
+            tapped, final = walk(model, images, stage)
+            assert torch.equal(tapped, maps[stage - 1])
+            assert stage_width(model, stage) == tapped.shape[-1] == 16 * 2 ** (stage - 1)
+            assert final is not None
+            assert torch.equal(final, model.head.norm(maps[3]))
+    assert (reduction(model), final_width(model)) == (32, 128)
+
+
+@pytest.mark.parametrize("name", ["convnext_atto", "resnet18", "efficientnet_lite0", "davit_tiny"])
+def test_any_network_with_maps_is_asked_for_one_of_them(name: str) -> None:
+    model = timm.create_model(name, num_classes=0, in_chans=4).eval()
+    images = torch.rand(1, 4, 64, 64)
+    with torch.no_grad():
+        last, maps = model.forward_intermediates(images)
+        for stage in (1, 3, 4):
+            tapped, final = walk(model, images, stage)
+            assert torch.equal(tapped, maps[stage - 1].permute(0, 2, 3, 1))
+            assert tapped.shape[-1] == stage_width(model, stage)
+            assert final is not None
+            assert torch.equal(final, last.permute(0, 2, 3, 1))
+            alone, none = walk(model, images, stage, whole=False)
+            assert none is None
+            assert torch.equal(alone, tapped)
+    assert final.shape == (1, 2, 2, final_width(model))
+    assert reduction(model) == 32
+
+
+def _mask(grid: int, shown: int) -> torch.Tensor:
+    mask = torch.ones(2, grid * grid, dtype=torch.bool)
+    for row, seed in zip(mask, (0, 1), strict=True):
+        row[torch.randperm(grid * grid, generator=torch.Generator().manual_seed(seed))[:shown]] = 0
+    return mask.reshape(2, grid, grid)
+
+
+def test_a_vit_without_hidden_tokens_is_a_vit_of_the_others() -> None:
+    model = timm.create_model("test_vit", num_classes=0, img_size=64).eval()
+    images, mask = torch.rand(2, 3, 64, 64), _mask(4, 6)
+    with torch.no_grad():
+        tapped, final = walk(model, images, 4, masked=Masked(mask, None, 6))
+        for number in range(2):  # timm's own way, one picture at a time
+            x = model._pos_embed(model.patch_embed(images[number : number + 1]))
+            first = model.num_prefix_tokens
+            x = torch.cat([x[:, :first], x[:, first:][:, ~mask[number].flatten()]], dim=1)
+            x = model.blocks(model.norm_pre(x))
+            torch.testing.assert_close(tapped[number], x[0, first:])
+            assert final is not None
+            torch.testing.assert_close(final[number], model.norm(x)[0, first:])
+
+
+def test_a_hiera_without_hidden_units_is_timms_own() -> None:
+    model = timm.create_model("hiera_tiny_224", **{**HIERA, "img_size": 128}).eval()
+    images, mask = torch.rand(2, 4, 128, 128), _mask(4, 6)
+    with torch.no_grad():
+        theirs = model.forward_features(images, mask=~mask.flatten(1))
+        _, final = walk(model, images, 3, masked=Masked(mask, None, 6))
+        assert final is not None
+        assert torch.equal(final, model.head.norm(theirs))
+        whole, _ = walk(model, images, 3, masked=Masked(mask, None, 6), whole=False)
+    assert whole.shape == (2, 6 * 4, 64)
+
+
+@pytest.mark.parametrize("how", ["mean", "max"])
+def test_pooling_with_and_without_a_norm(how: str) -> None:
+    tokens = torch.randn(2, 3, 3, 8) * 5 + 1
+    flat = tokens.reshape(2, 9, 8)
+    mean, std = flat.mean(-1, keepdim=True), flat.std(-1, keepdim=True, correction=0)
+    for norm, x in ((False, flat), (True, (flat - mean) / (std**2 + 1e-5).sqrt())):
+        expected = x.mean(1) if how == "mean" else x.max(1).values
+        torch.testing.assert_close(Pooling(how, norm)(tokens), expected)
+    assert torch.equal(Pooling()(tokens), token_mean(tokens))

@@ -9,6 +9,7 @@ import pytest
 from data_catalog.artifact import Artifact
 from geofm.imagery.chips import chip_from_bytes
 from geofm.imagery.radiometry import to_unit
+from geofm.pretrain_settings import PretrainSettings
 from geofm.pretraining.data import (
     Corpus,
     TooFewSamples,
@@ -20,7 +21,6 @@ from geofm.pretraining.data import (
     read_unit,
     steps_per_epoch,
 )
-from geofm.settings import PretrainSettings
 from geofm.shards.order import epoch_order
 from geofm.shards.reader import DamagedShard, ShardFiles
 from tests.geofm.pretraining.conftest import SCALE, tiny_settings
@@ -72,6 +72,21 @@ def test_batches_do_not_depend_on_threads_or_on_where_reading_starts(
             assert np.array_equal(getattr(one, field), getattr(two, field))
     assert whole[0].images.shape == (4, 4, 40, 40)
     assert (whole[0].mask.sum(axis=(1, 2)) == 10).all()
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_processes_share_the_very_same_batches(corpus: Corpus, processes: int) -> None:
+    settings = tiny_settings()
+    for step in (0, 7):
+        with ShardFiles(corpus.index) as files:
+            whole = load_batch(corpus, files, settings, 3, step)
+            shares = [
+                load_batch(corpus, files, settings, 3, step, (rank, processes))
+                for rank in range(processes)
+            ]
+        for name in ("samples", "images", "rows", "columns", "mask"):
+            parts = [getattr(share, name) for share in shares]
+            assert np.array_equal(np.concatenate(parts), getattr(whole, name)), name
 
 
 def test_crops_change_from_epoch_to_epoch(corpus: Corpus) -> None:

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import os
 import random
+import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,16 +14,19 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from data_catalog.artifact import Artifact
 from data_catalog.errors import RunError
 from data_catalog.progress import listen
-from geofm.encoders import load_encoder, weights_sha256
-from geofm.pretraining import loop
-from geofm.pretraining.checkpoint import NAME, BadCheckpoint
+from geofm.encoders import WeightsMismatch, WeightsMissing, load_encoder, weights_sha256
+from geofm.pretraining import loop, step
+from geofm.pretraining.checkpoint import NAME, BadCheckpoint, CheckpointNotWritten
 from geofm.pretraining.data import Corpus, open_corpus
-from geofm.pretraining.loop import Diverged, Interrupted, Trained, train
+from geofm.pretraining.guard import Diverged
+from geofm.pretraining.loop import Interrupted, Trained, train
 from geofm.pretraining.objective import build_pretrainer
+from geofm.shards.reader import DamagedShard
 from tests.geofm.pretraining.conftest import tiny_settings
 
 
@@ -97,7 +102,7 @@ def test_alpha_0_neither_loads_nor_runs_a_teacher(
     corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop, "load_teacher", lambda *_: pytest.fail("a teacher was loaded"))
-    monkeypatch.setattr(loop, "teach", lambda *_: pytest.fail("a teacher was asked"))
+    monkeypatch.setattr(step, "teach", lambda *_: pytest.fail("a teacher was asked"))
     alone = _train(corpus, tmp_path / "alone", alpha=0)
     assert alone.teacher is None
     assert alone.module.projector is None
@@ -269,4 +274,177 @@ def test_progress_tells_loss_speed_and_time_left(corpus: Corpus, tmp_path: Path)
     assert [done for _, done, _, _ in heard] == [1, 2, 3, 4, 5]
     what, _, total, note = heard[-1]
     assert (what, total) == ("pretrain", 5)
-    assert all(word in note for word in ("loss ", "images/s", "s left"))
+    for word in ("loss ", "images/s", "MFU ", "waiting for data", "s left"):
+        assert word in note
+
+
+def test_a_batch_in_pieces_learns_the_same(whole: Trained, corpus: Corpus, tmp_path: Path) -> None:
+    pieces = _train(corpus, tmp_path / "pieces", accumulate=2)
+    for column in ("loss", "mim", "distill", "grad_norm"):
+        np.testing.assert_allclose(pieces.history[column], whole.history[column], atol=1e-5)
+
+
+def test_activation_checkpointing_changes_no_bit(
+    whole: Trained, corpus: Corpus, tmp_path: Path
+) -> None:
+    _same(whole, _train(corpus, tmp_path / "few", activation_checkpointing=True))
+
+
+def test_the_running_mean_is_the_model_and_resumes(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[torch.Tensor] = []
+    take = step.Stepper.take
+
+    def watched(self: step.Stepper, number: int, batch: object) -> torch.Tensor:
+        values = take(self, number, batch)  # type: ignore[arg-type]
+        seen.append(self.module.student.mask_token.detach().clone())  # type: ignore[union-attr]
+        return values
+
+    monkeypatch.setattr(step.Stepper, "take", watched)
+    settings = tiny_settings(ema=0.8)
+    mean = build_pretrainer(settings, 4, 3, 64).student.mask_token
+    averaged = _train(corpus, tmp_path / "mean", ema=0.8)
+    assert mean is not None
+    for weights in seen:
+        mean = 0.8 * mean + 0.2 * weights
+    torch.testing.assert_close(averaged.module.student.mask_token.detach(), mean.detach())
+
+    def stop(what: str, done: int, total: int, note: str) -> None:
+        if done == 5:
+            raise _Stopped
+
+    with listen(stop), pytest.raises(_Stopped):
+        _train(corpus, tmp_path / "run", ema=0.8)
+    _same(averaged, _train(corpus, tmp_path / "run", ema=0.8))
+
+
+def test_alpha_follows_its_schedule(corpus: Corpus, tmp_path: Path) -> None:
+    trained = _train(corpus, tmp_path / "run", alpha=2.0, alpha_end=0.5)
+    history = trained.history
+    alphas = (history["loss"] - history["mim"]) / history["distill"]
+    expected = 0.5 + 1.5 * (1 + np.cos(np.pi * np.arange(10) / 9)) / 2
+    np.testing.assert_allclose(alphas, expected, atol=1e-4)
+
+
+def test_compiled_it_learns_the_same(corpus: Corpus, tmp_path: Path) -> None:
+    if shutil.which("g++") is None:
+        pytest.skip("needs a C++ compiler: torch.compile translates for the CPU with one")
+    vit = {"student": "test_vit", "student_args": {"depth": 1}, "mask_patch_px": 16, "epochs": 1}
+    runs = [
+        _train(corpus, tmp_path / str(compiled), **vit, alpha=0, compile=compiled)
+        for compiled in (False, True)
+    ]
+    np.testing.assert_allclose(runs[1].history["loss"], runs[0].history["loss"], atol=1e-4)
+    assert runs[1].module.state_dict().keys() == runs[0].module.state_dict().keys()
+
+
+def test_a_compiler_that_fails_is_named_with_the_setting(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("/bin/false",))
+    torch.compiler.reset()
+    arguments = {"depth": 1, "embed_dim": 32}  # no other test has these kernels
+    vit = {"student": "test_vit", "student_args": arguments, "mask_patch_px": 16, "epochs": 1}
+    with pytest.raises(step.NotCompiled, match=r"test_vit .*pretrain\.compile=false"):
+        _train(corpus, tmp_path / "run", **vit, alpha=0, compile=True)
+
+
+def test_the_checkpoint_of_another_recipe_is_refused(corpus: Corpus, tmp_path: Path) -> None:
+    _train(corpus, tmp_path, epochs=1)
+    before = (tmp_path / NAME).read_bytes()
+    for other in ({"epochs": 2}, {"epochs": 1, "alpha": 0.5}):
+        with pytest.raises(BadCheckpoint, match=r"other settings or another seed.*delete it"):
+            _train(corpus, tmp_path, **other)
+    with pytest.raises(BadCheckpoint):
+        _train(corpus, tmp_path, epochs=1, seed=4)
+    assert (tmp_path / NAME).read_bytes() == before
+    _train(corpus, tmp_path, epochs=1, checkpoint_steps=7)  # how often it is kept is no matter
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_whole(
+    whole: Trained, corpus: Corpus, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+
+    def fill(what: str, done: int, total: int, note: str) -> None:
+        if done == 4:  # the checkpoint of step 3 is there
+            size = (folder / NAME).stat().st_size
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, hard))
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        with listen(fill), pytest.raises(CheckpointNotWritten, match=r"step 6 .*Make room"):
+            _train(corpus, folder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+    assert torch.load(folder / NAME, weights_only=True)["step"] == 3
+    assert [path.name for path in folder.iterdir()] == [NAME]
+    _same(whole, _train(corpus, folder))
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_too_little_memory_says_what_needs_less(
+    whole: Trained, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    real = step.crop
+
+    def hungry(images: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
+        if int((tmp_path / NAME).exists()):
+            if device == "cuda":
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            torch.empty(2**60)
+        return real(images, *weights)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(step, "crop", hungry)
+        with pytest.raises(step.OutOfMemory, match=r"step 3: no memory.*pretrain\.accumulate"):
+            _train(corpus, tmp_path)
+    assert torch.load(tmp_path / NAME, weights_only=True)["step"] == 3
+    _same(whole, _train(corpus, tmp_path))
+
+
+def test_features_that_are_known_beforehand_need_no_teacher(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(step, "teach", lambda *_: pytest.fail("a teacher was asked"))
+    taught = np.random.default_rng(0).normal(size=(len(corpus), 64)).astype(np.float32)
+    trained = train(corpus, tiny_settings(), 3, "cpu", tmp_path, threads=1, taught=taught)
+    assert trained.metrics["teacher_seconds"] == 0
+    assert trained.history["distill"].iloc[-3:].mean() < trained.history["distill"].iloc[0]
+
+
+def test_a_shard_damaged_on_the_way_costs_no_checkpoint(
+    whole: Trained, dataset: Artifact, tmp_path: Path
+) -> None:
+    copied = tmp_path / "dataset"
+    shutil.copytree(Artifact(dataset.url).local("."), copied)
+    shard = next((copied / "shards").glob("*.tar"))
+    sound = shard.read_bytes()
+
+    def damage(what: str, done: int, total: int, note: str) -> None:
+        if done == 5:
+            shard.write_bytes(bytes(len(sound)))
+
+    with listen(damage), pytest.raises(DamagedShard, match="restore the shard"):
+        _train(open_corpus(Artifact(str(copied))), tmp_path / "run")
+    kept = torch.load(tmp_path / "run" / NAME, weights_only=True)["step"]
+    assert kept in (3, 6)
+    shard.write_bytes(sound)
+    _same(whole, _train(open_corpus(Artifact(str(copied))), tmp_path / "run"))
+
+
+def test_a_teacher_that_cannot_be_had_is_named_before_the_first_step(
+    corpus: Corpus, tmp_path: Path
+) -> None:
+    save_file({"other.weight": torch.zeros(3)}, tmp_path / "other.safetensors")
+    for name, error, words in (
+        ("test_vit@/nowhere.safetensors", WeightsMissing, "there is no file of weights"),
+        (f"test_vit@{tmp_path}/other.safetensors", WeightsMismatch, "give the weights of this"),
+    ):
+        with pytest.raises(error, match=words):
+            _train(corpus, tmp_path / "run", teacher=name)
+        assert list((tmp_path / "run").iterdir()) == []

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from geofm.pretrain_settings import PretrainSettings
 from geofm.pretraining.masking import draw_mask, masked_patches, spread
-from geofm.settings import PretrainSettings
 
 
 def test_22_of_36_patches_at_192_pixels() -> None:

@@ -60,7 +60,7 @@ def _named_alike(plain: PlainSimMIM) -> dict[str, torch.Tensor]:
     for name, value in plain.named_parameters():
         ours = renamed.get(name, name)
         ours = ours.replace("net.", "student.backbone.", 1) if ours.startswith("net.") else ours
-        state[ours.replace("decode.", "decoder.0.")] = value
+        state[ours.replace("decode.", "decoder.pixels.")] = value
     return state
 
 
@@ -94,6 +94,36 @@ def test_alpha_0_is_plain_masked_modelling_bit_for_bit_over_several_steps() -> N
             optimiser.step()
     for name, parameter in ours.named_parameters():
         assert torch.equal(parameter, theirs[name]), name
+
+
+def test_the_whole_loss_is_that_of_the_paper_written_down_again() -> None:
+    """Eq. 2 to 4 on a fixed input, from timm's networks and plain sums."""
+    settings = tiny_settings(alpha=0.7, mim_weight=1.3)
+    encoder = load_encoder("random:swin_tiny_patch4_window7_224", seed=0, size_px=224)
+    teacher = as_teacher(encoder, 3, 224)
+    module = build_pretrainer(settings, 4, 5, teacher.width)
+    images, mask = _batch()
+    rgb = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(9))
+    found = module(images, mask, teach(teacher, rgb))
+
+    plain = PlainSimMIM(settings, 5)
+    merged: list[torch.Tensor] = []
+    plain.net.layers[3].downsample.register_forward_hook(lambda *seen: merged.append(seen[2]))
+    encoder.model.layers[3].downsample.register_forward_hook(lambda *seen: merged.append(seen[2]))
+    with torch.no_grad():
+        masked = float(plain(images, mask))
+        larger = nn.functional.interpolate(rgb, (224, 224), mode="bilinear", align_corners=True)
+        mean, std = (torch.tensor(v).reshape(3, 1, 1) for v in (encoder.mean, encoder.std))
+        encoder.model.forward_features((larger - mean) / std)
+    student, taught = (tokens.double().mean(dim=(1, 2)) for tokens in merged)
+    assert student.shape == (4, 192)
+    assert taught.shape == (4, 768)
+    assert isinstance(module.projector, nn.Linear)
+    weight, bias = module.projector.weight.double(), module.projector.bias.double()
+    projected = student @ weight.T + bias
+    cosine = (projected * taught).sum(1) / projected.norm(dim=1) / taught.norm(dim=1)
+    expected = 1.3 * masked - 0.7 * float(cosine.mean())
+    assert float(found.loss) == pytest.approx(expected, abs=1e-6)
 
 
 def test_a_projector_changes_nothing_else_at_the_start() -> None:

@@ -83,7 +83,9 @@ def test_hidden_pixels_cannot_be_seen_and_shown_ones_can(name: str) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"student": "resnet18"}, "neither Swin nor a plain ViT"),
+        ({"student": "resnet18"}, "pretrain.student_args"),
+        ({"student": "eva02_tiny_patch14_224", "student_args": {}, "size_px": 56}, "feature maps"),
+        ({"masking": "drop"}, "pretrain.masking is drop"),
         ({"student_args": {"in_chans": 3}}, "leave out in_chans"),
         ({"student_args": {"no_such": 3}}, "pretrain.student_args"),
         ({"student_args": {"num_heads": [1]}}, "pretrain.student_args"),

@@ -37,9 +37,13 @@ class Numbered(Chip):
         return f"{number:024x}"
 
 
+def _teacher(name: str) -> Teacher:
+    return load_teacher(tiny_settings(teacher=name), "cpu")
+
+
 @pytest.fixture(scope="module")
 def teacher() -> Teacher:
-    return load_teacher(LITE0, 3, 32, "cpu")
+    return _teacher(LITE0)
 
 
 @pytest.fixture
@@ -124,10 +128,10 @@ def test_other_vectors_are_refused_with_the_setting_to_change(
     whole, short = embeddings
     with pytest.raises(NotTheTeacher, match=r"pretrain\.teacher_size_px"):
         from_embeddings(corpus, replace(teacher, size_px=64), whole)
-    random = load_teacher("random:tf_efficientnet_lite0", 3, 32, "cpu")
+    random = _teacher("random:tf_efficientnet_lite0")
     with pytest.raises(NotTheTeacher, match=r"embed\.encoder"):
         from_embeddings(corpus, random, whole)
-    staged = load_teacher("random:test_vit", 3, 32, "cpu")
+    staged = _teacher("random:test_vit")
     staged = replace(
         staged, encoder=replace(staged.encoder, weights_sha256=teacher.encoder.weights_sha256)
     )

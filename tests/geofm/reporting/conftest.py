@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from data_catalog.artifact import Artifact
+from data_catalog.costs import Cost
 from data_catalog.store import open_store
 from geofm.reporting.page import Page, build_page
 from geofm.settings import ReportSettings
-from tests.geofm.reporting.synthetic import make_costs, make_run
+from tests.geofm.reporting.synthetic import make_run
 
 SMALL = ReportSettings(montage=12, clusters=3)
 
@@ -37,3 +38,22 @@ def bare_page(tmp_path_factory: pytest.TempPathFactory) -> Page:
         drops=False, trained=False,
     )  # fmt: skip
     return build_page(made, SMALL, [])
+
+
+def make_costs(made: dict[str, Artifact]) -> list[Cost]:
+    """What the catalogue says of the runs that made a run's artifacts, and of one not shown."""
+    roles = ("items", "chips", "embeddings", "decisions", "dataset", "model", "scores")
+    seconds = dict(zip(roles, (2.1, 14.2, 9.8, 3.3, 1.2, 96.4, 21.7), strict=True))
+    training = {"images_per_second": 148.2, "device": "cpu", "teacher_seconds": 31.5}
+    found = [Cost("buckets", "ab" * 32, 0.4, 0.0, 1e-5, 5e-6, 1)]
+    for role, spent in seconds.items():
+        if role in made:
+            more = training if role == "model" else {}
+            found.append(
+                Cost(
+                    made[role].manifest.stage, made[role].digest, spent, 0.0, spent * 3e-5,
+                    spent * 1.4e-5, sessions=2 if role == "model" else 1,
+                    metrics={"peak_mib": 812.0, **more},
+                )
+            )  # fmt: skip
+    return found

@@ -414,8 +414,6 @@ def _model_and_scores(
     metrics = pd.DataFrame({"step": steps, "epoch": steps / 20, "mim": mim + noise[0]})
     metrics = metrics.assign(distill=distill + noise[1], lr=rate, loss=mim + distill, grad_norm=1.0)
     write_table(metrics, folder / "metrics.parquet")
-    config = {"bands": BANDS, "mean": [0.3] * 4, "std": [0.1] * 4, "size_px": 96}
-    (folder / "config.json").write_text(json.dumps(config))
     facts = {"teacher": "efficientnet-lite0", "teacher_weights_sha256": "cd" * 32, "steps": 240}
     made["model"] = seal(
         store,
@@ -483,16 +481,3 @@ def _model_and_scores(
         counts={"rows_in": 800, "rows_out": 800},
         facts={"tasks": [task], "differences": differences, "training_seeds": 1},
     )
-
-
-def make_costs(made: dict[str, Artifact]) -> list[dict[str, Any]]:
-    """Run records such as the catalogue keeps."""
-    roles = ("items", "chips", "embeddings", "decisions", "dataset", "model", "scores")
-    seconds = dict(zip(roles, (2.1, 14.2, 9.8, 3.3, 1.2, 96.4, 21.7), strict=True))
-    return [
-        {"stage": made[role].manifest.stage, "digest": made[role].digest, "seconds": spent,
-         "metrics": {"kwh": spent * 3e-5, "kg_co2e": spent * 1.4e-5, "peak_mib": 812.0,
-                     **({"images_per_second": 148.2, "device": "cpu"} if role == "model" else {})}}
-        for role, spent in seconds.items()
-        if role in made
-    ]  # fmt: skip

@@ -13,7 +13,6 @@ from geofm.reporting import words
 from geofm.reporting.lineage import draw
 from geofm.reporting.maps import drawable, flatten, mosaic_rows, places
 from geofm.reporting.material import cascade
-from geofm.reporting.model_sections import totals
 from geofm.reporting.page import code_spans
 from geofm.reporting.pictures import displayed, sheet, spread
 
@@ -79,15 +78,6 @@ def test_a_sample_is_spread_over_the_table() -> None:
 
 def test_lineage_escapes_names_from_outside() -> None:
     assert "<b>" not in draw({}, ["<b>x</b>"])
-
-
-def test_costs_are_summed_where_measured() -> None:
-    costs = [
-        {"seconds": 2.0, "metrics": {"kwh": 0.5}},
-        {"seconds": 3.0, "metrics": {}},
-        {"seconds": None, "metrics": {"kg_co2e": 0.1}},
-    ]
-    assert totals(costs) == {"seconds": 5.0, "kwh": 0.5, "kg_co2e": 0.1}
 
 
 def test_words() -> None:

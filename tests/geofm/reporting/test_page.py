@@ -162,6 +162,21 @@ def test_duplicates_stand_beside_their_witness(page: Page, run: dict[str, Artifa
     assert "The closest calls" in text
 
 
+def test_captions_have_a_line_for_the_likeness_and_one_for_the_date(page: Page) -> None:
+    found = re.search(r'<section id="duplicates">(.*?)</section>', page.html, re.S)
+    assert found is not None
+    captions = re.findall(r"<figcaption[^>]*>(.*?)</figcaption>", found[1], re.S)
+    assert len(captions) > 4
+    for caption in captions:
+        likeness, date = caption.split("\n")
+        assert re.fullmatch(r"kept|equal|\d\.\d{4}( by pixels)?", likeness)
+        assert re.fullmatch(r"\d{4}-\d\d-\d\d", date)
+    rule = re.search(r"\.thumb figcaption {(.*?)}", page.html, re.S)
+    assert rule is not None
+    assert "white-space: pre-line" in rule[1]
+    assert "nowrap" not in rule[1]
+
+
 def test_scores_say_what_they_are_worth(page: Page) -> None:
     text = body_of(page, "scores")
     assert "85.0\u202f%" in text
@@ -175,7 +190,9 @@ def test_cost_stands_beside_the_papers_constant(page: Page) -> None:
     text = body_of(page, "cost")
     assert "0.1425 kg CO2e per V100-hour" in text
     assert "not a measurement" in text
-    assert "148.7" in text
+    assert "149.1" in text
+    for said in ("buckets", "of it the teacher", "31.5", "pretrain (2)", "GPU-seconds"):
+        assert said in text
 
 
 def test_lineage_names_every_digest_and_licence(page: Page, run: dict[str, Artifact]) -> None:

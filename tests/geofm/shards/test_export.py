@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import yaml
 
+from data_catalog.copying import TargetExists
 from data_catalog.errors import CheckError, UsageError
 from flows.cli_export import export
 from geofm.shards.croissant import semantic
-from geofm.shards.export import NotADataset, TargetExists, export_croissant, export_huggingface
+from geofm.shards.export import NotADataset, export_croissant, export_huggingface
 from geofm.shards.loader import SampleStream
 from geofm.shards.reader import open_index
 from tests.geofm.shards.conftest import make_inputs, some_chips
@@ -93,7 +94,7 @@ def test_the_command_names_what_it_wrote(dataset, store, catalogue, tmp_path: Pa
     export(dataset.digest, "croissant", str(tmp_path / "c.json"), **where)
     assert json.loads(capsys.readouterr().out)["path"] == str(tmp_path / "c.json")
     assert json.loads((tmp_path / "c.json").read_text())["name"] == "corpus"
-    with pytest.raises(UsageError, match="choose hf or croissant"):
+    with pytest.raises(UsageError, match="choose hf or croissant or stac"):
         export(dataset.digest, "zip", "", **where)
     with pytest.raises(UsageError, match="can't be written"):
         export(dataset.digest, "croissant", str(tmp_path / "no" / "c.json"), **where)

@@ -1,0 +1,146 @@
+"""Peak memory of a training step by preset and batch, with and without activation checkpointing.
+
+Each row is a process of its own that takes two steps of the real loop's ``Stepper`` on pictures in
+memory; teachers are untrained. ``state_mib`` is what stays between two steps (weights, their means
+in AdamW, teacher, code), ``step_mib`` what a step needs on top of it at its peak: activations and
+gradients. ``of_full`` compares ``step_mib`` with the row without checkpointing.
+
+    python benchmarks/pretrain_memory.py [--device cuda] [--batches 8 16]
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import ctypes
+import json
+import platform
+import subprocess
+import sys
+import tempfile
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+RESULTS = Path(__file__).parent / "results" / "pretrain_memory.csv"
+PRESETS = ["demo", "gfm-vit-s", "gfm-hiera-b", "gfm-swin-b"]
+
+
+def main() -> None:
+    """All rows, or one of them in this process (``--one``)."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--presets", nargs="*", default=PRESETS)
+    parser.add_argument("--batches", nargs="*", type=int, default=[8, 16])
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--dataset", help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.one:
+        print(json.dumps(one_row(asked)))
+        return
+    from benchmarks.pretrain_step import write_dataset
+
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        dataset = write_dataset(Path(folder), 128)
+        for preset in asked.presets:
+            for batch in asked.batches:
+                full = None
+                for few in (False, True):
+                    row = in_process(asked, f"{preset}:{batch}:{int(few)}", dataset)
+                    full = full or row["step_mib"]
+                    rows.append(
+                        {"preset": preset, "batch": batch, "checkpointing": few, **row,
+                         "of_full": round(row["step_mib"] / full, 2), **about()}
+                    )  # fmt: skip
+                    print(rows[-1], file=sys.stderr, flush=True)
+    with asked.out.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    print(asked.out.read_text(encoding="utf-8"))
+
+
+def in_process(asked: argparse.Namespace, row: str, dataset: str) -> dict[str, Any]:
+    """One row."""
+    command = [
+        sys.executable, __file__, "--one", row, "--dataset", dataset, "--device", asked.device
+    ]  # fmt: skip
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def one_row(asked: argparse.Namespace) -> dict[str, Any]:
+    """Peak and resting memory of two steps, in MiB."""
+    import torch
+
+    from data_catalog.artifact import Artifact
+    from geofm.pretraining.data import batches, open_corpus, steps_per_epoch
+    from geofm.pretraining.objective import build_pretrainer
+    from geofm.pretraining.optimiser import schedule
+    from geofm.pretraining.parallel import make_fabric
+    from geofm.pretraining.step import Stepper
+    from geofm.pretraining.teacher import load_teacher
+    from geofm.recipe_book import load_recipe
+
+    preset, batch, few = asked.one.split(":")
+    given = load_recipe(preset).pretrain
+    teacher_name = given.teacher
+    if teacher_name != "efficientnet-lite0":
+        teacher_name = "random:" + teacher_name.partition(".")[0]
+    settings = given.model_copy(
+        update={
+            "teacher": teacher_name,
+            "batch": int(batch),
+            "activation_checkpointing": few == "1",
+            "compile": False,
+        }
+    )
+    corpus = open_corpus(Artifact(asked.dataset))
+    teacher = load_teacher(settings, asked.device)
+    module = build_pretrainer(settings, len(corpus.bands), 0, teacher.width)
+    fabric = make_fabric(asked.device, settings.precision, 1, "ddp")
+    plan = schedule(settings, steps_per_epoch(corpus, settings.batch))
+    stepper = Stepper(fabric, module, teacher, None, corpus, settings, plan, 0)
+    gpu = asked.device == "cuda"
+    for step, pictures in enumerate(batches(corpus, settings, 0, 0, 2, 1)):
+        stepper.take(step, pictures)
+    if gpu:
+        rest, peak = (
+            torch.cuda.memory_allocated() / 2**20,
+            torch.cuda.max_memory_allocated() / 2**20,
+        )
+    else:
+        ctypes.CDLL(None).malloc_trim(0)  # what was freed goes back before it is looked at
+        rest, peak = (memory(name) for name in ("VmRSS", "VmHWM"))
+    return {
+        "precision": settings.precision, "peak_mib": round(peak), "state_mib": round(rest),
+        "step_mib": round(peak - rest),
+        "device": torch.cuda.get_device_name() if gpu else "cpu",
+    }  # fmt: skip
+
+
+def memory(name: str) -> float:
+    """A line of /proc/self/status in MiB."""
+    text = Path("/proc/self/status").read_text(encoding="utf-8")
+    return int(text.split(f"{name}:")[1].split()[0]) / 2**10
+
+
+def about() -> dict[str, Any]:
+    """Where and with what it was measured."""
+    return {
+        "machine": platform.machine(),
+        "versions": " ".join(f"{p} {version(p)}" for p in ("geofm", "torch", "timm")),
+        "date": f"{datetime.now(UTC):%Y-%m-%d}",
+    }
+
+
+if __name__ == "__main__":
+    main()

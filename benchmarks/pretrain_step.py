@@ -1,0 +1,253 @@
+"""Speed of a training step, beside a plain implementation of the published one.
+
+``published`` is the step as the paper's code does it, written down again: teacher with autograd at
+224 px inside the module, eager, masks and learning rate as there, batches ready in memory; in fp32
+and in bf16 autocast (its apex AMP). ``ours`` is the whole training loop on a real dataset artifact
+(reading, cropping, masking, checkpoints off), by preset. The same student and teacher, untrained:
+no hub is needed and the arithmetic is the same. Each row is a process of its own; the repeats go
+round all rows. ``of_ceiling`` is against a large matrix product timed in the same process, counting
+forward, backward and teacher once.
+
+    python benchmarks/pretrain_step.py                                  on the CPU, Swin-B, minutes
+    python benchmarks/pretrain_step.py --device cuda --batch 128 --steps 60
+    python benchmarks/pretrain_step.py --rows published:fp32 ours:gfm-swin-b:fp32
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+RESULTS = Path(__file__).parent / "results" / "pretrain_step.csv"
+ROWS = {
+    "cpu": [
+        "published:fp32", "ours:gfm-swin-b:fp32", "published:bf16", "ours:gfm-swin-b:bf16",
+        "ours:gfm-vit-s:bf16", "ours:gfm-hiera-b:bf16",
+    ],
+    "cuda": [
+        "published:fp32", "published:bf16", "ours:gfm-swin-b:bf16", "ours:gfm-swin-b-fast:bf16",
+        "ours:gfm-vit-s:bf16", "ours:gfm-vit-s:bf16:compile", "ours:gfm-hiera-b:bf16",
+    ],
+}  # fmt: skip
+
+
+def main() -> None:
+    """All rows, or one of them in this process (``--one``)."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--batch", type=int, default=8, help="images per step")
+    parser.add_argument("--steps", type=int, default=5, help="steps that count; one more warms up")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--rows", nargs="*", help="KIND[:PRESET]:PRECISION[:compile]")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--dataset", help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.one:
+        print(json.dumps(one_row(asked)))
+        return
+    rows = asked.rows or ROWS[asked.device]
+    found: dict[str, list[dict[str, Any]]] = {row: [] for row in rows}
+    with tempfile.TemporaryDirectory() as folder:
+        dataset = write_dataset(Path(folder), max(128, asked.batch * 2))
+        for repeat in range(asked.repeats):
+            for row in rows:
+                found[row].append(in_process(asked, row, dataset))
+                print(f"{repeat} {row}: {found[row][-1]}", file=sys.stderr, flush=True)
+    write(asked, found)
+
+
+def in_process(asked: argparse.Namespace, row: str, dataset: str) -> dict[str, Any]:
+    """One row, once."""
+    command = [
+        sys.executable, __file__, "--one", row, "--dataset", dataset, "--device", asked.device,
+        "--batch", str(asked.batch), "--steps", str(asked.steps),
+    ]  # fmt: skip
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def write_dataset(folder: Path, samples: int) -> str:
+    """A dataset artifact of 256 px, 3 bands, uint8, through the real stage; its address."""
+    from benchmarks.shards_world import make_world
+    from data_catalog.catalogue import open_catalogue
+    from data_catalog.run import run_stage
+    from data_catalog.store import open_store
+    from geofm.settings import PackSettings
+    from geofm.stages import get_stage
+
+    store = open_store(folder / "store")
+    made = make_world(store, samples, (3, 256, 256), "uint8", 64)
+    catalogue = open_catalogue(f"sqlite:///{folder}/catalogue.db")
+    return run_stage(get_stage("pack"), store, catalogue, made, PackSettings()).url
+
+
+def one_row(asked: argparse.Namespace) -> dict[str, Any]:
+    """Images per second, memory and arithmetic of one kind of step."""
+    import torch
+
+    from geofm.recipe_book import load_recipe
+
+    kind, *rest = asked.one.split(":")
+    preset, precision, *more = rest if kind == "ours" else ["gfm-swin-b", *rest]
+    settings = load_recipe(preset).pretrain
+    settings = settings.model_copy(
+        update={
+            "teacher": "random:" + settings.teacher.partition(".")[0],
+            "batch": asked.batch,
+            "precision": precision,
+            "checkpoint_steps": 10**9,
+            "epochs": 10**4,
+            "compile": (settings.compile and asked.device == "cuda") or "compile" in more,
+        }
+    )
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    run = ours if kind == "ours" else published
+    result = run(asked, settings)
+    if asked.device == "cuda":
+        memory = torch.cuda.max_memory_allocated() / 2**20
+    else:
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    name = torch.cuda.get_device_name() if asked.device == "cuda" else "cpu"
+    return {**result, "peak_mib": round(memory), "device": name}
+
+
+class _Enough(Exception):
+    """The steps that were wanted have been taken."""
+
+
+def ours(asked: argparse.Namespace, settings: Any) -> dict[str, Any]:
+    """The training loop as it is; the clock runs between two of its ticks."""
+    from data_catalog.artifact import Artifact
+    from data_catalog.progress import listen
+    from geofm.pretraining import loop
+    from geofm.pretraining.data import open_corpus
+
+    times: list[tuple[int, float]] = []
+    seen: list[Any] = []
+    settle = loop._settle
+
+    def watched(run: Any, *others: Any) -> bool:
+        seen.append((run.speed, run.progress.waited, time.perf_counter()))
+        return settle(run, *others)
+
+    loop._settle = watched
+    loop.FLUSH["cuda"] = 10
+    first = 1 if asked.device == "cpu" else 20
+
+    def tick(what: str, done: int, total: int, note: str) -> None:
+        times.append((done, time.perf_counter()))
+        if done >= first + asked.steps:
+            raise _Enough
+
+    corpus = open_corpus(Artifact(asked.dataset))
+    with tempfile.TemporaryDirectory() as folder, listen(tick), suppress(_Enough):
+        loop.train(corpus, settings, 0, asked.device, Path(folder))
+    counted = [(done, at) for done, at in times if done >= first]
+    steps, seconds = counted[-1][0] - counted[0][0], counted[-1][1] - counted[0][1]
+    rate = steps * asked.batch / seconds
+    speed = seen[-1][0]
+    waited = (seen[-1][1] - seen[0][1]) / (seen[-1][2] - seen[0][2])
+    return {
+        "images_per_s": rate, "of_ceiling": speed.used(rate), "waited": waited,
+        "gflop_per_image": speed.flop_per_image / 1e9,
+        "ceiling_gflops": speed.flop_per_second / 1e9,
+    }  # fmt: skip
+
+
+def published(asked: argparse.Namespace, settings: Any) -> dict[str, Any]:
+    """The published step, plainly: everything in one module, gradients recorded everywhere."""
+    import torch
+    from torch import nn
+    from torch.nn import functional
+
+    from benchmarks.published_step import Published
+    from geofm.pretraining.speed import ceiling
+
+    device, batch = asked.device, asked.batch
+    torch.manual_seed(0)
+    module = Published(settings.student_args).to(device).train()
+    decayed = [p for p in module.parameters() if p.requires_grad and p.ndim > 1]
+    plain = [p for p in module.parameters() if p.requires_grad and p.ndim <= 1]
+    groups: Any = [{"params": decayed, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0}]
+    optimiser = torch.optim.AdamW(groups, lr=1e-6)
+    images = torch.randn(batch, 3, 256, 256)
+    half = settings.precision == "bf16"
+
+    def step() -> None:
+        crops = functional.interpolate(images.to(device), (192, 192), mode="bilinear")
+        mask = torch.rand(batch, 36, device=device).argsort(1).argsort(1) < 22
+        with torch.autocast(device, torch.bfloat16, enabled=half):
+            loss = module(crops, mask.reshape(batch, 6, 6).int())
+        optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(module.parameters(), 5.0)
+        optimiser.step()
+        loss.item()
+
+    for _ in range(1 if device == "cpu" else 20):
+        step()
+    started = time.perf_counter()
+    for _ in range(asked.steps):
+        step()
+    rate = asked.steps * batch / (time.perf_counter() - started)
+    top = ceiling(device, torch.bfloat16 if half else torch.float32)
+    return {"images_per_s": rate, "ceiling_gflops": top / 1e9}
+
+
+def write(asked: argparse.Namespace, found: dict[str, list[dict[str, Any]]]) -> None:
+    """The medians, each beside the published step of the same precision, as CSV."""
+    rates = {row: statistics.median(r["images_per_s"] for r in runs) for row, runs in found.items()}
+    about = {
+        "machine": platform.machine(), "cores": len(os.sched_getaffinity(0)),
+        "versions": " ".join(f"{p} {version(p)}" for p in ("geofm", "torch", "timm", "lightning")),
+        "date": f"{datetime.now(UTC):%Y-%m-%d}",
+    }  # fmt: skip
+    table = []
+    for row, runs in found.items():
+        same = rates.get(f"published:{row.split(':')[-1].replace('compile', 'bf16')}")
+        middle = {
+            key: round(statistics.median(r[key] for r in runs), 4)
+            for key in ("images_per_s", "gflop_per_image", "of_ceiling", "ceiling_gflops", "waited")
+            if key in runs[0]
+        }
+        every = [r["images_per_s"] for r in runs]
+        table.append(
+            {"row": row, "batch": asked.batch, "steps": asked.steps, "repeats": len(runs),
+             **dict.fromkeys(("images_per_s", "gflop_per_image", "of_ceiling", "ceiling_gflops",
+                              "waited"), ""),
+             **middle, "slowest": round(min(every), 3), "fastest": round(max(every), 3),
+             "of_published": "" if same is None else round(rates[row] / same, 2),
+             "of_published_fp32": round(rates[row] / rates["published:fp32"], 2)
+             if "published:fp32" in rates else "",
+             "peak_mib": max(r["peak_mib"] for r in runs), "device": runs[0]["device"], **about}
+        )  # fmt: skip
+    asked.out.parent.mkdir(exist_ok=True)
+    with asked.out.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(table[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(table)
+    print(asked.out.read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    main()

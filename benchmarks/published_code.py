@@ -1,0 +1,213 @@
+"""The paper's published code and ours from the same weights on the same batches, step by step.
+
+Takes a checkout of github.com/mmendiet/GFM (commit 4dd248e was used), which is no part of geofm.
+Its student, decoder, projector and teacher get the weights of ours, renamed; each side has its own
+AdamW with its own groups. Pictures are smooth random fields, learned with a warm-up. Rows: the loss
+of each side at every step; the last columns are images per second and, on a GPU, peak memory of
+each side alone. Its apex mixed precision is left out: both run in float32.
+
+    python benchmarks/published_code.py --repo ../GFM                           a small Swin, CPU
+    python benchmarks/published_code.py --repo ../GFM --swin-b --device cuda --batch 64
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import platform
+import re
+import sys
+import time
+import types
+from dataclasses import replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import scipy.interpolate  # noqa: F401  the published code imports a name of it
+import timm.layers
+import torch
+from torch import Tensor, nn
+
+from geofm.encoders import load_encoder
+from geofm.pretraining.objective import Pretrainer, build_pretrainer
+from geofm.pretraining.optimiser import build_optimiser, set_lr
+from geofm.pretraining.teacher import Teacher, as_teacher, teach
+from geofm.recipe_book import load_recipe
+
+RESULTS = Path(__file__).parent / "results" / "published_code.csv"
+SMALL = {"embed_dim": 32, "depths": [2, 2, 2, 2], "num_heads": [1, 2, 4, 8]}
+SWIN_B = {"embed_dim": 128, "depths": [2, 2, 18, 2], "num_heads": [4, 8, 16, 32]}
+PEAK_LR, WARMUP = 2e-4, 20
+
+
+def main() -> None:
+    """Both sides, one after the other at every step."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--repo", type=Path, required=True, help="checkout of the published code")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--swin-b", action="store_true", help="the paper's size")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    asked = parser.parse_args()
+    sizes: dict[str, Any] = SWIN_B if asked.swin_b else SMALL
+    ours, teacher = build_ours(sizes)
+    theirs = build_theirs(asked.repo, sizes, ours, teacher)
+    ours.to(asked.device)
+    theirs.to(asked.device)
+    teacher.encoder.model.to(asked.device)
+    sides = {
+        "published": Side(theirs, groups_of(theirs), lambda x, rgb, mask: theirs(x, fine(mask))),
+        "ours": Side(ours, None, lambda x, rgb, mask: ours(x, mask, teach(teacher, rgb)).loss),
+    }
+    rows = []
+    for step in range(asked.steps):
+        batch = pictures(step, asked.batch, teacher, asked.device)
+        losses = {name: side.step(step, *batch) for name, side in sides.items()}
+        rows.append({"step": step, **losses, "difference": losses["ours"] - losses["published"]})
+        if step % 20 == 0:
+            print(rows[-1], file=sys.stderr, flush=True)
+    write(asked, rows, sides)
+
+
+class Side:
+    """A module with its optimiser, its clock and its memory."""
+
+    def __init__(self, module: Any, groups: Any, loss: Any) -> None:
+        self.module, self.loss, self.seconds, self.peak = module, loss, 0.0, 0
+        if groups is None:
+            self.optimiser = build_optimiser(module, load_recipe("gfm-swin-b").pretrain)
+        else:
+            self.optimiser = torch.optim.AdamW(groups, lr=0, betas=(0.9, 0.999), eps=1e-8)
+        self.learning = [p for p in module.parameters() if p.requires_grad]
+
+    def step(self, step: int, images: Tensor, rgb: Tensor, mask: Tensor) -> float:
+        """The loss before the step's update."""
+        gpu = images.device.type == "cuda"
+        if gpu:
+            torch.cuda.reset_peak_memory_stats()
+        started = time.perf_counter()
+        set_lr(self.optimiser, PEAK_LR * min(1.0, (step + 1) / WARMUP))
+        loss = self.loss(images, rgb, mask)
+        self.optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.learning, 5.0)
+        self.optimiser.step()
+        value = loss.item()
+        if step:  # the first one warms up
+            self.seconds += time.perf_counter() - started
+        if gpu:
+            self.peak = max(self.peak, torch.cuda.max_memory_allocated())
+        return value
+
+
+def build_ours(sizes: dict[str, Any]) -> tuple[Pretrainer, Teacher]:
+    """Student and teacher of ``gfm-swin-b`` in this size, untrained."""
+    arguments = {**sizes, "window_size": 6}
+    settings = load_recipe("gfm-swin-b").pretrain.model_copy(update={"student_args": arguments})
+    module = build_pretrainer(settings, 3, 0, sizes["embed_dim"] * 8).train()
+    encoder = load_encoder("random:swin_base_patch4_window7_224", seed=1, size_px=224)
+    torch.manual_seed(1)
+    frozen = timm.create_model("swin_base_patch4_window7_224", num_classes=0, **sizes)
+    encoder = replace(encoder, model=frozen.eval().requires_grad_(False))
+    return module, as_teacher(encoder, 3, 224)
+
+
+def build_theirs(repo: Path, sizes: dict[str, Any], ours: Pretrainer, teacher: Teacher) -> Any:
+    """The published modules with our weights; the teacher frozen, as its path's name decides."""
+    old = types.ModuleType("timm.models.layers")  # where timm kept these in 2022
+    for name in ("DropPath", "to_2tuple", "trunc_normal_"):
+        setattr(old, name, getattr(timm.layers, name))
+    sys.modules["timm.models.layers"] = old
+    models = types.ModuleType("models")  # the package without what its __init__ imports
+    models.__path__ = [str(repo / "models")]
+    sys.modules["models"] = models
+    from models import teacher as published
+
+    same = {"patch_size": 4, "in_chans": 3, "num_classes": 0, "qkv_bias": True,
+            "drop_path_rate": 0.0, **sizes}  # fmt: skip
+    student = published.SwinTransformerForSimMIM(img_size=192, window_size=6, **same)
+    frozen = published.SwinTeacher(1.0, img_size=224, window_size=7, **same)
+    module = published.SimMIM(student, 32, frozen)
+    token: Any = ours.student.mask_token
+    give(student, {**ours.student.backbone.state_dict(), "mask_token": token.data.flatten(0, 1)})
+    give(frozen, teacher.encoder.model.state_dict())
+    decoder: Any = ours.decoder
+    module.decoder[0].load_state_dict(decoder.pixels.state_dict())
+    module.projector.load_state_dict(ours.projector.state_dict())  # type: ignore[union-attr]
+    frozen.requires_grad_(False)
+    return module.train()
+
+
+def give(module: nn.Module, state: dict[str, Tensor]) -> None:
+    """Load timm's weights: its merging stands at the start of the next stage, theirs at the end."""
+    renamed = {}
+    for name, value in state.items():
+        found = re.match(r"layers\.(\d)\.downsample\.(.*)", name)
+        moved = f"layers.{int(found[1]) - 1}.downsample.{found[2]}" if found else name
+        renamed[moved] = value
+    left = module.load_state_dict(renamed, strict=False)
+    computed = [n for n in left.missing_keys if not n.endswith(("position_index", "attn_mask"))]
+    assert not left.unexpected_keys, left
+    assert not computed, computed
+
+
+def groups_of(module: nn.Module) -> list[dict[str, Any]]:
+    """The published groups: no decay of 1-D tensors, mask token, relative positions."""
+    named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
+    spared = ("mask_token", "relative_position_bias_table", ".bias")
+    plain = [p for n, p in named if p.ndim == 1 or n.endswith(spared)]
+    chosen = {id(p) for p in plain}
+    decayed = [p for _, p in named if id(p) not in chosen]
+    return [{"params": decayed, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}]
+
+
+def fine(mask: Tensor) -> Tensor:
+    """A mask per token instead of per patch of 32 px."""
+    return mask.repeat_interleave(8, 1).repeat_interleave(8, 2).int()
+
+
+def pictures(step: int, batch: int, teacher: Teacher, device: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Normalised pictures, the same in 0..1, and masks of 22 of 36 patches."""
+    generator = torch.Generator().manual_seed(step)
+    rough = torch.rand(batch, 3, 12, 12, generator=generator)
+    rgb = nn.functional.interpolate(rough, (192, 192), mode="bilinear").clamp(0, 1)
+    mean, std = (
+        torch.tensor(v)[:, None, None] for v in (teacher.encoder.mean, teacher.encoder.std)
+    )
+    mask = torch.rand(batch, 36, generator=generator).argsort(1).argsort(1) < 22
+    batch_of = ((rgb - mean) / std, rgb, mask.reshape(batch, 6, 6))
+    images, rgb, mask = (tensor.to(device) for tensor in batch_of)
+    return images, rgb, mask
+
+
+def write(asked: argparse.Namespace, rows: list[dict[str, Any]], sides: dict[str, Side]) -> None:
+    """Every tenth step and the extremes, as CSV."""
+    worst = max(rows, key=lambda row: abs(row["difference"]))
+    kept = [row for row in rows if row["step"] % 10 == 0 or row is worst or row is rows[-1]]
+    about: dict[str, Any] = {"size": "swin-b" if asked.swin_b else "small", "batch": asked.batch}
+    for name, side in sides.items():
+        rate = (asked.steps - 1) * asked.batch / max(side.seconds, 1e-9)
+        about[f"{name}_images_per_s"] = round(rate, 2)
+        about[f"{name}_peak_mib"] = side.peak >> 20 or ""
+    about |= {
+        "device": torch.cuda.get_device_name() if asked.device == "cuda" else "cpu",
+        "machine": platform.machine(),
+        "versions": " ".join(f"{p} {version(p)}" for p in ("geofm", "torch", "timm")),
+        "date": f"{datetime.now(UTC):%Y-%m-%d}",
+    }
+    with asked.out.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, [*rows[0], *about], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({**row, **about} for row in kept)
+    print(f"{len(rows)} steps, largest difference {worst['difference']:.2e} at {worst['step']}")
+
+
+if __name__ == "__main__":
+    main()

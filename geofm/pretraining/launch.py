@@ -1,0 +1,236 @@
+"""Several processes for one run: torchrun starts them, this process listens and takes the result.
+
+``train_together`` writes the task into the run's folder and starts ``torch.distributed.run`` in a
+process group of its own. Each process runs this module's ``main``; process 0 tells how far it is
+on its standard output, a line of JSON each, and all keep their state in the checkpoint. When the
+process that started them is gone they keep it and end.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from data_catalog.artifact import Artifact
+from data_catalog.errors import GeofmError, RunError, UsageError
+from data_catalog.progress import listen, tick
+from geofm.pretrain_settings import PretrainSettings
+from geofm.pretraining.arithmetic import cpu_threads
+from geofm.pretraining.checkpoint import load, progress_of
+from geofm.pretraining.data import open_corpus, steps_per_epoch
+from geofm.pretraining.loop import (
+    Interrupted,
+    Team,
+    Trained,
+    history_of,
+    identity_of,
+    sigterm,
+    train,
+)
+from geofm.pretraining.objective import build_pretrainer
+from geofm.pretraining.teacher import load_teacher
+
+TASK, FAILURE, RESULT, TAUGHT, LOG = "task.json", "failure.json", "result.json", "taught.npy", "log"
+#: Seconds that processes have to keep their state after SIGTERM.
+GRACE_S = 120
+#: How often (seconds) a process looks whether the one that started all of them is still there.
+LOOK_S = 2.0
+
+
+class TogetherFailed(RunError):
+    """Processes that trained together ended without a result."""
+
+
+def team_of(how: dict[str, Any], device: str, batch: int, accumulate: int) -> Team:
+    """The processes that ``compute`` asks for: one per GPU, or one, when it does not say.
+
+    Raises:
+        UsageError: the batch does not divide among them.
+    """
+    gpus = torch.cuda.device_count() if device == "cuda" else 0
+    processes = int(how.get("processes") or 0) or max(1, gpus)
+    if device == "cuda" and processes > gpus:
+        raise UsageError(
+            f"compute.processes is {processes}, but there are {gpus} GPUs here; lower it"
+        )
+    if batch % (processes * accumulate):
+        raise UsageError(
+            f"pretrain.batch {batch} is no multiple of compute.processes {processes} times "
+            f"pretrain.accumulate {accumulate}"
+        )
+    return Team(processes, how.get("parallel", "ddp"), tuple(how.get("trackers", ())))
+
+
+def train_together(
+    dataset: Artifact,
+    settings: PretrainSettings,
+    seed: int,
+    device: str,
+    folder: Path,
+    team: Team,
+    taught: NDArray[np.float32] | None = None,
+) -> Trained:
+    """As ``loop.train``, by ``team.processes`` processes of this machine.
+
+    Raises:
+        TogetherFailed: a process died; names the log.
+        Interrupted: SIGTERM came; the state is kept.
+        UsageError, RunError: what ``loop.train`` raises, with its message.
+    """
+    for stale in (FAILURE, RESULT, TAUGHT):
+        (folder / stale).unlink(missing_ok=True)
+    if taught is not None:
+        np.save(folder / TAUGHT, taught)
+    threads = max(1, cpu_threads() // team.processes)
+    task = {
+        "dataset": dataset.url,
+        "settings": settings.model_dump(mode="json"),
+        "seed": seed,
+        "device": device,
+        "threads": threads,
+        "team": asdict(team),
+        "parent": os.getpid(),
+    }
+    (folder / TASK).write_text(json.dumps(task), encoding="utf-8")
+    module = ["-m", __name__, str(folder)]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command = [*torchrun, "--nproc-per-node", str(team.processes), *module]
+    with sigterm() as stopped, (folder / LOG).open("wb") as errors:
+        code = _run(command, threads, errors, stopped)
+    if code or not (folder / RESULT).exists():
+        raise _failure(folder, stopped())
+    return _result(dataset, settings, seed, taught, folder)
+
+
+def _run(command: list[str], threads: int, errors: Any, stopped: Callable[[], bool]) -> int:
+    """Start, pass progress on, and never leave a process behind."""
+    process = subprocess.Popen(  # noqa: S603  our own module
+        command,
+        stdout=subprocess.PIPE,
+        stderr=errors,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+        start_new_session=True,
+    )
+    asked = False
+    try:
+        if process.stdout is not None:
+            for line in process.stdout:
+                if line.startswith("{"):
+                    told = json.loads(line)
+                    tick(told["what"], told["done"], told["total"], told["note"])
+                if stopped() and not asked:
+                    process.terminate()  # torchrun hands it on
+                    asked = True
+        return process.wait()
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(GRACE_S)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+
+def _failure(folder: Path, stopped: bool) -> GeofmError:
+    """What went wrong, in the words of the process where it did."""
+    place = folder / FAILURE
+    if place.exists():
+        told = json.loads(place.read_text(encoding="utf-8"))
+        kinds: dict[str, type[GeofmError]] = {"usage": UsageError, "stopped": Interrupted}
+        return kinds.get(told["kind"], RunError)(told["message"])
+    if stopped:
+        return Interrupted("stopped by SIGTERM before the first checkpoint; start the run again")
+    lines = (folder / LOG).read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    said = [line for line in lines if re.match(r"[\w.]*Error: ", line)]
+    last = next((line for line in said if "ChildFailed" not in line), "no message")
+    return TogetherFailed(
+        f"a training process ended without a result ({last.strip()}); its log is {folder / LOG}. "
+        "Start the same run again: it goes on from the last checkpoint"
+    )
+
+
+def _result(
+    dataset: Artifact,
+    settings: PretrainSettings,
+    seed: int,
+    taught: NDArray[np.float32] | None,
+    folder: Path,
+) -> Trained:
+    """The finished run, from its last checkpoint."""
+    corpus = open_corpus(dataset)
+    told = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+    content = load(folder, identity_of(corpus, settings, seed))
+    if content is None:
+        raise TogetherFailed(f"the last checkpoint in {folder} is gone; start the same run again")
+    teacher = load_teacher(settings, "cpu") if settings.alpha > 0 and taught is None else None
+    width = teacher.width if teacher else None if taught is None else taught.shape[1]
+    module = build_pretrainer(settings, len(corpus.bands), seed, width)
+    module.load_state_dict(content["module"])
+    module.load_state_dict(content.get("mean", {}), strict=False)
+    history = history_of(progress_of(content), steps_per_epoch(corpus, settings.batch))
+    return Trained(module.eval(), teacher, history, told)
+
+
+def main(place: str) -> int:
+    """One of the processes; returns its exit code."""
+    folder = Path(place)
+    task = json.loads((folder / TASK).read_text(encoding="utf-8"))
+    team = Team(**{**task["team"], "trackers": tuple(task["team"]["trackers"])})
+    first = int(os.environ["RANK"]) == 0
+    taught = np.load(folder / TAUGHT) if (folder / TAUGHT).exists() else None
+    threading.Thread(target=_follow, args=(task["parent"],), daemon=True).start()
+
+    def tell(what: str, done: int, total: int, note: str) -> None:
+        print(json.dumps({"what": what, "done": done, "total": total, "note": note}), flush=True)
+
+    try:
+        with listen(tell):
+            trained = train(
+                open_corpus(Artifact(task["dataset"])),
+                PretrainSettings.model_validate(task["settings"]),
+                task["seed"],
+                task["device"],
+                folder,
+                task["threads"],
+                team,
+                taught,
+            )
+    except GeofmError as error:
+        kind = "stopped" if isinstance(error, Interrupted) else "run"
+        kind = "usage" if isinstance(error, UsageError) else kind
+        (folder / FAILURE).write_text(json.dumps({"kind": kind, "message": str(error)}))
+        return 1
+    if first:
+        (folder / RESULT).write_text(json.dumps(trained.metrics), encoding="utf-8")
+    return 0
+
+
+def _follow(parent: int) -> None:
+    """End this process as SIGTERM would, once the one that started it is gone."""
+    while True:
+        try:
+            os.kill(parent, 0)
+        except ProcessLookupError:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return
+        time.sleep(LOOK_S)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

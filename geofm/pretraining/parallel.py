@@ -1,0 +1,107 @@
+"""How processes share a model, and its whole state in one form: the same for one process or many.
+
+Under DDP each process has the model whole; under FSDP2 each keeps a shard of every parameter. A
+checkpoint always holds whole tensors by name, so it goes on with any number of processes.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from lightning_fabric import Fabric
+from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.fsdp import fully_shard
+
+from geofm.pretraining.objective import Pretrainer
+
+PRECISION: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed"}
+#: Whole tensors, on the CPU, in process 0; read by process 0 and handed to the others.
+WRITE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+READ = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+
+Parallel = Literal["ddp", "fsdp"]
+
+
+def make_fabric(device: str, precision: str, processes: int, parallel: Parallel) -> Fabric:
+    """Fabric for one process, or for one of several that torchrun started."""
+    strategy: Any = "auto"
+    if processes > 1:
+        strategy = "ddp"
+        if parallel == "fsdp":
+            strategy = ModelParallelStrategy(
+                _shard, data_parallel_size=processes, tensor_parallel_size=1
+            )
+    nodes = max(1, processes // local_processes(processes))
+    fabric = Fabric(
+        accelerator=device,
+        devices=local_processes(processes),
+        num_nodes=nodes,
+        precision=PRECISION[precision],
+        strategy=strategy,
+    )
+    fabric.launch()
+    return fabric
+
+
+def local_processes(processes: int) -> int:
+    """How many of the processes run on this machine, as torchrun says."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", processes))
+
+
+def _shard(module: Pretrainer, mesh: Any) -> Pretrainer:
+    """FSDP2: a shard per process of every block, and of what is left as one more unit."""
+    across = mesh["data_parallel"]
+    for block in blocks_of(module):
+        fully_shard(block, mesh=across)
+    fully_shard(module, mesh=across)
+    return module
+
+
+def blocks_of(module: Pretrainer) -> list[nn.Module]:
+    """The repeated pieces of the student, which are gathered one after another."""
+    backbone: Any = module.student.backbone
+    if hasattr(backbone, "layers"):
+        return [block for layer in backbone.layers for block in layer.blocks]
+    return list(getattr(backbone, "blocks", getattr(backbone, "stages", [])))
+
+
+def whole_state(module: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Any]:
+    """Weights and state of the optimiser by name; every process asks, process 0 gets them."""
+    return {
+        "module": get_model_state_dict(module, options=WRITE),
+        "optimiser": get_optimizer_state_dict(module, optimiser, options=WRITE),
+    }
+
+
+def load_whole_state(
+    module: nn.Module, optimiser: torch.optim.Optimizer, state: dict[str, Any]
+) -> None:
+    """Give every process its part of what ``whole_state`` gave."""
+    set_model_state_dict(module, state["module"], options=_reading())
+    set_optimizer_state_dict(module, optimiser, state["optimiser"], options=_reading())
+
+
+def _reading() -> StateDictOptions:
+    return READ if dist.is_initialized() else StateDictOptions(full_state_dict=True)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor, or all shards of one put together."""
+    gather = getattr(tensor, "full_tensor", None)
+    return tensor if gather is None else gather()
+
+
+def whole_weights(module: nn.Module) -> dict[str, Tensor]:
+    """All weights on the CPU by name; every process must ask, and each gets them."""
+    return {name: whole(value).cpu() for name, value in module.state_dict().items()}

@@ -1,0 +1,99 @@
+"""Training steps for whoever watches live: TensorBoard, Weights & Biases, or both.
+
+They are told what ``metrics.parquet`` will hold; nothing that a run yields depends on them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from data_catalog.errors import UsageError
+
+#: Where logs go when GEOFM_LOGS does not say.
+LOGS = "geofm-logs"
+
+Log = Callable[[int, Mapping[str, float]], None]
+
+
+class TrackerMissing(UsageError):
+    """The package of a tracker is not installed."""
+
+
+@contextmanager
+def tracking(names: Sequence[str], run: str, settings: Mapping[str, Any]) -> Iterator[Log]:
+    """A function that logs the numbers of a step to every tracker named.
+
+    Args:
+        names: ``tensorboard``, ``wandb``.
+        run: name of the run.
+        settings: of the run, logged once.
+
+    Raises:
+        TrackerMissing: says what to install.
+    """
+    openers = {"tensorboard": _tensorboard, "wandb": _wandb}
+    with ExitStack() as stack:
+        logs = [stack.enter_context(openers[name](run, settings)) for name in names]
+
+        def log(step: int, values: Mapping[str, float]) -> None:
+            for one in logs:
+                one(step, values)
+
+        yield log
+
+
+def logs_folder() -> Path:
+    """``GEOFM_LOGS``, or a folder beside where the command was started."""
+    folder = Path(os.environ.get("GEOFM_LOGS", LOGS))
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@contextmanager
+def _tensorboard(run: str, settings: Mapping[str, Any]) -> Iterator[Log]:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise TrackerMissing(
+            "compute.trackers names tensorboard, which is not installed: pip install 'geofm[track]'"
+        ) from error
+    writer = SummaryWriter(str(logs_folder() / run), flush_secs=10)
+    lines = "\n".join(f"| {key} | {value} |" for key, value in settings.items())
+    writer.add_text("settings", f"| | |\n|---|---|\n{lines}")
+
+    def log(step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            writer.add_scalar(name, value, step)
+
+    try:
+        yield log
+    finally:
+        writer.close()
+
+
+@contextmanager
+def _wandb(run: str, settings: Mapping[str, Any]) -> Iterator[Log]:
+    try:
+        import wandb
+    except ImportError as error:
+        raise TrackerMissing(
+            "compute.trackers names wandb, which is not installed: pip install 'geofm[track]'"
+        ) from error
+    # without an account nothing is sent: `wandb sync` can do that later
+    mode: Any = os.environ.get("WANDB_MODE") or (
+        "online" if os.environ.get("WANDB_API_KEY") else "offline"
+    )
+    quiet = wandb.Settings(console="off", silent=True)
+    folder = str(logs_folder())
+    with wandb.init(
+        project="geofm", name=run, config=dict(settings), dir=folder, mode=mode, settings=quiet
+    ) as told:
+
+        def log(step: int, values: Mapping[str, float]) -> None:
+            told.log(dict(values), step=step)
+
+        yield log

@@ -1,0 +1,157 @@
+"""Runs of two processes (gloo, CPU) beside the run of one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from data_catalog.artifact import Artifact
+from data_catalog.errors import RunError, UsageError
+from data_catalog.run import make_job, seal
+from data_catalog.store import open_store
+from geofm.pretraining import load_model
+from geofm.pretraining.checkpoint import NAME
+from geofm.pretraining.data import open_corpus
+from geofm.pretraining.launch import team_of, train_together
+from geofm.pretraining.loop import Team, Trained, train
+from geofm.pretraining.stage import STAGE
+from tests.geofm.pretraining.conftest import tiny_settings
+
+pytestmark = pytest.mark.slow
+
+
+def alone(dataset: Artifact, folder: Path, **fields: object) -> Trained:
+    folder.mkdir(exist_ok=True)
+    return train(open_corpus(dataset), tiny_settings(**fields), 3, "cpu", folder, threads=1)
+
+
+def together(dataset: Artifact, folder: Path, parallel: str = "ddp", **fields: object) -> Trained:
+    folder.mkdir(exist_ok=True)
+    team = Team(2, parallel)  # type: ignore[arg-type]
+    return train_together(dataset, tiny_settings(**fields), 3, "cpu", folder, team)
+
+
+def assert_close(one: Trained, two: Trained) -> None:
+    for column in ("loss", "mim", "distill", "grad_norm"):
+        np.testing.assert_allclose(two.history[column], one.history[column], rtol=0, atol=1e-5)
+    state = two.module.state_dict()
+    for name, value in one.module.state_dict().items():
+        torch.testing.assert_close(state[name], value, rtol=0, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def one(dataset: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """50 steps of one process."""
+    torch.set_num_threads(1)
+    return alone(dataset, tmp_path_factory.mktemp("one"), epochs=10)
+
+
+def test_two_processes_follow_one_for_50_steps(
+    one: Trained, dataset: Artifact, tmp_path: Path
+) -> None:
+    two = together(dataset, tmp_path / "two", epochs=10)
+    assert len(one.history) == 50
+    assert_close(one, two)
+    assert two.metrics["processes"] == 2
+    assert not np.array_equal(one.history["loss"], two.history["loss"])  # sums of other pieces
+
+
+CHILD = """
+import sys
+from pathlib import Path
+from data_catalog.artifact import Artifact
+from data_catalog.progress import listen
+from geofm.pretraining.launch import train_together
+from geofm.pretraining.loop import Team
+from tests.geofm.pretraining.conftest import tiny_settings
+
+url, folder = sys.argv[1:]
+with listen(lambda what, done, total, note: print(done, flush=True)):
+    train_together(
+        Artifact(url), tiny_settings(epochs=10), 3, "cpu", Path(folder), Team(2, "fsdp")
+    )
+"""
+
+
+def test_shards_of_a_killed_run_go_on_in_one_process(
+    one: Trained, dataset: Artifact, tmp_path: Path
+) -> None:
+    root = Path(__file__).parents[3]
+    with subprocess.Popen(
+        [sys.executable, "-c", CHILD, dataset.url, str(tmp_path)],
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as child:
+        assert child.stdout is not None
+        for line in child.stdout:
+            if int(line) >= 8:
+                child.kill()
+                break
+    # the processes that trained see that they were left alone, keep their state and end
+    step, deadline = -1, time.monotonic() + 60
+    while time.monotonic() < deadline:
+        now = torch.load(tmp_path / NAME, weights_only=True)["step"]
+        if now == step:
+            break
+        step = now
+        time.sleep(5)
+    assert 8 <= step < 50, step
+    assert_close(one, alone(dataset, tmp_path, epochs=10))
+
+
+def test_parts_that_never_learn_and_pieces_of_a_batch(dataset: Artifact, tmp_path: Path) -> None:
+    fields = {"mim_weight": 0, "accumulate": 2, "ema": 0.9}
+    first = alone(dataset, tmp_path / "one", mim_weight=0, ema=0.9)
+    second = together(dataset, tmp_path / "two", **fields)
+    np.testing.assert_allclose(second.history["loss"], first.history["loss"], rtol=0, atol=1e-5)
+    state = second.module.state_dict()
+    for name, value in first.module.state_dict().items():
+        torch.testing.assert_close(state[name], value, rtol=0, atol=1e-4)
+
+
+def test_the_stage_seals_what_two_processes_trained(
+    dataset: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    store = open_store(tmp_path / "store")
+    catalogue = f"sqlite:///{tmp_path}/catalogue.db"
+    settings = tiny_settings(teacher_features="once")
+    job = make_job(STAGE, store, {"dataset": dataset}, settings, 3, "cpu", catalogue)
+    sealed, metrics = seal(STAGE, replace(job, how={"processes": 2, "trackers": []}), [])
+    facts = sealed.manifest.facts
+    assert facts["arithmetic"] == "cpu, 1 threads, 2 processes"
+    assert facts["teacher_features"] == "one pass over whole chips"
+    assert metrics["processes"] == 2
+    model, _ = load_model(sealed)
+    alone, _ = seal(STAGE, replace(job, store=open_store(tmp_path / "other")), [])
+    for (name, one), two in zip(
+        model.state_dict().items(), load_model(alone)[0].state_dict().values(), strict=True
+    ):
+        torch.testing.assert_close(one, two, rtol=0, atol=1e-4, msg=name)
+
+
+def test_what_goes_wrong_in_a_process_is_said_in_its_words(
+    dataset: Artifact, tmp_path: Path
+) -> None:
+    with pytest.raises(RunError, match=r"the loss is .* lower pretrain\.base_lr"):
+        together(dataset, tmp_path / "run", base_lr=1e38, warmup_epochs=0)
+
+
+def test_a_batch_that_does_not_divide_is_refused() -> None:
+    assert team_of({}, "cpu", 5, 1) == Team()
+    assert team_of({"processes": 2, "parallel": "fsdp"}, "cpu", 8, 2).processes == 2
+    with pytest.raises(UsageError, match=r"pretrain.batch 6 is no multiple of compute.processes 2"):
+        team_of({"processes": 2}, "cpu", 6, 2)
+    gpus = torch.cuda.device_count()
+    with pytest.raises(UsageError, match=f"there are {gpus} GPUs here"):
+        team_of({"processes": gpus + 1}, "cuda", 64, 1)
