@@ -15,6 +15,7 @@ import torch
 
 from data_catalog.artifact import Artifact
 from data_catalog.errors import RunError, UsageError
+from data_catalog.progress import listen
 from data_catalog.run import make_job, seal
 from data_catalog.store import open_store
 from geofm.pretraining import load_model
@@ -111,6 +112,26 @@ def test_shards_of_a_killed_run_go_on_in_one_process(
             step = torch.load(tmp_path / NAME, weights_only=True)["step"]
     assert 8 <= step < 50, step
     assert_close(one, alone(dataset, tmp_path, epochs=10))
+
+
+def test_one_process_goes_on_as_two_with_shards(dataset: Artifact, tmp_path: Path) -> None:
+    fields = {"ema": 0.9, "mim_weight": 0, "checkpoint_steps": 3}
+    straight = alone(dataset, tmp_path / "straight", **fields)
+
+    def stop(what: str, done: int, total: int, note: str) -> None:
+        if done == 5:
+            raise InterruptedError
+
+    with listen(stop), pytest.raises(InterruptedError):
+        alone(dataset, tmp_path / "run", **fields)
+    steps: list[int] = []
+    with listen(lambda what, done, total, note: steps.append(done)):
+        resumed = together(dataset, tmp_path / "run", "fsdp", **fields, microbatch=1)
+    assert steps[0] == 4
+    np.testing.assert_allclose(resumed.history["loss"], straight.history["loss"], rtol=0, atol=1e-5)
+    state = resumed.module.state_dict()
+    for name, value in straight.module.state_dict().items():
+        torch.testing.assert_close(state[name], value, rtol=0, atol=1e-4, msg=name)
 
 
 def test_parts_that_never_learn_and_pieces_of_a_batch(dataset: Artifact, tmp_path: Path) -> None:
