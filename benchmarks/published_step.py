@@ -21,8 +21,10 @@ class Published(nn.Module):
 
     def __init__(self, student_args: dict[str, Any]) -> None:
         super().__init__()
-        self.student = timm.create_model(NAME, num_classes=0, img_size=192, **student_args)
-        self.teacher = timm.create_model(NAME, num_classes=0)
+        self.student = timm.create_model(
+            NAME, num_classes=0, img_size=192, drop_path_rate=0.0, **student_args
+        )
+        self.teacher = timm.create_model(NAME, num_classes=0, drop_path_rate=0.0)
         self.token = nn.Parameter(torch.zeros(1, 1, 1, 128))
         self.decoder = nn.Sequential(nn.Conv2d(1024, 32 * 32 * 3, 1), nn.PixelShuffle(32))
         self.projector = nn.Linear(1024, 1024)

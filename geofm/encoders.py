@@ -12,6 +12,7 @@ import hashlib
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -103,9 +104,14 @@ def load_encoder(name: str, *, seed: int | None = None, size_px: int | None = No
 
 def normalise(encoder: Encoder, rgb: Tensor) -> Tensor:
     """RGB [B, 3, H, W] in 0..1 on the scale the encoder was trained on; same shape."""
-    mean = torch.tensor(encoder.mean, dtype=rgb.dtype, device=rgb.device)[:, None, None]
-    std = torch.tensor(encoder.std, dtype=rgb.dtype, device=rgb.device)[:, None, None]
+    mean, std = (_per_band(v, rgb.dtype, rgb.device) for v in (encoder.mean, encoder.std))
     return (rgb - mean) / std
+
+
+@lru_cache(maxsize=32)
+def _per_band(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Values [C, 1, 1]; kept, for copying them to a GPU would make it wait each time."""
+    return torch.tensor(values, dtype=dtype, device=device)[:, None, None]
 
 
 def fit(encoder: Encoder, rgb: Tensor) -> Tensor:

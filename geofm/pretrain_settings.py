@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from pydantic import Field, model_validator
 
 from geofm.section import Section
+
+#: How a run is carried out, not what it computes (but for last bits): no part of its identity.
+EXECUTION = ("checkpoint_steps", "spike_steps", "microbatch", "activation_checkpointing", "compile")
 
 
 class PretrainSettings(Section):
@@ -30,6 +34,11 @@ class PretrainSettings(Section):
     teacher_size_px: int = Field(224, ge=32, le=1024, description="Teacher's input edge (pixels).")
     teacher_stage: int | None = Field(
         None, ge=1, le=4, description="Stage that teaches; empty: distill_stage."
+    )
+    statistics: Literal["dataset", "imagenet"] = Field(
+        "dataset",
+        description="Mean and deviation that the student's input and target are normalised by: "
+        "the dataset's own per band, or ImageNet's (red, green and blue alone; the paper).",
     )
     teacher_features: Literal["live", "once"] = Field(
         "live",
@@ -76,8 +85,12 @@ class PretrainSettings(Section):
     epochs: int = Field(100, ge=1, le=10_000, description="Passes over the dataset.")
     warmup_epochs: float = Field(10.0, ge=0, description="Epochs of linear warm-up.")
     batch: int = Field(128, ge=1, le=65_536, description="Global batch size (images).")
-    accumulate: int = Field(
-        1, ge=1, le=1024, description="Pieces a batch is worked off in, to need less memory."
+    microbatch: int | None = Field(
+        None,
+        ge=1,
+        le=65_536,
+        description="Images a process works on at once, gradients being added up; empty: its "
+        "whole share of the batch.",
     )
     base_lr: float = Field(2e-4, gt=0, description="Learning rate per 512 images of batch.")
     min_lr: float = Field(1e-5, ge=0, description="Final learning rate per 512 images of batch.")
@@ -91,7 +104,9 @@ class PretrainSettings(Section):
         description="Decay per step of a running mean of the weights, which then is the model; "
         "0: the weights themselves.",
     )
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="Arithmetic of the student.")
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="Arithmetic of student and teacher; weights stay fp32."
+    )
     compile: bool = Field(
         False,
         description="Compile student and teacher (torch.compile): minutes at first, faster then.",
@@ -119,6 +134,9 @@ class PretrainSettings(Section):
             raise ValueError("crop_scale: give two shares of the area, e.g. 0.67,1")
         if self.warmup_epochs > self.epochs:
             raise ValueError("warmup_epochs exceeds epochs")
-        if self.batch % self.accumulate:
-            raise ValueError(f"batch {self.batch} is no multiple of accumulate {self.accumulate}")
+        if self.alpha == 0 and self.alpha_end:
+            raise ValueError("alpha is 0, so alpha_end has nothing to change; set alpha above 0")
+        cells = (self.size_px // self.mask_patch_px) ** 2
+        if math.ceil(round(cells * self.mask_ratio, 9)) >= cells:
+            raise ValueError(f"mask_ratio {self.mask_ratio} hides all {cells} patches; lower it")
         return self

@@ -38,7 +38,7 @@ def arithmetic(device: str, seed: int, threads: int) -> Iterator[None]:
     before = torch.get_num_threads()
     strict = torch.are_deterministic_algorithms_enabled()
     fill = memory.fill_uninitialized_memory
-    with torch.random.fork_rng(devices=[0] if device == "cuda" else []):
+    with torch.random.fork_rng(devices=[]):  # a GPU's is set anew at every step
         torch.manual_seed(seed)
         torch.set_num_threads(threads)
         if device == "cpu":

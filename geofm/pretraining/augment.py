@@ -8,11 +8,10 @@ reverses the order of the column weights. What is random is drawn from a generat
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 #: Aspect ratios of a crop, width to height (the paper's code keeps the usual ones).
@@ -20,8 +19,7 @@ RATIO = (3 / 4, 4 / 3)
 ATTEMPTS = 10
 
 
-@dataclass(frozen=True)
-class Window:
+class Window(NamedTuple):
     """A crop in pixels of the chip, and whether it is mirrored left to right."""
 
     top: int
@@ -58,36 +56,31 @@ def draw_window(
     return Window((height - h) // 2, (width - w) // 2, h, w, flip)
 
 
-def resize_weights(
-    starts: NDArray[np.int64], lengths: NDArray[np.int64], size: int, full: int
-) -> NDArray[np.float32]:
+def resize_weights(starts: Tensor, lengths: Tensor, size: int, full: int) -> Tensor:
     """Weights [B, size, full] that take ``lengths`` pixels from ``starts`` to ``size`` pixels.
 
     Triangle filter as wide as the reduction, cut off at the crop's edge; each row sums to 1.
     """
-    step = (lengths / size)[:, None, None]
-    centre = starts[:, None, None] + (np.arange(size)[None, :, None] + 0.5) * step
-    pixel = np.arange(full)[None, None, :]
-    weight = np.maximum(0.0, 1.0 - np.abs(pixel + 0.5 - centre) / np.maximum(step, 1.0))
-    inside = (pixel >= starts[:, None, None]) & (pixel < (starts + lengths)[:, None, None])
-    weight = weight * inside
-    return np.asarray(weight / weight.sum(axis=2, keepdims=True), dtype=np.float32)
+    starts, lengths = (values[:, None, None].float() for values in (starts, lengths))
+    step = lengths / size
+    out = torch.arange(size, device=starts.device, dtype=torch.float32)[None, :, None]
+    pixel = torch.arange(full, device=starts.device, dtype=torch.float32)[None, None, :]
+    centre = starts + (out + 0.5) * step
+    weight = (1 - (pixel + 0.5 - centre).abs() / step.clamp(min=1)).clamp(min=0)
+    weight = weight * ((pixel >= starts) & (pixel < starts + lengths))
+    return weight / weight.sum(dim=2, keepdim=True)
 
 
-def crop_weights(
-    windows: list[Window], size: int, height: int, width: int
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Row weights [B, size, height] and column weights [B, size, width] of a batch of crops."""
-    tops, lefts, heights, widths, flips = (
-        np.array([getattr(window, field) for window in windows])
-        for field in ("top", "left", "height", "width", "flip")
-    )
-    rows = resize_weights(tops, heights, size, height)
-    columns = resize_weights(lefts, widths, size, width)
-    columns[flips] = columns[flips, ::-1]
-    return rows, columns
+def crop(images: Tensor, windows: Tensor, size: int) -> Tensor:
+    """Crops [B, C, size, size] of images [B, C, H, W], on their device.
 
-
-def crop(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Crops [B, C, size, size] of images [B, C, H, W] by the weights of ``crop_weights``."""
+    Args:
+        images: the whole chips.
+        windows: [B, 5] int64: top, left, height, width, and 1 where mirrored.
+        size: edge of the crops (pixels).
+    """
+    top, left, height, width, flip = windows.unbind(dim=1)
+    rows = resize_weights(top, height, size, images.shape[-2])
+    columns = resize_weights(left, width, size, images.shape[-1])
+    columns = torch.where(flip.bool()[:, None, None], columns.flip(1), columns)
     return torch.matmul(torch.matmul(rows[:, None], images), columns[:, None].transpose(2, 3))

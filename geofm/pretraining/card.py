@@ -16,15 +16,14 @@ from geofm.pretrain_settings import PretrainSettings
 _CARD = """\
 # {student}, pretrained on `{name}`
 
-A backbone pretrained by geofm with the objective of Mendieta et al. (ICCV 2023): masked image
-modelling, and the cosine distance to a frozen teacher that sees the same crop unmasked. It gives
-features; it has no classes.
+A backbone pretrained by geofm after Mendieta et al. (ICCV 2023): {objective}. It gives features; it
+has no classes.
 
 | | |
 |---|---|
 | student | {student}, {init}, {parameters:,} parameters |
 | teacher | {teacher} |
-| loss | {mim_weight} x masked L1 + {alpha} x negative cosine at stage {stage} |
+| loss | {loss} |
 | mask | {mask_ratio:.0%} of the patches of {mask_patch_px} px {masked}, images of {size_px} px |
 | optimisation | AdamW, {epochs} epochs of {samples} samples, batch {batch}, seed {seed}{mean} |
 | arithmetic | {precision} on {device} |
@@ -89,12 +88,13 @@ def write_card(
     rows = [("dataset", dataset.digest), *sorted(data.inputs.items())]
     rows.append(("teacher weights", facts["teacher_weights_sha256"] or "none"))
     told = {
-        "epochs", "batch", "precision", "mim_weight", "alpha", "mask_ratio", "mask_patch_px",
-        "size_px",
+        "epochs", "batch", "precision", "mask_ratio", "mask_patch_px", "size_px",
     }  # fmt: skip
     text = _CARD.format(
         **settings.model_dump(include=told),
         name=data.facts.get("name", dataset.digest[:12]),
+        objective=_objective(settings),
+        loss=_loss(settings),
         student=facts["student"],
         init=f"{settings.student_init} weights",
         parameters=facts["parameters"],
@@ -115,6 +115,30 @@ def write_card(
         weights=_weights(facts["weights_licences"]),
     )
     path.write_text(text, encoding="utf-8")
+
+
+def _objective(settings: PretrainSettings) -> str:
+    parts = []
+    if settings.mim_weight:
+        parts.append("masked image modelling")
+    if settings.alpha:
+        seen = "the same crop" if settings.teacher_features == "live" else "the whole chip"
+        parts.append(f"the cosine distance to a frozen teacher that sees {seen} unmasked")
+    return ", and ".join(parts)
+
+
+def _loss(settings: PretrainSettings) -> str:
+    terms = [f"{settings.mim_weight} x masked L1"] if settings.mim_weight else []
+    if settings.alpha:
+        weight = str(settings.alpha)
+        if settings.alpha_end is not None:
+            weight += f" (at the end {settings.alpha_end})"
+        taught = settings.teacher_stage or settings.distill_stage
+        between = (
+            f"stage {settings.distill_stage} ({settings.projector}) and the teacher's {taught}"
+        )
+        terms.append(f"{weight} x negative cosine of {between}")
+    return " + ".join(terms)
 
 
 def _sources(sources: list[dict[str, Any]]) -> str:

@@ -32,7 +32,7 @@ class CheckpointNotWritten(RunError):
 class Progress:
     """How far a run is: the next step, its history (a row per step) and where the time went.
 
-    ``seconds`` is all of it, ``waited`` what the device waited for data, ``teaching`` what the
+    ``seconds`` is all of it, ``waited`` what the loop waited for data, ``teaching`` what the
     teacher took; all sessions of a run together.
     """
 

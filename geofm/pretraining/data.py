@@ -12,13 +12,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor
 
 from data_catalog.artifact import Artifact
 from data_catalog.errors import UsageError
 from geofm.imagery.radiometry import rgb_index, to_unit
 from geofm.pretrain_settings import PretrainSettings
-from geofm.pretraining.augment import crop_weights, draw_window, sample_rng
+from geofm.pretraining.augment import draw_window, sample_rng
 from geofm.pretraining.masking import draw_mask
 from geofm.shards.order import epoch_order
 from geofm.shards.reader import DamagedShard, ShardFiles, ShardIndex, open_index
@@ -27,6 +30,10 @@ from geofm.threads import in_order
 
 class TooFewSamples(UsageError):
     """The dataset does not fill one batch."""
+
+
+class NotRgb(UsageError):
+    """Statistics of red, green and blue for a dataset of other bands."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,25 +65,44 @@ class Corpus:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Chips in unit space [B, bands, H, W], the weights that crop them, masks [B, g, g].
+    """Chips in unit space [B, bands, H, W], windows [B, 5] to crop, masks [B, g, g] bool.
 
     ``samples`` are their numbers in the corpus, [B].
     """
 
     samples: NDArray[np.int64]
-    images: NDArray[np.float32]
-    rows: NDArray[np.float32]
-    columns: NDArray[np.float32]
-    mask: NDArray[np.bool_]
+    images: Tensor
+    windows: Tensor
+    mask: Tensor
+
+    def pinned(self) -> Batch:
+        """In memory that a GPU copies from while it computes."""
+        pictures = (self.images, self.windows, self.mask)
+        return Batch(self.samples, *(tensor.pin_memory() for tensor in pictures))
 
 
-def open_corpus(dataset: Artifact) -> Corpus:
-    """Read the index of a dataset's training split; remote shards are fetched once, whole."""
+def open_corpus(dataset: Artifact, statistics: str = "dataset") -> Corpus:
+    """Read the index of a dataset's training split; remote shards are fetched once, whole.
+
+    Args:
+        dataset: an artifact of the stage ``pack``.
+        statistics: ``dataset`` or ``imagenet``: what pixels will be normalised by.
+
+    Raises:
+        NotRgb: ImageNet's statistics for other bands.
+    """
     index = open_index(dataset, fetch=True)
     keys = index.keys.to_numpy(zero_copy_only=False)
     index = index.take(np.argsort(keys, kind="stable"))  # a sample's number is not its place
     samples = dataset.table("samples.parquet", ["chip_id", "scale"]).set_index("chip_id")
     stats = dataset.json("stats.json")
+    if statistics == "imagenet":
+        if stats["bands"] != ["red", "green", "blue"]:
+            raise NotRgb(
+                f"pretrain.statistics is imagenet, but the dataset has {', '.join(stats['bands'])}"
+                "; set it to dataset, or cut.bands=red,green,blue"
+            )
+        stats = {**stats, "mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
     return Corpus(
         index=index,
         bands=tuple(stats["bands"]),
@@ -159,8 +185,12 @@ def load_batch(
         rng = sample_rng(seed, epoch, sample)
         windows.append(draw_window(rng, picture.shape[1], picture.shape[2], settings.crop_scale))
         masks.append(draw_mask(rng, grid, settings.mask_ratio))
-    rows, columns = crop_weights(windows, settings.size_px, height, width)
-    return Batch(np.array(samples, dtype=np.int64), images, rows, columns, np.stack(masks))
+    return Batch(
+        np.array(samples, dtype=np.int64),
+        torch.from_numpy(images),
+        torch.tensor(windows, dtype=torch.int64),
+        torch.from_numpy(np.stack(masks)),
+    )
 
 
 def batches(
@@ -171,12 +201,16 @@ def batches(
     last: int,
     threads: int,
     share: tuple[int, int] = (0, 1),
+    pin: bool = False,
 ) -> Generator[Batch]:
-    """Batches ``first`` to ``last`` - 1 in order, read ahead by ``threads`` threads."""
+    """Batches ``first`` to ``last`` - 1 in order, read ahead by ``threads`` threads.
+
+    ``pin``: in page-locked memory, for a GPU.
+    """
+
+    def read(step: int) -> Batch:
+        batch = load_batch(corpus, files, settings, seed, step, share)
+        return batch.pinned() if pin else batch
+
     with ShardFiles(corpus.index) as files, ThreadPoolExecutor(threads, "geofm-read") as pool:
-        yield from in_order(
-            pool,
-            lambda step: load_batch(corpus, files, settings, seed, step, share),
-            range(first, last),
-            threads,
-        )
+        yield from in_order(pool, read, range(first, last), threads)

@@ -11,7 +11,9 @@ from geofm.pretraining.parallel import whole
 
 
 class RunningMean:
-    """Exponential moving average of the parameters of a module (shards of them under FSDP2).
+    """Exponential moving average of a module's weights and statistics (shards under FSDP2).
+
+    Early on the decay is smaller, (1 + step) / (10 + step), or the random start would stay in it.
 
     Args:
         module: starts from its present weights.
@@ -20,14 +22,16 @@ class RunningMean:
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.decay = decay
-        self._of = dict(module.named_parameters())
-        self._mean = {name: p.detach().clone() for name, p in self._of.items()}
+        held = module.state_dict(keep_vars=True)
+        self._of = {name: t for name, t in held.items() if t.is_floating_point()}
+        self._mean = {name: t.detach().clone() for name, t in self._of.items()}
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Take a step's weights in."""
+    def update(self, step: int) -> None:
+        """Take in the weights after step 0, 1, ..."""
+        decay = min(self.decay, (1 + step) / (10 + step))
         for name, mean in self._mean.items():
-            mean.lerp_(self._of[name].detach(), 1 - self.decay)
+            mean.lerp_(self._of[name].detach(), 1 - decay)
 
     def state(self) -> dict[str, Tensor]:
         """Whole tensors on the CPU by name."""

@@ -17,8 +17,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
+from queue import Empty, Queue
 from typing import Any
 
 import numpy as np
@@ -30,7 +32,7 @@ from data_catalog.errors import GeofmError, RunError, UsageError
 from data_catalog.progress import listen, tick
 from geofm.pretrain_settings import PretrainSettings
 from geofm.pretraining.arithmetic import cpu_threads
-from geofm.pretraining.checkpoint import load, progress_of
+from geofm.pretraining.checkpoint import NAME, load, progress_of
 from geofm.pretraining.data import open_corpus, steps_per_epoch
 from geofm.pretraining.loop import (
     Interrupted,
@@ -49,28 +51,25 @@ TASK, FAILURE, RESULT, TAUGHT, LOG = "task.json", "failure.json", "result.json",
 GRACE_S = 120
 #: How often (seconds) a process looks whether the one that started all of them is still there.
 LOOK_S = 2.0
+#: How a Python error ends in the log; torch puts the process before it.
+ERROR = re.compile(r"(?:\[rank\d+\]: )?([\w.]*Error: .*)")
 
 
 class TogetherFailed(RunError):
     """Processes that trained together ended without a result."""
 
 
-def team_of(how: dict[str, Any], device: str, batch: int, accumulate: int) -> Team:
+def team_of(how: dict[str, Any], device: str) -> Team:
     """The processes that ``compute`` asks for: one per GPU, or one, when it does not say.
 
     Raises:
-        UsageError: the batch does not divide among them.
+        UsageError: more processes than GPUs.
     """
     gpus = torch.cuda.device_count() if device == "cuda" else 0
     processes = int(how.get("processes") or 0) or max(1, gpus)
     if device == "cuda" and processes > gpus:
         raise UsageError(
             f"compute.processes is {processes}, but there are {gpus} GPUs here; lower it"
-        )
-    if batch % (processes * accumulate):
-        raise UsageError(
-            f"pretrain.batch {batch} is no multiple of compute.processes {processes} times "
-            f"pretrain.accumulate {accumulate}"
         )
     return Team(processes, how.get("parallel", "ddp"), tuple(how.get("trackers", ())))
 
@@ -108,6 +107,7 @@ def train_together(
     (folder / TASK).write_text(json.dumps(task), encoding="utf-8")
     module = ["-m", __name__, str(folder)]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    torchrun += ["--shutdown-timeout", str(GRACE_S)]
     command = [*torchrun, "--nproc-per-node", str(team.processes), *module]
     with sigterm() as stopped, (folder / LOG).open("wb") as errors:
         code = _run(command, threads, errors, stopped)
@@ -126,25 +126,30 @@ def _run(command: list[str], threads: int, errors: Any, stopped: Callable[[], bo
         env={**os.environ, "OMP_NUM_THREADS": str(threads)},
         start_new_session=True,
     )
+    lines: Queue[str] = Queue()
+    threading.Thread(target=_read_lines, args=(process, lines), daemon=True).start()
     asked = False
     try:
-        if process.stdout is not None:
-            for line in process.stdout:
-                if line.startswith("{"):
-                    told = json.loads(line)
-                    tick(told["what"], told["done"], told["total"], told["note"])
-                if stopped() and not asked:
-                    process.terminate()  # torchrun hands it on
-                    asked = True
+        while process.poll() is None or not lines.empty():
+            if stopped() and not asked:
+                process.terminate()  # torchrun hands it on
+                asked = True
+            with suppress(Empty):
+                told = json.loads(lines.get(timeout=1.0))
+                tick(told["what"], told["done"], told["total"], told["note"])
         return process.wait()
     finally:
         if process.poll() is None:
             process.terminate()
-            try:
-                process.wait(GRACE_S)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+            process.wait(GRACE_S + 30)  # by then torchrun has killed what did not end
+
+
+def _read_lines(process: subprocess.Popen[str], lines: Queue[str]) -> None:
+    """Progress as it comes; whoever waits for a line can look at other things meanwhile."""
+    if process.stdout is not None:
+        for line in process.stdout:
+            if line.startswith("{"):
+                lines.put(line)
 
 
 def _failure(folder: Path, stopped: bool) -> GeofmError:
@@ -155,10 +160,13 @@ def _failure(folder: Path, stopped: bool) -> GeofmError:
         kinds: dict[str, type[GeofmError]] = {"usage": UsageError, "stopped": Interrupted}
         return kinds.get(told["kind"], RunError)(told["message"])
     if stopped:
-        return Interrupted("stopped by SIGTERM before the first checkpoint; start the run again")
+        kept = "the last checkpoint is kept" if (folder / NAME).exists() else "nothing is kept yet"
+        return Interrupted(f"stopped by SIGTERM, {kept}; start the same run again")
     lines = (folder / LOG).read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    said = [line for line in lines if re.match(r"[\w.]*Error: ", line)]
-    last = next((line for line in said if "ChildFailed" not in line), "no message")
+    said = [found[1] for line in lines if (found := ERROR.match(line))]
+    # a process that dies takes the connection of the others with it
+    own = [text for text in said if "ChildFailed" not in text and "peer" not in text]
+    last = next(iter(own or said), "no message")
     return TogetherFailed(
         f"a training process ended without a result ({last.strip()}); its log is {folder / LOG}. "
         "Start the same run again: it goes on from the last checkpoint"
@@ -173,7 +181,7 @@ def _result(
     folder: Path,
 ) -> Trained:
     """The finished run, from its last checkpoint."""
-    corpus = open_corpus(dataset)
+    corpus = open_corpus(dataset, settings.statistics)
     told = json.loads((folder / RESULT).read_text(encoding="utf-8"))
     content = load(folder, identity_of(corpus, settings, seed))
     if content is None:
@@ -197,13 +205,17 @@ def main(place: str) -> int:
     threading.Thread(target=_follow, args=(task["parent"],), daemon=True).start()
 
     def tell(what: str, done: int, total: int, note: str) -> None:
-        print(json.dumps({"what": what, "done": done, "total": total, "note": note}), flush=True)
+        with suppress(BrokenPipeError):  # nobody listens any more: ``_follow`` sees to that
+            print(
+                json.dumps({"what": what, "done": done, "total": total, "note": note}), flush=True
+            )
 
+    settings = PretrainSettings.model_validate(task["settings"])
     try:
         with listen(tell):
             trained = train(
-                open_corpus(Artifact(task["dataset"])),
-                PretrainSettings.model_validate(task["settings"]),
+                open_corpus(Artifact(task["dataset"]), settings.statistics),
+                settings,
                 task["seed"],
                 task["device"],
                 folder,
@@ -222,10 +234,12 @@ def main(place: str) -> int:
 
 
 def _follow(parent: int) -> None:
-    """End this process as SIGTERM would, once the one that started it is gone."""
+    """End this process as SIGTERM would, once the one that started it all is gone, or torchrun."""
+    torchrun = os.getppid()
     while True:
         try:
             os.kill(parent, 0)
+            os.kill(torchrun, 0)
         except ProcessLookupError:
             os.kill(os.getpid(), signal.SIGTERM)
             return

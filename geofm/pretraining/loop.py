@@ -17,13 +17,13 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from data_catalog.canonical import digest_of
-from data_catalog.errors import RunError
+from data_catalog.errors import RunError, UsageError
 from data_catalog.progress import tick
 from geofm.energy import so_far
-from geofm.pretrain_settings import PretrainSettings
+from geofm.pretrain_settings import EXECUTION, PretrainSettings
 from geofm.pretraining.arithmetic import arithmetic, cpu_threads, device_name
 from geofm.pretraining.checkpoint import COLUMNS, Progress, load, progress_of, refused, save
 from geofm.pretraining.data import Corpus, batches, steps_per_epoch
@@ -38,7 +38,7 @@ from geofm.pretraining.parallel import (
     whole_state,
     whole_weights,
 )
-from geofm.pretraining.speed import Speed, measure
+from geofm.pretraining.speed import Speed, freeze_what_never_learns, measure
 from geofm.pretraining.step import Stepper
 from geofm.pretraining.teacher import Teacher, load_teacher
 from geofm.pretraining.trackers import tracking
@@ -102,8 +102,8 @@ class _Run:
 
 
 def identity_of(corpus: Corpus, settings: PretrainSettings, seed: int) -> str:
-    """Digest of what a run computes: dataset, settings, seed; not where or how often it stops."""
-    fixed = settings.model_dump(mode="json", exclude={"checkpoint_steps", "spike_steps"})
+    """Digest of what a run computes: dataset, settings, seed; not how it is carried out."""
+    fixed = settings.model_dump(mode="json", exclude=set(EXECUTION))
     return digest_of([corpus.digest, fixed, seed])
 
 
@@ -139,14 +139,17 @@ def train(
     with arithmetic(device, seed, threads or cpu_threads()), sigterm() as stopped:
         per_epoch = steps_per_epoch(corpus, settings.batch)
         plan = schedule(settings, per_epoch)
+        # first of all: it gives each process its device
+        fabric = make_fabric(device, settings.precision, team.processes, team.parallel)
         teacher = None
         if settings.alpha > 0 and taught is None:
-            teacher = load_teacher(settings, device)
+            teacher = load_teacher(settings, fabric.device)
         width = teacher.width if teacher else None if taught is None else taught.shape[1]
         module = build_pretrainer(settings, len(corpus.bands), seed, width)
-        fabric = make_fabric(device, settings.precision, team.processes, team.parallel)
+        check_pieces(module, settings, team.processes)
         module.to(fabric.device)
         speed = measure(module, teacher, settings, team.processes)
+        freeze_what_never_learns(module)
         if settings.compile:
             module.student.compile(dynamic=False)
         content = load(folder, identity_of(corpus, settings, seed))
@@ -162,7 +165,8 @@ def train(
         run = _Run(settings, corpus, seed, folder, stepper, speed, mean, guard, progress)
         names = team.trackers if fabric.is_global_zero else ()
         known = settings.model_dump(mode="json")
-        with tracking(names, f"{settings.student}-{run.identity[:8]}", known) as tell:
+        name = f"{settings.student.partition('@')[0]}-{run.identity[:8]}"
+        with tracking(names, name, known, progress.step) as tell:
             _take_steps(run, stopped, tell)
         if mean is not None:
             mean.give()
@@ -172,6 +176,27 @@ def train(
     finished = build_pretrainer(settings, len(corpus.bands), seed, width)
     finished.load_state_dict(weights)
     return Trained(finished.eval(), teacher, history, metrics)
+
+
+def check_pieces(module: Pretrainer, settings: PretrainSettings, processes: int) -> None:
+    """Refuse a batch that does not divide, or whose statistics would be those of its pieces.
+
+    Raises:
+        UsageError: names the settings.
+    """
+    share, rest = divmod(settings.batch, processes)
+    if rest or ((settings.microbatch or share) < share and share % (settings.microbatch or share)):
+        raise UsageError(
+            f"pretrain.batch {settings.batch} does not divide among compute.processes {processes} "
+            f"in pieces of pretrain.microbatch {settings.microbatch or share}"
+        )
+    if processes == 1 and (settings.microbatch or share) >= share:
+        return
+    if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in module.modules()):
+        raise UsageError(
+            f"{settings.student} has batch normalisation, which would see pieces of a batch: "
+            "leave compute.processes at 1 and pretrain.microbatch empty, or take another student"
+        )
 
 
 def _restore(
@@ -194,7 +219,9 @@ def _take_steps(run: _Run, stopped: Callable[[], bool], tell: Callable[..., None
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     share = stepper.share
-    reading = batches(run.corpus, settings, run.seed, first, steps, READERS[device], share)
+    reading = batches(
+        run.corpus, settings, run.seed, first, steps, READERS[device], share, device == "cuda"
+    )
     with closing(reading):
         for step in range(first, steps):
             asked = time.perf_counter()
@@ -202,7 +229,7 @@ def _take_steps(run: _Run, stopped: Callable[[], bool], tell: Callable[..., None
             progress.waited += time.perf_counter() - asked
             run.pending.append(stepper.take(step, batch))
             if run.mean is not None:
-                run.mean.update()
+                run.mean.update(step)
             progress.step = step + 1
             last = progress.step == steps
             kept = progress.step % settings.checkpoint_steps == 0
@@ -228,9 +255,8 @@ def _settle(run: _Run, stopped: bool, tell: Callable[..., None]) -> bool:
     progress.teaching += stepper.teaching()
     for numbers in values.tolist():
         number = len(progress.history)
-        row = dict(zip(COLUMNS, numbers, strict=True))
+        row = dict(zip(COLUMNS, [*numbers[:3], plan.lr(number), numbers[3]], strict=True))
         check_numbers(number, plan.steps, row["loss"], row["grad_norm"], row["lr"])
-        row["lr"] = plan.lr(number)
         progress.history.append(list(row.values()))
         run.guard.add(_unweighted(progress.history[-1]))
         run.guard.check(plan.steps, row["lr"])

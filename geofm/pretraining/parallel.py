@@ -6,12 +6,12 @@ checkpoint always holds whole tensors by name, so it goes on with any number of 
 
 from __future__ import annotations
 
-import os
 from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from lightning_fabric import Fabric
+from lightning_fabric.strategies.ddp import DDPStrategy
 from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
@@ -34,29 +34,20 @@ Parallel = Literal["ddp", "fsdp"]
 
 
 def make_fabric(device: str, precision: str, processes: int, parallel: Parallel) -> Fabric:
-    """Fabric for one process, or for one of several that torchrun started."""
+    """Fabric for one process, or for one of several on this machine that torchrun started."""
     strategy: Any = "auto"
-    if processes > 1:
-        strategy = "ddp"
-        if parallel == "fsdp":
-            strategy = ModelParallelStrategy(
-                _shard, data_parallel_size=processes, tensor_parallel_size=1
-            )
-    nodes = max(1, processes // local_processes(processes))
+    if processes > 1 and parallel == "ddp":
+        # what buffers there are (masks, indices) never changes
+        strategy = DDPStrategy(broadcast_buffers=False)
+    elif processes > 1:
+        strategy = ModelParallelStrategy(
+            _shard, data_parallel_size=processes, tensor_parallel_size=1
+        )
     fabric = Fabric(
-        accelerator=device,
-        devices=local_processes(processes),
-        num_nodes=nodes,
-        precision=PRECISION[precision],
-        strategy=strategy,
+        accelerator=device, devices=processes, precision=PRECISION[precision], strategy=strategy
     )
     fabric.launch()
     return fabric
-
-
-def local_processes(processes: int) -> int:
-    """How many of the processes run on this machine, as torchrun says."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", processes))
 
 
 def _shard(module: Pretrainer, mesh: Any) -> Pretrainer:

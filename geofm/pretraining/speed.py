@@ -33,18 +33,22 @@ class Speed:
 def measure(
     module: Pretrainer, teacher: Teacher | None, settings: PretrainSettings, processes: int
 ) -> Speed:
-    """Count the work of one image and time a matrix product; switch off what never learns.
-
-    Parameters that get no gradient (those after the distilled stage without reconstruction) are
-    frozen here: processes that share gradients would wait for them.
-    """
+    """Count the work of one image and time a matrix product; leaves its gradients behind."""
     device = next(module.parameters()).device
     flop = flop_per_image(module, teacher, settings.size_px, settings.mask_patch_px)
+    dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
+    return Speed(flop, ceiling(device.type, dtype, torch.get_num_threads()) * processes)
+
+
+def freeze_what_never_learns(module: Pretrainer) -> None:
+    """Freeze parameters that a backward pass left without a gradient, and drop the gradients.
+
+    Without reconstruction those after the distilled stage get none, and processes that share
+    gradients would wait for them.
+    """
     for parameter in module.parameters():
         parameter.requires_grad_(parameter.grad is not None)
     module.zero_grad(set_to_none=True)
-    dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
-    return Speed(flop, ceiling(device.type, dtype) * processes)
 
 
 def flop_per_image(
@@ -72,10 +76,14 @@ def flop_per_image(
 
 
 @cache
-def ceiling(device: str, dtype: torch.dtype) -> float:
-    """Operations per second of a large matrix product on this device, the best of a few."""
+def ceiling(device: str, dtype: torch.dtype, threads: int) -> float:
+    """Operations per second of a large matrix product on this device, the best of a few.
+
+    Of random numbers: a GPU multiplies equal ones faster than it could any real ones.
+    """
     edge = EDGE[device]
-    left = torch.ones(edge, edge, dtype=dtype, device=device)
+    generator = torch.Generator().manual_seed(0)
+    left = torch.randn(edge, edge, generator=generator).to(device, dtype)
     best = 0.0
     for _ in range(REPEATS):
         started = time.perf_counter()

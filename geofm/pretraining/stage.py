@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from data_catalog.artifact import Artifact
 from data_catalog.catalogue import UnknownReference, open_catalogue
@@ -12,7 +15,7 @@ from data_catalog.lineage import ancestor
 from data_catalog.stage import Job, Sealed, Stage, no_parts, no_work
 from data_catalog.tables import write_table
 from geofm.encoders import weights_licence
-from geofm.pretrain_settings import PretrainSettings
+from geofm.pretrain_settings import EXECUTION, PretrainSettings
 from geofm.pretraining.arithmetic import cpu_threads, pick_device
 from geofm.pretraining.card import write_card
 from geofm.pretraining.data import never_drawn, open_corpus
@@ -31,14 +34,19 @@ def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
     """
     settings: PretrainSettings = job.settings
     dataset = job.inputs["dataset"]
-    corpus = open_corpus(dataset)
+    corpus = open_corpus(dataset, settings.statistics)
     device = pick_device(job.device)
-    team = team_of(job.how, device, settings.batch, settings.accumulate)
+    team = team_of(job.how, device)
     teacher = taught = None
-    features = "live"
+    features, asking = "live", 0.0
     if settings.alpha > 0 and settings.teacher_features == "once":
         teacher = load_teacher(settings, device)
+        started = time.perf_counter()
         taught, features = features_once(corpus, teacher, _embeddings(job), device, job.scratch)
+        asking = time.perf_counter() - started
+        teacher.encoder.model.cpu()  # the device is the student's from here on
+        if device == "cuda":
+            torch.cuda.empty_cache()
     if team.processes == 1:
         trained = train(corpus, settings, job.seed, device, job.scratch, team=team, taught=taught)
     else:
@@ -71,7 +79,10 @@ def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
         facts=facts,
         # bit-equal only on a CPU with as many threads (facts: arithmetic): not promised
         deterministic=False,
-        metrics=trained.metrics,
+        metrics={
+            **trained.metrics,
+            "teacher_seconds": trained.metrics["teacher_seconds"] + asking,
+        },
     )
 
 
@@ -89,8 +100,9 @@ def _embeddings(job: Job) -> Artifact | None:
 
 def _arithmetic(device: str, processes: int) -> str:
     """What the last bits of a result depend on."""
-    where = f"cpu, {cpu_threads()} threads" if device == "cpu" else device
-    return where if processes == 1 else f"{where}, {processes} processes"
+    threads = max(1, cpu_threads() // processes)
+    where = f"cpu, {threads} threads" if device == "cpu" else device
+    return where if processes == 1 else f"{where}, in each of {processes} processes"
 
 
 def _facts(trained: Trained, settings: PretrainSettings) -> dict[str, Any]:
@@ -124,5 +136,6 @@ STAGE = Stage(
     work=no_work,
     seal=seal,
     seeded=True,
+    fields=tuple(name for name in PretrainSettings.model_fields if name not in EXECUTION),
     device=pick_device,
 )

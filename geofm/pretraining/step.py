@@ -83,7 +83,7 @@ class Stepper:
         return self.fabric.global_rank, self.fabric.world_size
 
     def take(self, step: int, batch: Batch) -> Tensor:
-        """One optimisation step; loss, terms, rate and gradient norm as a tensor [5].
+        """One optimisation step; loss, its terms and the gradient norm as a tensor [4].
 
         Raises:
             OutOfMemory: says which settings need less.
@@ -104,23 +104,23 @@ class Stepper:
             raise self._too_large(step, error) from error
 
     def _too_large(self, step: int, error: RuntimeError) -> OutOfMemory:
-        images = self.settings.batch // self.share[1] // self.settings.accumulate
+        share = self.settings.batch // self.share[1]
+        images = min(self.settings.microbatch or share, share)
         return OutOfMemory(
             f"step {step}: no memory left for {images} images at a time on {self.device} "
-            f"({str(error).splitlines()[0]}). Raise pretrain.accumulate, set "
-            "pretrain.activation_checkpointing=true or pretrain.precision=bf16, or lower "
-            "pretrain.batch; the last checkpoint is kept"
+            f"({str(error).splitlines()[0]}). Set pretrain.microbatch below {images}, or "
+            "pretrain.activation_checkpointing=true: the run goes on from its last checkpoint. "
+            "pretrain.precision=bf16 or a smaller pretrain.batch begin a new one"
         )
 
     def _take(self, step: int, batch: Batch) -> Tensor:
-        rate = self.plan.lr(step)
-        set_lr(self.optimiser, rate)
+        set_lr(self.optimiser, self.plan.lr(step))
         if self.settings.alpha_end is not None:
             self.module.alpha = alpha_at(self.settings, step, self.plan.steps)
         # what is random in layers depends on nothing that came before
         torch.manual_seed(derived_seed(self.seed, f"step {step} of {self.share[0]}"))
-        pieces = self.settings.accumulate
-        size = len(batch.samples) // pieces
+        size = min(self.settings.microbatch or len(batch.samples), len(batch.samples))
+        pieces = len(batch.samples) // size
         terms = []
         for piece in range(pieces):
             some = slice(piece * size, (piece + 1) * size)
@@ -133,19 +133,19 @@ class Stepper:
         )
         self._update.step()
         self._update.zero_grad(set_to_none=True)
-        rest = torch.stack([torch.tensor(rate, device=self.device).double(), whole(norm).double()])
-        return torch.cat([torch.stack(terms).mean(dim=0), rest])
+        return torch.cat([torch.stack(terms).mean(dim=0), whole(norm).double()[None]])
 
     def _losses(self, batch: Batch, some: slice) -> Losses:
         """Losses of some images of a batch."""
-        images, rows, columns, mask = (
-            torch.from_numpy(array[some]).to(self.device, non_blocking=True)
-            for array in (batch.images, batch.rows, batch.columns, batch.mask)
+        images, windows, mask = (
+            tensor[some].to(self.device, non_blocking=True)
+            for tensor in (batch.images, batch.windows, batch.mask)
         )
-        unit = crop(images, rows, columns)
+        unit = crop(images, windows, self.settings.size_px)
         taught = None
         if self._taught is not None:
-            taught = torch.from_numpy(self._taught[batch.samples[some]]).to(self.device)
+            rows = torch.from_numpy(self._taught[batch.samples[some]])
+            taught = rows.to(self.device, non_blocking=True)
         elif self._teacher is not None:
             with self.fabric.autocast(), self._span():
                 taught = teach(self._teacher, unit[:, self._rgb].clamp(0, 1))
@@ -182,7 +182,7 @@ class Stepper:
         return sum(spans)
 
     def meet(self, values: Tensor, stopped: bool) -> tuple[Tensor, bool]:
-        """Numbers of some steps [n, 5] as means over all processes; whether any was to stop."""
+        """Numbers of some steps [n, 4] as means over all processes; whether any was to stop."""
         flag = torch.tensor([float(stopped)], dtype=torch.float64, device=self.device)
         if self.share[1] > 1:
             together: Any = self.fabric.all_reduce(

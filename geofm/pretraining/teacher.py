@@ -43,7 +43,7 @@ def as_teacher(encoder: Encoder, stage: int, size_px: int | None = None) -> Teac
     return Teacher(encoder, stage, edge, width)
 
 
-def load_teacher(settings: PretrainSettings, device: str) -> Teacher:
+def load_teacher(settings: PretrainSettings, device: str | torch.device) -> Teacher:
     """Load the frozen teacher onto a device; see ``geofm.encoders.load_encoder`` for names.
 
     Raises:
@@ -75,6 +75,8 @@ def teach(teacher: Teacher, rgb: Tensor) -> Tensor:
         tapped, _ = teacher.walk(model, images, teacher.stage, whole=False)
         return teacher.pooling(tapped)
     features: Tensor = model(images.contiguous(memory_format=torch.channels_last))
+    if teacher.pooling.norm:
+        return nn.functional.layer_norm(features, features.shape[-1:])
     return features
 
 

@@ -24,20 +24,23 @@ class TrackerMissing(UsageError):
 
 
 @contextmanager
-def tracking(names: Sequence[str], run: str, settings: Mapping[str, Any]) -> Iterator[Log]:
+def tracking(
+    names: Sequence[str], run: str, settings: Mapping[str, Any], first: int = 0
+) -> Iterator[Log]:
     """A function that logs the numbers of a step to every tracker named.
 
     Args:
         names: ``tensorboard``, ``wandb``.
         run: name of the run.
         settings: of the run, logged once.
+        first: step at which it goes on; what a tracker has of later ones is replaced.
 
     Raises:
         TrackerMissing: says what to install.
     """
     openers = {"tensorboard": _tensorboard, "wandb": _wandb}
     with ExitStack() as stack:
-        logs = [stack.enter_context(openers[name](run, settings)) for name in names]
+        logs = [stack.enter_context(openers[name](run, settings, first)) for name in names]
 
         def log(step: int, values: Mapping[str, float]) -> None:
             for one in logs:
@@ -54,14 +57,14 @@ def logs_folder() -> Path:
 
 
 @contextmanager
-def _tensorboard(run: str, settings: Mapping[str, Any]) -> Iterator[Log]:
+def _tensorboard(run: str, settings: Mapping[str, Any], first: int) -> Iterator[Log]:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise TrackerMissing(
             "compute.trackers names tensorboard, which is not installed: pip install 'geofm[track]'"
         ) from error
-    writer = SummaryWriter(str(logs_folder() / run), flush_secs=10)
+    writer = SummaryWriter(str(logs_folder() / run), flush_secs=10, purge_step=first or None)
     lines = "\n".join(f"| {key} | {value} |" for key, value in settings.items())
     writer.add_text("settings", f"| | |\n|---|---|\n{lines}")
 
@@ -76,7 +79,7 @@ def _tensorboard(run: str, settings: Mapping[str, Any]) -> Iterator[Log]:
 
 
 @contextmanager
-def _wandb(run: str, settings: Mapping[str, Any]) -> Iterator[Log]:
+def _wandb(run: str, settings: Mapping[str, Any], first: int) -> Iterator[Log]:
     try:
         import wandb
     except ImportError as error:
@@ -89,8 +92,16 @@ def _wandb(run: str, settings: Mapping[str, Any]) -> Iterator[Log]:
     )
     quiet = wandb.Settings(console="off", silent=True)
     folder = str(logs_folder())
+    # only the service can go on with a run; offline each session is one
+    again: Any = {"id": run, "resume": "allow"} if mode == "online" else {}
     with wandb.init(
-        project="geofm", name=run, config=dict(settings), dir=folder, mode=mode, settings=quiet
+        project="geofm",
+        name=run,
+        **again,
+        config=dict(settings),
+        dir=folder,
+        mode=mode,
+        settings=quiet,
     ) as told:
 
         def log(step: int, values: Mapping[str, float]) -> None:

@@ -8,15 +8,13 @@ from hypothesis import strategies as st
 from geofm.pretraining.augment import (
     Window,
     crop,
-    crop_weights,
     draw_window,
     sample_rng,
 )
 
 
 def _crop(images: torch.Tensor, windows: list[Window], size: int) -> torch.Tensor:
-    rows, columns = crop_weights(windows, size, *images.shape[-2:])
-    return crop(images, torch.from_numpy(rows), torch.from_numpy(columns))
+    return crop(images, torch.tensor(windows), size)
 
 
 def test_a_crop_is_torchs_own_antialiased_resize_of_the_window() -> None:

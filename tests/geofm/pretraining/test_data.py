@@ -68,7 +68,7 @@ def test_batches_do_not_depend_on_threads_or_on_where_reading_starts(
     late = list(batches(corpus, tiny, 3, 6, 8, threads=2))
     assert (len(whole), len(threaded), len(late)) == (8, 8, 2)
     for one, two in [*zip(whole, threaded, strict=True), *zip(whole[6:], late, strict=True)]:
-        for field in ("images", "rows", "columns", "mask"):
+        for field in ("images", "windows", "mask"):
             assert np.array_equal(getattr(one, field), getattr(two, field))
     assert whole[0].images.shape == (4, 4, 40, 40)
     assert (whole[0].mask.sum(axis=(1, 2)) == 10).all()
@@ -84,7 +84,7 @@ def test_processes_share_the_very_same_batches(corpus: Corpus, processes: int) -
                 load_batch(corpus, files, settings, 3, step, (rank, processes))
                 for rank in range(processes)
             ]
-        for name in ("samples", "images", "rows", "columns", "mask"):
+        for name in ("samples", "images", "windows", "mask"):
             parts = [getattr(share, name) for share in shares]
             assert np.array_equal(np.concatenate(parts), getattr(whole, name)), name
 
@@ -93,8 +93,8 @@ def test_crops_change_from_epoch_to_epoch(corpus: Corpus) -> None:
     settings = tiny_settings(batch=22)
     with ShardFiles(corpus.index) as files:
         first, second = (load_batch(corpus, files, settings, 0, step) for step in (0, 1))
-    assert not np.array_equal(first.rows, second.rows)
-    assert len({mask.tobytes() for mask in first.mask}) > 15
+    assert not np.array_equal(first.windows, second.windows)
+    assert len({mask.numpy().tobytes() for mask in first.mask}) > 15
 
 
 def test_reading_stops_and_closes_when_the_caller_leaves(

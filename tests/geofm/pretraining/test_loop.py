@@ -258,13 +258,21 @@ def test_a_damaged_checkpoint_names_the_file_to_delete(corpus: Corpus, tmp_path:
 
 
 def test_a_loss_that_is_no_number_stops_the_run_with_a_remedy(
-    corpus: Corpus, tmp_path: Path
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(Diverged, match=r"step \d+ of 10 .*lower pretrain\.base_lr"):
-        _train(corpus, tmp_path, base_lr=1e38, warmup_epochs=0)
-    if (tmp_path / NAME).exists():
-        kept = torch.load(tmp_path / NAME, weights_only=True)
-        assert all(v.isfinite().all() for v in kept["module"].values())
+        _train(corpus, tmp_path / "at once", base_lr=1e38, warmup_epochs=0)
+    assert list((tmp_path / "at once").iterdir()) == []
+
+    def spoil(what: str, done: int, total: int, note: str) -> None:
+        if done == 4:  # the checkpoint of step 3 is there
+            monkeypatch.setattr(step, "crop", lambda images, *rest: images[..., :32, :32] * 1e38)
+
+    with listen(spoil), pytest.raises(Diverged, match=r"step 4 of 10"):
+        _train(corpus, tmp_path / "later")
+    kept = torch.load(tmp_path / "later" / NAME, weights_only=True)
+    assert kept["step"] == 3
+    assert all(v.isfinite().all() for v in kept["module"].values())
 
 
 def test_progress_tells_loss_speed_and_time_left(corpus: Corpus, tmp_path: Path) -> None:
@@ -279,7 +287,7 @@ def test_progress_tells_loss_speed_and_time_left(corpus: Corpus, tmp_path: Path)
 
 
 def test_a_batch_in_pieces_learns_the_same(whole: Trained, corpus: Corpus, tmp_path: Path) -> None:
-    pieces = _train(corpus, tmp_path / "pieces", accumulate=2)
+    pieces = _train(corpus, tmp_path / "pieces", microbatch=2)
     for column in ("loss", "mim", "distill", "grad_norm"):
         np.testing.assert_allclose(pieces.history[column], whole.history[column], atol=1e-5)
 
@@ -304,10 +312,12 @@ def test_the_running_mean_is_the_model_and_resumes(
     monkeypatch.setattr(step.Stepper, "take", watched)
     settings = tiny_settings(ema=0.8)
     mean = build_pretrainer(settings, 4, 3, 64).student.mask_token
+    decays = [min(0.8, (1 + number) / (10 + number)) for number in range(10)]
     averaged = _train(corpus, tmp_path / "mean", ema=0.8)
     assert mean is not None
-    for weights in seen:
-        mean = 0.8 * mean + 0.2 * weights
+    assert len(seen) == 10
+    for decay, weights in zip(decays, seen, strict=True):
+        mean = decay * mean + (1 - decay) * weights
     torch.testing.assert_close(averaged.module.student.mask_token.detach(), mean.detach())
 
     def stop(what: str, done: int, total: int, note: str) -> None:
@@ -360,7 +370,8 @@ def test_the_checkpoint_of_another_recipe_is_refused(corpus: Corpus, tmp_path: P
     with pytest.raises(BadCheckpoint):
         _train(corpus, tmp_path, epochs=1, seed=4)
     assert (tmp_path / NAME).read_bytes() == before
-    _train(corpus, tmp_path, epochs=1, checkpoint_steps=7)  # how often it is kept is no matter
+    # how it is carried out is no matter
+    _train(corpus, tmp_path, epochs=1, checkpoint_steps=7, microbatch=2, compile=True)
 
 
 def test_a_full_disk_leaves_the_last_checkpoint_whole(
@@ -401,7 +412,7 @@ def test_too_little_memory_says_what_needs_less(
 
     with monkeypatch.context() as patch:
         patch.setattr(step, "crop", hungry)
-        with pytest.raises(step.OutOfMemory, match=r"step 3: no memory.*pretrain\.accumulate"):
+        with pytest.raises(step.OutOfMemory, match=r"step 3: no memory.*pretrain\.microbatch"):
             _train(corpus, tmp_path)
     assert torch.load(tmp_path / NAME, weights_only=True)["step"] == 3
     _same(whole, _train(corpus, tmp_path))

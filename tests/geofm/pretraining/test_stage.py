@@ -255,3 +255,20 @@ def test_processes_are_no_part_of_the_key(dataset: Artifact, tmp_path: Path) -> 
     store = open_store(tmp_path / "store")
     job = make_job(STAGE, store, {"dataset": dataset}, tiny_settings(), 3)
     assert replace(job, how={"processes": 2, "parallel": "fsdp"}).key == job.key
+
+
+@pytest.mark.parametrize(
+    ("fields", "there", "absent"),
+    [
+        ({"alpha": 0}, "1.0 x masked L1 |", "cosine"),
+        ({"mim_weight": 0, "alpha_end": 0.1}, "1.0 (at the end 0.1) x negative cosine", "L1"),
+        ({"teacher_features": "once", "teacher_stage": 2}, "the teacher's 2", "the same crop"),
+    ],
+)
+def test_the_card_says_what_was_minimised(
+    dataset: Artifact, tmp_path: Path, fields: dict[str, object], there: str, absent: str
+) -> None:
+    card = _run(tmp_path, dataset, epochs=1, **fields).local("README.md").read_text()
+    top = card.partition("## Use")[0]
+    assert there in top
+    assert absent not in top

@@ -154,9 +154,9 @@ def test_a_student_follows_given_features_without_any_teacher(
     with ShardFiles(corpus.index) as files:
         batch = load_batch(corpus, files, settings, 3, 0)
     assert list(batch.samples) == batch_samples(corpus, 3, 0, settings.batch)[1]
-    unit = crop(*(torch.from_numpy(a) for a in (batch.images, batch.rows, batch.columns)))
+    unit = crop(batch.images, batch.windows, 32)
     mean, std = (torch.tensor(v)[:, None, None] for v in (corpus.mean, corpus.std))
-    tokens, _ = module.student((unit - mean) / std, torch.from_numpy(batch.mask))
+    tokens, _ = module.student((unit - mean) / std, batch.mask)
     feature = module.projector(tokens.mean(dim=(1, 2))).detach().numpy().astype(np.float64)
     wanted = rows[batch.samples].astype(np.float64)
     cosine = (feature * wanted).sum(axis=1)

@@ -15,13 +15,14 @@ import torch
 
 from data_catalog.artifact import Artifact
 from data_catalog.errors import RunError, UsageError
+from data_catalog.progress import listen
 from data_catalog.run import make_job, seal
 from data_catalog.store import open_store
 from geofm.pretraining import load_model
 from geofm.pretraining.checkpoint import NAME
 from geofm.pretraining.data import open_corpus
-from geofm.pretraining.launch import team_of, train_together
-from geofm.pretraining.loop import Team, Trained, train
+from geofm.pretraining.launch import TogetherFailed, _failure, team_of, train_together
+from geofm.pretraining.loop import Team, Trained, check_pieces, train
 from geofm.pretraining.stage import STAGE
 from tests.geofm.pretraining.conftest import tiny_settings
 
@@ -76,7 +77,13 @@ from tests.geofm.pretraining.conftest import tiny_settings
 url, folder = sys.argv[1:]
 with listen(lambda what, done, total, note: print(done, flush=True)):
     train_together(
-        Artifact(url), tiny_settings(epochs=10), 3, "cpu", Path(folder), Team(2, "fsdp")
+        # none is kept on the way: only the one at the end of a run that is left alone
+        Artifact(url),
+        tiny_settings(epochs=10, checkpoint_steps=1000),
+        3,
+        "cpu",
+        Path(folder),
+        Team(2, "fsdp"),
     )
 """
 
@@ -99,18 +106,36 @@ def test_shards_of_a_killed_run_go_on_in_one_process(
                 break
     # the processes that trained see that they were left alone, keep their state and end
     step, deadline = -1, time.monotonic() + 60
-    while time.monotonic() < deadline:
-        now = torch.load(tmp_path / NAME, weights_only=True)["step"]
-        if now == step:
-            break
-        step = now
-        time.sleep(5)
+    while step < 0 and time.monotonic() < deadline:
+        time.sleep(1)
+        if (tmp_path / NAME).exists():
+            step = torch.load(tmp_path / NAME, weights_only=True)["step"]
     assert 8 <= step < 50, step
     assert_close(one, alone(dataset, tmp_path, epochs=10))
 
 
+def test_one_process_goes_on_as_two_with_shards(dataset: Artifact, tmp_path: Path) -> None:
+    fields = {"ema": 0.9, "mim_weight": 0, "checkpoint_steps": 3}
+    straight = alone(dataset, tmp_path / "straight", **fields)
+
+    def stop(what: str, done: int, total: int, note: str) -> None:
+        if done == 5:
+            raise InterruptedError
+
+    with listen(stop), pytest.raises(InterruptedError):
+        alone(dataset, tmp_path / "run", **fields)
+    steps: list[int] = []
+    with listen(lambda what, done, total, note: steps.append(done)):
+        resumed = together(dataset, tmp_path / "run", "fsdp", **fields, microbatch=1)
+    assert steps[0] == 4
+    np.testing.assert_allclose(resumed.history["loss"], straight.history["loss"], rtol=0, atol=1e-5)
+    state = resumed.module.state_dict()
+    for name, value in straight.module.state_dict().items():
+        torch.testing.assert_close(state[name], value, rtol=0, atol=1e-4, msg=name)
+
+
 def test_parts_that_never_learn_and_pieces_of_a_batch(dataset: Artifact, tmp_path: Path) -> None:
-    fields = {"mim_weight": 0, "accumulate": 2, "ema": 0.9}
+    fields = {"mim_weight": 0, "microbatch": 1, "ema": 0.9}
     first = alone(dataset, tmp_path / "one", mim_weight=0, ema=0.9)
     second = together(dataset, tmp_path / "two", **fields)
     np.testing.assert_allclose(second.history["loss"], first.history["loss"], rtol=0, atol=1e-5)
@@ -129,7 +154,7 @@ def test_the_stage_seals_what_two_processes_trained(
     job = make_job(STAGE, store, {"dataset": dataset}, settings, 3, "cpu", catalogue)
     sealed, metrics = seal(STAGE, replace(job, how={"processes": 2, "trackers": []}), [])
     facts = sealed.manifest.facts
-    assert facts["arithmetic"] == "cpu, 1 threads, 2 processes"
+    assert facts["arithmetic"] == "cpu, 1 threads, in each of 2 processes"
     assert facts["teacher_features"] == "one pass over whole chips"
     assert metrics["processes"] == 2
     model, _ = load_model(sealed)
@@ -147,11 +172,31 @@ def test_what_goes_wrong_in_a_process_is_said_in_its_words(
         together(dataset, tmp_path / "run", base_lr=1e38, warmup_epochs=0)
 
 
+def test_an_unexpected_error_is_found_in_the_log(tmp_path: Path) -> None:
+    lines = (
+        "[rank1]: RuntimeError: [gloo/pair.cc:537] Connection closed by peer [127.0.0.1]:1",
+        "[rank0]: Traceback (most recent call last):",
+        "[rank0]: zipfile.BadZipFile: bad",
+        "[rank0]: OverflowError: a number too large",
+        "torch.distributed.elastic.multiprocessing.errors.ChildFailedError: ",
+    )
+    (tmp_path / "log").write_text("\n".join(lines))
+    error = _failure(tmp_path, False)
+    assert isinstance(error, TogetherFailed)
+    assert "(OverflowError: a number too large)" in str(error)
+
+
 def test_a_batch_that_does_not_divide_is_refused() -> None:
-    assert team_of({}, "cpu", 5, 1) == Team()
-    assert team_of({"processes": 2, "parallel": "fsdp"}, "cpu", 8, 2).processes == 2
-    with pytest.raises(UsageError, match=r"pretrain.batch 6 is no multiple of compute.processes 2"):
-        team_of({"processes": 2}, "cpu", 6, 2)
+    assert team_of({}, "cpu") == Team()
+    assert team_of({"processes": 2, "parallel": "fsdp"}, "cpu") == Team(2, "fsdp")
+    for fields, processes in (({"batch": 5}, 2), ({"batch": 12, "microbatch": 4}, 2)):
+        with pytest.raises(UsageError, match=r"pretrain\.batch \d+ does not divide among"):
+            check_pieces(torch.nn.Linear(1, 1), tiny_settings(**fields), processes)
+    normed = torch.nn.BatchNorm2d(3)
+    check_pieces(normed, tiny_settings(batch=4, microbatch=8), 1)
+    for fields, processes in (({"batch": 4}, 2), ({"batch": 4, "microbatch": 2}, 1)):
+        with pytest.raises(UsageError, match="has batch normalisation"):
+            check_pieces(normed, tiny_settings(**fields), processes)
     gpus = torch.cuda.device_count()
     with pytest.raises(UsageError, match=f"there are {gpus} GPUs here"):
-        team_of({"processes": gpus + 1}, "cuda", 64, 1)
+        team_of({"processes": gpus + 1}, "cuda")

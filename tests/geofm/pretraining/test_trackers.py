@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import builtins
+import time
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,9 @@ def test_wandb_logs_offline_without_an_account(
         for step in range(3):
             log(step, {"loss": 1.0 / (step + 1)})
     (file,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    deadline = time.monotonic() + 60  # wandb's own process writes the file
+    while b"loss" not in file.read_bytes() and time.monotonic() < deadline:
+        time.sleep(0.5)
     content = file.read_bytes()
     assert b"a-run" in content
     assert b"loss" in content
