@@ -2,8 +2,9 @@
 
 Each row is a process of its own that takes two steps of the real loop's ``Stepper`` on pictures in
 memory; teachers are untrained. ``state_mib`` is what stays between two steps (weights, their means
-in AdamW, teacher, code), ``step_mib`` what a step needs on top of it at its peak: activations and
-gradients. ``of_full`` compares ``step_mib`` with the row without checkpointing.
+in AdamW, teacher, code), ``step_mib`` what a step needs on top of it at its peak: gradients, of
+which ``gradients_mib`` is the exact size, and activations. ``of_full`` compares what is left after
+the gradients with the row without checkpointing.
 
     python benchmarks/pretrain_memory.py [--device cuda] [--batches 8 16]
 """
@@ -54,10 +55,11 @@ def main() -> None:
                 full = None
                 for few in (False, True):
                     row = in_process(asked, f"{preset}:{batch}:{int(few)}", dataset)
-                    full = full or row["step_mib"]
+                    activations = row["step_mib"] - row["gradients_mib"]
+                    full = full or activations
                     rows.append(
                         {"preset": preset, "batch": batch, "checkpointing": few, **row,
-                         "of_full": round(row["step_mib"] / full, 2), **about()}
+                         "of_full": round(activations / full, 2), **about()}
                     )  # fmt: skip
                     print(rows[-1], file=sys.stderr, flush=True)
     with asked.out.open("w", newline="", encoding="utf-8") as file:
@@ -123,6 +125,7 @@ def one_row(asked: argparse.Namespace) -> dict[str, Any]:
     return {
         "precision": settings.precision, "peak_mib": round(peak), "state_mib": round(rest),
         "step_mib": round(peak - rest),
+        "gradients_mib": sum(p.numel() * 4 for p in module.parameters()) >> 20,
         "device": torch.cuda.get_device_name() if gpu else "cpu",
     }  # fmt: skip
 

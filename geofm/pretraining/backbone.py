@@ -146,7 +146,7 @@ class Pooling(NamedTuple):
 PLAIN = Pooling()
 
 
-def _through(blocks: Iterable[nn.Module], x: Tensor, checkpointed: bool) -> Tensor:
+def run_blocks(blocks: Iterable[nn.Module], x: Tensor, checkpointed: bool) -> Tensor:
     """Run blocks; ``checkpointed`` ones keep no activations and are run again going back."""
     for block in blocks:
         x = checkpoint(block, x, use_reentrant=False) if checkpointed else block(x)
@@ -178,7 +178,7 @@ def _walk_swin(
             tapped = x
             if not whole:
                 return tapped, None
-        x = _through(layer.blocks, x, layer.grad_checkpointing and model.training)
+        x = run_blocks(layer.blocks, x, layer.grad_checkpointing and model.training)
     if stage == len(model.layers):  # nothing is merged after the last stage
         tapped = x
     return tapped, model.norm(x) if whole else None
@@ -200,11 +200,11 @@ def _walk_vit(
     x = model.norm_pre(model.patch_drop(x))
     last = max(1, round(len(model.blocks) * stage / QUARTERS))
     checkpointed = model.grad_checkpointing and model.training
-    x = _through(model.blocks[:last], x, checkpointed)
+    x = run_blocks(model.blocks[:last], x, checkpointed)
     tapped = x[:, first:].reshape(len(x), *grid, -1)
     if not whole:
         return tapped, None
-    x = model.norm(_through(model.blocks[last:], x, checkpointed))
+    x = model.norm(run_blocks(model.blocks[last:], x, checkpointed))
     return tapped, x[:, first:].reshape(len(x), *grid, -1)
 
 
@@ -222,11 +222,11 @@ def _walk_hiera(
         x = _visible(units, masked, model.mask_spatial_shape[0]).transpose(1, 2).flatten(1, 2)
     checkpointed = model.grad_checkpointing and model.training
     tap, end = model.stage_ends[stage - 1], len(model.blocks) - 1
-    x = _through(model.blocks[: tap + 1], x, checkpointed)
+    x = run_blocks(model.blocks[: tap + 1], x, checkpointed)
     tapped = x if dropped else model.reroll(x, tap)
     if not whole:
         return tapped, None
-    x = model.head.norm(_through(model.blocks[tap + 1 :], x, checkpointed))
+    x = model.head.norm(run_blocks(model.blocks[tap + 1 :], x, checkpointed))
     return tapped, x if dropped else model.reroll(x, end)
 
 

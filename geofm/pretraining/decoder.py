@@ -12,6 +12,7 @@ from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from geofm.pretraining.backbone import run_blocks
 from geofm.pretraining.masking import shown_places, spread
 
 #: Channels per head of the small transformer.
@@ -42,14 +43,23 @@ class FillingDecoder(nn.Module):
         bands: of the picture.
         inner: channels of the blocks, a multiple of 32.
         depth: number of blocks.
+        checkpointed: keep no activations of the blocks, and compute them twice.
     """
 
     place: Tensor
 
     def __init__(
-        self, width: int, grid: int, stride: int, bands: int, inner: int, depth: int
+        self,
+        width: int,
+        grid: int,
+        stride: int,
+        bands: int,
+        inner: int,
+        depth: int,
+        checkpointed: bool = False,
     ) -> None:
         super().__init__()
+        self.checkpointed = checkpointed
         self.enter = nn.Linear(width, inner)
         self.hidden = nn.Parameter(nn.init.trunc_normal_(torch.empty(inner), std=0.02))
         self.blocks = nn.Sequential(
@@ -68,6 +78,7 @@ class FillingDecoder(nn.Module):
         at = shown_places(spread(mask, grid), seen.shape[1])[..., None].expand(-1, -1, inner)
         empty = self.hidden.to(seen.dtype).expand(len(seen), grid * grid, inner)
         tokens = empty.scatter(1, at, seen) + self.place.to(seen.dtype).flatten(0, 1)
-        tokens = self.leave(self.norm(self.blocks(tokens))).unflatten(1, (grid, grid))
+        tokens = run_blocks(self.blocks, tokens, self.checkpointed and self.training)
+        tokens = self.leave(self.norm(tokens)).unflatten(1, (grid, grid))
         pixels: Tensor = self.shuffle(tokens.permute(0, 3, 1, 2))
         return pixels

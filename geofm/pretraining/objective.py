@@ -119,7 +119,8 @@ def _decoder(
         return PixelDecoder(width, stride, bands)
     grid = settings.size_px // stride
     inner, depth = settings.decoder_width, settings.decoder_depth
-    return FillingDecoder(width, grid, stride, bands, inner, depth)
+    few = settings.activation_checkpointing
+    return FillingDecoder(width, grid, stride, bands, inner, depth, few)
 
 
 def _projector(kind: str, width: int, teacher_width: int) -> nn.Module:
