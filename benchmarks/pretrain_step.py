@@ -210,7 +210,7 @@ def published(asked: argparse.Namespace, settings: Any) -> dict[str, Any]:
     for _ in range(asked.steps):
         step()
     rate = asked.steps * batch / (time.perf_counter() - started)
-    top = ceiling(device, torch.bfloat16 if half else torch.float32)
+    top = ceiling(device, torch.bfloat16 if half else torch.float32, torch.get_num_threads())
     return {"images_per_s": rate, "ceiling_gflops": top / 1e9}
 
 

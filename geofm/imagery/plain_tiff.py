@@ -65,7 +65,7 @@ class PlainTiff:
     def read(
         self, source: Read, owner: Hashable, row: int, col: int, height: int, width: int
     ) -> NDArray[Any]:
-        """Pixels [height, width] of a window inside the raster.
+        """Pixels [height, width] of a window.
 
         A tile that lies whole in the window will not be wanted by a neighbour; others are kept.
 
@@ -78,8 +78,10 @@ class PlainTiff:
             width: pixels.
 
         Raises:
-            Unsure: when a tile is not what the directory says.
+            Unsure: when a tile is not what the directory says, or the window leaves the raster.
         """
+        if min(row, col) < 0 or row + height > self.shape[0] or col + width > self.shape[1]:
+            raise Unsure("the window leaves the raster")
         found = np.empty((height, width), self.dtype)
         down, over = self.tile_shape
         for place in self.tiles(row, col, height, width):

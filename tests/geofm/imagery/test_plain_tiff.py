@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import rasterio
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from rasterio.io import MemoryFile
@@ -154,6 +154,7 @@ def test_damage_is_for_gdal_to_judge() -> None:
 @settings(max_examples=150, deadline=None)
 @given(st.booleans(), st.lists(st.tuples(st.integers(0, 2**20), st.integers(0, 255)), min_size=1,
                                max_size=3))  # fmt: skip
+@example(False, [(18, 1)])  # another width: the windows leave the raster
 def test_bytes_that_are_changed_end_the_same_with_and_without_it(
     big: bool, changes: list[tuple[int, int]]
 ) -> None:
