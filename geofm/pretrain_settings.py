@@ -105,7 +105,10 @@ class PretrainSettings(Section):
         "0: the weights themselves.",
     )
     precision: Literal["fp32", "bf16"] = Field(
-        "fp32", description="Arithmetic of student and teacher; weights stay fp32."
+        "fp32", description="Arithmetic of the student (mixed; its weights stay fp32)."
+    )
+    teacher_precision: Literal["fp32", "bf16"] | None = Field(
+        None, description="Arithmetic and weights of the teacher; empty: as precision."
     )
     compile: bool = Field(
         False,

@@ -147,7 +147,7 @@ class Stepper:
             rows = torch.from_numpy(self._taught[batch.samples[some]])
             taught = rows.to(self.device, non_blocking=True)
         elif self._teacher is not None:
-            with self.fabric.autocast(), self._span():
+            with self._span():
                 taught = teach(self._teacher, unit[:, self._rgb].clamp(0, 1))
         losses: Losses = self._wrapped((unit - self._mean) / self._std, mask, taught)
         return losses

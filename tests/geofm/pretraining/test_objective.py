@@ -15,7 +15,7 @@ from geofm.pretraining.objective import (
 )
 from geofm.pretraining.optimiser import build_optimiser, set_lr
 from geofm.pretraining.student import backbone_arguments, derived_seed
-from geofm.pretraining.teacher import as_teacher, teach
+from geofm.pretraining.teacher import as_teacher, load_teacher, teach
 from tests.geofm.pretraining.conftest import SWIN, tiny_settings
 
 
@@ -236,3 +236,18 @@ def test_the_teachers_normalisation_is_its_own() -> None:
 
 def test_swin_arguments_of_the_tests_give_four_stages() -> None:
     assert len(timm.create_model("swin_tiny_patch4_window7_224", **SWIN).layers) == 4
+
+
+@pytest.mark.parametrize("name", ["efficientnet-lite0", "random:swin_tiny_patch4_window7_224"])
+def test_a_teacher_in_bf16_says_nearly_the_same(name: str) -> None:
+    rgb = torch.rand(3, 3, 64, 64)
+    found = []
+    for precision in ("fp32", "bf16"):
+        settings = tiny_settings(teacher=name, teacher_size_px=64, teacher_precision=precision)
+        teacher = load_teacher(settings, "cpu")
+        with torch.autocast("cpu", torch.bfloat16):  # the student's arithmetic is not its own
+            found.append(teach(teacher, rgb))
+        assert found[-1].dtype == (torch.float32 if precision == "fp32" else torch.bfloat16)
+    cosine = nn.functional.cosine_similarity(found[0], found[1].float())
+    assert (cosine > 0.995).all()
+    assert not torch.equal(found[0], found[1].float())
