@@ -24,6 +24,9 @@ from geofm.pretraining.parallel import whole
 from geofm.pretraining.student import derived_seed
 from geofm.pretraining.teacher import Teacher, teach
 
+#: Images a teacher sees at once where memory is short.
+FEW = 16
+
 
 class OutOfMemory(RunError):
     """The device has too little memory for a step."""
@@ -148,7 +151,10 @@ class Stepper:
             taught = rows.to(self.device, non_blocking=True)
         elif self._teacher is not None:
             with self._span():
-                taught = teach(self._teacher, unit[:, self._rgb].clamp(0, 1))
+                rgb = unit[:, self._rgb].clamp(0, 1)
+                # memory is short where activations are not kept: the teacher takes a few at a time
+                count = FEW if self.settings.activation_checkpointing else len(rgb)
+                taught = torch.cat([teach(self._teacher, part) for part in rgb.split(count)])
         losses: Losses = self._wrapped((unit - self._mean) / self._std, mask, taught)
         return losses
 
