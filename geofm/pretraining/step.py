@@ -154,7 +154,7 @@ class Stepper:
                 rgb = unit[:, self._rgb].clamp(0, 1)
                 # memory is short where activations are not kept: the teacher takes a few at a time
                 count = FEW if self.settings.activation_checkpointing else len(rgb)
-                taught = torch.cat([teach(self._teacher, part) for part in rgb.split(count)])
+                taught = torch.cat([teach(self._teacher, part) for part in torch.split(rgb, count)])
         losses: Losses = self._wrapped((unit - self._mean) / self._std, mask, taught)
         return losses
 
