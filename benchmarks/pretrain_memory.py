@@ -16,7 +16,6 @@ import csv
 import ctypes
 import json
 import platform
-import subprocess
 import sys
 import tempfile
 from datetime import UTC, datetime
@@ -45,7 +44,7 @@ def main() -> None:
     if asked.one:
         print(json.dumps(one_row(asked)))
         return
-    from benchmarks.pretrain_step import write_dataset
+    from benchmarks.pretrain_step import in_process, write_dataset
 
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -54,7 +53,8 @@ def main() -> None:
             for batch in asked.batches:
                 full = None
                 for few in (False, True):
-                    row = in_process(asked, f"{preset}:{batch}:{int(few)}", dataset)
+                    one = ["--one", f"{preset}:{batch}:{int(few)}", "--dataset", dataset]
+                    row = in_process(__file__, *one, "--device", asked.device)
                     activations = row["step_mib"] - row["gradients_mib"]
                     full = full or activations
                     rows.append(
@@ -69,20 +69,11 @@ def main() -> None:
     print(asked.out.read_text(encoding="utf-8"))
 
 
-def in_process(asked: argparse.Namespace, row: str, dataset: str) -> dict[str, Any]:
-    """One row."""
-    command = [
-        sys.executable, __file__, "--one", row, "--dataset", dataset, "--device", asked.device
-    ]  # fmt: skip
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return result
-
-
 def one_row(asked: argparse.Namespace) -> dict[str, Any]:
     """Peak and resting memory of two steps, in MiB."""
     import torch
 
+    from benchmarks.pretrain_step import untrained
     from data_catalog.artifact import Artifact
     from geofm.pretraining.data import batches, open_corpus, steps_per_epoch
     from geofm.pretraining.objective import build_pretrainer
@@ -94,12 +85,9 @@ def one_row(asked: argparse.Namespace) -> dict[str, Any]:
 
     preset, batch, few = asked.one.split(":")
     given = load_recipe(preset).pretrain
-    teacher_name = given.teacher
-    if teacher_name != "efficientnet-lite0":
-        teacher_name = "random:" + teacher_name.partition(".")[0]
     settings = given.model_copy(
         update={
-            "teacher": teacher_name,
+            "teacher": untrained(given.teacher),
             "batch": int(batch),
             "activation_checkpointing": few == "1",
             "compile": False,

@@ -70,20 +70,24 @@ def main() -> None:
         dataset = write_dataset(Path(folder), max(128, asked.batch * 2))
         for repeat in range(asked.repeats):
             for row in rows:
-                found[row].append(in_process(asked, row, dataset))
+                one = ["--one", row, "--dataset", dataset, "--device", asked.device]
+                size = ["--batch", str(asked.batch), "--steps", str(asked.steps)]
+                found[row].append(in_process(__file__, *one, *size))
                 print(f"{repeat} {row}: {found[row][-1]}", file=sys.stderr, flush=True)
     write(asked, found)
 
 
-def in_process(asked: argparse.Namespace, row: str, dataset: str) -> dict[str, Any]:
-    """One row, once."""
-    command = [
-        sys.executable, __file__, "--one", row, "--dataset", dataset, "--device", asked.device,
-        "--batch", str(asked.batch), "--steps", str(asked.steps),
-    ]  # fmt: skip
+def in_process(script: str, *arguments: str) -> dict[str, Any]:
+    """What a script prints as its last line, run in a process of its own."""
+    command = [sys.executable, script, *arguments]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
+
+
+def untrained(teacher: str) -> str:
+    """The same network without weights, which need a hub; the one from a package as it is."""
+    return teacher if teacher == "efficientnet-lite0" else "random:" + teacher.partition(".")[0]
 
 
 def write_dataset(folder: Path, samples: int) -> str:
@@ -112,7 +116,7 @@ def one_row(asked: argparse.Namespace) -> dict[str, Any]:
     settings = load_recipe(preset).pretrain
     settings = settings.model_copy(
         update={
-            "teacher": "random:" + settings.teacher.partition(".")[0],
+            "teacher": untrained(settings.teacher),
             "batch": asked.batch,
             "precision": precision,
             "checkpoint_steps": 10**9,

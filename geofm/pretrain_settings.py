@@ -125,6 +125,11 @@ class PretrainSettings(Section):
         "never.",
     )
 
+    def at_once(self, processes: int) -> int:
+        """Images that each of so many processes works on at once."""
+        share = self.batch // processes
+        return min(self.microbatch or share, share)
+
     @model_validator(mode="after")
     def _something_to_learn(self) -> PretrainSettings:
         if self.alpha == 0 and self.mim_weight == 0:

@@ -31,6 +31,11 @@ def cpu_threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def threads_each(processes: int) -> int:
+    """Threads of each of so many processes that share the processor."""
+    return max(1, cpu_threads() // processes)
+
+
 @contextmanager
 def arithmetic(device: str, seed: int, threads: int) -> Iterator[None]:
     """Fixed threads, a seeded random state and, on the CPU, deterministic algorithms only."""

@@ -143,7 +143,7 @@ class Pooling(NamedTuple):
 
 
 #: As the paper's code does it.
-PLAIN = Pooling()
+PAPERS_POOLING = Pooling()
 
 
 def run_blocks(blocks: Iterable[nn.Module], x: Tensor, checkpointed: bool) -> Tensor:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import os
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -64,20 +66,29 @@ def save(folder: Path, identity: str, state: dict[str, Any], progress: Progress)
         "history": history.reshape(-1, len(COLUMNS)),
         "times": times,
     }
-    beside = folder / f".{NAME}.{os.getpid()}"
     try:
-        with beside.open("wb") as file:
+        with whole_file(folder / NAME) as file:
             torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(folder / NAME)
     except (OSError, RuntimeError) as error:  # torch wraps what the file system says
-        beside.unlink(missing_ok=True)
         last = "the one before is intact" if (folder / NAME).exists() else "there is none yet"
         raise CheckpointNotWritten(
             f"the checkpoint of step {progress.step} could not be written to {folder} "
             f"({str(error).splitlines()[0]}); {last}. Make room and start the same run again"
         ) from error
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file that is written beside its place, and put there whole or not at all."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with beside.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def load(folder: Path, identity: str) -> dict[str, Any] | None:

@@ -31,7 +31,7 @@ from data_catalog.artifact import Artifact
 from data_catalog.errors import GeofmError, RunError, UsageError
 from data_catalog.progress import listen, tick
 from geofm.pretrain_settings import PretrainSettings
-from geofm.pretraining.arithmetic import cpu_threads
+from geofm.pretraining.arithmetic import threads_each
 from geofm.pretraining.checkpoint import NAME, load, progress_of
 from geofm.pretraining.data import open_corpus, steps_per_epoch
 from geofm.pretraining.loop import (
@@ -44,7 +44,7 @@ from geofm.pretraining.loop import (
     train,
 )
 from geofm.pretraining.objective import build_pretrainer
-from geofm.pretraining.teacher import load_teacher
+from geofm.pretraining.teacher import who_teaches
 
 TASK, FAILURE, RESULT, TAUGHT, LOG = "task.json", "failure.json", "result.json", "taught.npy", "log"
 #: Seconds that processes have to keep their state after SIGTERM.
@@ -94,7 +94,7 @@ def train_together(
         (folder / stale).unlink(missing_ok=True)
     if taught is not None:
         np.save(folder / TAUGHT, taught)
-    threads = max(1, cpu_threads() // team.processes)
+    threads = threads_each(team.processes)
     task = {
         "dataset": dataset.url,
         "settings": settings.model_dump(mode="json"),
@@ -186,8 +186,7 @@ def _result(
     content = load(folder, identity_of(corpus, settings, seed))
     if content is None:
         raise TogetherFailed(f"the last checkpoint in {folder} is gone; start the same run again")
-    teacher = load_teacher(settings, "cpu") if settings.alpha > 0 and taught is None else None
-    width = teacher.width if teacher else None if taught is None else taught.shape[1]
+    teacher, width = who_teaches(settings, "cpu", taught)
     module = build_pretrainer(settings, len(corpus.bands), seed, width)
     module.load_state_dict(content["module"])
     module.load_state_dict(content.get("mean", {}), strict=False)

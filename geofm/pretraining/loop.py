@@ -40,7 +40,7 @@ from geofm.pretraining.parallel import (
 )
 from geofm.pretraining.speed import Speed, freeze_what_never_learns, measure
 from geofm.pretraining.step import Stepper
-from geofm.pretraining.teacher import Teacher, load_teacher
+from geofm.pretraining.teacher import Teacher, who_teaches
 from geofm.pretraining.trackers import tracking
 
 log = logging.getLogger("geofm.pretraining")
@@ -141,10 +141,7 @@ def train(
         plan = schedule(settings, per_epoch)
         # first of all: it gives each process its device
         fabric = make_fabric(device, settings.precision, team.processes, team.parallel)
-        teacher = None
-        if settings.alpha > 0 and taught is None:
-            teacher = load_teacher(settings, fabric.device)
-        width = teacher.width if teacher else None if taught is None else taught.shape[1]
+        teacher, width = who_teaches(settings, fabric.device, taught)
         module = build_pretrainer(settings, len(corpus.bands), seed, width)
         check_pieces(module, settings, team.processes)
         module.to(fabric.device)
@@ -184,13 +181,13 @@ def check_pieces(module: Pretrainer, settings: PretrainSettings, processes: int)
     Raises:
         UsageError: names the settings.
     """
-    share, rest = divmod(settings.batch, processes)
-    if rest or ((settings.microbatch or share) < share and share % (settings.microbatch or share)):
+    at_once = settings.at_once(processes)
+    if not at_once or settings.batch % (processes * at_once):
         raise UsageError(
             f"pretrain.batch {settings.batch} does not divide among compute.processes {processes} "
-            f"in pieces of pretrain.microbatch {settings.microbatch or share}"
+            f"in pieces of pretrain.microbatch {at_once}"
         )
-    if processes == 1 and (settings.microbatch or share) >= share:
+    if at_once == settings.batch:
         return
     if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in module.modules()):
         raise UsageError(

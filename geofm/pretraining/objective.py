@@ -7,7 +7,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from geofm.pretrain_settings import PretrainSettings
-from geofm.pretraining.backbone import PLAIN, Pooling, final_width, reduction, stage_width
+from geofm.pretraining.backbone import PAPERS_POOLING, Pooling, final_width, reduction, stage_width
 from geofm.pretraining.decoder import FillingDecoder, PixelDecoder
 from geofm.pretraining.masking import spread
 from geofm.pretraining.student import Student, build_student, derived_seed
@@ -37,7 +37,7 @@ class Pretrainer(nn.Module):
         projector: nn.Module | None,
         alpha: float,
         mim_weight: float,
-        pooling: Pooling = PLAIN,
+        pooling: Pooling = PAPERS_POOLING,
         teacher_width: int = 0,
     ) -> None:
         super().__init__()

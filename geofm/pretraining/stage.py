@@ -16,7 +16,7 @@ from data_catalog.stage import Job, Sealed, Stage, no_parts, no_work
 from data_catalog.tables import write_table
 from geofm.encoders import weights_licence
 from geofm.pretrain_settings import EXECUTION, PretrainSettings
-from geofm.pretraining.arithmetic import cpu_threads, pick_device
+from geofm.pretraining.arithmetic import pick_device, threads_each
 from geofm.pretraining.card import write_card
 from geofm.pretraining.data import never_drawn, open_corpus
 from geofm.pretraining.export import describe, write_model
@@ -100,8 +100,7 @@ def _embeddings(job: Job) -> Artifact | None:
 
 def _arithmetic(device: str, processes: int) -> str:
     """What the last bits of a result depend on."""
-    threads = max(1, cpu_threads() // processes)
-    where = f"cpu, {threads} threads" if device == "cpu" else device
+    where = f"cpu, {threads_each(processes)} threads" if device == "cpu" else device
     return where if processes == 1 else f"{where}, in each of {processes} processes"
 
 

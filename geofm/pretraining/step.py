@@ -107,8 +107,7 @@ class Stepper:
             raise self._too_large(step, error) from error
 
     def _too_large(self, step: int, error: RuntimeError) -> OutOfMemory:
-        share = self.settings.batch // self.share[1]
-        images = min(self.settings.microbatch or share, share)
+        images = self.settings.at_once(self.share[1])
         return OutOfMemory(
             f"step {step}: no memory left for {images} images at a time on {self.device} "
             f"({str(error).splitlines()[0]}). Set pretrain.microbatch below {images}, or "
@@ -122,7 +121,7 @@ class Stepper:
             self.module.alpha = alpha_at(self.settings, step, self.plan.steps)
         # what is random in layers depends on nothing that came before
         torch.manual_seed(derived_seed(self.seed, f"step {step} of {self.share[0]}"))
-        size = min(self.settings.microbatch or len(batch.samples), len(batch.samples))
+        size = self.settings.at_once(self.share[1])
         pieces = len(batch.samples) // size
         terms = []
         for piece in range(pieces):

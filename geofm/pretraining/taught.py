@@ -10,7 +10,6 @@ the crop the chip. ``benchmarks/learning.py`` measures both.
 from __future__ import annotations
 
 import logging
-import os
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +23,7 @@ from data_catalog.progress import tick
 from geofm.curation.vectors import load_vectors
 from geofm.encoders import resize
 from geofm.pretraining.backbone import family
+from geofm.pretraining.checkpoint import whole_file
 from geofm.pretraining.data import Corpus, read_unit
 from geofm.pretraining.teacher import Teacher, teach
 from geofm.shards.reader import ShardFiles
@@ -83,7 +83,9 @@ def teach_corpus(corpus: Corpus, teacher: Teacher, device: str, folder: Path) ->
             file = place / f"{first // BLOCK:05d}.npy"
             if not file.exists():
                 numbers = range(first, min(first + BLOCK, len(corpus)))
-                _write(file, _block(corpus, files, teacher, device, numbers))
+                found = _block(corpus, files, teacher, device, numbers)
+                with whole_file(file) as out:
+                    np.save(out, found)
             blocks.append(np.load(file, allow_pickle=False))
     return np.concatenate(blocks)
 
@@ -109,16 +111,6 @@ def _block(
         found[first : first + len(some)] = teach(teacher, images.to(device)).float().cpu().numpy()
         tick("teacher", some[-1] + 1, len(corpus), "features of whole chips")
     return found
-
-
-def _write(file: Path, values: Features) -> None:
-    """Beside its place first: what is there is whole."""
-    beside = file.with_name(f".{file.name}.{os.getpid()}")
-    with beside.open("wb") as out:
-        np.save(out, values)
-        out.flush()
-        os.fsync(out.fileno())
-    beside.replace(file)
 
 
 def from_embeddings(corpus: Corpus, teacher: Teacher, embeddings: Artifact) -> Features:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from geofm.encoders import Encoder, load_encoder, normalise, resize
 from geofm.pretrain_settings import PretrainSettings
-from geofm.pretraining.backbone import PLAIN, Pooling, family, stage_width, walk
+from geofm.pretraining.backbone import PAPERS_POOLING, Pooling, family, stage_width, walk
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class Teacher:
     stage: int
     size_px: int
     width: int
-    pooling: Pooling = PLAIN
+    pooling: Pooling = PAPERS_POOLING
     walk: Callable[..., tuple[Tensor, Tensor | None]] = walk
 
 
@@ -64,6 +66,24 @@ def load_teacher(settings: PretrainSettings, device: str | torch.device) -> Teac
         model.compile(dynamic=False)
         teacher = replace(teacher, walk=torch.compile(walk, dynamic=False))
     return teacher
+
+
+def who_teaches(
+    settings: PretrainSettings, device: str | torch.device, taught: NDArray[np.float32] | None
+) -> tuple[Teacher | None, int | None]:
+    """The teacher to ask, and the channels of what is taught; None where there is none of it.
+
+    Nobody is asked where the features ``taught`` [N, C] are known beforehand.
+
+    Raises:
+        UnknownEncoder, WeightsMissing, WeightsMismatch, NoSuchStage: as ``load_teacher``.
+    """
+    if taught is not None:
+        return None, taught.shape[1]
+    if settings.alpha == 0:
+        return None, None
+    teacher = load_teacher(settings, device)
+    return teacher, teacher.width
 
 
 @torch.no_grad()

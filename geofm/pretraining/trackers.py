@@ -56,14 +56,18 @@ def logs_folder() -> Path:
     return folder
 
 
+def _missing(name: str) -> TrackerMissing:
+    return TrackerMissing(
+        f"compute.trackers names {name}, which is not installed: pip install 'geofm[track]'"
+    )
+
+
 @contextmanager
 def _tensorboard(run: str, settings: Mapping[str, Any], first: int) -> Iterator[Log]:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise TrackerMissing(
-            "compute.trackers names tensorboard, which is not installed: pip install 'geofm[track]'"
-        ) from error
+        raise _missing("tensorboard") from error
     writer = SummaryWriter(str(logs_folder() / run), flush_secs=10, purge_step=first or None)
     lines = "\n".join(f"| {key} | {value} |" for key, value in settings.items())
     writer.add_text("settings", f"| | |\n|---|---|\n{lines}")
@@ -83,9 +87,7 @@ def _wandb(run: str, settings: Mapping[str, Any], first: int) -> Iterator[Log]:
     try:
         import wandb
     except ImportError as error:
-        raise TrackerMissing(
-            "compute.trackers names wandb, which is not installed: pip install 'geofm[track]'"
-        ) from error
+        raise _missing("wandb") from error
     # without an account nothing is sent: `wandb sync` can do that later
     mode: Any = os.environ.get("WANDB_MODE") or (
         "online" if os.environ.get("WANDB_API_KEY") else "offline"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -148,3 +151,16 @@ def one_thread() -> Any:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+def child_of(code: str, dataset: Artifact, folder: Path) -> subprocess.Popen[str]:
+    """A process of its own that runs ``code`` on a dataset in a folder, with one thread."""
+    root = Path(__file__).parents[3]
+    return subprocess.Popen(
+        [sys.executable, "-c", code, dataset.url, str(folder)],
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )

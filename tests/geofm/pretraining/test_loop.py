@@ -1,12 +1,9 @@
 from __future__ import annotations
 
-import os
 import random
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -20,14 +17,14 @@ from data_catalog.artifact import Artifact
 from data_catalog.errors import RunError
 from data_catalog.progress import listen
 from geofm.encoders import WeightsMismatch, WeightsMissing, load_encoder, weights_sha256
-from geofm.pretraining import loop, step
+from geofm.pretraining import step, teacher
 from geofm.pretraining.checkpoint import NAME, BadCheckpoint, CheckpointNotWritten
 from geofm.pretraining.data import Corpus, open_corpus
 from geofm.pretraining.guard import Diverged
 from geofm.pretraining.loop import Interrupted, Trained, train
 from geofm.pretraining.objective import build_pretrainer
 from geofm.shards.reader import DamagedShard
-from tests.geofm.pretraining.conftest import tiny_settings
+from tests.geofm.pretraining.conftest import child_of, tiny_settings
 
 
 def _train(corpus: Corpus, folder: Path, seed: int = 3, **fields: object) -> Trained:
@@ -101,7 +98,7 @@ def test_the_callers_torch_is_left_as_it_was(corpus: Corpus, tmp_path: Path) -> 
 def test_alpha_0_neither_loads_nor_runs_a_teacher(
     corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "load_teacher", lambda *_: pytest.fail("a teacher was loaded"))
+    monkeypatch.setattr(teacher, "load_teacher", lambda *_: pytest.fail("a teacher was loaded"))
     monkeypatch.setattr(step, "teach", lambda *_: pytest.fail("a teacher was asked"))
     alone = _train(corpus, tmp_path / "alone", alpha=0)
     assert alone.teacher is None
@@ -191,25 +188,13 @@ with listen(lambda what, done, total, note: print(done, flush=True)):
 """
 
 
-def _child(dataset: Artifact, folder: Path) -> subprocess.Popen[str]:
-    root = Path(__file__).parents[3]
-    return subprocess.Popen(
-        [sys.executable, "-c", CHILD, dataset.url, str(folder)],
-        cwd=root,
-        env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
 def test_sigkill_at_a_random_moment_costs_no_bit(
     whole: Trained, dataset: Artifact, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
     step = random.randint(2, 8)
-    with _child(dataset, folder) as child:
+    with child_of(CHILD, dataset, folder) as child:
         assert child.stdout is not None
         for line in child.stdout:
             if int(line) >= step:
@@ -226,7 +211,7 @@ def test_sigterm_keeps_the_state_and_says_how_to_go_on(
 ) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
-    with _child(dataset, folder) as child:
+    with child_of(CHILD, dataset, folder) as child:
         assert child.stdout is not None
         assert child.stdout.readline().strip() == "1"
         child.terminate()

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +21,7 @@ from geofm.pretraining.data import open_corpus
 from geofm.pretraining.launch import TogetherFailed, _failure, team_of, train_together
 from geofm.pretraining.loop import Team, Trained, check_pieces, train
 from geofm.pretraining.stage import STAGE
-from tests.geofm.pretraining.conftest import tiny_settings
+from tests.geofm.pretraining.conftest import child_of, tiny_settings
 
 pytestmark = pytest.mark.slow
 
@@ -91,14 +88,7 @@ with listen(lambda what, done, total, note: print(done, flush=True)):
 def test_shards_of_a_killed_run_go_on_in_one_process(
     one: Trained, dataset: Artifact, tmp_path: Path
 ) -> None:
-    root = Path(__file__).parents[3]
-    with subprocess.Popen(
-        [sys.executable, "-c", CHILD, dataset.url, str(tmp_path)],
-        cwd=root,
-        env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as child:
+    with child_of(CHILD, dataset, tmp_path) as child:
         assert child.stdout is not None
         for line in child.stdout:
             if int(line) >= 8:
