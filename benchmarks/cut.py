@@ -1,10 +1,11 @@
 """Speed of cutting chips from COGs by HTTP, beside its peers and beside the bare bytes.
 
 Servers run on loopback and share the machine's cores with the readers. Every row is a process of
-its own that has read a scene before; bytes and requests are counted by the server. ``seconds`` of
-geofm's rows is the work on all parts (the search was done before), pixel digests, measures and tars
-included; ``stage_seconds`` adds the plan and the seal. ``touched_bytes`` are the compressed blocks
-that the windows touch, each once.
+its own (or two) that has done the same work once before, ours into another store, the peers from
+other addresses, so that start-up costs nobody and no cache holds anything; bytes and requests are
+counted by the server. ``seconds`` of geofm's rows is the work on all parts (the search was done
+before), pixel digests, measures and tars included; ``stage_seconds`` adds the plan and the seal.
+``touched_bytes`` are the compressed blocks that the windows touch, each once.
 
     python benchmarks/cut.py --peers PYTHON [--world DIR --server serve_world.py] [--only big]
 
@@ -33,6 +34,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from itertools import pairwise
@@ -51,11 +53,12 @@ SIZE = 256
 FEW = 400
 PEERS = ("odc-stac", "rio-tiler", "rasterio", "local GDAL", "bare fetch", "bare fetch + zlib",
          "bare fetch + libdeflate")  # fmt: skip
-#: Our rows: name, ``cut.whole_max_mib`` (None: the default), worker processes.
+#: Our rows: name, ``cut.whole_max_mib`` (None: the default), processes that share the threads.
 OURS = (
     ("geofm, windows", 0, 1),
     ("geofm, windows, 2 processes", 0, 2),
     ("geofm, default", None, 1),
+    ("geofm, default, 2 processes", None, 2),
 )
 COLUMNS = ("reader", "world", "chips", "seconds", "chips_per_s", "ours_is_x_times", "stage_seconds",
            "requests", "bytes", "touched_bytes", "amplification", "peak_rss_mib", "threads", "note",
@@ -138,7 +141,7 @@ def compare(
             job = job or json.loads(Path(row["job"]).read_bytes())
             touched = sum(block["size"] for block in touched_blocks(job, files, layers=True))
             rows.append({**common, **row, "reader": name, "touched_bytes": touched,
-                         "threads": f"{processes} x {asked.threads}",
+                         "threads": f"{processes} x {asked.threads // processes}",
                          "note": f"work {row['seconds']:.2f} s, plan {row['plan_seconds']:.2f} s, "
                          f"seal {row['seal_seconds']:.2f} s"})  # fmt: skip
         for name in PEERS:
@@ -196,7 +199,8 @@ def run_ours(
     with tempfile.TemporaryDirectory(dir=place) as folder:
         file = Path(folder) / "asked.json"
         job = place / f"job-{Path(folder).name}.json"
-        what = {"url": url, "settings": settings, "threads": asked.threads, "processes": processes}
+        what = {"url": url, "settings": settings, "threads": asked.threads // processes,
+                "processes": processes}  # fmt: skip
         file.write_text(json.dumps({**what, "store": folder, "job": str(job)}))
         done = subprocess.run([sys.executable, __file__, "--ours", file], capture_output=True,
                               text=True, check=False)  # fmt: skip
@@ -210,8 +214,7 @@ def run_peer(name: str, job: Json, url: str, asked: argparse.Namespace, place: P
     if asked.peers is None:
         return {"note": "missing: give --peers"}
     file = place / "peer.json"
-    file.write_text(json.dumps({**job, "threads": asked.threads}))
-    counted(url, reset=True)
+    file.write_text(json.dumps({**job, "threads": asked.threads, "reset": url + "__reset"}))
     done = subprocess.run([asked.peers, HERE / "cut_peers.py", name, file], capture_output=True,
                           text=True, check=False)  # fmt: skip
     if done.returncode:
@@ -265,7 +268,7 @@ def ours(asked: Json) -> Json:
 def workers(
     asked: Json, store: str, made: Json, settings: Any
 ) -> Iterator[Callable[[Any, int], None]]:
-    """What cuts the planned parts of a job; each worker has cut a scene elsewhere before."""
+    """What cuts the planned parts of a job; each worker has cut them all elsewhere before."""
     from data_catalog.run import make_job, plan_parts
     from data_catalog.store import open_store
     from geofm.stages import get_stage
@@ -275,38 +278,50 @@ def workers(
         make_job(get_stage("cut"), open_store(f"{store}-warm-{n}"), made, settings)
         for n in range(processes)
     ]
-    for job in spare:
-        plan_parts(get_stage("cut"), job)
+    counts = [len(plan_parts(get_stage("cut"), job)) for job in spare]
     if processes == 1:
-        cut_range(spare[0], 0, 1)
         with ThreadPoolExecutor(threads) as pool:
-            yield lambda job, n: deque(pool.map(lambda k: cut_range(job, k, k + 1), range(n)), 0)
+
+            def run_parts(job: Any, count: int) -> None:
+                deque(pool.map(lambda k: cut_range(job, k, k + 1, 1), range(count)), 0)
+
+            run_parts(spare[0], counts[0])
+            yield run_parts
         return
     spawned = multiprocessing.get_context("spawn")
-    ready = (spawned.Barrier(processes), spare)
+    ready = (spawned.Barrier(processes), spare, counts, threads)
     with ProcessPoolExecutor(processes, spawned, initializer=warm, initargs=ready) as many:
         deque(many.map(int, range(processes)), 0)
 
-        def run_parts(job: Any, count: int) -> None:
-            starts = range(0, count, threads)
-            ends = [min(start + threads, count) for start in starts]
-            deque(many.map(cut_range, [job] * len(ends), starts, ends), 0)
+        def run_ranges(job: Any, count: int) -> None:
+            edges = few_each(count, processes)
+            deque(many.map(cut_range, [job] * (len(edges) - 1), edges, edges[1:],
+                           [threads] * (len(edges) - 1)), 0)  # fmt: skip
 
-        yield run_parts
+        yield run_ranges
 
 
-def warm(barrier: Any, jobs: list[Any]) -> None:
-    """Cut a scene in each worker; none takes anything else before all have."""
-    cut_range(jobs[barrier.wait()], 0, 1)
+def few_each(count: int, processes: int) -> list[int]:
+    """Where ranges of parts begin and end, as a run hands them out: four for each process."""
+    ranges = min(count, 4 * processes)
+    return [round(n * count / ranges) for n in range(ranges + 1)]
+
+
+def warm(barrier: Any, jobs: list[Any], counts: list[int], threads: int) -> None:
+    """Cut all parts in each worker; none takes anything else before all have."""
+    number = barrier.wait()
+    for start, end in pairwise(few_each(counts[number], len(jobs))):
+        cut_range(jobs[number], start, end, threads)
     barrier.wait()
 
 
-def cut_range(job: Any, start: int, end: int) -> None:
-    """Cut some of the planned parts; a worker cuts several of them at once."""
+def cut_range(job: Any, start: int, end: int, threads: int) -> None:
+    """Cut some of the planned parts, so many at once."""
     from data_catalog.run import read_plan, work_parts
     from geofm.stages import get_stage
 
-    work_parts(get_stage("cut"), job, read_plan(job)[start:end])
+    stage = replace(get_stage("cut"), at_once=threads)
+    work_parts(stage, job, read_plan(job)[start:end])
 
 
 def windows_of(chips: Any, items: Any) -> Json:

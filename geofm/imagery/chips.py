@@ -21,10 +21,16 @@ HEAD = 10
 
 def chip_bytes(pixels: NDArray[np.generic]) -> bytes:
     """The ``.npy`` encoding (version 1.0, C order), the same bytes for the same pixels."""
+    plain = np.ascontiguousarray(pixels)
+    return b"".join((_head(plain.dtype, plain.shape), plain.data))
+
+
+@lru_cache(maxsize=64)
+def _head(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
+    """What comes before the pixels; chips of an artifact have the same few heads."""
     buffer = io.BytesIO()
-    np.lib.format.write_array(
-        buffer, np.ascontiguousarray(pixels), version=(1, 0), allow_pickle=False
-    )
+    about = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(buffer, about)
     return buffer.getvalue()
 
 

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
+
 from data_catalog.canonical import canonical, digest_of
 from data_catalog.sources import Source
 from geofm.imagery.chip_table import ASSET_COLUMNS, CHIP_COLUMNS, chip_id, write_rows
@@ -207,7 +209,7 @@ def measure(strip: Strip, scene: Scene, source: Source) -> Json:
         "scale": scales,
         "dn_offset": [one.add for one in how],
         "pixel_sha256": pixel_sha256(strip.counts),
-        "valid_fraction": float(strip.valid.mean()),
+        "valid_fraction": float(np.count_nonzero(strip.valid) / strip.valid.size),
         "cloud_fraction": cloud,
         "shadow_fraction": shadow,
         "saturated_fraction": saturated_share(strip, names, scales),

@@ -283,6 +283,7 @@ def footprints(grid: Grid, cells: Sequence[Cell]) -> list[BaseGeometry]:
     return [continuous(area) for area in to_crs(boxes(grid, cells), grid.crs, WGS84)]
 
 
+@lru_cache(maxsize=1024)
 def extent_footprint(grid: Grid) -> BaseGeometry:
     """The whole scene on the ground, EPSG:4326."""
     return continuous(to_crs(np.array([box(*grid.extent())]), grid.crs, WGS84)[0])

@@ -103,7 +103,6 @@ def s3_options(signing: Signing) -> tuple[bool, bool, str, str]:
 
 
 @lru_cache(maxsize=4096)
-@lru_cache(maxsize=4096)
 def origin(url: str) -> str:
     """``host:port`` of an http(s) address, as the client that will ask it understands it.
 

@@ -56,10 +56,10 @@ class Strip:
     classes: NDArray[Any] | None
 
     def part(self, col: int, width: int) -> Strip:
-        """Some columns of it."""
+        """Some columns of it; counts in one piece, since they are hashed and written."""
         some = slice(col, col + width)
         classes = None if self.classes is None else self.classes[:, some]
-        return Strip(self.counts[:, :, some], self.valid[:, some], classes)
+        return Strip(np.ascontiguousarray(self.counts[:, :, some]), self.valid[:, some], classes)
 
 
 def chip_dtype(scene: Scene) -> np.dtype[Any]:
@@ -217,12 +217,13 @@ def read_native(
 
 def is_valid(channel: Channel, pixels: NDArray[Any], window: Window) -> Mask:
     """Where a band has data: by its nodata value, its mask, and NaN for floats."""
-    good = np.ones(pixels.shape, np.bool_)
     nodata = channel.header.nodata
+    if nodata is None or math.isnan(nodata):
+        good = np.ones(pixels.shape, np.bool_)
+    else:
+        good = np.asarray(pixels != nodata)
     if pixels.dtype.kind == "f":
         good &= ~np.isnan(pixels)
-    if nodata is not None and not math.isnan(nodata):
-        good &= pixels != nodata
     if channel.header.masked:
         good &= channel.raster.mask(channel.band.index, window)
     return good
@@ -257,19 +258,15 @@ def cloud_shares(classes: NDArray[Any] | None, cloud: Cloud | None) -> tuple[flo
     """Shares of cloud and of cloud shadow among all pixels; NaN where nothing tells."""
     if classes is None or cloud is None:
         return math.nan, math.nan
-    if classes.dtype.kind == "u" and classes.itemsize <= 2:
-        number = np.bincount(classes.ravel())
-        found = np.flatnonzero(number)
-        number = number[found]
-    else:
-        found, number = np.unique(classes.astype(np.int64), return_counts=True)
+    whole = classes if classes.dtype.kind == "u" else classes.astype(np.int64)
     shares = []
     for codes in (cloud.cloud, cloud.shadow):
         if cloud.codes == "bits":
-            hit = found & sum(1 << bit for bit in codes) != 0
+            bits = sum(1 << bit for bit in codes) & int(np.iinfo(whole.dtype).max)
+            hits = int(np.count_nonzero(whole & whole.dtype.type(bits)))
         else:
-            hit = np.isin(found, codes)
-        shares.append(float(number[hit].sum() / classes.size))
+            hits = sum(int(np.count_nonzero(whole == code)) for code in set(codes))
+        shares.append(hits / classes.size)
     return shares[0], shares[1]
 
 
@@ -281,10 +278,15 @@ def saturated_share(strip: Strip, bands: list[str], scales: list[float]) -> floa
     """
     seen = [n for n, name in enumerate(bands) if name in VISIBLE] or list(range(len(bands)))
     counts = strip.counts
-    if counts.dtype == np.uint8:
-        return float((counts[seen] == 255).all(axis=0).mean())
-    bright = np.stack([counts[n] >= math.ceil(1 / scales[n]) for n in seen]).all(axis=0)
-    return float((bright | (counts == np.iinfo(counts.dtype).max).any(axis=0)).mean())
+    most = int(np.iinfo(counts.dtype).max)
+    small = counts.dtype == np.uint8
+    bright = np.ones(counts.shape[1:], np.bool_)
+    for n in seen:
+        bright &= counts[n] >= (most if small else math.ceil(1 / scales[n]))
+    if not small:
+        for band in counts:
+            bright |= band == most
+    return float(np.count_nonzero(bright) / bright.size)
 
 
 def is_constant(counts: NDArray[Any]) -> bool:

@@ -101,9 +101,14 @@ def pick(
     pixels: NDArray[Any], valid: NDArray[np.bool_], rows: Taps, cols: Taps
 ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
     """``resample`` for taps of one pixel each (nearest), in the pixels' own type."""
-    place = np.ix_(rows.index[:, 0] - rows.span[0], cols.index[:, 0] - cols.span[0])
-    good = valid[place] & rows.inside[:, None] & cols.inside[None, :]
-    return np.where(good, pixels[place], pixels.dtype.type(0)), good
+    down, over = rows.index[:, 0] - rows.span[0], cols.index[:, 0] - cols.span[0]
+    # one axis after the other: many times as fast as both at once
+    good = valid.take(over, axis=1).take(down, axis=0)
+    good &= rows.inside[:, None]
+    good &= cols.inside[None, :]
+    found = pixels.take(over, axis=1).take(down, axis=0)
+    found[~good] = 0
+    return found, good
 
 
 def _apply(values: Floats, rows: Taps, cols: Taps) -> Floats:

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import rasterio
-import shapely
 from rasterio.errors import CRSError
 from shapely.affinity import translate
 from shapely.geometry.base import BaseGeometry
@@ -248,8 +247,8 @@ def finest_grid(
     finest = min(places, key=lambda place: place[1][0])
     grid = make_grid(*finest, settings.size_px, settings.gsd_m, settings.anchor == "scene")
     pixels, said = extent_footprint(grid), continuous(geometry)
-    turns = [translate(said, degrees) for degrees in (0.0, 360.0, -360.0)]
-    if grid.width and not shapely.intersects(pixels, turns).any():
+    turns = (translate(said, degrees) if degrees else said for degrees in (0.0, 360.0, -360.0))
+    if grid.width and not any(pixels.intersects(turn) for turn in turns):
         raise Quarantine("footprint_mismatch", "the pixels lie outside of the item's geometry")
     return grid
 
