@@ -25,6 +25,8 @@ from geofm.imagery.hosts import is_public
 from geofm.imagery.quarantine import Quarantine
 from geofm.imagery.watch import PATIENCE, limited
 
+#: Connections to one host that are kept open.
+MOST = 96
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -47,7 +49,7 @@ def pools(timeout_s: float, proxy: str, public: bool, process: int) -> urllib3.P
         make = partial(urllib3.ProxyManager, proxy, proxy_headers=told)
     made = make(
         timeout=urllib3.Timeout(connect=min(timeout_s, 10.0), read=timeout_s),
-        maxsize=64,
+        maxsize=MOST,
         num_pools=64,
         ssl_context=trusted,
     )
@@ -66,12 +68,12 @@ def proxy_for(scheme: str, host: str) -> str:
 
 def _begin(connection: Any, getresponse: Callable[[], Any]) -> Any:
     timeout = connection.timeout
-    _acknowledge_at_once(connection.sock)
+    acknowledge_at_once(connection.sock)
     with limited(connection.sock, PATIENCE * timeout if timeout else None):
         return getresponse()
 
 
-def _acknowledge_at_once(door: socket.socket) -> None:
+def acknowledge_at_once(door: socket.socket) -> None:
     """Acknowledge the next packets at once rather than after up to 40 ms (Linux).
 
     A server that leaves Nagle's algorithm on and writes headers and body apart holds the body

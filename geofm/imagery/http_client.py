@@ -22,12 +22,15 @@ from geofm.imagery.hosts import Access, check_host, origin
 from geofm.imagery.items import scheme_of
 from geofm.imagery.patience import Fault, Host, host_of, retry_after
 from geofm.imagery.quarantine import Quarantine
+from geofm.imagery.sent import Sent, send
 
 REDIRECTS = 5
 #: An answer may take the timeout and a second for each so many bytes; slower ones are given up.
 SLOWEST = 10_000
 #: Bytes that are taken from a connection at once.
 BLOCK = 2**20
+#: Headers of every request.
+COMMON = {"accept-encoding": "identity", "user-agent": "geofm"}
 #: The rest of an answer nobody needs is read up to here (bytes), so that its connection lives on.
 LEFT_OVER = 16 * 1024
 
@@ -68,7 +71,12 @@ class Answer:
 
 @contextmanager
 def ask(
-    url: str, headers: dict[str, str], access: Access, where: str, trusted: bool = False
+    url: str,
+    headers: dict[str, str],
+    access: Access,
+    where: str,
+    trusted: bool = False,
+    sent: Sent | None = None,
 ) -> Iterator[Answer]:
     """An answer after redirects, each hop of which the host policy allows.
 
@@ -78,6 +86,7 @@ def ask(
         access: what may be read, and how.
         where: the address in messages.
         trusted: the address is the user's own and may lie in a private network.
+        sent: this very request, by ``send_ahead``.
 
     Raises:
         Fault: for what may pass; Refused: 401 and 403; Quarantine: for what stays.
@@ -85,7 +94,8 @@ def ask(
     answered = False
     try:
         for _ in range(REDIRECTS + 1):
-            response = _send(url, headers, access, trusted)
+            response = sent.response() if sent else _send(url, headers, access, trusted)
+            sent = None
             location = response.headers.get("location", "")
             if response.status not in (301, 302, 303, 307, 308) or not location:
                 break
@@ -116,24 +126,44 @@ def _send(
     scheme, host, port, target = address(url)
     record(url).take_turn(access.requests_per_s)
     proxy = proxy_for(scheme, host)
-    public = not (trusted or proxy or access.allow_hosts or f"{host}:{port}" == access.home)
-    connections = pools(access.timeout_s, proxy, public, os.getpid())
-    send: Callable[..., urllib3.BaseHTTPResponse]
+    urlopen: Callable[..., urllib3.BaseHTTPResponse]
     if proxy:
-        send = connections.urlopen
+        urlopen = pools(access.timeout_s, proxy, False, os.getpid()).urlopen
         target = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}{target}"
     else:
-        send = connections.connection_from_host(host, port, scheme).urlopen
-    return send(
+        urlopen = _pool(url, access, trusted).urlopen
+    return urlopen(
         "GET",
         target,
-        headers={"accept-encoding": "identity", "user-agent": "geofm", **headers},
+        headers=COMMON | headers,
         retries=False,
         redirect=False,
         assert_same_host=False,  # host and port come from the checked address, not from target
         preload_content=False,
         decode_content=False,
     )
+
+
+def _pool(url: str, access: Access, trusted: bool = False) -> urllib3.HTTPConnectionPool:
+    """The connections to the host of an address, which no proxy stands before."""
+    scheme, host, port, _ = address(url)
+    public = not (trusted or access.allow_hosts or f"{host}:{port}" == access.home)
+    connections = pools(access.timeout_s, "", public, os.getpid())
+    return connections.connection_from_host(host, port, scheme)
+
+
+def send_ahead(
+    url: str, headers: dict[str, str], access: Access, signed: bool = False
+) -> Sent | None:
+    """Send a request whose answer ``ask`` reads; None where it has to be asked with more care.
+
+    That is without an idle connection, with a proxy or a rate, and after a failure on the host.
+    """
+    scheme, host, _, target = address(url)
+    if access.requests_per_s is not None or record(url).lost or proxy_for(scheme, host):
+        return None
+    pool = _pool(url, access)
+    return send(pool, target, COMMON | headers, access.timeout_s, url if signed else "")
 
 
 @lru_cache(maxsize=4096)

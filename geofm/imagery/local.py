@@ -8,6 +8,7 @@ from pathlib import Path
 
 from geofm.imagery.quarantine import Quarantine
 from geofm.imagery.remote import Piece
+from geofm.imagery.sent import Sent
 
 #: Scheme of hrefs below the catalogue's own folder, as ``planet:`` is of the planet's.
 SCHEME = "catalog"
@@ -39,7 +40,11 @@ class LocalAsset:
         path, size, mark = self._file()
         return Piece(path.read_bytes(), size, mark) if size <= most else None
 
-    def part(self, start: int, end: int) -> Piece:
+    def send(self, start: int, end: int) -> Sent | None:
+        """Nothing: a disk is read when it is wanted."""
+        return None
+
+    def part(self, start: int, end: int, sent: Sent | None = None) -> Piece:
         """Bytes from ``start`` up to ``end`` (or to the end of the file)."""
         path, size, mark = self._file()
         with path.open("rb") as file:

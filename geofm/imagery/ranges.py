@@ -8,7 +8,7 @@ import threading
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -16,6 +16,7 @@ from itertools import pairwise
 from geofm.imagery.patience import Fault, patiently
 from geofm.imagery.quarantine import Quarantine
 from geofm.imagery.remote import Piece, Remote
+from geofm.imagery.sent import Call, Later, Sent
 
 #: Bytes of a file's beginning that are asked for first, and of a block that is asked for later.
 BLOCK = 16 * 1024
@@ -25,8 +26,8 @@ MOST_AHEAD = 64
 #: Ranges nearer to each other than this (bytes) become one; longer ones are split.
 GAP = 4 * 1024
 MOST_RANGE = 4 * 2**20
-#: Requests in flight at once in a process: they wait for the network, not for the processor.
-FETCHES = 24
+#: Threads of a process that fetch, and answers of a file that wait to be read without one.
+FETCHES, SENT = 24, 2
 
 #: First byte and the one after the last.
 Range = tuple[int, int]
@@ -58,32 +59,40 @@ def coalesce(ranges: Iterable[Range]) -> list[Range]:
 class _Segment:
     start: int
     end: int
-    data: Future[bytes]
+    data: Call[bytes]
 
 
 class RangeSource:
-    """A remote file. One thread reads; others fetch what was asked for ahead."""
+    """A remote file. One thread reads; what it asked for ahead is on its way meanwhile.
 
-    def __init__(self, asset: Remote, retries: int, where: str) -> None:
+    ``sent`` is a request for the first ``BLOCK`` bytes that is on its way already.
+    """
+
+    def __init__(self, asset: Remote, retries: int, where: str, sent: Sent | None = None) -> None:
         self.asset, self.retries, self.where = asset, retries, where
         self.blocks: OrderedDict[int, bytes] = OrderedDict()
         self.segments: list[_Segment] = []
         self.error: Quarantine | None = None
         self._lock = threading.Lock()
         self._next, self._ahead = 0, 0
-        first = asset.part(0, BLOCK)
+        first = asset.part(0, BLOCK, sent)
         self.size, self.etag = first.total, first.etag
         self.head = self.blocks[0] = first.data
 
     def prefetch(self, ranges: Iterable[Range]) -> None:
         """Fetch ranges in the background; a read that needs one waits for it."""
-        pool = fetchers(os.getpid())
         for start, end in ranges:
-            if end <= len(self.head):  # it came with the beginning
-                continue
-            segment = _Segment(start, end, pool.submit(self._bytes, start, end))
-            self.segments.append(segment)
+            if end > len(self.head):  # else it came with the beginning
+                self.segments.append(_Segment(start, end, self._begin(start, end)))
         self.segments.sort(key=lambda segment: segment.start)
+
+    def _begin(self, start: int, end: int) -> Call[bytes]:
+        """Ask for a range: at once where that is possible, else in a thread."""
+        if sum(isinstance(s.data, Later) and s.data.waits for s in self.segments) < SENT:
+            sent = self.asset.send(start, end)
+            if sent is not None:
+                return Later(sent, lambda sent: self._bytes(start, end, sent))
+        return fetchers(os.getpid()).submit(self._bytes, start, end)
 
     def forget(self, ranges: Sequence[Range]) -> None:
         """Drop what was fetched ahead."""
@@ -139,11 +148,12 @@ class RangeSource:
             self.blocks.popitem(last=False)
         return b"".join(pieces)[offset - first * BLOCK : end - first * BLOCK]
 
-    def _bytes(self, start: int, end: int) -> bytes:
+    def _bytes(self, start: int, end: int, sent: Sent | None = None) -> bytes:
         """One request; a file that changes meanwhile is a fault."""
+        first = iter([sent])
 
         def attempt() -> Piece:
-            piece = self.asset.part(start, end)
+            piece = self.asset.part(start, end, next(first, None))
             if piece.total != self.size or (piece.etag != self.etag and not self._same(piece)):
                 raise Fault("the file changed while it was read")
             return piece

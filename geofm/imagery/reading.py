@@ -8,8 +8,11 @@ memory file or one Python file object: no directory, no sidecar, no address of i
 from __future__ import annotations
 
 import hashlib
+import os
 import warnings
-from contextlib import ExitStack
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from functools import lru_cache
 from typing import Any
 
 import rasterio
@@ -19,9 +22,10 @@ from rasterio.io import MemoryFile
 from geofm.imagery.hosts import Access, Signing
 from geofm.imagery.plain_tiff import PlainTiff, Read
 from geofm.imagery.quarantine import Quarantine
-from geofm.imagery.ranges import RangeFile, RangeSource
+from geofm.imagery.ranges import BLOCK, RangeFile, RangeSource
 from geofm.imagery.raster import Fetched, Raster, check_source, opened
 from geofm.imagery.remote import Piece, remote
+from geofm.imagery.sent import Call, Later
 from geofm.imagery.tiff_directory import parse
 
 #: Only what is inside the file counts, and damage is an error rather than a warning.
@@ -34,6 +38,8 @@ GDAL: dict[str, str | int] = {
     "GDAL_NUM_THREADS": "1",
     "GDAL_CACHEMAX": 256 * 2**20,
 }
+#: Assets opened at once in a process: opening waits for the network.
+OPENERS = 24
 _MAGIC = {
     b"II*\x00": "GTiff",
     b"MM\x00*": "GTiff",
@@ -76,6 +82,26 @@ def fetch(href: str, access: Access, signing: Signing, whole: bool = True) -> Pi
     asset = remote(href, access, signing)
     piece = asset.whole(access.whole_max) if whole and access.whole_max else None
     return piece or RangeSource(asset, access.retries, where_is(href))
+
+
+def begin(
+    href: str, access: Access, signing: Signing, whole: bool = True
+) -> Call[Piece | RangeSource]:
+    """Begin to ``fetch``; what is wrong shows in the result."""
+    if not (whole and access.whole_max):
+        with suppress(Quarantine):
+            asset = remote(href, access, signing)
+            sent = asset.send(0, BLOCK)
+            if sent is not None:
+                where = where_is(href)
+                return Later(sent, lambda sent: RangeSource(asset, access.retries, where, sent))
+    return openers(os.getpid()).submit(fetch, href, access, signing, whole)
+
+
+@lru_cache(maxsize=2)
+def openers(process: int) -> ThreadPoolExecutor:
+    """The threads of a process that open assets (a fork can't use its parent's)."""
+    return ThreadPoolExecutor(OPENERS, thread_name_prefix="geofm-open")
 
 
 def where_is(href: str) -> str:

@@ -21,10 +21,11 @@ from urllib.parse import parse_qsl, urlsplit
 import fsspec.asyn
 
 from geofm.imagery.hosts import Access, Signing, locate, s3_options, sign_url
-from geofm.imagery.http_client import Answer, Refused, address, ask, record
+from geofm.imagery.http_client import Answer, Refused, address, ask, record, send_ahead
 from geofm.imagery.items import instant, scheme_of
 from geofm.imagery.patience import Fault, host_of, patiently
 from geofm.imagery.quarantine import Quarantine
+from geofm.imagery.sent import Sent
 
 T = TypeVar("T")
 #: Bytes that a signing service's answer may have.
@@ -50,8 +51,11 @@ class Remote(Protocol):
     def whole(self, most: int) -> Piece | None:
         """All bytes; None when there are more than ``most``."""
 
-    def part(self, start: int, end: int) -> Piece:
-        """Bytes from ``start`` up to ``end`` (or to the end of the file)."""
+    def part(self, start: int, end: int, sent: Sent | None = None) -> Piece:
+        """Bytes from ``start`` up to ``end`` (or to the end of the file), ``sent`` for or not."""
+
+    def send(self, start: int, end: int) -> Sent | None:
+        """Ask for a part whose answer is read later; None where that can't be done at once."""
 
 
 @dataclass
@@ -95,13 +99,21 @@ class HttpAsset:
 
         return self._retry(attempt)
 
-    def part(self, start: int, end: int) -> Piece:
+    def part(self, start: int, end: int, sent: Sent | None = None) -> Piece:
         """A range, checked against what was asked for."""
-        return self._retry(lambda: self._range(start, end))
+        first = iter([sent])
+        return self._retry(lambda: self._range(start, end, next(first, None)))
 
-    def _range(self, start: int, end: int) -> Piece:
+    def send(self, start: int, end: int) -> Sent | None:
+        """Ask for a range; not where an address would have to be signed before."""
+        if self._unsigned():
+            return None
+        url, signed = self._signed or self.href, bool(self._signed)
+        return send_ahead(url, _span(start, end), self.access, signed)
+
+    def _range(self, start: int, end: int, sent: Sent | None = None) -> Piece:
         """One attempt at a range."""
-        with self._get({"range": f"bytes={start}-{end - 1}"}) as answer:
+        with self._get(_span(start, end), sent) as answer:
             if answer.status != 206:
                 raise Quarantine("no_ranges", f"{self.where} does not serve byte ranges")
             return _piece(answer, start, end)
@@ -109,7 +121,7 @@ class HttpAsset:
     def _begin(self, most: int) -> Piece | None:
         """One attempt at the beginning; all bytes from a server that does not serve ranges."""
         first = min(most, BEGINNING)
-        with self._get({"range": f"bytes=0-{first - 1}"}) as answer:
+        with self._get(_span(0, first)) as answer:
             if answer.status == 206:
                 return _piece(answer, 0, first)
             told = _whole(answer.headers.get("content-length", ""))
@@ -131,15 +143,14 @@ class HttpAsset:
         return patiently(attempt, self.access.retries, self.where, record(self.href))
 
     @contextmanager
-    def _get(self, headers: dict[str, str]) -> Iterator[Answer]:
+    def _get(self, headers: dict[str, str], sent: Sent | None = None) -> Iterator[Answer]:
         """An open answer with status 200 or 206; a refusal is answered by signing (again) once."""
-        host = record(self.href)
-        if self._expired() or (not self._signed and (self.signing.always or host.signs)):
+        if sent is None and self._unsigned():
             self._sign(self._signed)
         with ExitStack() as stack:
-            used = self._signed
+            used = sent.signed if sent else self._signed
             try:
-                answer = stack.enter_context(self._ask(used, headers))
+                answer = stack.enter_context(self._ask(used, headers, sent))
             except Refused as refused:
                 if not self._sign(used):
                     raise Quarantine(
@@ -149,11 +160,20 @@ class HttpAsset:
                     answer = stack.enter_context(self._ask(self._signed, headers))
                 except Refused as again:
                     raise Fault(f"answers {again.status} to a signed address") from again
-                host.signs = True  # its other assets are signed before they are asked for
+                record(
+                    self.href
+                ).signs = True  # its other assets are signed before they are asked for
             yield answer
 
-    def _ask(self, signed: str, headers: dict[str, str]) -> AbstractContextManager[Answer]:
-        return ask(signed or self.href, headers, self.access, self.where)
+    def _ask(
+        self, signed: str, headers: dict[str, str], sent: Sent | None = None
+    ) -> AbstractContextManager[Answer]:
+        return ask(signed or self.href, headers, self.access, self.where, sent=sent)
+
+    def _unsigned(self) -> bool:
+        """Whether the address has to be signed (again) before it is asked."""
+        signs = self.signing.always or record(self.href).signs
+        return self._expired() or (signs and not self._signed)
 
     def _expired(self) -> bool:
         """Whether the signature's time is over, or nearly so."""
@@ -214,6 +234,10 @@ def expiry(signed: str, told: Any = None) -> float:
             seconds = float(text)
             return seconds if math.isfinite(seconds) else math.inf
     return math.inf
+
+
+def _span(start: int, end: int) -> dict[str, str]:
+    return {"range": f"bytes={start}-{end - 1}"}
 
 
 def _path(url: str) -> str:
@@ -291,9 +315,13 @@ class S3Asset:
 
         return self._retry(attempt)
 
-    def part(self, start: int, end: int) -> Piece:
+    def part(self, start: int, end: int, sent: Sent | None = None) -> Piece:
         """A range, with the size and the ETag that came with these very bytes."""
         return self._retry(lambda files: s3_range(files, self.href, start, end))
+
+    def send(self, start: int, end: int) -> Sent | None:
+        """Nothing: a thread asks."""
+        return None
 
     def _retry(self, call: Callable[[Any], T]) -> T:
         from botocore.exceptions import (

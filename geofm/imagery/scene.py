@@ -7,12 +7,9 @@ same code for planning and for cutting, so they can't disagree.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -35,15 +32,13 @@ from geofm.imagery.hosts import Access, signing_of
 from geofm.imagery.items import Json
 from geofm.imagery.quarantine import Quarantine
 from geofm.imagery.raster import Fetched, Raster
-from geofm.imagery.reading import GDAL, fetch, open_raster
+from geofm.imagery.reading import GDAL, begin, open_raster
 from geofm.settings import CutSettings
 
 #: A raster with more pixels than this is not opened.
 MAX_PIXELS = 2**31
 #: Bytes of one compressed block of all bands; reading any pixel of it takes them all into memory.
 MAX_BLOCK = 2**28
-#: Assets opened at once in a process: opening waits for the network.
-OPENERS = 24
 DTYPES = ("uint8", "uint16", "int16", "float32", "float64")
 
 
@@ -87,12 +82,6 @@ class Scene:
         return {channel.band.asset: channel.raster.fetched for channel in self.all_channels}
 
 
-@lru_cache(maxsize=2)
-def openers(process: int) -> ThreadPoolExecutor:
-    """The threads of a process that open assets (a fork can't use its parent's)."""
-    return ThreadPoolExecutor(OPENERS, thread_name_prefix="geofm-open")
-
-
 @contextmanager
 def open_scene(
     item: Json,
@@ -120,15 +109,13 @@ def open_scene(
     signing = signing_of(source)
     wanted = [*bands, layer] if layer else bands
     with ExitStack() as stack:
-        pool = openers(os.getpid())
         first = {band.asset: band for band in reversed(wanted)}
         calls = {
-            key: pool.submit(
-                fetch, band.href, access, signing, whole and band.bytes <= access.whole_max
-            )
+            key: begin(band.href, access, signing, whole and band.bytes <= access.whole_max)
             for key, band in first.items()
         }
-        wait(calls.values())
+        for call in calls.values():
+            stack.callback(call.cancel)
         stack.enter_context(rasterio.Env(**GDAL))
         rasters = {
             key: stack.enter_context(open_raster(call.result(), first[key].href, first[key].sha256))

@@ -25,6 +25,7 @@ from geofm.imagery.ranges import BLOCK, GAP, MOST_RANGE, RangeSource, coalesce
 from geofm.imagery.reading import GDAL, fetch, open_raster
 from geofm.imagery.remote import Piece, S3Asset
 from geofm.imagery.scene import open_scene
+from geofm.imagery.sent import Sent
 from geofm.imagery.strips import cut_cells, to_runs
 from geofm.settings import CutSettings
 from tests.geofm.imagery.small_world import World, add_scene, texture
@@ -44,7 +45,10 @@ class Bytes:
     def whole(self, most: int) -> Piece | None:
         return None
 
-    def part(self, start: int, end: int) -> Piece:
+    def send(self, start: int, end: int) -> Sent | None:
+        return None
+
+    def part(self, start: int, end: int, sent: Sent | None = None) -> Piece:
         with self.lock:
             self.asked.append((start, end))
             other = len(self.asked) > self.changes
@@ -202,7 +206,7 @@ def test_an_outage_is_never_taken_for_damage_or_for_data(lost: int) -> None:
     """Whichever request fails: the pixels and their mask are right, or the fault may pass."""
 
     class Failing(Bytes):
-        def part(self, start: int, end: int) -> Piece:
+        def part(self, start: int, end: int, sent: Sent | None = None) -> Piece:
             piece = super().part(start, end)
             if len(self.asked) == lost:
                 raise Quarantine("unreachable", "an outage", passing=True)
@@ -227,7 +231,7 @@ def test_an_outage_is_never_taken_for_damage_or_for_data(lost: int) -> None:
 
 def test_a_passing_etag_is_not_written_down() -> None:
     class Passing(Bytes):
-        def part(self, start: int, end: int) -> Piece:
+        def part(self, start: int, end: int, sent: Sent | None = None) -> Piece:
             piece = super().part(start, end)
             return Piece(piece.data, piece.total, '"fault"') if len(self.asked) == 1 else piece
 
