@@ -50,23 +50,18 @@ def main() -> None:
         place = Path(folder)
         for count in sorted({asked.chips, asked.embed_chips}):
             write_chips(place / str(count), count)
-        # the repeats go round all rows, so that a busy moment of the machine hits no single one
-        kinds = [(w, n) for w in ("describe", "embed", "model") for n in sorted({1, cores})]
-        rates: dict[tuple[str, int], list[float]] = {kind: [] for kind in kinds}
-        for _ in range(asked.repeats):
-            for what, workers in kinds:
-                count = asked.chips if what == "describe" else asked.embed_chips
-                one = (
-                    bare(count // workers, workers)
-                    if what == "model"
-                    else timed(what, place / str(count), workers)
-                )
-                rates[what, workers].append(one)
-                print(what, workers, round(one, 1), flush=True)
-        for (what, workers), found in rates.items():
-            rows.append(
-                row(what, workers, asked.chips if what == "describe" else asked.embed_chips, found)
-            )
+        for what in ("describe", "embed", "model"):
+            count = asked.chips if what == "describe" else asked.embed_chips
+            for workers in sorted({1, cores}):
+                with started(what, workers) as pool:
+                    rates = [
+                        timed(what, place / str(count), workers, pool)
+                        if what != "model"
+                        else bare(count // workers, workers, pool)
+                        for _ in range(asked.repeats)
+                    ]
+                rows.append(row(what, workers, count, rates))
+                print(what, workers, [round(rate, 1) for rate in rates], flush=True)
     rate = {(r["what"], r["processes"]): r["chips_per_s"] for r in rows}
     for one in rows:
         one["of_model"] = round(one["chips_per_s"] / rate["model", one["processes"]], 3)
@@ -126,11 +121,11 @@ def share(stage: str, folder: Path, place: Path, first: int, step: int) -> None:
 
 
 def warm(stage: str) -> None:
-    """Import and build what a worker builds once."""
-    from geofm.curation import describe, embed  # noqa: F401
+    """Import, build and try what a worker does once."""
+    from geofm.curation import describe  # noqa: F401
 
     if stage != "describe":
-        embed.chip_encoder("efficientnet-lite0", 128, "cpu")
+        forward(16)
 
 
 @contextmanager
@@ -140,6 +135,7 @@ def started(stage: str, workers: int) -> Iterator[ProcessPoolExecutor]:
     with ProcessPoolExecutor(workers, get_context("spawn"), initializer, (stage, ready)) as pool:
         for call in [pool.submit(os.getpid) for _ in range(workers)]:
             call.result()
+        warm(stage)  # this process plans and seals
         yield pool
 
 
@@ -149,15 +145,11 @@ def initializer(stage: str, ready: Any) -> None:
     ready.wait(120)
 
 
-def timed(stage: str, folder: Path, workers: int) -> float:
-    """Chips per second of a whole stage with so many processes, started before."""
+def timed(stage: str, folder: Path, workers: int, pool: ProcessPoolExecutor) -> float:
+    """Chips per second of a whole stage: plan, reading, work, seal."""
     from data_catalog.run import plan_parts, seal
 
-    with (
-        tempfile.TemporaryDirectory() as store,
-        started(stage, workers) as pool,
-    ):
-        warm(stage)
+    with tempfile.TemporaryDirectory() as store:
         one, job = the_job(stage, folder, Path(store))
         began = time.perf_counter()
         parts = plan_parts(one, job)
@@ -171,10 +163,9 @@ def timed(stage: str, folder: Path, workers: int) -> float:
         return int(artifact.manifest.counts["rows_out"]) / (time.perf_counter() - began)
 
 
-def bare(count: int, workers: int) -> float:
+def bare(count: int, workers: int, pool: ProcessPoolExecutor) -> float:
     """Chips per second of the model alone."""
-    with started("model", workers) as pool:
-        return sum(call.result() for call in [pool.submit(forward, count) for _ in range(workers)])
+    return sum(call.result() for call in [pool.submit(forward, count) for _ in range(workers)])
 
 
 def forward(count: int) -> float:

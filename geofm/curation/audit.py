@@ -46,8 +46,10 @@ def choose_queries(hashes: NDArray[np.uint64], seed: int, queries: int = QUERIES
     salt = np.random.default_rng(seed).integers(1, 2**63, dtype=np.uint64)
     value = (hashes ^ salt) * np.uint64(0x9E3779B97F4A7C15)
     value ^= value >> np.uint64(31)
-    count = min(queries, len(hashes))
-    return np.sort(np.lexsort((np.arange(len(hashes)), value))[:count])
+    if len(hashes) <= queries:
+        return np.arange(len(hashes))
+    few = np.flatnonzero(value <= np.partition(value, queries - 1)[queries - 1])
+    return np.sort(few[np.argsort(value[few], kind="stable")][:queries])
 
 
 def true_pairs(

@@ -76,11 +76,21 @@ def small_enough(pixels: NDArray[Any]) -> NDArray[np.float32]:
     """Means of 2 × 2 pixels until an edge is shorter than ``HALVED_FROM``, or odd."""
     counts = pixels
     while min(counts.shape[1:]) >= HALVED_FROM and not any(n % 2 for n in counts.shape[1:]):
-        rows = counts[:, ::2].astype(np.float32 if counts.dtype.kind == "f" else np.uint32)
-        rows += counts[:, 1::2]
-        counts = (rows[:, :, ::2] + rows[:, :, 1::2]).astype(np.float32)
+        pairs = _pair_sums(counts)
+        counts = (pairs[:, ::2] + pairs[:, 1::2]).astype(np.float32)
         counts *= np.float32(0.25)
     return counts.astype(np.float32, copy=False)
+
+
+def _pair_sums(counts: NDArray[Any]) -> NDArray[Any]:
+    """Sums of neighbours along each row [bands, height, width / 2]; of whole numbers in uint32."""
+    if counts.dtype != np.uint16 or not counts.flags.c_contiguous:
+        kind = np.float32 if counts.dtype.kind == "f" else np.uint32
+        return np.asarray(np.add(counts[:, :, ::2], counts[:, :, 1::2], dtype=kind))
+    both = counts.view(np.uint32)  # several times as fast as to step over every other number
+    found = both & np.uint32(0xFFFF)
+    found += both >> np.uint32(16)
+    return found
 
 
 def shrink(values: NDArray[np.float32], edge: int = THUMBNAIL) -> NDArray[np.float32]:

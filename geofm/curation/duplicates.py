@@ -16,12 +16,14 @@ from geofm.curation.edges import Edges, first_true, neighbour_lists
 from geofm.curation.frame import Cells, Frame, assign, train_frame
 from geofm.curation.join import MOST_EDGES, TooManyPairs, join_cells, too_many
 from geofm.curation.products import on_every_core
-from geofm.curation.space import BLOCK, READ, Indices, Space, read_rows, take_rows
+from geofm.curation.space import READ, Indices, Space, read_rows, take_rows
 
 __all__ = ["Edges", "TooManyPairs", "collapse_identical", "find_edges", "first_true",
            "neighbour_lists"]  # fmt: skip
 
 Hashes = NDArray[np.uint64]
+#: Rows hashed at once: they stay in a core's cache.
+HASHED = 2048
 
 
 @dataclass(frozen=True)
@@ -60,17 +62,17 @@ def hash_rows(stored: NDArray[np.float16]) -> Hashes:
     found = np.empty(len(stored), dtype=np.uint64)
 
     def work(start: int) -> None:
-        block = read_rows(stored, start, min(start + BLOCK, len(stored)))
-        padded = np.zeros((len(block), 4 * words), dtype=np.float16)
-        padded[:, :width] = block
-        value = np.zeros(len(block), dtype=np.uint64)
-        whole = np.ascontiguousarray(padded.view(np.uint64).T)
-        for word, weight in zip(whole, weights, strict=True):
-            value += (word ^ (word >> np.uint64(29))) * weight  # modulo 2^64
+        block = read_rows(stored, start, min(start + HASHED, len(stored)))
+        if width % 4:
+            block = np.pad(block, ((0, 0), (0, -width % 4)))
+        whole = np.ascontiguousarray(block).view(np.uint64)
+        mixed = whole >> np.uint64(29)
+        mixed ^= whole
+        value = np.einsum("ij,j->i", mixed, weights)  # modulo 2^64
         value = (value ^ (value >> np.uint64(32))) * weights[0]
-        found[start : start + BLOCK] = value ^ (value >> np.uint64(29))
+        found[start : start + HASHED] = value ^ (value >> np.uint64(29))
 
-    for _ in on_every_core(work, range(0, len(stored), BLOCK)):
+    for _ in on_every_core(work, range(0, len(stored), HASHED)):
         pass
     return found
 

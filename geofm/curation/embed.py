@@ -2,12 +2,14 @@
 
 A part is one tar of chips, so that a refresh embeds only what is new. Batches follow the order in
 the tar and one thread computes them: the vectors are the same bits for any number of workers.
+Another thread reads and prepares the next batch in the meantime.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,7 @@ from geofm.curation.parts import ChipRef, chips_by_part, covers, ok_chips, read_
 from geofm.encoders import Encoder, encode, load_encoder, resize
 from geofm.imagery.radiometry import to_rgb
 from geofm.settings import EmbedSettings
-from geofm.threads import one_torch_thread
+from geofm.threads import in_order, one_torch_thread
 
 PREPROCESSING = (
     "unit RGB clipped to 0..1, bilinear antialiased resize, the encoder's mean and standard "
@@ -74,12 +76,18 @@ def work(job: Job, part: Part, folder: Path) -> None:
     device = encoder_device(job.device)
     encoder = chip_encoder(settings.encoder, settings.size_px, device)
     pixels = read_pixels(chips, name, refs)
-    rows = []
-    with one_torch_thread():
-        size = min(settings.batch, CPU_BATCH) if device == "cpu" else settings.batch
-        for first in range(0, len(refs), size):
-            batch = refs[first : first + size]
-            rows.append(_embed(encoder, batch, pixels, settings.size_px, device))
+    size = min(settings.batch, CPU_BATCH) if device == "cpu" else settings.batch
+
+    def prepare(first: int) -> torch.Tensor:
+        return _images(refs[first : first + size], pixels, settings.size_px)
+
+    with (
+        one_torch_thread(),
+        # torch keeps a number per thread
+        ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as reader,
+    ):
+        batches = in_order(reader, prepare, range(0, len(refs), size), ahead=1)
+        rows = [_embed(encoder, images, device) for images in batches]
     vectors = np.concatenate(rows)
     if not np.isfinite(vectors).all():
         raise RunError(
@@ -91,17 +99,16 @@ def work(job: Job, part: Part, folder: Path) -> None:
     (folder / "made.json").write_bytes(canonical({"device": device}))
 
 
-def _embed(
-    encoder: Encoder,
-    refs: list[ChipRef],
-    pixels: Iterator[NDArray[Any]],
-    size_px: int,
-    device: str,
-) -> NDArray[np.float16]:
-    """Vectors float16 [len(refs), width] of the next chips."""
+def _images(refs: list[ChipRef], pixels: Iterator[NDArray[Any]], size_px: int) -> torch.Tensor:
+    """The next chips as pictures [len(refs), 3, size_px, size_px]."""
     images = torch.empty((len(refs), 3, size_px, size_px), memory_format=torch.channels_last)
     for image, ref in zip(images, refs, strict=True):
         image.copy_(shrink(torch.from_numpy(to_rgb(next(pixels), ref.bands, ref.scale)), size_px))
+    return images
+
+
+def _embed(encoder: Encoder, images: torch.Tensor, device: str) -> NDArray[np.float16]:
+    """Vectors float16 [len(images), width]."""
     vectors = encode(encoder, images.to(device))
     return np.asarray(vectors.float().cpu().numpy().astype(np.float16))
 

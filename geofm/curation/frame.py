@@ -277,7 +277,7 @@ def no_cells(rows: int) -> Cells:
     return Cells(np.full(rows, -1, np.int32), np.empty(0, np.int32), np.empty(0, np.int32))
 
 
-def visit_codes(row: Indices, cell: NDArray[np.int32]) -> NDArray[np.uint64]:
+def visit_codes(row: Indices | NDArray[np.int32], cell: NDArray[np.int32]) -> NDArray[np.uint64]:
     """Visits as whole numbers that sort by cell, then row."""
     return (cell.astype(np.uint64) << np.uint64(32)) | row.astype(np.uint64)
 

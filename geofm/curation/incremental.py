@@ -26,12 +26,15 @@ Hashes = NDArray[np.uint64]
 def match_rows(before: Hashes, home: NDArray[np.int32], now: Hashes) -> Indices:
     """For each row of now, the searched row of before with the same vector; -1 where none has."""
     rows = np.flatnonzero(home >= 0)
-    rows = rows[np.argsort(before[rows])]
+    known = before[rows]
+    by_hash = np.argsort(known)
+    known, rows = known[by_hash], rows[by_hash]
     found = np.full(len(now), -1, dtype=np.int64)
     if len(rows):
         order = np.argsort(now)  # both in order: the look-up walks through memory
-        at = np.minimum(np.searchsorted(before[rows], now[order]), len(rows) - 1)
-        same = before[rows[at]] == now[order]
+        asked = now[order]
+        at = np.minimum(np.searchsorted(known, asked), len(rows) - 1)
+        same = known[at] == asked
         found[order[same]] = rows[at[same]]
     return found
 
@@ -50,15 +53,30 @@ def carry_cells(before: Cells, of: Indices, to: Indices, new: Indices, fresh: Ce
     old = to[to >= 0]
     home[old] = before.home[of[old]]
     home[new] = fresh.home
-    row = to[before.row]
-    there = row >= 0
-    codes = visit_codes(row[there], before.cell[there])
-    more = visit_codes(new[fresh.row], fresh.cell)
+    row, cell = to.astype(np.int32)[before.row], before.cell
+    if len(old) < len(to):
+        there = row >= 0
+        row, cell = row[there], cell[there]
+    mine = new[fresh.row].astype(np.int32)
     if len(old) > 1 and not (np.diff(old) > 0).all():
-        return sort_cells(home, [codes, more])
-    place = np.searchsorted(codes, more)
-    rows = np.insert(row[there].astype(np.int32), place, new[fresh.row].astype(np.int32))
-    return Cells(home, rows, np.insert(before.cell[there], place, fresh.cell))
+        return sort_cells(home, [visit_codes(row, cell), visit_codes(mine, fresh.cell)])
+    place = _places(row, cell, mine, fresh.cell)
+    return Cells(home, np.insert(row, place, mine), np.insert(cell, place, fresh.cell))
+
+
+def _places(
+    row: NDArray[np.int32],
+    cell: NDArray[np.int32],
+    more_row: NDArray[np.int32],
+    more_cell: NDArray[np.int32],
+) -> Indices:
+    """Where visits belong among others that are sorted by (cell, row): by halving, few in many."""
+    low, high = np.searchsorted(cell, more_cell), np.searchsorted(cell, more_cell + 1)
+    for _ in range(int((high - low).max(initial=0)).bit_length()):
+        middle = (low + high) // 2
+        beyond = (low < high) & (row[np.minimum(middle, len(row) - 1)] < more_row)
+        low, high = np.where(beyond, middle + 1, low), np.where(beyond, high, middle)
+    return np.asarray(low, dtype=np.int64)
 
 
 def carry_edges(before: Edges, to: Indices) -> Edges:

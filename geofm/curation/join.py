@@ -23,6 +23,7 @@ from data_catalog.progress import tick
 from geofm.curation.edges import Edges, no_edges, sort_edges
 from geofm.curation.frame import Cells, Frame
 from geofm.curation.products import (
+    COLUMN_STEP,
     Precision,
     TooManyProposals,
     as_factors,
@@ -33,6 +34,8 @@ from geofm.curation.products import (
 )
 from geofm.curation.space import BLOCK, READ, Indices, Space, take_rows, unit_rows
 
+#: Rows made units at once: they stay in a core's cache.
+IN_CACHE = 1024
 #: Pairs of one cell beyond which it may be dense: at least, and per row in it.
 DENSE_PAIRS, DENSE_PER_ROW = 1_000_000, 256
 #: Rows of a cell that are compared exactly to estimate how many pairs it has.
@@ -59,7 +62,6 @@ def join_cells(
     cells: Cells,
     numbers: Sequence[int],
     threshold: float,
-    new: NDArray[np.bool_] | None = None,
 ) -> Found:
     """Search the cells with these numbers.
 
@@ -69,7 +71,6 @@ def join_cells(
         cells: who is where.
         numbers: the cells to search.
         threshold: least similarity of a pair.
-        new: only pairs with at least one of these rows are wanted; None for all.
     """
     precision = best_precision()
     members = [cells.members(number) for number in numbers]
@@ -78,13 +79,13 @@ def join_cells(
         for part in pair:
             here[part] = True
     rows = np.flatnonzero(here)
-    factors = _load(space, rows, precision)
+    factors = load_factors(space, rows, precision)
     place = np.zeros(len(space), dtype=np.int32)
     place[rows] = np.arange(len(rows), dtype=np.int32)
 
     def work(at: int) -> tuple[Indices, Indices] | None:
         homes, visitors = members[at]
-        return _propose(space, factors, place, homes, visitors, threshold, precision, new)
+        return _propose(space, factors, place, homes, visitors, threshold, precision)
 
     lefts, rights, dense, found = [], [], [], 0
     for at, proposed in enumerate(on_every_core(work, range(len(members)))):
@@ -114,14 +115,34 @@ def too_many(threshold: float, most: int = MOST_EDGES) -> TooManyPairs:
     )
 
 
-def _load(space: Space, rows: Indices, precision: Precision) -> torch.Tensor:
-    """The rows' unit vectors in the type in which they are multiplied [rows, d]."""
-    factors = torch.empty((len(rows), space.stored.shape[1]), dtype=precision.dtype)
+#: ``shorten(units)``: vectors that are multiplied in place of unit vectors [n, d].
+Shorten = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+
+
+def load_factors(
+    space: Space,
+    rows: Indices,
+    precision: Precision,
+    width: int = 0,
+    shorten: Shorten | None = None,
+) -> torch.Tensor:
+    """The rows' unit vectors in the type in which they are multiplied [rows, d].
+
+    Args:
+        space: where the rows are.
+        rows: ascending.
+        precision: of the factors.
+        width: of what ``shorten`` makes of unit vectors.
+        shorten: applied to them; None for the vectors themselves.
+    """
+    factors = torch.empty((len(rows), width or space.stored.shape[1]), dtype=precision.dtype)
 
     def work(first: int) -> None:
-        some = rows[first : first + READ]
-        units = unit_rows(take_rows(space.stored, some), space.centre)
-        factors[first : first + READ] = as_factors(units, precision)
+        stored = take_rows(space.stored, rows[first : first + READ])
+        for begin in range(0, len(stored), IN_CACHE):
+            units = unit_rows(stored[begin : begin + IN_CACHE], space.centre)
+            place = slice(first + begin, first + begin + len(units))
+            factors[place] = as_factors(units if shorten is None else shorten(units), precision)
 
     for _ in on_every_core(work, range(0, len(rows), READ)):
         pass
@@ -136,34 +157,25 @@ def _propose(
     visitors: Indices,
     threshold: float,
     precision: Precision,
-    new: NDArray[np.bool_] | None,
 ) -> tuple[Indices, Indices] | None:
     """Pairs of rows of one cell that may be near; None when the cell is dense."""
     most = dense_from(len(homes), len(visitors))
-    if new is None:
-        blocks = [(homes, homes), (homes, visitors)]
-    else:
-        young, old = homes[new[homes]], homes[~new[homes]]
-        others = np.concatenate([old, visitors])
-        blocks = [(young, young), (young, others), (old, visitors[new[visitors]])]
+    ours = pick(factors, place[homes], COLUMN_STEP)
+    theirs = pick(factors, place[visitors], COLUMN_STEP)
     for limit in (most, MOST_EDGES):
         try:
-            found = []
-            for left, right in blocks:
-                ours = pick(factors, place[left])
-                theirs = ours if left is right else pick(factors, place[right])
-                i, j = near_pairs(
-                    ours, theirs, threshold, precision, upper=left is right, most=limit
-                )
-                found.append((left[i], right[j]))
+            i, j = near_pairs(ours, ours, threshold, precision, True, limit, (len(homes),) * 2)
+            k, m = near_pairs(
+                ours, theirs, threshold, precision, False, limit, (len(homes), len(visitors))
+            )
         except TooManyProposals:
             if limit == MOST_EDGES:
                 raise too_many(threshold) from None
             if is_dense(space, homes, visitors, threshold):
                 return None
         else:
-            lefts, rights = zip(*found, strict=True)
-            return np.concatenate(lefts), np.concatenate(rights)
+            left = np.concatenate([homes[i], homes[k]])
+            return left, np.concatenate([homes[j], visitors[m]])
     return None
 
 
@@ -255,7 +267,7 @@ def hidden_pairs(
     everyone = np.unique(np.concatenate([part for pair in members for part in pair]))
 
     def hidden(left: Indices, right: Indices) -> Edges:
-        ours, theirs = _load(space, left, precision), _load(space, right, precision)
+        ours, theirs = load_factors(space, left, precision), load_factors(space, right, precision)
         lefts, rights = [], []
         for homes, visitors in members:
             whole = np.union1d(homes, visitors)

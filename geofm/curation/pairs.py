@@ -33,6 +33,7 @@ from geofm.curation.incremental import (
     turn_round,
 )  # fmt: skip
 from geofm.curation.join import join_cells
+from geofm.curation.newcomers import join_new
 from geofm.curation.parts import file_digests
 from geofm.curation.space import Indices, Space
 from geofm.curation.vectors import open_vectors
@@ -40,7 +41,7 @@ from geofm.curation.vectors import open_vectors
 VERSION = "1"
 #: Homes and visits of the cells of one part, about.
 PART_ROWS = 6_000_000
-#: The same for new rows, whose pairs are few.
+#: How many times as many are searched at once for new rows, of which only sketches are held.
 PARTS_AT_ONCE = 4
 #: Share of new rows up to which they are searched against the pairs that are known.
 MOST_NEW = 0.25
@@ -109,15 +110,13 @@ def _join_new(
     space: Space, frame: Frame, cells: Cells, carried: Carried, threshold: float
 ) -> Edges | None:
     """All edges, of which only those of new rows are searched; None if a cell may be dense."""
-    new = np.zeros(len(space), dtype=np.bool_)
-    new[carried.new] = True
     edges = [carried.edges]
     if len(carried.new):
         for first, last in group_cells(cells, frame.count, PARTS_AT_ONCE * PART_ROWS):
-            found = join_cells(space, frame, cells, range(first, last), threshold, new)
-            if found.dense:
+            found = join_new(space, frame, cells, range(first, last), threshold, carried.new)
+            if found is None:
                 return None
-            edges.append(found.edges)
+            edges.append(found)
     whole = join_edges(edges)
     return None if could_be_dense(whole, cells.home) else whole
 

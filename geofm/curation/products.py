@@ -28,8 +28,10 @@ from geofm.threads import Item, Result, in_order, one_torch_thread
 
 #: A tile of products stays in a core's cache while it is compared with the limit.
 TILE_ROWS, TILE_COLUMNS = 512, 4096
+#: How many times wider a tile of few rows may be.
+WIDER = 4
 #: Sizes of tiles are multiples of these.
-ROW_STEP, COLUMN_STEP = 32, 256
+ROW_STEP, COLUMN_STEP = 16, 256
 #: Bound on |product in bfloat16 - exact| for unit vectors: rounding both factors to 8 bits
 #: (2 * 2^-9), rounding the result (2^-9), float32 sums of up to 8192 terms (2^-11).
 BF16_ERROR = 2.0**-8 + 2.0**-9 + 2.0**-11
@@ -112,18 +114,26 @@ def _padded(factors: torch.Tensor, step: int) -> torch.Tensor:
     return torch.nn.functional.pad(factors, (0, 0, 0, missing)) if missing else factors
 
 
-def _tiles(first: int, last: int) -> Iterator[tuple[int, int]]:
-    """Even pieces of a range, in whole steps, none above the size of a tile."""
-    count = max(1, -(-(last - first) // TILE_COLUMNS))
+def _tiles(first: int, last: int, most: int) -> Iterator[tuple[int, int]]:
+    """Even pieces of a range, in whole steps, none above ``most``."""
+    count = max(1, -(-(last - first) // most))
     size = max(1, -(-(last - first) // (count * COLUMN_STEP))) * COLUMN_STEP
     return pairwise([*range(first, last, size), last])
 
 
-def pick(factors: torch.Tensor, rows: Indices | NDArray[np.int32]) -> torch.Tensor:
-    """Some rows of factors; numpy copies whole rows, torch element by element."""
-    if factors.dtype == torch.float32:
-        return torch.from_numpy(factors.numpy()[rows])
-    return torch.from_numpy(factors.view(torch.int16).numpy()[rows]).view(factors.dtype)
+def pick(factors: torch.Tensor, rows: Indices | NDArray[np.int32], step: int = 1) -> torch.Tensor:
+    """Some rows of factors, and zeros up to a multiple of ``step``.
+
+    ``numpy.take`` copies whole rows; numpy's indexing and torch do not.
+    """
+    found = torch.empty((len(rows) + -len(rows) % step, factors.shape[1]), dtype=factors.dtype)
+    kind = torch.int32 if factors.dtype == torch.float32 else torch.int16
+    # mode: the default one copies once more, to be safe from an index out of range
+    factors.view(kind).numpy().take(
+        rows, axis=0, out=found[: len(rows)].view(kind).numpy(), mode="clip"
+    )
+    found[len(rows) :] = 0
+    return found
 
 
 def near_pairs(
@@ -133,6 +143,7 @@ def near_pairs(
     precision: Precision,
     upper: bool = False,
     most: int | None = None,
+    shape: tuple[int, int] | None = None,
 ) -> tuple[Indices, Indices]:
     """All (i, j) with left[i] · right[j] at or above ``threshold``, and some just below it.
 
@@ -143,12 +154,13 @@ def near_pairs(
         precision: of the factors.
         upper: both are the same vectors, and only i < j is wanted.
         most: proposals beyond which to give up.
+        shape: how many rows of each count, where the rest fill up (``pick``); None for all.
 
     Raises:
         TooManyProposals: beyond ``most``.
     """
     lowest = np.float32(threshold - precision.error)
-    height, width = len(left), len(right)
+    height, width = (len(left), len(right)) if shape is None else shape
     left = _padded(left, ROW_STEP)
     right = left if upper else _padded(right, COLUMN_STEP)
     rows: list[Indices] = []
@@ -156,12 +168,12 @@ def near_pairs(
     found = 0
     for top in range(0, len(left), TILE_ROWS):
         some = left[top : top + TILE_ROWS]
-        for side, end in _tiles(top if upper else 0, len(right)):
+        wide = TILE_COLUMNS * min(WIDER, TILE_ROWS // len(some))
+        for side, end in _tiles(top if upper else 0, len(right), wide):
             tile = multiply(some, right[side:end])
-            at = np.flatnonzero(_at_least(tile, lowest))
-            if not len(at):
+            i, j = _at_least(tile, lowest)
+            if not len(i):
                 continue
-            i, j = np.divmod(at, tile.shape[1])
             i, j = i + top, j + side
             wanted = (i < height) & (j < width)
             if upper:
@@ -177,15 +189,24 @@ def near_pairs(
     return np.concatenate(rows), np.concatenate(columns)
 
 
-def _at_least(tile: torch.Tensor, lowest: np.float32) -> NDArray[np.bool_]:
-    """Which products reach the limit. The bits of positive floats are ordered as integers."""
-    if tile.dtype == torch.float32:
-        return np.asarray(tile.numpy() >= lowest)
+def _at_least(tile: torch.Tensor, lowest: np.float32) -> tuple[Indices, Indices]:
+    """Rows and columns of the products that reach the limit.
+
+    The bits of positive floats are ordered as integers, whose largest of a row is found many times
+    as fast as all that reach the limit; few rows have any.
+    """
     if lowest <= 0:
-        return np.asarray(tile.float().numpy() >= lowest)
-    # products are whole bfloat16: one reaches the limit where it reaches the next bfloat16 above
-    limit = np.int16((int(lowest.view(np.uint32)) + 0xFFFF) >> 16)
-    return np.asarray(tile.view(torch.int16).numpy() >= limit)
+        i, j = np.nonzero(tile.float().numpy() >= lowest)
+        return i, j
+    bits = int(lowest.view(np.uint32))
+    if tile.dtype == torch.float32:
+        values, limit = tile.view(torch.int32).numpy(), bits
+    else:
+        # products are whole bfloat16: they reach the limit where they reach the next one above
+        values, limit = tile.view(torch.int16).numpy(), (bits + 0xFFFF) >> 16
+    some = np.flatnonzero(values.max(axis=1) >= limit)
+    i, j = np.nonzero(values[some] >= limit)
+    return some[i], j
 
 
 def on_every_core(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:

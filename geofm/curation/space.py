@@ -27,7 +27,7 @@ CENTRE_FROM = 32
 #: Rows converted at once; pairs compared at once (what stays in a core's cache).
 BLOCK, PAIRS = 8192, 128
 #: Rows read at once from a file.
-READ = 65_536
+READ = 16_384
 #: Decimals to which a similarity is exact.
 DECIMALS = 12
 #: How far a float32 similarity of unit vectors may be from the exact one (d <= 8192), with room.
@@ -115,7 +115,9 @@ def take_rows(stored: NDArray[np.float16], rows: Indices) -> NDArray[np.float16]
         last = min(first + READ, len(stored))
         begin, end = np.searchsorted(rows, [first, last])
         if begin < end:
-            found[begin:end] = _read(stored, first, last)[rows[begin:end] - first]
+            block = _read(stored, first, last)
+            some = slice(None) if end - begin == last - first else rows[begin:end] - first
+            found[begin:end] = block[some]
     return found
 
 

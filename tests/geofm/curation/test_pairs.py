@@ -177,15 +177,16 @@ def _refresh(store, catalogue, ids, vectors, keep, new):
 
 @pytest.mark.usefixtures("cells")
 @pytest.mark.parametrize("shuffled", [False, True])
+@pytest.mark.parametrize("width", [32, 160])  # the longer ones are searched by sketches
 def test_new_and_withdrawn_chips_give_the_pairs_of_a_full_search(
-    store, catalogue, tmp_path, shuffled
+    store, catalogue, tmp_path, shuffled, width
 ):
-    vectors, ids = clusters(3000), names(3000)
+    vectors, ids = clusters(3000, width=width), names(3000)
     first, _ = search(store, catalogue, ids, vectors)
     draw = np.random.default_rng(5)
     keep = draw.permutation(3000)[:2900] if shuffled else np.arange(100, 3000)
-    new = vectors[keep[:150]].astype(np.float32) + draw.normal(0, 0.15, (150, 32))
-    new = np.concatenate([new.astype(np.float16), clusters(100, seed=9)])
+    new = vectors[keep[:150]].astype(np.float32) + draw.normal(0, 0.15, (150, width))
+    new = np.concatenate([new.astype(np.float16), clusters(100, seed=9, width=width)])
     _, now, made, artifact = _refresh(store, catalogue, ids, vectors, keep, new)
     facts = made["buckets"].manifest.facts
     assert facts["frame_from"] == first["buckets"].digest
