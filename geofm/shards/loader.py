@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice, repeat
 from typing import Any
 
 import numpy as np
@@ -169,8 +169,8 @@ class SampleStream(IterableDataset[Any]):
         skipped: list[str] = []
         finished = self._finished(numbers, skipped)
         collate, drop = self.collate, self.reading.skip_damaged
-        for first in range(0, len(numbers), size):
-            count = min(size, len(numbers) - first)
+        full, rest = divmod(len(numbers), size)
+        for count in chain(repeat(size, full), [rest] if rest else []):
             coming: Iterator[Any] = islice(finished, count)
             if drop:
                 whole = [sample for sample in coming if sample is not SKIPPED]
@@ -180,9 +180,11 @@ class SampleStream(IterableDataset[Any]):
             else:
                 batch = collate(coming)
                 deque(coming, maxlen=0)  # what it left
-            yield batch, count, tuple(skipped)
             if skipped:
+                yield batch, count, tuple(skipped)
                 skipped.clear()
+            else:
+                yield batch, count, ()
 
     def _finished(self, numbers: NDArray[np.int64], skipped: list[str]) -> Iterator[Any]:
         """The samples one by one, each read when it is asked for; SKIPPED for a damaged one."""
@@ -222,26 +224,17 @@ class SampleStream(IterableDataset[Any]):
         self, numbers: NDArray[np.int64], damaged: Callable[[DamagedShard], Any]
     ) -> Iterator[Any]:
         """The samples as they are read, in order, read ahead within the bounds."""
-        files, threads = self.samples.files, self.reading.threads
-        how = self.left.epoch, self.samples.check, self.samples.decode
+        samples, reading = self.samples, self.reading
+        how = self.left.epoch, samples.check, samples.decode
         largest = int(self.index.sizes[numbers].max(initial=1))
-        ahead = max(1, int(self.reading.ahead_mib * 2**20 / largest))
+        ahead = max(1, int(reading.ahead_mib * 2**20 / largest))
+        threads = reading.threads
         if threads is None:
-            threads = REMOTE_THREADS if files.is_remote else 0
-        if not threads:
-            # what is read one after the other, the kernel sees by itself
-            yield from files.scan(numbers, damaged, *how, ahead if self.reading.shuffled else 0)
-            return
-
-        def read(number: int) -> Sample | DamagedShard:
-            try:
-                return files.sample(number, *how)
-            except DamagedShard as damage:
-                return damage
-
-        with ThreadPoolExecutor(threads, "geofm-read") as pool:
-            for found in in_order(pool, read, numbers.tolist(), ahead):
-                yield damaged(found) if isinstance(found, DamagedShard) else found
+            threads = REMOTE_THREADS if samples.files.is_remote else 0
+        if threads:
+            return _by_threads(samples.files, numbers, damaged, how, threads, ahead)
+        # what is read one after the other, the kernel sees by itself
+        return samples.files.scan(numbers, damaged, *how, ahead if reading.shuffled else 0)
 
     def state_dict(self) -> dict[str, Any]:
         """How far this rank is: plain JSON."""
@@ -281,6 +274,27 @@ class SampleStream(IterableDataset[Any]):
             self.taken = int(own[0]["taken"])
             return
         self.left, self.taken = merge(states), 0
+
+
+def _by_threads(
+    files: ShardFiles,
+    numbers: NDArray[np.int64],
+    damaged: Callable[[DamagedShard], Any],
+    how: tuple[int, bool, bool],
+    threads: int,
+    ahead: int,
+) -> Iterator[Any]:
+    """As ``ShardFiles.scan``, read by threads so many samples ahead; ``how``: as there."""
+
+    def read(number: int) -> Sample | DamagedShard:
+        try:
+            return files.sample(number, *how)
+        except DamagedShard as damage:  # told in its turn
+            return damage
+
+    with ThreadPoolExecutor(threads, "geofm-read") as pool:
+        for found in in_order(pool, read, numbers.tolist(), ahead):
+            yield damaged(found) if isinstance(found, DamagedShard) else found
 
 
 def _require_digests(index: ShardIndex, check: bool) -> None:

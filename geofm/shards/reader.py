@@ -206,6 +206,7 @@ class ShardFiles:
                 some are not in its memory already.
         """
         index, pread, waits = self.index, os.pread, ahead > 0
+        new: Any = tuple.__new__  # as Sample(...), without the call of a Python function
         for start in range(0, len(numbers), SCAN):
             part = numbers[start : start + SCAN]
             coming = iter(numbers[start + ahead : start + ahead + len(part)].tolist())
@@ -220,7 +221,8 @@ class ShardFiles:
                     data = pread(self.descriptor(shard) if file is None else file, size, offset)
                     if check or len(data) < size:
                         self._require_whole(number, data, check)
-                    found = Sample(number, epoch, key, chip_from_bytes(data) if decode else data)
+                    found = chip_from_bytes(data) if decode else data
+                    found = new(Sample, (number, epoch, key, found))
                 except DamagedShard as damage:
                     found = damaged(damage)
                 except (OSError, ValueError) as error:
