@@ -56,7 +56,7 @@ SCENE_COLUMNS = ["collection", "item_id", "source", "licence"]
 TEXT = pa.large_string()
 FILE = "samples.arrow"
 #: Rows of a batch of the file: so many become Python objects at a time.
-BLOCK_ROWS = 4096
+BLOCK_ROWS = 1024
 #: Rows that are read or sorted at a time.
 BUCKET_ROWS = 2**14
 #: Files that rows are dealt to before they are sorted, at most.
