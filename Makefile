@@ -6,7 +6,7 @@ UV := $(BIN)/uv
 INSTALL := $(UV) pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test pgstac lint format bench constraints clean
+.PHONY: help demo test pgstac interop lint format bench constraints clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -33,6 +33,9 @@ pgstac: | $(UV)  ## A STAC server for tests in .venv-pgstac (its fastapi is not 
 	$(UV) venv --quiet --allow-existing .venv-pgstac
 	$(UV) pip install --quiet --compile-bytecode --python .venv-pgstac/bin/python \
 	  stac-fastapi-pgstac "pypgstac[psycopg]" uvicorn
+
+interop: $(VENV)/.test  ## What tests open exported datasets and models with
+	$(INSTALL) -e ".[test,interop]"
 
 lint: $(VENV)/.test  ## ruff and mypy --strict
 	$(BIN)/ruff check .

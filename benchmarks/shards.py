@@ -1,6 +1,6 @@
 """Shards and loader beside their peers and beside the bare bytes.
 
-Every row is a process of its own, the best of ``--repeat`` runs with all files in the page cache
+Every row is a process of its own, the median of ``--repeat`` runs with all files in the page cache
 (rates of a shared machine: compare within a table). Sections:
 
 - ``write``: samples in memory to published shards. geofm hashes every member and every file, writes
@@ -112,15 +112,15 @@ class Bench:
         self.folder, self.peers, self.repeat, self.most = folder, peers, repeat, most
 
     def ours(self, what: str, job: Json, repeat: int | None = None) -> Json:
-        """The best of several runs of one of our functions."""
-        return self._best([sys.executable, str(HERE / "shards.py"), "--ours", what], job, repeat)
+        """The median of several runs of one of our functions."""
+        return self._median([sys.executable, str(HERE / "shards.py"), "--ours", what], job, repeat)
 
     def peer(self, what: str, job: Json, repeat: int | None = None) -> Json:
-        """The best of several runs of a peer."""
+        """The median of several runs of a peer."""
         assert self.peers is not None
-        return self._best([self.peers, str(HERE / "shards_peers.py"), what], job, repeat)
+        return self._median([self.peers, str(HERE / "shards_peers.py"), what], job, repeat)
 
-    def _best(self, command: list[str], job: Json, repeat: int | None) -> Json:
+    def _median(self, command: list[str], job: Json, repeat: int | None) -> Json:
         found = []
         for run in range(repeat or self.repeat):
             out = self.folder / f"out-{time.time_ns()}"
@@ -138,8 +138,8 @@ class Bench:
                 shutil.rmtree(out, ignore_errors=True)
             else:
                 found[-1]["out"] = str(out)
-        best = min(found, key=lambda one: one["seconds"])
-        return {**best, "out": found[-1].get("out")}
+        middle = sorted(found, key=lambda one: float(one["seconds"]))[len(found) // 2]
+        return {**middle, "out": found[-1].get("out")}
 
 
 def row(what: str, member: str, size: int, found: Json, ours: float = 0, note: str = "") -> Json:

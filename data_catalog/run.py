@@ -127,6 +127,7 @@ def _whole_part(stage: Stage, job: Job, part: Part) -> Path:
 def seal(stage: Stage, job: Job, parts: list[Part]) -> tuple[Artifact, dict[str, Any]]:
     """Write, hash and publish the artifact; returns it with the run's metrics."""
     folders = [_whole_part(stage, job, part) for part in parts]
+    known = linked(folders)
     with job.store.staging() as folder:
         out = folder / "artifact"
         out.mkdir()
@@ -143,9 +144,9 @@ def seal(stage: Stage, job: Job, parts: list[Part]) -> tuple[Artifact, dict[str,
             dropped=dict(sorted(sealed.dropped.items())),
             facts=sealed.facts,
             deterministic=sealed.deterministic,
-            files=list_files(out, linked(folders)),
+            files=list_files(out, known),
         )
-        artifact = job.store.publish(out, manifest)
+        artifact = job.store.publish(out, manifest, known)
     return artifact, sealed.metrics
 
 

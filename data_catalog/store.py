@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 from botocore.exceptions import BotoCoreError
 from upath import UPath
@@ -49,27 +50,37 @@ class StoreFull(RunError):
 Inode = tuple[int, int]
 
 
-def list_files(folder: Path, known: Mapping[Inode, str] | None = None) -> list[FileEntry]:
+class PartFile(NamedTuple):
+    """A file of a finished part: key of the part, path in its folder, SHA-256 (hex)."""
+
+    key: str
+    path: str
+    sha256: str
+
+
+def list_files(folder: Path, known: Mapping[Inode, PartFile] | None = None) -> list[FileEntry]:
     """Every file below a folder with digest and size, sorted by path.
 
-    ``known`` has digests of files that were hashed a moment ago under another name.
+    ``known`` has files that were hashed a moment ago under another name.
     """
     found = []
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         about = path.stat()
-        digest = (known or {}).get((about.st_dev, about.st_ino)) or sha256_file(path)
+        same = (known or {}).get((about.st_dev, about.st_ino))
+        digest = same.sha256 if same else sha256_file(path)
         name = path.relative_to(folder).as_posix()
         found.append(FileEntry(path=name, sha256=digest, size=about.st_size))
     return found
 
 
-def linked(folders: Iterable[Path]) -> dict[Inode, str]:
-    """Digests of the files of whole parts, by what a hard link shares with them."""
+def linked(folders: Iterable[Path]) -> dict[Inode, PartFile]:
+    """The files of whole parts (folders named by key), by what a hard link shares with them."""
     found = {}
     for folder in folders:
         for entry in json.loads((folder / PART).read_bytes())["files"]:
             about = (folder / entry["path"]).stat()
-            found[about.st_dev, about.st_ino] = str(entry["sha256"])
+            file = PartFile(folder.name, str(entry["path"]), str(entry["sha256"]))
+            found[about.st_dev, about.st_ino] = file
     return found
 
 
@@ -136,13 +147,18 @@ class Store:
             if not Path(f"/proc/{folder.name.split('.')[-2]}").exists():
                 shutil.rmtree(folder, ignore_errors=True)
 
-    def publish(self, folder: Path, manifest: Manifest) -> Artifact:
-        """Make a staged folder an artifact: rename it, or upload it with the manifest last."""
+    def publish(
+        self, folder: Path, manifest: Manifest, known: Mapping[Inode, PartFile] | None = None
+    ) -> Artifact:
+        """Make a staged folder an artifact: rename it, or upload it with the manifest last.
+
+        An object store copies by itself what it has as a file of a part already (``known``).
+        """
         manifest.check_conservation()
         artifact = self.artifact(manifest.kind, manifest.digest)
         (folder / MANIFEST).write_bytes(manifest.to_bytes())
         if not self.has(artifact):
-            self._move(folder, artifact.root, last=MANIFEST)
+            self._move(folder, artifact.root, MANIFEST, known or {})
         return artifact
 
     def plan_file(self, key: str) -> UPath:
@@ -173,7 +189,7 @@ class Store:
         files = [f.model_dump() for f in list_files(folder)]
         (folder / PART).write_bytes(canonical({"key": key, "files": files}))
         if not self.has_part(key):
-            self._move(folder, self.part_folder(key), last=PART)
+            self._move(folder, self.part_folder(key), PART, {})
 
     def fetch_part(self, key: str) -> Path | None:
         """A local folder with the files of a finished part; None, and it is gone, if damaged."""
@@ -193,7 +209,9 @@ class Store:
             folder.fs.rm_file((folder / PART).path)
         return None
 
-    def _move(self, folder: Path, target: UPath, last: str) -> None:
+    def _move(
+        self, folder: Path, target: UPath, last: str, known: Mapping[Inode, PartFile]
+    ) -> None:
         """Publish a local folder at ``target``; ``last`` is the file that says it is whole."""
         if self.is_local:
             place = Path(target.path)
@@ -206,7 +224,22 @@ class Store:
             return
         names = [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
         for name in sorted(names, key=lambda n: (n == last, n)):
-            (target / name).write_bytes((folder / name).read_bytes())
+            about = (folder / name).stat()
+            same = known.get((about.st_dev, about.st_ino))
+            if same is None or not self._copied(same, target / name, about.st_size):
+                (target / name).write_bytes((folder / name).read_bytes())
+
+    def _copied(self, file: PartFile, target: UPath, size: int) -> bool:
+        """Whether the object store has made a copy of a part's file by itself."""
+        source = self.part_folder(file.key) / file.path
+        try:
+            if source.stat().st_size != size:
+                return False
+            source.fs.cp_file(source.path, target.path)
+        except (OSError, NotImplementedError) as error:  # gone, or not allowed: uploaded then
+            log.info("%s was not copied (%s); it is uploaded", source, error)
+            return False
+        return True
 
     def _download(self, remote: UPath, place: Path) -> None:
         """Copy a finished part from an object store, in one step.

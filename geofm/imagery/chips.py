@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
@@ -14,9 +15,8 @@ from numpy.typing import NDArray
 
 from data_catalog.artifact import Artifact
 
-#: A ``.npy`` of version 1.0 begins with magic and version (8 bytes) and the length of the text
-#: that follows (2 bytes).
-HEAD = 10
+#: Bytes before the pixels: numpy fills a short header with spaces to so many.
+HEAD = 128
 
 
 def chip_bytes(pixels: NDArray[np.generic]) -> bytes:
@@ -35,15 +35,15 @@ def _head(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
 
 
 @lru_cache(maxsize=64)
-def _layout(head: bytes) -> tuple[np.dtype[Any], tuple[int, ...]]:
-    """Dtype and shape that a header says; chips of an artifact have the same few headers."""
+def _layout(head: bytes) -> tuple[np.dtype[Any], tuple[int, ...], int]:
+    """Dtype, shape and bytes that a header says; an artifact's chips have the same few headers."""
     file = io.BytesIO(head)
     if np.lib.format.read_magic(file) != (1, 0):
         raise ValueError("not a .npy of version 1.0")
     shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
-    if fortran or dtype.hasobject:
-        raise ValueError("not a .npy of numbers in C order")
-    return dtype, shape
+    if fortran or dtype.hasobject or file.tell() != HEAD:
+        raise ValueError("not a .npy of numbers in C order with a short header")
+    return dtype, shape, dtype.itemsize * math.prod(shape)
 
 
 def chip_from_bytes(data: bytes | memoryview) -> NDArray[Any]:
@@ -52,9 +52,10 @@ def chip_from_bytes(data: bytes | memoryview) -> NDArray[Any]:
     Raises:
         ValueError: when ``data`` is not a whole ``.npy`` as ``chip_bytes`` writes it.
     """
-    pixels = HEAD + int.from_bytes(data[8:HEAD], "little")
-    dtype, shape = _layout(bytes(data[:pixels]))
-    return np.frombuffer(data, dtype, offset=pixels).reshape(shape)  # refuses a wrong size
+    dtype, shape, size = _layout(bytes(data[:HEAD]))
+    if len(data) != HEAD + size:
+        raise ValueError(f"{len(data)} bytes are not a .npy of {dtype} {shape}")
+    return np.ndarray(shape, dtype, data, HEAD)
 
 
 def pixel_sha256(pixels: NDArray[np.generic]) -> str:

@@ -17,8 +17,8 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
-from typing import Any, NamedTuple
+from itertools import chain, islice, repeat
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 
 from data_catalog.errors import UsageError
 from geofm.shards.order import BadState, Left, deal, epoch_order, merge
-from geofm.shards.reader import SCAN, DamagedShard, ShardFiles, ShardIndex
+from geofm.shards.reader import DamagedShard, Sample, ShardFiles, ShardIndex
 from geofm.threads import in_order
 
 #: Threads that fetch from an object store, where each read waits for the network.
@@ -35,24 +35,8 @@ REMOTE_THREADS = 16
 SKIPPED = object()
 
 
-class Sample(NamedTuple):
-    """One sample: its number in the index, the epoch, its key (chip id) and pixels.
-
-    ``pixels`` is [bands, height, width], read-only, or the ``.npy`` bytes where not decoded.
-    """
-
-    number: int
-    epoch: int
-    key: str
-    pixels: NDArray[Any] | bytes
-
-
-class Delivery(NamedTuple):
-    """What a reader hands over: a batch, how many samples it took from, and what was skipped."""
-
-    batch: Any
-    taken: int
-    skipped: tuple[str, ...]
+#: What a reader hands over: a batch, how many samples it took from, and what was skipped.
+Delivery = tuple[Any, int, tuple[str, ...]]
 
 
 class SampleDataset(Dataset[Any]):
@@ -89,15 +73,7 @@ class SampleDataset(Dataset[Any]):
         if not -len(self) <= number < len(self):
             raise IndexError(f"sample {number} of {len(self)}")
         number %= len(self)
-        key = self.index.keys[number].as_py()
-        return self.finish(number, 0, key, self.files.read(number, self.check))
-
-    def finish(self, number: int, epoch: int, key: str, data: bytes | DamagedShard) -> Any:
-        """Decode and transform one sample's bytes; raises what came in their place."""
-        if isinstance(data, DamagedShard):
-            raise data
-        pixels = self.files.pixels(number, data) if self.decode else data
-        sample = Sample(number, epoch, key, pixels)
+        sample = self.files.sample(number, 0, self.check, self.decode)
         return sample if self.transform is None else self.transform(sample)
 
 
@@ -193,8 +169,8 @@ class SampleStream(IterableDataset[Any]):
         skipped: list[str] = []
         finished = self._finished(numbers, skipped)
         collate, drop = self.collate, self.reading.skip_damaged
-        for first in range(0, len(numbers), size):
-            count = min(size, len(numbers) - first)
+        full, rest = divmod(len(numbers), size)
+        for count in chain(repeat(size, full), [rest] if rest else []):
             coming: Iterator[Any] = islice(finished, count)
             if drop:
                 whole = [sample for sample in coming if sample is not SKIPPED]
@@ -204,23 +180,25 @@ class SampleStream(IterableDataset[Any]):
             else:
                 batch = collate(coming)
                 deque(coming, maxlen=0)  # what it left
-            yield Delivery(batch, count, tuple(skipped))
             if skipped:
+                yield batch, count, tuple(skipped)
                 skipped.clear()
+            else:
+                yield batch, count, ()
 
     def _finished(self, numbers: NDArray[np.int64], skipped: list[str]) -> Iterator[Any]:
         """The samples one by one, each read when it is asked for; SKIPPED for a damaged one."""
-        finish, skip, epoch = self.samples.finish, self.reading.skip_damaged, self.left.epoch
-        rows = zip(_numbers_and_keys(self.index, numbers), self._payloads(numbers), strict=True)
-        for (number, key), data in rows:
-            try:
-                sample = finish(number, epoch, key, data)
-            except DamagedShard as damage:
-                if not skip:
-                    raise
-                skipped.append(str(damage))
-                sample = SKIPPED
-            yield sample
+
+        def damaged(damage: DamagedShard) -> Any:
+            if not self.reading.skip_damaged:
+                raise damage
+            skipped.append(str(damage))
+            return SKIPPED
+
+        found, transform = self._found(numbers, damaged), self.samples.transform
+        if transform is None:
+            return found
+        return (SKIPPED if one is SKIPPED else transform(one) for one in found)
 
     def batches(self, workers: int = 0, **options: Any) -> Iterator[Any]:
         """The batches that are left of the epoch; afterwards the stream is at the next one.
@@ -242,29 +220,21 @@ class SampleStream(IterableDataset[Any]):
                 yield batch
         self.left, self.taken = Left(self.left.epoch + 1), 0
 
-    def _payloads(self, numbers: NDArray[np.int64]) -> Iterator[bytes | DamagedShard]:
-        """The bytes of the samples, in order, read ahead within the bounds."""
-        files, check, threads = self.samples.files, self.samples.check, self.reading.threads
+    def _found(
+        self, numbers: NDArray[np.int64], damaged: Callable[[DamagedShard], Any]
+    ) -> Iterator[Any]:
+        """The samples as they are read, in order, read ahead within the bounds."""
+        samples, reading = self.samples, self.reading
+        how = self.left.epoch, samples.check, samples.decode
         largest = int(self.index.sizes[numbers].max(initial=1))
-        ahead = max(1, int(self.reading.ahead_mib * 2**20 / largest))
+        ahead = max(1, int(reading.ahead_mib * 2**20 / largest))
+        threads = reading.threads
         if threads is None:
-            threads = REMOTE_THREADS if files.is_remote else 0
+            threads = REMOTE_THREADS if samples.files.is_remote else 0
         if threads:
-            return self._read_by_threads(numbers.tolist(), threads, ahead)
+            return _by_threads(samples.files, numbers, damaged, how, threads, ahead)
         # what is read one after the other, the kernel sees by itself
-        return files.scan(numbers, check, ahead if self.reading.shuffled else 0)
-
-    def _read_by_threads(
-        self, numbers: list[int], threads: int, most: int
-    ) -> Iterator[bytes | DamagedShard]:
-        with ThreadPoolExecutor(threads, "geofm-read") as pool:
-            yield from in_order(pool, self._read_or_damage, numbers, most)
-
-    def _read_or_damage(self, number: int) -> bytes | DamagedShard:
-        try:
-            return self.samples.files.read(number, self.samples.check)
-        except DamagedShard as damage:
-            return damage
+        return samples.files.scan(numbers, damaged, *how, ahead if reading.shuffled else 0)
 
     def state_dict(self) -> dict[str, Any]:
         """How far this rank is: plain JSON."""
@@ -306,10 +276,25 @@ class SampleStream(IterableDataset[Any]):
         self.left, self.taken = merge(states), 0
 
 
-def _numbers_and_keys(index: ShardIndex, numbers: NDArray[np.int64]) -> Iterator[tuple[int, str]]:
-    for start in range(0, len(numbers), SCAN):
-        part = numbers[start : start + SCAN]
-        yield from zip(part.tolist(), index.keys.take(part).to_pylist(), strict=True)
+def _by_threads(
+    files: ShardFiles,
+    numbers: NDArray[np.int64],
+    damaged: Callable[[DamagedShard], Any],
+    how: tuple[int, bool, bool],
+    threads: int,
+    ahead: int,
+) -> Iterator[Any]:
+    """As ``ShardFiles.scan``, read by threads so many samples ahead; ``how``: as there."""
+
+    def read(number: int) -> Sample | DamagedShard:
+        try:
+            return files.sample(number, *how)
+        except DamagedShard as damage:  # told in its turn
+            return damage
+
+    with ThreadPoolExecutor(threads, "geofm-read") as pool:
+        for found in in_order(pool, read, numbers.tolist(), ahead):
+            yield damaged(found) if isinstance(found, DamagedShard) else found
 
 
 def _require_digests(index: ShardIndex, check: bool) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -73,8 +74,8 @@ def plan(job: Job) -> list[Part]:
         for number, (a, b) in enumerate(shard_ranges(samples.hashes[start:end], count)):
             first, last = start + a, start + b
             covers = [
-                [digest_of(samples.document(row)), float(row["valid_fraction"])]
-                for row in samples.records(first, last)
+                [digest_of(document), float(row["valid_fraction"])]
+                for row, document in samples.documents(first, last)
             ]
             name = f"shards/{settings.name}-{split}-{number:05d}.tar"
             payload = {"first": first, "last": last, "split": split, "shard": name}
@@ -90,12 +91,13 @@ def work(job: Job, part: Part, folder: Path) -> None:
         DamagedChip: when pixels do not have the digest under which they were cut.
     """
     samples, chips = load_samples(job), job.inputs["chips"]
+    local = lru_cache(maxsize=None)(chips.local)
     sums, keys = BandSums(), []
 
     def members() -> Iterator[tuple[str, bytes]]:
-        for row in samples.records(part.payload["first"], part.payload["last"]):
-            tar, key = chips.local(row["part"]), row["chip_id"]
-            payload = read_range(tar, int(row["offset"]), int(row["size"]))
+        for row, document in samples.documents(part.payload["first"], part.payload["last"]):
+            key = row["chip_id"]
+            payload = read_range(local(row["part"]), row["offset"], row["size"])
             pixels = chip_from_bytes(payload)
             if pixel_sha256(pixels) != row["pixel_sha256"]:
                 raise DamagedChip(
@@ -105,7 +107,7 @@ def work(job: Job, part: Part, folder: Path) -> None:
             sums.add(pixels, row["scale"], float(row["valid_fraction"]))
             keys.append(key)
             yield f"{key}.npy", payload
-            yield f"{key}.json", canonical(samples.document(row))
+            yield f"{key}.json", canonical(document)
 
     written = write_tar(folder / TAR, members())
     with pa.OSFile(str(folder / ROWS), "wb") as file:
@@ -125,10 +127,10 @@ def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
     count = write_index(_rows(parts, folders), folder / INDEX)
     write_samples(samples, folder / "samples.parquet")
     total = merge_sums(json.loads((place / SUMS).read_bytes()) for place in folders)
-    first = samples.document(next(samples.records(0, 1)))
+    _, first = next(samples.documents(0, 1))
     stats = finish_stats(first["bands"], first["dtype"], first["scale"], total)
     (folder / "stats.json").write_bytes(canonical(stats))
-    sources = count_sources(samples.records(0, len(samples)))
+    sources = count_sources(samples.records(columns=["source", "licence"]))
     write_card(folder / "README.md", settings.name, samples, stats, sources, job.inputs)
     left_out = len(samples.left_out)
     if left_out:
@@ -164,7 +166,7 @@ def _rows(parts: list[Part], folders: list[Path]) -> Iterator[ShardRows]:
 
 STAGE = Stage(
     name="pack",
-    version="2",
+    version="3",
     kind="dataset",
     inputs=("items", "chips", "decisions"),
     software=("numpy", "pyarrow"),

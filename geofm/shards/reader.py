@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import resource
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -26,7 +27,7 @@ from geofm.shards.index import INDEX
 #: Tars that a thread holds open.
 OPEN_FILES = 64
 #: Samples whose places become Python numbers at a time.
-SCAN = 1024
+SCAN = 256
 
 
 class DamagedShard(CheckError):
@@ -35,6 +36,18 @@ class DamagedShard(CheckError):
 
 class NoSuchSplit(UsageError):
     """The dataset has no samples in this split."""
+
+
+class Sample(NamedTuple):
+    """One sample: its number in the index, the epoch, its key (chip id) and pixels.
+
+    ``pixels`` is [bands, height, width], read-only, or the ``.npy`` bytes where not decoded.
+    """
+
+    number: int
+    epoch: int
+    key: str
+    pixels: NDArray[Any] | bytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,12 +167,17 @@ class ShardFiles:
             while opened:
                 os.close(opened.popitem()[1])
 
-    def descriptor(self, shard: int) -> int:
-        """A descriptor of a local shard, this thread's own."""
+    def _opened(self) -> OrderedDict[int, int]:
+        """Descriptors of the local shards that this thread holds open."""
         opened: OrderedDict[int, int] | None = getattr(self._local, "opened", None)
         if opened is None:
             opened = self._local.opened = OrderedDict()
             self._all.append(opened)
+        return opened
+
+    def descriptor(self, shard: int) -> int:
+        """A descriptor of a local shard, this thread's own."""
+        opened = self._opened()
         found = opened.get(shard)
         if found is None:
             found = opened[shard] = os.open(self.index.files[shard], os.O_RDONLY)
@@ -168,38 +186,51 @@ class ShardFiles:
         return found
 
     def scan(
-        self, numbers: NDArray[np.int64], check: bool = False, ahead: int = 0
-    ) -> Iterator[bytes | DamagedShard]:
-        """The bytes of samples of local shards, in order; in place of a damaged one, what it is.
+        self,
+        numbers: NDArray[np.int64],
+        damaged: Callable[[DamagedShard], Any],
+        epoch: int = 0,
+        check: bool = False,
+        decode: bool = True,
+        ahead: int = 0,
+    ) -> Iterator[Sample]:
+        """Samples of local shards, in order, each read when it is asked for.
 
         Args:
             numbers: of the samples.
+            damaged: gives what comes in the place of a damaged one, or raises.
+            epoch: what the samples are told.
             check: compare their SHA-256.
-            ahead: the kernel is told of samples so many places before they are read.
+            decode: give pixels; else the ``.npy`` bytes.
+            ahead: the kernel is told of samples so many places before they are read, as long as
+                some are not in its memory already.
         """
-        index, pread = self.index, os.pread
+        index, pread, waits = self.index, os.pread, ahead > 0
+        new: Any = tuple.__new__  # as Sample(...), without the call of a Python function
         for start in range(0, len(numbers), SCAN):
             part = numbers[start : start + SCAN]
-            rows = (
-                index.shards[part].tolist(),
-                index.offsets[part].tolist(),
-                index.sizes[part].tolist(),
-            )
             coming = iter(numbers[start + ahead : start + ahead + len(part)].tolist())
-            for number, shard, offset, size in zip(part.tolist(), *rows, strict=True):
+            opened, reads = self._opened(), _disk_reads()
+            rows = zip(
+                part.tolist(), index.keys.take(part).to_pylist(), index.shards[part].tolist(),
+                index.offsets[part].tolist(), index.sizes[part].tolist(), strict=True,
+            )  # fmt: skip
+            for number, key, shard, offset, size in rows:
                 try:
-                    data = pread(self.descriptor(shard), size, offset)
-                    if ahead:
-                        self._will_need(next(coming, None))
-                except OSError as error:
-                    yield _damaged(index, number, error.strerror or str(error))
-                    continue
-                if len(data) < size:
-                    yield _damaged(index, number, "the file ends before")
-                elif check and not self._is_whole(number, data):
-                    yield _damaged(index, number, "its SHA-256 is not that of the index")
-                else:
-                    yield data
+                    file = opened.get(shard)
+                    data = pread(self.descriptor(shard) if file is None else file, size, offset)
+                    if check or len(data) < size:
+                        self._require_whole(number, data, check)
+                    found = chip_from_bytes(data) if decode else data
+                    found = new(Sample, (number, epoch, key, found))
+                except DamagedShard as damage:
+                    found = damaged(damage)
+                except (OSError, ValueError) as error:
+                    found = damaged(_damaged(index, number, error))
+                if waits:
+                    self._will_need(next(coming, None))
+                yield found
+            waits = ahead > 0 and _disk_reads() > reads
 
     def _will_need(self, number: int | None) -> None:
         """Tell the kernel that a sample is read soon, so that it is in memory by then."""
@@ -212,12 +243,16 @@ class ShardFiles:
                 int(index.sizes[number]), os.POSIX_FADV_WILLNEED,
             )  # fmt: skip
 
-    def _is_whole(self, number: int, data: bytes) -> bool:
-        digests = self.index.sha256
-        if digests is None:
-            raise UsageError("open the index with digests=True to check samples")
-        wanted: bytes = digests[number].tobytes()
-        return hashlib.sha256(data).digest() == wanted
+    def _require_whole(self, number: int, data: bytes, check: bool) -> None:
+        """Raises DamagedShard for bytes that are too few or (with ``check``) others."""
+        if len(data) < self.index.sizes[number]:
+            raise _damaged(self.index, number, "the file ends before")
+        if check:
+            digests = self.index.sha256
+            if digests is None:
+                raise UsageError("open the index with digests=True to check samples")
+            if hashlib.sha256(data).digest() != digests[number].tobytes():
+                raise _damaged(self.index, number, "its SHA-256 is not that of the index")
 
     def read(self, number: int, check: bool = False) -> bytes:
         """The bytes of one sample.
@@ -225,46 +260,53 @@ class ShardFiles:
         Raises:
             DamagedShard: it cannot be read, or (with ``check``) its SHA-256 is another.
         """
-        if self.is_remote:
-            data = self._read_remote(number)
-            if check and not self._is_whole(number, data):
-                raise _damaged(self.index, number, "its SHA-256 is not that of the index")
-            return data
-        found = next(self.scan(np.array([number]), check))
-        if isinstance(found, DamagedShard):
-            raise found
-        return found
-
-    def pixels(self, number: int, data: bytes | None = None) -> NDArray[Any]:
-        """The pixels of one sample [bands, height, width], read-only.
-
-        Args:
-            number: of the sample.
-            data: its bytes, where they were read already.
-
-        Raises:
-            DamagedShard: the bytes cannot be read or are no ``.npy``.
-        """
-        try:
-            return chip_from_bytes(self.read(number) if data is None else data)
-        except ValueError as error:
-            raise _damaged(self.index, number, str(error)) from error
-
-    def _read_remote(self, number: int) -> bytes:
         index = self.index
-        # made anew after a fork: fsspec's connections do not survive one, its cache knows
-        path = UPath(index.files[int(index.shards[number])])
-        start, size = int(index.offsets[number]), int(index.sizes[number])
+        shard, start, size = (
+            int(column[number]) for column in (index.shards, index.offsets, index.sizes)
+        )
         try:
-            data: bytes = path.fs.cat_file(path.path, start=start, end=start + size)
+            if self.is_remote:
+                # made anew after a fork: fsspec's connections do not survive one, its cache knows
+                path = UPath(index.files[shard])
+                data: bytes = path.fs.cat_file(path.path, start=start, end=start + size)
+            else:
+                data = os.pread(self.descriptor(shard), size, start)
         except OSError as error:
-            raise _damaged(index, number, str(error)) from error
-        if len(data) < size:
-            raise _damaged(index, number, "the object ends before")
+            raise _damaged(index, number, error) from error
+        self._require_whole(number, data, check)
         return data
 
+    def pixels(self, number: int, check: bool = False) -> NDArray[Any]:
+        """The pixels of one sample [bands, height, width], read-only.
 
-def _damaged(index: ShardIndex, number: int, why: str) -> DamagedShard:
+        Raises:
+            DamagedShard: its bytes cannot be read, are no ``.npy``, or as ``read`` says.
+        """
+        data = self.read(number, check)
+        try:
+            return chip_from_bytes(data)
+        except ValueError as error:
+            raise _damaged(self.index, number, error) from error
+
+    def sample(
+        self, number: int, epoch: int = 0, check: bool = False, decode: bool = True
+    ) -> Sample:
+        """One sample of a local or remote shard; arguments are those of ``scan``.
+
+        Raises:
+            DamagedShard: as ``pixels`` says.
+        """
+        read = self.pixels if decode else self.read
+        return Sample(number, epoch, self.index.keys[number].as_py(), read(number, check))
+
+
+def _disk_reads() -> int:
+    """Blocks that this thread has had to wait for or asked for ahead of time."""
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_inblock
+
+
+def _damaged(index: ShardIndex, number: int, why: str | Exception) -> DamagedShard:
+    why = getattr(why, "strerror", None) or why
     return DamagedShard(
         f"{index.says(number)} is damaged: {why}; run `geofm verify {index.digest[:12]}` and "
         "restore the shard or pack it again"

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,7 @@ from shapely.geometry import mapping
 from data_catalog.artifact import Artifact
 from data_catalog.stage import Job
 from data_catalog.tables import records
-from geofm.shards.index import GROUP_ROWS
-from geofm.shards.sorting import BLOCK_ROWS, FILE, sort_rows
+from geofm.shards.sorting import BLOCK_ROWS, BUCKET_ROWS, FILE, sort_rows
 from geofm.shards.split import HOLDOUT, RIM, TRAIN
 
 Json = dict[str, Any]
@@ -75,17 +74,26 @@ class Samples:
                 begin = max(first - start, 0)
                 yield reader.get_batch(number).slice(begin, end - start - begin)
 
-    def records(self, first: int, last: int) -> Iterator[Json]:
+    def records(
+        self, first: int = 0, last: int | None = None, columns: Sequence[str] | None = None
+    ) -> Iterator[Json]:
         """Rows as dictionaries."""
         for batch in self.batches(first, last):
-            yield from batch.to_pylist()
+            yield from (batch.select(columns) if columns else batch).to_pylist()
 
     def distinct(self, column: str) -> set[str]:
         """The different texts of a column."""
         return {text for b in self.batches() for text in pc.unique(b[column]).to_pylist()}
 
-    def document(self, row: Json) -> Json:
-        """The JSON member of one sample: where it came from, and how to read its pixels."""
+    def documents(self, first: int, last: int) -> Iterator[tuple[Json, Json]]:
+        """Rows as dictionaries, each with the JSON member of its sample."""
+        for batch in self.batches(first, last):
+            areas = _geojson(batch["geometry"])
+            for row, area in zip(batch.to_pylist(), areas, strict=True):
+                yield row, self._document(row, area)
+
+    def _document(self, row: Json, area: Json) -> Json:
+        """Where a sample came from, and how to read its pixels."""
         key = str(row["collection"]), str(row["item_id"])
         return {
             "chip_id": row["chip_id"],
@@ -96,7 +104,7 @@ class Samples:
             "window": {name: int(row[name]) for name in ("row", "col", "width", "height")},
             "crs": row["crs"],
             "transform": row["transform"],
-            "geometry": _geojson(row["geometry"]),
+            "geometry": area,
             "datetime": row["datetime"] or None,
             "bands": row["bands"],
             "dtype": row["dtype"],
@@ -129,7 +137,7 @@ def write_samples(samples: Samples, path: Path) -> None:
     first = next(samples.batches())
     names = [name for name in first.schema.names if name not in (*CHIP_PLACE, "place")]
     schema = first.select(names).schema.with_metadata({"geo": json.dumps(about)})
-    blocks = GROUP_ROWS // BLOCK_ROWS
+    blocks = BUCKET_ROWS // BLOCK_ROWS
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
         coming = (batch.select(names).cast(schema) for batch in samples.batches())
         while group := list(islice(coming, blocks)):
@@ -141,9 +149,16 @@ def _finite(values: list[Any]) -> list[Any]:
     return [None if isinstance(v, float) and math.isnan(v) else v for v in values]
 
 
-def _geojson(wkb: bytes) -> Json:
-    found: Json = mapping(shapely.from_wkb(wkb))
-    return {"type": found["type"], "coordinates": _lists(found["coordinates"])}
+def _geojson(wkb: pa.Array) -> list[Json]:
+    """Footprints as GeoJSON; plain polygons, as most are, all at once."""
+    areas = shapely.from_wkb(wkb.to_numpy(zero_copy_only=False))
+    if (shapely.get_type_id(areas) != shapely.GeometryType.POLYGON).any():
+        return [{"type": a.geom_type, "coordinates": _lists(mapping(a)["coordinates"])}
+                for a in areas]  # fmt: skip
+    _, corners, (rings, polygons) = shapely.to_ragged_array(areas, include_z=False)
+    points = corners.tolist()
+    closed = [points[a:b] for a, b in pairwise(rings.tolist())]
+    return [{"type": "Polygon", "coordinates": closed[a:b]} for a, b in pairwise(polygons.tolist())]
 
 
 def _lists(value: Any) -> Any:

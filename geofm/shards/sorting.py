@@ -1,15 +1,15 @@
 """The rows of a dataset's samples, joined and put in order by way of buckets on the disk.
 
-The kept chips are read some at a time, joined with their items, and dealt to buckets by their
-place in the order; each bucket is then sorted by itself. So memory holds one bucket (about 65,536
-rows), and 24 bytes and the scores of each kept chip, however many there are.
+Decisions and chips are read some rows at a time and dealt to buckets by their place in the order;
+each bucket is then joined and sorted by itself. So memory holds one bucket (at most about 16,384
+rows up to 8 million candidates) and 8 bytes of each kept chip, however many there are.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from data_catalog.artifact import Artifact
 from data_catalog.errors import RunError, UsageError
 from geofm.imagery.identity import SUPERSEDED
-from geofm.shards.index import GROUP_ROWS
 from geofm.shards.split import HOLDOUT, RIM, TRAIN, split_cells
 
 CHIP_COLUMNS = [
@@ -56,11 +56,13 @@ SCENE_COLUMNS = ["collection", "item_id", "source", "licence"]
 TEXT = pa.large_string()
 FILE = "samples.arrow"
 #: Rows of a batch of the file: so many become Python objects at a time.
-BLOCK_ROWS = 4096
+BLOCK_ROWS = 1024
+#: Rows that are read or sorted at a time.
+BUCKET_ROWS = 2**14
 #: Files that rows are dealt to before they are sorted, at most.
 BUCKETS = 512
-#: Splits in the order of the file.
-RANK = {TRAIN: 0, HOLDOUT: 1, RIM: 2}
+#: A column of a Parquet file is read through a buffer of so many bytes.
+BUFFER = 2**20
 
 
 class NothingKept(UsageError):
@@ -69,6 +71,9 @@ class NothingKept(UsageError):
 
 class MixedPixels(UsageError):
     """Samples of one dataset must have the same bands and the same dtype."""
+
+
+Places = NDArray[np.uint64]
 
 
 def place(seed: int, chip_id: str) -> int:
@@ -85,140 +90,185 @@ def sort_rows(inputs: Mapping[str, Artifact], seed: int, holdout: float, folder:
         holdout: share of the ground cells that is held out.
         folder: gets the file; also holds the buckets meanwhile.
     """
-    kept = _kept(inputs["decisions"])
+    kept, buckets = _deal_kept(inputs["decisions"], seed, folder)
     split = _splits(inputs["chips"], kept, holdout, seed)
-    count = min(BUCKETS, -(-len(kept) // GROUP_ROWS))
     kinds: dict[str, set[str]] = {}
-    with ExitStack() as stack:
-        buckets: dict[tuple[int, int], Any] = {}
-        for batch in _rows(inputs, kept):
+    sides: set[str] = set()
+    found = []
+    with _dealer(folder, "chips", buckets) as deal:
+        for batch in _chips(inputs["chips"], kept, seed, CHIP_COLUMNS):
             for kind, names in _kinds(batch).items():
                 kinds.setdefault(kind, set()).update(names)
-            dealt = _deal(batch, split, seed, count)
-            for key, rows in dealt.items():
-                if key not in buckets:
-                    name = str(folder / f"bucket-{key[0]}-{key[1]:03d}")
-                    buckets[key] = stack.enter_context(pa.ipc.new_stream(name, rows.schema))
-                buckets[key].write_batch(rows)
+            side = [split.get(cell, TRAIN) for cell in batch["cell"].to_pylist()]
+            sides.update(side)
+            deal(batch.append_column("split", pa.array(side, pa.string())))
+            found.append(batch["place"].to_numpy())
     _require_same_pixels(kinds)
-    if not any(rank == RANK[TRAIN] for rank, _ in buckets):
+    _require_each_once(inputs["chips"], kept, np.sort(np.concatenate(found)))
+    if TRAIN not in sides:
         raise NothingKept(
             f"all {len(kept)} samples are held out: set pack.holdout lower than {holdout}"
         )
-    _join(folder, [f"bucket-{rank}-{bucket:03d}" for rank, bucket in sorted(buckets)])
+    scenes = _scenes(inputs["items"])
+    numbers = sorted(int(path.name.removeprefix("kept-")) for path in folder.glob("kept-*"))
+    ordered = (
+        _sorted(_joined(folder, number, scenes, inputs), side)
+        for side in (TRAIN, HOLDOUT, RIM)
+        if side in sides
+        for number in numbers
+    )
+    _write(ordered, folder / FILE)
 
 
-def _kept(decisions: Artifact) -> pa.Table:
-    """Ids of the chips that are kept, with their scores."""
-    path = decisions.local("decisions.parquet")
-    scores = [name for name in SCORES if name in pq.read_schema(path).names]
-    verdicts = pq.read_table(path, columns=["chip_id", "decision", *scores])
-    kept = verdicts.filter(pc.equal(verdicts["decision"], "keep")).drop_columns("decision")
+def _deal_kept(decisions: Artifact, seed: int, folder: Path) -> tuple[Places, int]:
+    """Deal ids and scores of the chips that are kept; their places sorted, and how many buckets."""
+    file = pq.ParquetFile(decisions.local("decisions.parquet"), buffer_size=BUFFER)
+    scores = [name for name in SCORES if name in file.schema_arrow.names]
+    candidates = file.metadata.num_rows
+    buckets = max(1, min(BUCKETS, -(-candidates // BUCKET_ROWS)))
+    found = [np.empty(0, dtype=np.uint64)]
+    with _dealer(folder, "kept", buckets) as deal:
+        for batch in file.iter_batches(BUCKET_ROWS, columns=["chip_id", "decision", *scores]):
+            rows = batch.filter(pc.equal(batch["decision"], "keep")).drop_columns("decision")
+            rows = _with_places(rows, seed)
+            found.append(rows["place"].to_numpy())
+            deal(rows)
+    kept = np.sort(np.concatenate(found))
     if not len(kept):
         raise NothingKept(
-            f"none of the {len(verdicts)} candidate chips was kept: loosen the gates "
+            f"none of the {candidates} candidate chips was kept: loosen the gates "
             "(curate.min_valid, curate.max_cloud, curate.max_saturated) or search for more scenes"
         )
-    return kept
+    return kept, buckets
 
 
-def _chips(chips: Artifact, kept: pa.Table, columns: list[str]) -> Iterator[Any]:
-    """Batches of the kept chips, each with the numbers of its rows in ``kept``."""
-    wanted = kept["chip_id"].cast(TEXT).combine_chunks()
-    file = pq.ParquetFile(chips.local("chips.parquet"))
-    rows = max(2 * BLOCK_ROWS, len(kept) // 64)  # each batch hashes all of ``wanted`` anew
-    for batch in file.iter_batches(rows, columns=columns, use_threads=False):
-        number = pc.index_in(batch["chip_id"].cast(TEXT), value_set=wanted)
-        yield batch.filter(pc.is_valid(number)).select(columns), pc.drop_null(number)
+def _with_places(batch: pa.RecordBatch, seed: int) -> pa.RecordBatch:
+    places = [place(seed, key) for key in batch["chip_id"].to_pylist()]
+    return batch.append_column("place", pa.array(places, pa.uint64()))
 
 
-def _rows(inputs: Mapping[str, Artifact], kept: pa.Table) -> Iterator[pa.RecordBatch]:
-    """The kept chips with scores, ``source`` and licence, in the chips' order."""
-    items, chips = inputs["items"], inputs["chips"]
-    scenes = items.table("items.parquet", [*SCENE_COLUMNS, "status", "reason"])
+def _chips(
+    chips: Artifact, kept: Places, seed: int, columns: list[str]
+) -> Iterator[pa.RecordBatch]:
+    """Some rows at a time of the chips whose place is one of ``kept``, with ``place``."""
+    file = pq.ParquetFile(chips.local("chips.parquet"), buffer_size=BUFFER)
+    for rows in file.iter_batches(BUCKET_ROWS, columns=columns, use_threads=False):
+        batch = _with_places(rows.select(columns), seed)
+        places = batch["place"].to_numpy()
+        at = np.minimum(np.searchsorted(kept, places), len(kept) - 1)
+        yield batch.filter(pa.array(kept[at] == places))
+
+
+@contextmanager
+def _dealer(folder: Path, name: str, buckets: int) -> Iterator[Callable[[pa.RecordBatch], None]]:
+    """A function that adds rows to the files ``NAME-000``, ... by their column ``place``."""
+    edges = np.array([-(-(n << 64) // buckets) for n in range(1, buckets)], dtype=np.uint64)
+    with ExitStack() as stack:
+        writers: dict[int, Any] = {}
+
+        def deal(batch: pa.RecordBatch) -> None:
+            bucket = np.searchsorted(edges, batch["place"].to_numpy(), side="right")
+            for number in np.unique(bucket).tolist():
+                if number not in writers:
+                    path = str(folder / f"{name}-{number:03d}")
+                    writers[number] = stack.enter_context(pa.ipc.new_stream(path, batch.schema))
+                writers[number].write_batch(batch.take(pa.array(np.flatnonzero(bucket == number))))
+
+        yield deal
+
+
+def _scenes(items: Artifact) -> pa.Table:
+    """``key`` (collection and item), ``source`` and ``licence`` of the scenes that count."""
+    frame = items.table("items.parquet", [*SCENE_COLUMNS, "status", "reason"])
     # an older version stands in where the newest could not be read: its chips count as well
-    stand_in = scenes["reason"].isin(SUPERSEDED)
-    scenes = scenes.loc[(scenes["status"] == "ok") | stand_in, SCENE_COLUMNS]
-    keys = pa.array(scenes["collection"].astype(str) + "\n" + scenes["item_id"].astype(str), TEXT)
-    source, terms = (pa.array(scenes[name].astype(str), TEXT) for name in ("source", "licence"))
-    scores = [name for name in kept.column_names if name != "chip_id"]
-    seen = np.zeros(len(kept), dtype=np.int64)
-    lost = 0
-    for batch, number in _chips(chips, kept, CHIP_COLUMNS):
-        np.add.at(seen, number.to_numpy(), 1)
-        rows = batch
-        for name in scores:
-            rows = rows.append_column(name, _flat(kept[name].take(number)))
-        scene = pc.index_in(_joined("\n", rows["collection"], rows["item_id"]), value_set=keys)
-        lost += scene.null_count
-        unsaid = pc.equal(pc.fill_null(rows["licence"].cast(TEXT), ""), "")
-        licence = pc.if_else(unsaid, terms.take(scene), rows["licence"].cast(TEXT))
-        at = rows.schema.get_field_index("licence")
-        rows = rows.set_column(at, "licence", licence)
-        yield rows.append_column("source", source.take(scene))
-    if (seen != 1).any() or lost or pc.count_distinct(keys).as_py() != len(keys):
+    stand_in = frame["reason"].isin(SUPERSEDED)
+    frame = frame.loc[(frame["status"] == "ok") | stand_in, SCENE_COLUMNS].astype(str)
+    keys = frame["collection"] + "\n" + frame["item_id"]
+    columns = {"key": keys, "source": frame["source"], "licence": frame["licence"]}
+    if keys.duplicated().any():
+        raise RunError(f"scenes are twice in items {items.digest[:12]}; run the search again")
+    return pa.table({name: pa.array(texts, TEXT) for name, texts in columns.items()})
+
+
+def _require_each_once(chips: Artifact, kept: Places, found: Places) -> None:
+    """Places identify chips: raises RunError unless those found are those kept, each once."""
+    if not np.array_equal(kept, found):
+        missing = len(np.setdiff1d(kept, found))
         raise RunError(
-            f"of {len(kept)} kept chips {int((seen == 0).sum())} are not in chips "
-            f"{chips.digest[:12]}, {int((seen > 1).sum())} are there twice, and {lost} have no "
-            f"item in items {items.digest[:12]} (or items are there twice); run the stages again "
-            "from the search"
+            f"of {len(kept)} kept chips {missing} are not in chips {chips.digest[:12]}, and some "
+            f"are there or in the decisions twice ({len(found)} rows were found); run the stages "
+            "again from the cutting of chips"
         )
 
 
-def _flat(column: pa.ChunkedArray | pa.Array) -> pa.Array:
-    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+def _joined(
+    folder: Path, bucket: int, scenes: pa.Table, inputs: Mapping[str, Artifact]
+) -> pa.Table:
+    """The kept chips of a bucket with scores, ``source`` and licence.
+
+    Raises:
+        RunError: when a chip's scene is not in the items.
+    """
+    rows, kept = (_read(folder / f"{name}-{bucket:03d}") for name in ("chips", "kept"))
+    number = _found(rows["chip_id"], kept["chip_id"])
+    for name in kept.column_names:
+        if name not in ("chip_id", "place"):
+            rows = rows.append_column(name, kept[name].take(number))
+    scene = _found(_texts("\n", rows["collection"], rows["item_id"]), scenes["key"])
+    if number.null_count or scene.null_count:
+        raise RunError(
+            f"kept chips are not in chips {inputs['chips'].digest[:12]} ({number.null_count}) or "
+            f"have no scene in items {inputs['items'].digest[:12]} ({scene.null_count}); run the "
+            "stages again from the search"
+        )
+    own = pc.fill_null(rows["licence"].cast(TEXT), "")
+    licence = pc.if_else(pc.equal(own, ""), scenes["licence"].take(scene), own)
+    rows = rows.set_column(rows.schema.get_field_index("licence"), "licence", licence)
+    return rows.append_column("source", scenes["source"].take(scene))
 
 
-def _deal(
-    batch: pa.RecordBatch, split: Mapping[str, str], seed: int, count: int
-) -> dict[tuple[int, int], pa.RecordBatch]:
-    """The rows by rank of the split and bucket, with ``split`` and ``place``."""
-    places = [place(seed, key) for key in batch["chip_id"].to_pylist()]
-    sides = [split.get(cell, TRAIN) for cell in batch["cell"].to_pylist()] if split else (
-        [TRAIN] * len(batch)
-    )  # fmt: skip
-    batch = batch.append_column("split", pa.array(sides, pa.string()))
-    batch = batch.append_column("place", pa.array(places, pa.uint64()))
-    rows: dict[tuple[int, int], list[int]] = {}
-    for number, (side, where) in enumerate(zip(sides, places, strict=True)):
-        rows.setdefault((RANK[side], where * count >> 64), []).append(number)
-    return {key: batch.take(pa.array(numbers)) for key, numbers in rows.items()}
+def _found(texts: pa.ChunkedArray, among: pa.ChunkedArray) -> pa.Array:
+    """Where each text is; null for one that is not there."""
+    number = pc.index_in(texts.cast(TEXT), value_set=among.cast(TEXT))
+    return number.combine_chunks() if isinstance(number, pa.ChunkedArray) else number
 
 
-def _join(folder: Path, buckets: list[str]) -> None:
-    """Sort each bucket and write them one after the other, in batches of one size."""
+def _read(path: Path) -> pa.Table:
+    with pa.ipc.open_stream(str(path)) as reader:
+        return reader.read_all().combine_chunks()
+
+
+def _sorted(rows: pa.Table, side: str) -> pa.Table:
+    """The rows of one split by place and id."""
+    rows = rows.filter(pc.equal(rows["split"], side))
     by = [("place", "ascending"), ("chip_id", "ascending")]
-    writer, waiting = None, None
-    with ExitStack() as stack:
-        for name in buckets:
-            with pa.ipc.open_stream(str(folder / name)) as reader:
-                rows = reader.read_all()
-            (folder / name).unlink()
-            rows = rows.take(pc.sort_indices(rows, sort_keys=by))
-            if writer is None:
-                writer = stack.enter_context(pa.ipc.new_file(str(folder / FILE), rows.schema))
-            waiting = rows if waiting is None else pa.concat_tables([waiting, rows])
+    return rows.take(pc.sort_indices(rows, sort_keys=by))
+
+
+def _write(tables: Iterator[pa.Table], path: Path) -> None:
+    """Write rows to an Arrow file in batches of one size."""
+    waiting = next(tables)
+    with pa.ipc.new_file(str(path), waiting.schema) as writer:
+        for rows in tables:
             whole = len(waiting) // BLOCK_ROWS * BLOCK_ROWS
-            if whole:
-                writer.write_table(waiting.slice(0, whole).combine_chunks(), BLOCK_ROWS)
-                waiting = waiting.slice(whole)
-        if writer is not None and waiting is not None and len(waiting):
-            writer.write_table(waiting.combine_chunks(), BLOCK_ROWS)
+            writer.write_table(waiting.slice(0, whole).combine_chunks(), BLOCK_ROWS)
+            waiting = pa.concat_tables([waiting.slice(whole), rows])
+        writer.write_table(waiting.combine_chunks(), BLOCK_ROWS)
 
 
-def _joined(between: str, *columns: pa.Array) -> pa.Array:
+def _texts(between: str, *columns: pa.Array) -> pa.Array:
     """Texts of several columns as one."""
     return pc.binary_join_element_wise(
         *(column.cast(TEXT) for column in columns), pa.scalar(between, TEXT)
     )
 
 
-def _splits(chips: Artifact, kept: pa.Table, share: float, seed: int) -> dict[str, str]:
+def _splits(chips: Artifact, kept: Places, share: float, seed: int) -> dict[str, str]:
     """The split of each cell; empty when all of them train."""
     if share == 0:
         return {}
     footprints: dict[str, bytes] = {}
-    for batch, _ in _chips(chips, kept, ["chip_id", "cell", "geometry"]):
+    for batch in _chips(chips, kept, seed, ["chip_id", "cell", "geometry"]):
         for cell, area in zip(batch["cell"].to_pylist(), batch["geometry"], strict=True):
             if cell not in footprints:
                 footprints[cell] = area.as_py()
@@ -227,7 +277,7 @@ def _splits(chips: Artifact, kept: pa.Table, share: float, seed: int) -> dict[st
 
 def _kinds(batch: pa.RecordBatch) -> dict[str, set[str]]:
     """Collections by dtype and bands."""
-    kinds = _joined(" ", batch["dtype"], pc.binary_join(batch["bands"], ","))
+    kinds = _texts(" ", batch["dtype"], pc.binary_join(batch["bands"], ","))
     found: dict[str, set[str]] = {}
     pairs = pa.table({"kind": kinds, "collection": batch["collection"]})
     for row in pairs.group_by(["kind", "collection"]).aggregate([]).to_pylist():

@@ -8,6 +8,7 @@ alone, so a reader that knows them can check every bit of the file.
 from __future__ import annotations
 
 import hashlib
+import os
 import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -143,13 +144,15 @@ def read_ranges(path: Path, ranges: Iterable[tuple[int, int]]) -> Iterator[bytes
     Raises:
         DamagedTar: when the file ends before a range does.
     """
-    with path.open("rb", buffering=0) as file:
+    file = os.open(path, os.O_RDONLY)
+    try:
         for offset, size in ranges:
-            file.seek(offset)
-            data = file.read(size)
+            data = os.pread(file, size, offset)
             if len(data) < size:
                 raise DamagedTar(
                     f"{path.name} ends inside a member at byte {offset}: run "
                     "`geofm verify`, and make the artifact again"
                 )
             yield data
+    finally:
+        os.close(file)

@@ -11,11 +11,13 @@ from pathlib import Path
 import geopandas as gpd
 import numpy as np
 import pytest
+import s3fs
 import webdataset as wds
 
 from data_catalog.errors import UsageError
 from data_catalog.run import make_job, plan_parts, run_stage, seal, work_parts
 from data_catalog.store import open_store
+from data_catalog.verify import verify_artifact
 from geofm.imagery.chips import pixel_sha256
 from geofm.imagery.radiometry import to_unit
 from geofm.settings import PackSettings
@@ -188,3 +190,35 @@ def test_shards_come_in_steps():
     assert shard_ranges(hashes, 1) == [(0, 4)]
     assert shard_ranges(hashes, 2) == [(0, 2), (2, 4)]
     assert shard_ranges(hashes, 3) == [(0, 2), (2, 3), (3, 4)]
+
+
+def test_an_object_store_copies_shards_by_itself(s3, catalogue, monkeypatch):
+    """Bytes of a shard go up once, as a part; a version copies it, and one it shares as well."""
+    store = open_store(f"{s3}/versions")
+    chips = some_chips(60)
+    call, calls = s3fs.S3FileSystem._call_s3, []
+    written, sent = type(store.root).write_bytes, []
+
+    async def counted(self, method, *args, **kwargs):
+        calls.append(method)
+        return await call(self, method, *args, **kwargs)
+
+    def write(path, data, *more):
+        sent.append(path.path)
+        return written(path, data, *more)
+
+    datasets = []
+    for drop in ([], [17]):
+        inputs = make_inputs(store, chips, drop=drop)
+        calls.clear()
+        sent.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(s3fs.S3FileSystem, "_call_s3", counted)
+            patch.setattr(type(store.root), "write_bytes", write)
+            datasets.append(run_stage(STAGE, store, catalogue, inputs, SETTINGS))
+        tars = [path for path in sent if path.endswith(".tar")]
+        assert calls.count("copy_object") >= len(shards(datasets[-1])) > 5
+        assert len(tars) == (1 if drop else len(shards(datasets[-1])))
+        assert all("/parts/" in path for path in tars)
+        assert verify_artifact(datasets[-1]) == []
+    assert datasets[0].digest != datasets[1].digest
