@@ -298,6 +298,13 @@ class CurateSettings(Section):
         description="How the budget is filled. All but facility-location are there to be "
         "compared with: k-centre seeks outliers, entropy seeks noise.",
     )
+    rarity: float = Field(
+        1.0,
+        ge=0,
+        le=4,
+        description="How much more rare chips weigh in facility location: each counts by its "
+        "distance to the 16th nearest chip, to this power. 0: all alike.",
+    )
     strata: list[Literal["collection", "region", "season", "cluster"]] = Field(
         ["collection", "region"],
         description="What the budget is divided by, coarsest first; left out from the end while "

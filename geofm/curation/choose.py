@@ -72,6 +72,7 @@ def choose(
         strata if len(strata) else None,
         min_share=settings.stratum_share,
         equal=settings.equal_strata,
+        rarity=settings.rarity,
         seed=seed,
     )
     return Chosen(choice.rows, used)

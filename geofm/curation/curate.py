@@ -97,5 +97,5 @@ STAGE = Stage(
     work=no_work,
     seal=seal,
     seeded=True,
-    fields=("threshold", "budget", "method", "strata", "stratum_share", "equal_strata"),
+    fields=("threshold", "budget", "method", "rarity", "strata", "stratum_share", "equal_strata"),
 )

@@ -34,7 +34,7 @@ from geofm.curation.space import MARGIN, Indices, Space, take_rows, unit_rows
 #: New rows that the axes of sketches are found from.
 AXES_FROM = 4096
 #: Cells that a thread searches before another may need the interpreter.
-CELLS_AT_ONCE = 16
+CELLS_AT_ONCE = 64
 
 
 def join_new(

@@ -167,6 +167,24 @@ def test_budget_keeps_so_many_and_all_witnesses_stay(store, catalogue, budget, c
         assert measures["kept"]["facility_location"] > measures["random"]["facility_location"]
 
 
+def test_rarity_moves_the_budget_to_rare_chips(store, catalogue):
+    draw = np.random.default_rng(6)
+    chips = [Chip(texture(n)) for n in range(60)]
+    vectors = draw.normal(size=(len(chips), WIDTH))
+    vectors[:45] += 1.5 * draw.normal(size=WIDTH)  # a crowd, of which no two are duplicates
+    ids = [chip.chip_id(n) for n, chip in enumerate(chips)]
+    embeddings, cut = make_embeddings(store, np.array(ids), vectors), make_chips(store, chips)
+    share = {}
+    for rarity in (0.0, 4.0):
+        settings = CurateSettings(
+            threshold=0.95, pixel_duplicates=False, budget=12, strata=[], rarity=rarity
+        )
+        made = curate_from(store, catalogue, cut, embeddings, settings)
+        table = made["decisions"].table("decisions.parquet").set_index("chip_id")
+        share[rarity] = (table.loc[ids[45:], "decision"] == "keep").sum()
+    assert share[4.0] > share[0.0]
+
+
 def test_budget_beyond_the_pool(store, catalogue):
     with pytest.raises(UsageError, match=r"curate\.budget asks for 500 chips.*pool has 13"):
         _curate(store, catalogue, budget=500)
