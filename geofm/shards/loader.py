@@ -226,7 +226,7 @@ class SampleStream(IterableDataset[Any]):
         """The samples as they are read, in order, read ahead within the bounds."""
         samples, reading = self.samples, self.reading
         how = self.left.epoch, samples.check, samples.decode
-        largest = int(self.index.sizes[numbers].max(initial=1))
+        largest = int(self.index.sizes.max())
         ahead = max(1, int(reading.ahead_mib * 2**20 / largest))
         threads = reading.threads
         if threads is None:

@@ -6,6 +6,7 @@ import hashlib
 import os
 import resource
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -21,7 +22,7 @@ from upath import UPath
 
 from data_catalog.artifact import Artifact
 from data_catalog.errors import CheckError, UsageError
-from geofm.imagery.chips import chip_from_bytes
+from geofm.imagery.chips import HEAD, chip_from_bytes
 from geofm.shards.index import INDEX
 
 #: Tars that a thread holds open.
@@ -106,31 +107,50 @@ def open_index(
     Raises:
         NoSuchSplit: no sample is in it.
     """
-    path = dataset.local(INDEX)
-    columns = ["key", "shard", "offset", "size", *(["sha256"] if digests else [])]
-    filters = None
-    if split != "all":
-        if "split" in pq.read_schema(path).names:
-            filters = pc.field("split") == split
-        elif split != "train":
-            raise NoSuchSplit(f"dataset {dataset.digest[:12]} has no splits")
-    table = pq.read_table(path, columns=columns, filters=filters, read_dictionary=["shard"])
-    if not len(table):
+    file = pq.ParquetFile(dataset.local(INDEX), buffer_size=2**20)
+    by_split = split != "all" and "split" in file.schema_arrow.names
+    if split not in ("train", "all") and not by_split:
+        raise NoSuchSplit(f"dataset {dataset.digest[:12]} has no splits")
+    columns = ["key", "shard", "offset", "size"]
+    columns += [name for name, wanted in (("split", by_split), ("sha256", digests)) if wanted]
+    most = file.metadata.num_rows
+    shards = np.empty(most, np.int32)
+    offsets, sizes = np.empty(most, np.int64), np.empty(most, np.int64)
+    sha256 = np.empty(most if digests else 0, np.dtype("V32"))
+    keys: list[pa.Array] = []
+    numbers: dict[str, int] = {}
+    count = 0
+    for group in range(file.num_row_groups):
+        rows = file.read_row_group(group, columns, use_threads=False)
+        if by_split:
+            rows = rows.filter(pc.equal(rows["split"], split))
+        here = slice(count, count + len(rows))
+        count += len(rows)
+        keys += rows["key"].chunks
+        shard = rows["shard"].combine_chunks().dictionary_encode()
+        known = [numbers.setdefault(name, len(numbers)) for name in shard.dictionary.to_pylist()]
+        shards[here] = np.array(known, np.int32)[shard.indices.to_numpy()]
+        offsets[here], sizes[here] = rows["offset"].to_numpy(), rows["size"].to_numpy()
+        if digests:
+            sha256[here] = _binary(rows["sha256"])
+        pa.default_memory_pool().release_unused()  # else decoding takes more than the columns
+    if not count:
         raise NoSuchSplit(
             f"dataset {dataset.digest[:12]} has no samples in split {split!r}; set pack.holdout "
             "above 0 to have a holdout, or use split 'train'"
         )
-    shard = table["shard"].unify_dictionaries().combine_chunks()
-    names = shard.dictionary.to_pylist()
+    joined = pa.concat_arrays(keys)
+    keys.clear()
+    pa.default_memory_pool().release_unused()
     local = dataset.is_local or fetch
     return ShardIndex(
         digest=dataset.digest,
-        files=tuple(str(dataset.local(n) if local else dataset.path(n)) for n in names),
-        keys=table["key"].combine_chunks(),
-        shards=shard.indices.to_numpy().astype(np.int32),
-        offsets=table["offset"].to_numpy(),
-        sizes=table["size"].to_numpy(),
-        sha256=_binary(table["sha256"]) if digests else None,
+        files=tuple(str(dataset.local(n) if local else dataset.path(n)) for n in numbers),
+        keys=joined,
+        shards=shards[:count],
+        offsets=offsets[:count],
+        sizes=sizes[:count],
+        sha256=sha256[:count] if digests else None,
     )
 
 
@@ -147,6 +167,8 @@ class ShardFiles:
         self.index = index
         self._local = threading.local()
         self._all: list[OrderedDict[int, int]] = []
+        weakref.finalize(self, _close, self._all)
+        self._waits = True  # whether the samples read last were not all in the kernel's memory
         self.is_remote = "://" in index.files[0]
 
     def __enter__(self) -> ShardFiles:
@@ -155,17 +177,12 @@ class ShardFiles:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def __del__(self) -> None:
-        self.close()
-
     def __reduce__(self) -> tuple[type[ShardFiles], tuple[ShardIndex]]:
         return ShardFiles, (self.index,)
 
     def close(self) -> None:
         """Close what is open."""
-        for opened in self._all:
-            while opened:
-                os.close(opened.popitem()[1])
+        _close(self._all)
 
     def _opened(self) -> OrderedDict[int, int]:
         """Descriptors of the local shards that this thread holds open."""
@@ -205,12 +222,17 @@ class ShardFiles:
             ahead: the kernel is told of samples so many places before they are read, as long as
                 some are not in its memory already.
         """
-        index, pread, waits = self.index, os.pread, ahead > 0
+        index, pread = self.index, os.pread
         new: Any = tuple.__new__  # as Sample(...), without the call of a Python function
+        view: Any = np.ndarray
+        found: Any
+        # of the sample before: chips of a dataset have the same head, parsed once
+        head, whole, shape, dtype = b"", -1, (), None
         for start in range(0, len(numbers), SCAN):
             part = numbers[start : start + SCAN]
             coming = iter(numbers[start + ahead : start + ahead + len(part)].tolist())
             opened, reads = self._opened(), _disk_reads()
+            waits = ahead > 0 and self._waits
             rows = zip(
                 part.tolist(), index.keys.take(part).to_pylist(), index.shards[part].tolist(),
                 index.offsets[part].tolist(), index.sizes[part].tolist(), strict=True,
@@ -221,7 +243,13 @@ class ShardFiles:
                     data = pread(self.descriptor(shard) if file is None else file, size, offset)
                     if check or len(data) < size:
                         self._require_whole(number, data, check)
-                    found = chip_from_bytes(data) if decode else data
+                    if not decode:
+                        found = data
+                    elif size == whole and data.startswith(head):
+                        found = view(shape, dtype, data, HEAD)
+                    else:
+                        found = chip_from_bytes(data)
+                        head, whole, shape, dtype = data[:HEAD], size, found.shape, found.dtype
                     found = new(Sample, (number, epoch, key, found))
                 except DamagedShard as damage:
                     found = damaged(damage)
@@ -230,7 +258,7 @@ class ShardFiles:
                 if waits:
                     self._will_need(next(coming, None))
                 yield found
-            waits = ahead > 0 and _disk_reads() > reads
+            self._waits = _disk_reads() > reads
 
     def _will_need(self, number: int | None) -> None:
         """Tell the kernel that a sample is read soon, so that it is in memory by then."""
@@ -298,6 +326,12 @@ class ShardFiles:
         """
         read = self.pixels if decode else self.read
         return Sample(number, epoch, self.index.keys[number].as_py(), read(number, check))
+
+
+def _close(all_opened: list[OrderedDict[int, int]]) -> None:
+    for opened in all_opened:
+        while opened:
+            os.close(opened.popitem()[1])
 
 
 def _disk_reads() -> int:
