@@ -38,8 +38,7 @@ machine with other work. ``teacher_once_seconds`` (processor) is the one pass ov
     python benchmarks/learning.py --validate '{"base_lr": 0.02}' --arms both
 
 Stopped by SIGTERM in training it writes the tables of what is finished; started again it goes on
-where it was: a finished arm and seed is not computed again, and training itself goes on from its
-checkpoint. Use OMP_NUM_THREADS=1 for one core.
+where it was, training from its checkpoint. Use OMP_NUM_THREADS=1 for one core.
 """
 
 from __future__ import annotations
@@ -456,9 +455,8 @@ def main() -> None:
         folder = folder / "validation"
         trials = [_trial(arm, VALIDATION_SEED, tried) for arm in arms]
     else:
-        order = ["random", *ARMS]
         trials = [_trial("teacher", 0, {})]
-        trials += [_trial(arm, seed, {}) for arm in order for seed in SEEDS]
+        trials += [_trial(arm, seed, {}) for arm in ("random", *ARMS) for seed in SEEDS]
         trials += [_trial(arm, SEEDS[0], {}) for arm in LONGER]
     folder.mkdir(parents=True, exist_ok=True)
     # seed by seed, so that what is stopped early is whole for the seeds it has

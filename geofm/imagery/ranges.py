@@ -88,7 +88,7 @@ class RangeSource:
 
     def _begin(self, start: int, end: int) -> Call[bytes]:
         """Ask for a range: at once where that is possible, else in a thread."""
-        if sum(isinstance(s.data, Later) and s.data.waits for s in self.segments) < SENT:
+        if sum(isinstance(s.data, Later) and s.data.sent.waits for s in self.segments) < SENT:
             sent = self.asset.send(start, end)
             if sent is not None:
                 return Later(sent, lambda sent: self._bytes(start, end, sent))
@@ -150,10 +150,9 @@ class RangeSource:
 
     def _bytes(self, start: int, end: int, sent: Sent | None = None) -> bytes:
         """One request; a file that changes meanwhile is a fault."""
-        first = iter([sent])
 
         def attempt() -> Piece:
-            piece = self.asset.part(start, end, next(first, None))
+            piece = self.asset.part(start, end, sent)
             if piece.total != self.size or (piece.etag != self.etag and not self._same(piece)):
                 raise Fault("the file changed while it was read")
             return piece

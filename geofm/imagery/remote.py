@@ -101,8 +101,7 @@ class HttpAsset:
 
     def part(self, start: int, end: int, sent: Sent | None = None) -> Piece:
         """A range, checked against what was asked for."""
-        first = iter([sent])
-        return self._retry(lambda: self._range(start, end, next(first, None)))
+        return self._retry(lambda: self._range(start, end, sent))
 
     def send(self, start: int, end: int) -> Sent | None:
         """Ask for a range; not where an address would have to be signed before."""
@@ -145,6 +144,8 @@ class HttpAsset:
     @contextmanager
     def _get(self, headers: dict[str, str], sent: Sent | None = None) -> Iterator[Answer]:
         """An open answer with status 200 or 206; a refusal is answered by signing (again) once."""
+        if sent is not None and not sent.waits:  # it was read: an attempt after the first
+            sent = None
         if sent is None and self._unsigned():
             self._sign(self._signed)
         with ExitStack() as stack:

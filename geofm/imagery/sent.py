@@ -45,6 +45,11 @@ class Sent:
     signed: str
     connection: Any
 
+    @property
+    def waits(self) -> bool:
+        """Whether the answer is still to be read."""
+        return self.connection is not None
+
     def response(self) -> urllib3.BaseHTTPResponse:
         """The answer, its body still to come.
 
@@ -115,11 +120,6 @@ class Later(Generic[T]):
         if not self._found:
             self._found.append(self.finish(self.sent))
         return self._found[0]
-
-    @property
-    def waits(self) -> bool:
-        """Whether the answer is still to be read."""
-        return self.sent.connection is not None
 
     def cancel(self) -> bool:
         """Close the connection if nobody has read the answer."""
