@@ -3,9 +3,11 @@
 Servers run on loopback and share the machine's cores with the readers. Every row is a process of
 its own (or two) that has done the same work once before, ours into another store, the peers from
 other addresses, so that start-up costs nobody and no cache holds anything; bytes and requests are
-counted by the server. ``seconds`` of geofm's rows is the work on all parts (the search was done
-before), pixel digests, measures and tars included; ``stage_seconds`` adds the plan and the seal.
-``touched_bytes`` are the compressed blocks that the windows touch, each once.
+counted by the server. All readers run once in each of ``--repeats`` rounds, since a machine's speed
+changes: ``seconds`` is the median of a reader's rounds, ``ours_is_x_times`` the median over rounds
+of its time beside the first row's. ``seconds`` of geofm's rows is the work on all parts (the
+search was done before), pixel digests, measures and tars included; ``stage_seconds`` adds the plan
+and the seal. ``touched_bytes`` are the compressed blocks that the windows touch, each once.
 
     python benchmarks/cut.py --peers PYTHON [--world DIR --server serve_world.py] [--only big]
 
@@ -22,7 +24,6 @@ import math
 import multiprocessing
 import os
 import platform
-import resource
 import shutil
 import statistics
 import subprocess
@@ -32,7 +33,7 @@ import time
 import urllib.request
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -54,12 +55,12 @@ FEW = 400
 PEERS = ("odc-stac", "rio-tiler", "rasterio", "local GDAL", "bare fetch", "bare fetch + zlib",
          "bare fetch + libdeflate")  # fmt: skip
 #: Our rows: name, ``cut.whole_max_mib`` (None: the default), processes that share the threads.
-OURS = (
-    ("geofm, windows", 0, 1),
-    ("geofm, windows, 2 processes", 0, 2),
-    ("geofm, default", None, 1),
-    ("geofm, default, 2 processes", None, 2),
-)
+OURS = {
+    "geofm, windows": (0, 2),
+    "geofm, windows, 1 process": (0, 1),
+    "geofm, default": (None, 2),
+    "geofm, default, 1 process": (None, 1),
+}
 COLUMNS = ("reader", "world", "chips", "seconds", "chips_per_s", "ours_is_x_times", "stage_seconds",
            "requests", "bytes", "touched_bytes", "amplification", "peak_rss_mib", "threads", "note",
            "server", "machine", "cores", "versions", "date")  # fmt: skip
@@ -75,7 +76,7 @@ def main() -> None:
     parser.add_argument("--server", type=Path, help="the script that serves it")
     parser.add_argument("--work", type=Path, help="folder for generated scenes and stores")
     parser.add_argument("--threads", type=int, default=4)
-    parser.add_argument("--repeats", type=int, default=3, help="each row is the median of so many")
+    parser.add_argument("--repeats", type=int, default=3, help="rounds of all readers")
     parser.add_argument("--only", choices=("dev", "big", "growth"), action="append")
     parser.add_argument("--scenes", type=int, default=4, help="large scenes, of 1,764 chips each")
     parser.add_argument("--growth", default="10,30,100,300", help="items of 100 chips each")
@@ -127,43 +128,55 @@ def compare(
     asked: argparse.Namespace, place: Path,
 ) -> list[Json]:  # fmt: skip
     """The rows of one world."""
-    rows = []
-    common = {"world": world, "server": server, "threads": asked.threads}
+    found: dict[str, list[Json]] = {name: [] for name in (*OURS, *PEERS)}
+    jobs: dict[str, Json] = {}
     with served(command) as url:
-        job: Json = {}
-        for name, most, processes in OURS:
-            more = [*settings, *([f"cut.whole_max_mib={most}"] if most is not None else [])]
-            found = [
-                run_ours(url, [*more, *asked.set], asked, place, processes)
-                for _ in range(asked.repeats)
-            ]
-            row = median(found)
-            job = job or json.loads(Path(row["job"]).read_bytes())
-            touched = sum(block["size"] for block in touched_blocks(job, files, layers=True))
-            rows.append({**common, **row, "reader": name, "touched_bytes": touched,
-                         "threads": f"{processes} x {asked.threads // processes}",
-                         "note": f"work {row['seconds']:.2f} s, plan {row['plan_seconds']:.2f} s, "
-                         f"seal {row['seal_seconds']:.2f} s"})  # fmt: skip
-        for name in PEERS:
-            some = dict(job)
-            if world.startswith("big") and name in ("odc-stac", "rio-tiler"):
-                some["windows"] = few(job["windows"])
-            some["blocks"] = touched_blocks(some, files, layers=name.startswith("bare"))
-            touched = sum(block["size"] for block in some["blocks"])
-            found = [run_peer(name, some, url, asked, place) for _ in range(asked.repeats)]
-            rows.append({**common, **median(found), "reader": name, "touched_bytes": touched})
-            if name == "local GDAL":
-                rows[-1].update(requests=0, bytes=0)
-    best = rows[0]["chips"] / rows[0]["seconds"]
-    for row in rows:
+        for _ in range(asked.repeats):
+            for name, (most, processes) in OURS.items():
+                whole = [f"cut.whole_max_mib={most}"] if most is not None else []
+                more = [*settings, *whole, *asked.set]
+                row = run_ours(url, more, asked, place, processes)
+                if not jobs:
+                    jobs = {peer: job_of(row, peer, world, files) for peer in PEERS}
+                row["note"] = (f"work {row['seconds']:.2f} s, plan {row['plan_seconds']:.2f} s, "
+                               f"seal {row['seal_seconds']:.2f} s")  # fmt: skip
+                row["threads"] = f"{processes} x {asked.threads // processes}"
+                found[name].append(row)
+            for name in PEERS:
+                found[name].append(run_peer(name, jobs[name], url, asked, place))
+    first, *_ = found.values()
+    rows = []
+    for name, rounds in found.items():
+        blocks = jobs[name if name in jobs else "bare fetch"]["blocks"]
+        touched = sum(block["size"] for block in blocks)
+        row = {"world": world, "server": server, "threads": asked.threads, **median(rounds),
+               "reader": name, "touched_bytes": touched}  # fmt: skip
+        if name == "local GDAL":
+            row.update(requests=0, bytes=0)
         if row.get("seconds"):
-            rate = row["chips"] / row["seconds"]
-            row.update(chips_per_s=round(rate, 2), ours_is_x_times=round(best / rate, 2),
-                       amplification=round(row["bytes"] / row["touched_bytes"], 4),
+            times = [pace(a) / pace(b) for a, b in zip(rounds, first, strict=True)]
+            row.update(chips_per_s=round(1 / pace(row), 2),
+                       ours_is_x_times=round(statistics.median(times), 2),
+                       amplification=round(row["bytes"] / touched, 4),
                        seconds=round(row["seconds"], 3),
                        peak_rss_mib=round(row["peak_rss_mib"]))  # fmt: skip
         print({key: row.get(key) for key in COLUMNS[:12]}, row.get("note", ""), flush=True)
+        rows.append(row)
     return rows
+
+
+def pace(row: Json) -> float:
+    """Seconds per chip."""
+    return float(row["seconds"] / row["chips"])
+
+
+def job_of(row: Json, peer: str, world: str, files: Path) -> Json:
+    """What a peer reads: the windows of a run of ours, and the blocks that they touch."""
+    job: Json = json.loads(Path(row["job"]).read_bytes())
+    if world.startswith("big") and peer in ("odc-stac", "rio-tiler"):
+        job["windows"] = few(job["windows"])
+    job["blocks"] = touched_blocks(job, files, layers=peer.startswith("bare"))
+    return job
 
 
 def few(windows: list[Json]) -> list[Json]:
@@ -250,12 +263,12 @@ def ours(asked: Json) -> Json:
         times = [time.perf_counter()]
         parts = plan_parts(stage, job)
         times.append(time.perf_counter())
-        run_parts(job, len(parts))
-    times.append(time.perf_counter())
+        peak = run_parts(job, len(parts))
+        times.append(time.perf_counter())  # before the workers end
+    started = time.perf_counter()
     chips, _ = seal(stage, job, parts)
-    times.append(time.perf_counter())
-    plan_s, work_s, seal_s = (b - a for a, b in pairwise(times))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    seal_s = time.perf_counter() - started
+    plan_s, work_s = (b - a for a, b in pairwise(times))
     counts = counted(asked["url"])
     good = chips.table("chips.parquet").query("status == 'ok'")
     Path(asked["job"]).write_text(json.dumps(windows_of(good, made["items"])))
@@ -267,8 +280,11 @@ def ours(asked: Json) -> Json:
 @contextmanager
 def workers(
     asked: Json, store: str, made: Json, settings: Any
-) -> Iterator[Callable[[Any, int], None]]:
-    """What cuts the planned parts of a job; each worker has cut them all elsewhere before."""
+) -> Iterator[Callable[[Any, int], float]]:
+    """What cuts the planned parts of a job; each worker has cut them all elsewhere before.
+
+    It returns the largest resident size of a worker, MiB.
+    """
     from data_catalog.run import make_job, plan_parts
     from data_catalog.store import open_store
     from geofm.stages import get_stage
@@ -280,48 +296,43 @@ def workers(
     ]
     counts = [len(plan_parts(get_stage("cut"), job)) for job in spare]
     if processes == 1:
-        with ThreadPoolExecutor(threads) as pool:
-
-            def run_parts(job: Any, count: int) -> None:
-                deque(pool.map(lambda k: cut_range(job, k, k + 1, 1), range(count)), 0)
-
-            run_parts(spare[0], counts[0])
-            yield run_parts
+        cut_share(spare[0], 0, 1, threads)
+        yield lambda job, _: cut_share(job, 0, 1, threads)
         return
+    from flows.stage_flow import count_tasks
+
     spawned = multiprocessing.get_context("spawn")
     ready = (spawned.Barrier(processes), spare, counts, threads)
     with ProcessPoolExecutor(processes, spawned, initializer=warm, initargs=ready) as many:
         deque(many.map(int, range(processes)), 0)
 
-        def run_ranges(job: Any, count: int) -> None:
-            edges = few_each(count, processes)
-            deque(many.map(cut_range, [job] * (len(edges) - 1), edges, edges[1:],
-                           [threads] * (len(edges) - 1)), 0)  # fmt: skip
+        def run_parts(job: Any, count: int) -> float:
+            tasks = count_tasks(count, processes, threads)
+            calls = [many.submit(cut_share, job, k, tasks, threads) for k in range(tasks)]
+            return max(call.result() for call in calls)
 
-        yield run_ranges
-
-
-def few_each(count: int, processes: int) -> list[int]:
-    """Where ranges of parts begin and end, as a run hands them out: four for each process."""
-    ranges = min(count, 4 * processes)
-    return [round(n * count / ranges) for n in range(ranges + 1)]
+        yield run_parts
 
 
 def warm(barrier: Any, jobs: list[Any], counts: list[int], threads: int) -> None:
     """Cut all parts in each worker; none takes anything else before all have."""
+    from flows.stage_flow import count_tasks
+
     number = barrier.wait()
-    for start, end in pairwise(few_each(counts[number], len(jobs))):
-        cut_range(jobs[number], start, end, threads)
+    tasks = count_tasks(counts[number], len(jobs), threads)
+    for k in range(tasks):
+        cut_share(jobs[number], k, tasks, threads)
     barrier.wait()
 
 
-def cut_range(job: Any, start: int, end: int, threads: int) -> None:
-    """Cut some of the planned parts, so many at once."""
-    from data_catalog.run import read_plan, work_parts
+def cut_share(job: Any, number: int, tasks: int, threads: int) -> float:
+    """Cut what a run gives to one of its tasks; the process's largest resident size, MiB."""
+    from data_catalog.run import peak_memory_mib, read_plan, work_parts
     from geofm.stages import get_stage
 
     stage = replace(get_stage("cut"), at_once=threads)
-    work_parts(stage, job, read_plan(job)[start:end])
+    work_parts(stage, job, read_plan(job)[number::tasks])
+    return peak_memory_mib()
 
 
 def windows_of(chips: Any, items: Any) -> Json:

@@ -62,7 +62,7 @@ def measure(tiles: int, limits: str) -> dict[str, Any]:
     from data_catalog.catalogue import open_catalogue
     from data_catalog.run import make_job, plan_parts, run_stage
     from data_catalog.store import open_store
-    from flows.stage_flow import ranges
+    from flows.stage_flow import count_tasks
     from geofm.imagery.cut import write_windows
     from geofm.imagery.survey import survey
     from geofm.settings import CutSettings, SearchSettings
@@ -91,7 +91,7 @@ def measure(tiles: int, limits: str) -> dict[str, Any]:
         record = sum(file.stat().st_size for file in files)
     search_s, plan_s, record_s = (b - a for a, b in pairwise(marks))
     workers = os.cpu_count() or 1
-    tasks = {"search": 2, "cut": 2 + len(ranges(len(parts), workers))}
+    tasks = {"search": 2, "cut": 2 + count_tasks(len(parts), workers, get_stage("cut").at_once)}
     return {
         "tiles": len(found.windows.reason), "limits": limits, "scenes": scenes,
         "planned": found.windows.counts().get("", 0), "parts": len(parts),

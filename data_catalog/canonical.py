@@ -29,9 +29,9 @@ def digest_of(value: Any) -> str:
 
 
 def sha256_file(path: Path | UPath) -> str:
-    """SHA-256 (hex) of a file's bytes, local or remote, read in 1 MiB blocks."""
+    """SHA-256 (hex) of a file's bytes, local or remote, read in blocks that stay in the cache."""
     total = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(2**20):
+        while block := file.read(2**16):
             total.update(block)
     return total.hexdigest()

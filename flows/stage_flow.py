@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import pairwise
 from typing import Any, cast
 from uuid import UUID
 
@@ -49,11 +48,15 @@ class Run:
     version: Published | None = None
 
 
-def ranges(parts: int, workers: int) -> list[tuple[int, int]]:
-    """Contiguous ranges that cover the parts: a few per worker, never more than MOST_TASKS."""
-    count = min(parts, MOST_TASKS, max(workers * 4, 1))
-    edges = [round(i * parts / count) for i in range(count + 1)] if count else []
-    return list(pairwise(edges))
+def count_tasks(parts: int, workers: int, at_once: int = 1) -> int:
+    """Tasks that share the parts: a few per worker, never more than ``MOST_TASKS``.
+
+    A task ends when its last part does, so one that works on several at once gets several times as
+    many where there are enough. Task ``k`` of ``n`` works on the parts ``k``, ``k + n``, ...:
+    neighbours are alike (one day, one scene), and so the tasks are.
+    """
+    each = 1 if at_once == 1 else 4 * at_once
+    return min(parts, MOST_TASKS, workers * max(1, min(4, parts // (workers * each))))
 
 
 def run_stage(name: str, run: Run) -> Artifact:
@@ -96,14 +99,14 @@ def _make(job: Job, run: Run, record: RunRow) -> tuple[Artifact, dict[str, Any]]
     with run.meter.stage(job.stage, partial(run.catalogue.keep, record)) as spent:
         parts = plan(job)
         spent.update(parts=parts, parts_worked=0)
-        done = 0
+        done, tasks = 0, count_tasks(parts, workers, get_stage(job.stage).at_once)
         futures = {
-            run.runner.submit(work, {"job": job, "start": a, "stop": b}): b - a
-            for a, b in ranges(parts, workers)
+            run.runner.submit(work, {"job": job, "number": k, "tasks": tasks}): k
+            for k in range(tasks)
         }
         for future in as_completed(list(futures)):
             spent["parts_worked"] += future.result()
-            done += futures[future]
+            done += len(range(futures[future], parts, tasks))
             tick(job.stage, done, parts + 1, "parts")
             update_progress_artifact(bar, 100.0 * done / (parts + 1))
         artifact, metrics = seal_stage(job)

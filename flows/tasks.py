@@ -22,10 +22,10 @@ def plan(job: Job) -> int:
     return len(plan_parts(get_stage(job.stage), job))
 
 
-@task(name="work", task_run_name="work {job.stage} {start}-{stop}", **PLAIN)
-def work(job: Job, start: int, stop: int) -> int:
-    """Compute parts ``start`` to ``stop`` where they are missing; returns how many were."""
-    return work_parts(get_stage(job.stage), job, read_plan(job)[start:stop])
+@task(name="work", task_run_name="work {job.stage} {number} of {tasks}", **PLAIN)
+def work(job: Job, number: int, tasks: int) -> int:
+    """Compute every ``tasks``-th part from ``number`` on where missing; returns how many were."""
+    return work_parts(get_stage(job.stage), job, read_plan(job)[number::tasks])
 
 
 @task(name="seal", task_run_name="seal {job.stage}", **PLAIN)

@@ -12,6 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import shapely
 from pyarrow import feather
+from shapely.geometry.base import BaseGeometry
 
 from data_catalog.canonical import digest_of
 from geofm.imagery.items import Json
@@ -86,12 +87,16 @@ def chip_id(
 
 def write_rows(rows: list[Json], columns: dict[str, tuple[Any, Any]], path: Path) -> None:
     """Write a part's rows; what a row lacks is filled in, geometries become WKB."""
-    filled = [{name: row.get(name, usual) for name, (_, usual) in columns.items()} for row in rows]
-    for row in filled:
-        if row.get("geometry") is not None:
-            row["geometry"] = shapely.to_wkb(row["geometry"])
-    schema = pa.schema([(name, kind) for name, (kind, _) in columns.items()])
-    feather.write_feather(pa.Table.from_pylist(filled, schema=schema), path, "uncompressed")
+    table = {
+        name: pa.array([_plain(row.get(name, usual)) for row in rows], kind)
+        for name, (kind, usual) in columns.items()
+    }
+    feather.write_feather(pa.table(table), path, "uncompressed")
+
+
+def _plain(value: Any) -> Any:
+    """A value as a table holds it: a geometry as WKB."""
+    return shapely.to_wkb(value) if isinstance(value, BaseGeometry) else value
 
 
 def read_rows(paths: Iterable[Path]) -> pd.DataFrame:

@@ -118,9 +118,8 @@ def cut_item(
     """
     source = listed.profile
     lost = order.lost_cells()
-    rows = lost_rows(listed, settings, order.grid, lost)
     if not order.runs:  # all of its ground belongs to others: nothing is read
-        write_rows(rows, CHIP_COLUMNS, out / ROWS)
+        write_rows(lost_rows(listed, settings, order.grid, lost), CHIP_COLUMNS, out / ROWS)
         write_rows([], ASSET_COLUMNS, out / ASSETS)
         write_state(out, listed, "ok", grid=order.grid, order=order)
         return

@@ -86,8 +86,10 @@ def dark_histogram(stored: NDArray[Any], valid: NDArray[np.bool_]) -> Histogram:
     Returns:
         int64 [BINS]: valid pixels in each bin of ``BIN`` counts, all above in the last.
     """
-    bins = np.clip(stored[valid].astype(np.int64) // BIN, 0, BINS - 1)
-    return np.bincount(bins, minlength=BINS).astype(np.int64)
+    most = min(BIN * BINS - 1, int(np.iinfo(stored.dtype).max))
+    counts = np.bincount(np.clip(stored, 0, most)[valid], minlength=BIN * BINS)
+    bins: Histogram = counts.reshape(BINS, BIN).sum(axis=1).astype(np.int64)
+    return bins
 
 
 def check_offset(

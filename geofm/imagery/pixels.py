@@ -113,14 +113,14 @@ def read_strip(
         Quarantine: for what is found wrong with the pixels.
     """
     dtype = chip_dtype(scene)
-    counts = np.zeros((len(scene.channels), height, width), dtype)
+    counts = np.empty((len(scene.channels), height, width), dtype)
     valid = np.ones((height, width), np.bool_)
     for number, channel in enumerate(scene.channels):
         method = channel_method(scene, channel)
         stored, good = read_channel(scene, channel, (row, col, height, width), method)
         if seen is not None:
             seen(channel.band.name, stored, good)
-        counts[number] = to_counts(stored, good, channel, dtype)
+        to_counts(stored, good, channel, counts[number])
         valid &= good
     classes = None
     if scene.layer is not None:
@@ -220,8 +220,9 @@ def is_valid(channel: Channel, pixels: NDArray[Any], window: Window) -> Mask:
     nodata = channel.header.nodata
     if nodata is None or math.isnan(nodata):
         good = np.ones(pixels.shape, np.bool_)
-    else:
-        good = np.asarray(pixels != nodata)
+    else:  # whole numbers are compared as such, which is much faster
+        whole = pixels.dtype.kind in "iu" and nodata.is_integer()
+        good = np.asarray(pixels != (int(nodata) if whole else nodata))
     if pixels.dtype.kind == "f":
         good &= ~np.isnan(pixels)
     if channel.header.masked:
@@ -229,21 +230,19 @@ def is_valid(channel: Channel, pixels: NDArray[Any], window: Window) -> Mask:
     return good
 
 
-def to_counts(
-    stored: NDArray[Any], good: Mask, channel: Channel, dtype: np.dtype[Any]
-) -> NDArray[Any]:
-    """Stored numbers as counts; 0 is kept for pixels without data wherever there are such."""
-    how = radiometry(channel)
+def to_counts(stored: NDArray[Any], good: Mask, channel: Channel, into: NDArray[Any]) -> None:
+    """Write stored numbers as counts; 0 is kept for pixels without data wherever there are such."""
+    how, dtype = radiometry(channel), into.dtype
     most = int(np.iinfo(dtype).max)
     plain = channel.header.nodata is None and not channel.header.masked and how.add == 0
     least = 0 if plain else 1
     if how.gain == 1.0 and stored.dtype == dtype and abs(how.add) < most:
         # the usual case, in the band's own type: saturate first, then shift
         low, high = max(0, least - how.add), min(most, most - how.add)
-        counts: NDArray[Any] = np.clip(stored, dtype.type(low), dtype.type(high))
-        counts += dtype.type(how.add % (most + 1))
-        counts[~good] = 0
-        return counts
+        np.clip(stored, dtype.type(low), dtype.type(high), out=into)
+        into += dtype.type(how.add % (most + 1))
+        into *= good
+        return
     if how.gain == 1.0 and stored.dtype.kind in "iu":
         wide = stored.astype(np.int64) + how.add
     else:
@@ -251,7 +250,7 @@ def to_counts(
         with np.errstate(over="ignore"):
             scaled = np.rint(safe * how.gain)
         wide = np.clip(scaled, -(2.0**40), 2.0**40).astype(np.int64) + how.add
-    return np.where(good, np.clip(wide, least, most), 0).astype(dtype)
+    into[...] = np.where(good, np.clip(wide, least, most), 0)
 
 
 def cloud_shares(classes: NDArray[Any] | None, cloud: Cloud | None) -> tuple[float, float]:

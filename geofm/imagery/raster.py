@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rasterio.errors import RasterioError
+from rasterio.errors import CRSError, RasterioError
 from rasterio.windows import Window
 
 from geofm.imagery.decoded import DECODED
@@ -22,8 +22,8 @@ from geofm.imagery.plain_tiff import PlainTiff, Read, Unsure
 from geofm.imagery.quarantine import Quarantine
 from geofm.imagery.ranges import Range, RangeSource
 
-#: What GDAL makes of a CRS, by the keys that plain files state it with; forgotten when too many.
-_CRS: dict[bytes, Any] = {}
+#: What a CRS is called, by the keys that plain files state it with; forgotten when too many.
+_CRS: dict[bytes, str] = {}
 MOST_CRS = 1000
 
 
@@ -120,14 +120,22 @@ class Raster:
         )
 
     @property
-    def crs(self) -> Any:
-        """What GDAL makes of the file's CRS: a ``rasterio.crs.CRS``, or None.
+    def crs(self) -> str:
+        """The file's CRS as ``EPSG:code`` where there is one, else WKT, empty without any.
 
         Raises:
-            CRSError: when it can't be read.
+            Quarantine: ``bad_crs``.
         """
         found = _CRS.get(self.plain.geokeys) if self.plain is not None else None
-        return self.dataset.crs if found is None else found
+        return self._crs_of_dataset() if found is None else found
+
+    def _crs_of_dataset(self) -> str:
+        try:
+            crs = self.dataset.crs
+            code = crs.to_epsg() if crs else None
+            return f"EPSG:{code}" if code else str(crs.to_wkt()) if crs else ""
+        except CRSError as error:
+            raise Quarantine("bad_crs", f"the CRS of {self.where} can't be read") from error
 
     @property
     def fetched(self) -> Fetched:
@@ -216,5 +224,5 @@ def opened(raster: Raster) -> Raster:
     elif raster.plain.geokeys not in _CRS:
         if len(_CRS) >= MOST_CRS:
             _CRS.clear()
-        _CRS[raster.plain.geokeys] = raster.dataset.crs
+        _CRS[raster.plain.geokeys] = raster.crs
     return raster

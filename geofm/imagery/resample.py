@@ -7,6 +7,7 @@ chip cut by itself has the same bytes as one cut out of a long strip.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -31,14 +32,15 @@ class Taps:
     weight: Floats
     inside: NDArray[np.bool_]
 
-    @property
+    @cached_property
     def span(self) -> tuple[int, int]:
         """First source pixel and the one after the last."""
         return int(self.index.min()), int(self.index.max()) + 1
 
 
+@lru_cache(maxsize=256)
 def taps(start: int, count: int, ratio: float, shift: float, n: int, method: str) -> Taps:
-    """Weights of ``count`` output pixels from ``start``.
+    """Weights of ``count`` output pixels from ``start``; read only, since windows share them.
 
     Args:
         start: first output pixel of the axis.
@@ -64,7 +66,10 @@ def taps(start: int, count: int, ratio: float, shift: float, n: int, method: str
         else:
             weight = _kernel(np.abs(index + 0.5 - centre[:, None]) / wide, method)
     weight = weight / weight.sum(axis=1, keepdims=True)
-    return Taps(np.clip(index, 0, n - 1).astype(np.int64), weight, inside)
+    found = Taps(np.clip(index, 0, n - 1).astype(np.int64), weight, inside)
+    for array in (found.index, found.weight, found.inside):
+        array.flags.writeable = False
+    return found
 
 
 def _kernel(distance: Floats, method: str) -> Floats:

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import rasterio
-from rasterio.errors import CRSError
 from shapely.affinity import translate
 from shapely.geometry.base import BaseGeometry
 
@@ -156,7 +155,7 @@ def read_header(raster: Raster, band: Band, item_crs: str) -> Header:
         raise Quarantine(
             "too_many_pixels", f"{where} has blocks of {rows} x {cols} pixels, {count} bands"
         )
-    crs = crs_of(raster) or item_crs
+    crs = raster.crs or item_crs
     if not crs:
         raise Quarantine("no_crs", f"neither {where} nor its item names a CRS")
     if item_crs and crs != item_crs and ":" in crs:
@@ -172,20 +171,6 @@ def read_header(raster: Raster, band: Band, item_crs: str) -> Header:
         nodata=float(nodata) if nodata is not None else band.nodata,
         masked=data.masked[band.index - 1],
     )
-
-
-def crs_of(raster: Raster) -> str:
-    """A file's CRS as ``EPSG:code`` where there is one, else WKT, empty without any.
-
-    Raises:
-        Quarantine: ``bad_crs``.
-    """
-    try:
-        crs = raster.crs
-        code = crs.to_epsg() if crs else None
-        return f"EPSG:{code}" if code else str(crs.to_wkt()) if crs else ""
-    except CRSError as error:
-        raise Quarantine("bad_crs", f"the CRS of {raster.where} can't be read") from error
 
 
 def upright(raster: Raster, band: Band) -> tuple[float, ...]:

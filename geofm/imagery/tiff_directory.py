@@ -19,6 +19,8 @@ from geofm.imagery.plain_tiff import PlainTiff, Read, Unsure
 
 #: Most entries of a directory, directories of a file, tiles of a band and bytes of a tile.
 MOST_ENTRIES, MOST_DIRECTORIES, MOST_TILES, MOST_TILE = 64, 32, 2**18, 2**22
+#: Bytes of the beginning of a file that are looked at together.
+HEAD = 4096
 _FORMS = {1: "B", 2: "s", 3: "H", 4: "I", 12: "d", 16: "Q"}
 _DTYPES = {(8, 1): "uint8", (16, 1): "uint16", (16, 2): "int16", (32, 3): "float32",
            (64, 3): "float64"}  # fmt: skip
@@ -47,13 +49,15 @@ class _Entry:
 
 @dataclass(frozen=True)
 class _File:
-    """A little-endian TIFF, classic or big."""
+    """A little-endian TIFF, classic or big; ``head`` is its beginning, where most of it lies."""
 
     read: Read
+    head: bytes
     big: bool
 
     def take(self, offset: int, size: int) -> bytes:
-        data = self.read(offset, size)
+        end = offset + size
+        data = self.head[offset:end] if end <= len(self.head) else self.read(offset, size)
         if len(data) != size:
             raise Unsure("the file ends in its directory")
         return data
@@ -114,10 +118,10 @@ def parse(read: Read, size: int) -> PlainTiff | None:
 
 
 def _parse(read: Read, size: int) -> PlainTiff:
-    head = read(0, 16)
+    head = read(0, HEAD)
     if len(head) < 16 or head[:4] not in (b"II*\0", b"II+\0") or size > 2**48:
         raise Unsure("another byte order")
-    file = _File(read, head[2:3] == b"+")
+    file = _File(read, head, head[2:3] == b"+")
     if file.big and head[4:8] != b"\x08\0\0\0":
         raise Unsure("odd offsets")
     (first,) = struct.unpack("<Q" if file.big else "<I", head[8:16] if file.big else head[4:8])

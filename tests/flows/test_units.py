@@ -17,15 +17,22 @@ from typer.testing import CliRunner
 from flows import deployments, server
 from flows.cli import app
 from flows.console import printable
-from flows.stage_flow import MOST_TASKS, ranges
+from flows.stage_flow import MOST_TASKS, count_tasks
 
 
-@given(st.integers(0, 50_000), st.integers(1, 200))
-def test_ranges_cover_all_parts_once_in_few_tasks(parts: int, workers: int) -> None:
-    found = ranges(parts, workers)
-    assert [i for a, b in found for i in range(a, b)] == list(range(parts))
-    assert len(found) <= MOST_TASKS
-    assert all(b > a for a, b in found)
+@given(st.integers(0, 50_000), st.integers(1, 200), st.integers(1, 8))
+def test_few_tasks_share_all_parts(parts: int, workers: int, at_once: int) -> None:
+    tasks = count_tasks(parts, workers, at_once)
+    shares = [range(number, parts, tasks) for number in range(tasks)]
+    assert sorted(part for share in shares for part in share) == list(range(parts))
+    assert all(shares) and tasks <= MOST_TASKS
+    assert tasks >= min(parts, workers, MOST_TASKS)
+
+
+def test_a_task_that_works_on_many_parts_at_once_gets_many() -> None:
+    assert count_tasks(25, 2) == 8
+    assert count_tasks(25, 2, at_once=4) == 2
+    assert count_tasks(1000, 2, at_once=4) == 8
 
 
 def test_every_command_explains_itself() -> None:

@@ -133,7 +133,17 @@ def test_histograms_of_strips_add_up() -> None:
     assert np.array_equal(whole, np.sum(strips, axis=0))
     assert whole.sum() == valid.sum()
     assert (whole.shape, whole.dtype) == ((BINS,), np.int64)
-    assert dark_histogram(stored.astype(np.float32), valid).sum() == valid.sum()
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16])
+def test_a_histogram_counts_each_valid_pixel_in_its_bin(dtype: type) -> None:
+    span = np.iinfo(dtype)
+    stored = np.random.default_rng(2).integers(span.min, span.max, (50, 40), dtype, endpoint=True)
+    valid = stored % 3 > 0
+    expected = np.zeros(BINS, np.int64)
+    for count in stored[valid].tolist():
+        expected[min(max(count // BIN, 0), BINS - 1)] += 1
+    assert np.array_equal(dark_histogram(stored, valid), expected)
 
 
 def read(path: Path) -> NDArray[np.uint16]:
