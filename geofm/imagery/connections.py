@@ -11,8 +11,7 @@ import socket
 import ssl
 from collections.abc import Callable
 from functools import lru_cache, partial
-from http.client import HTTPResponse
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import unquote
 from urllib.request import getproxies, proxy_bypass
 
@@ -25,6 +24,7 @@ from geofm.imagery.hosts import is_public
 from geofm.imagery.quarantine import Quarantine
 from geofm.imagery.watch import PATIENCE, limited
 
+T = TypeVar("T")
 #: Connections to one host that are kept open.
 MOST = 96
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -66,7 +66,8 @@ def proxy_for(scheme: str, host: str) -> str:
     return named.get(scheme) or named.get("all") or ""
 
 
-def _begin(connection: Any, getresponse: Callable[[], Any]) -> Any:
+def await_answer(connection: Any, getresponse: Callable[[], T]) -> T:
+    """What reads the head of an answer does, unless that takes too long."""
     timeout = connection.timeout
     acknowledge_at_once(connection.sock)
     with limited(connection.sock, PATIENCE * timeout if timeout else None):
@@ -92,13 +93,13 @@ def _public(door: socket.socket) -> socket.socket:
 
 
 class _Http(HTTPConnection):
-    def getresponse(self) -> HTTPResponse:  # type: ignore[override]
-        return _begin(self, super().getresponse)  # type: ignore[no-any-return]
+    def getresponse(self) -> Any:
+        return await_answer(self, super().getresponse)
 
 
 class _Https(HTTPSConnection):
-    def getresponse(self) -> HTTPResponse:  # type: ignore[override]
-        return _begin(self, super().getresponse)  # type: ignore[no-any-return]
+    def getresponse(self) -> Any:
+        return await_answer(self, super().getresponse)
 
 
 class _PublicHttp(_Http):

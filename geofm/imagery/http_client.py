@@ -22,7 +22,10 @@ from geofm.imagery.hosts import Access, check_host, origin
 from geofm.imagery.items import scheme_of
 from geofm.imagery.patience import Fault, Host, host_of, retry_after
 from geofm.imagery.quarantine import Quarantine
+from geofm.imagery.reply import Reply
 from geofm.imagery.sent import Sent, send
+
+Response = urllib3.BaseHTTPResponse | Reply
 
 REDIRECTS = 5
 #: An answer may take the timeout and a second for each so many bytes; slower ones are given up.
@@ -46,7 +49,7 @@ class Refused(Exception):
 class Answer:
     """An answer with status 200 or 206 whose body is still to come."""
 
-    def __init__(self, response: urllib3.BaseHTTPResponse, timeout_s: float) -> None:
+    def __init__(self, response: Response, timeout_s: float) -> None:
         self.response, self.timeout_s = response, timeout_s
         self.status = response.status
         self.headers = response.headers
@@ -94,7 +97,7 @@ def ask(
     answered = False
     try:
         for _ in range(REDIRECTS + 1):
-            response = sent.response() if sent else _send(url, headers, access, trusted)
+            response: Response = sent.response() if sent else _send(url, headers, access, trusted)
             sent = None
             location = response.headers.get("location", "")
             if response.status not in (301, 302, 303, 307, 308) or not location:
@@ -183,7 +186,7 @@ def record(url: str) -> Host:
     return host_of(f"{host}:{port}")
 
 
-def _done(response: urllib3.BaseHTTPResponse, timeout_s: float) -> None:
+def _done(response: Response, timeout_s: float) -> None:
     """Give the connection back, or close it where much of the answer is still to come."""
     left = response.length_remaining
     if left is None or left > LEFT_OVER:
@@ -204,7 +207,7 @@ def _follow(url: str, location: str) -> str:
         raise Quarantine("bad_href", f"a redirect leads to no address: {location!a:.80}") from error
 
 
-def _problem(response: urllib3.BaseHTTPResponse, where: str) -> Exception | None:
+def _problem(response: Response, where: str) -> Exception | None:
     """None for 200 and 206; other answers are a fault that passes, or final."""
     status = response.status
     if status in (200, 206):

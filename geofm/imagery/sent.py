@@ -4,22 +4,27 @@ A thread for each request would have to be woken for its answer and wait for the
 which takes longer than the request itself where the network is near. So where a connection is open
 and idle the request is written to it at once, and the answer waits in the kernel until it is
 wanted. Threads open connections and do all that takes more than one request.
+
+Connections are urllib3's and go back to it; in between a GET is written to the socket here, and the
+answer is read by ``reply.py``.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from http.client import HTTPException
 from typing import Any, Generic, Protocol, TypeVar
 
 import urllib3
-from urllib3.exceptions import HTTPError, ProtocolError
 
 from geofm.imagery.connections import acknowledge_at_once
+from geofm.imagery.reply import Reply
 
 T_co = TypeVar("T_co", covariant=True)
 T = TypeVar("T")
+#: A line of a request.
+LINE = re.compile(r"[!-~]+( [!-~]+)*")
 
 
 class Call(Protocol[T_co]):
@@ -50,33 +55,22 @@ class Sent:
         """Whether the answer is still to be read."""
         return self.connection is not None
 
-    def response(self) -> urllib3.BaseHTTPResponse:
+    def response(self) -> Reply:
         """The answer, its body still to come.
 
         Raises:
             HTTPError: when there is none.
         """
         connection, self.connection = self.connection, None
-        connection.timeout = self.timeout_s
-        try:
-            found = connection.getresponse()
-        except (OSError, HTTPException, HTTPError) as error:
-            self._close(connection)
-            raise ProtocolError("Connection aborted.", error) from error
-        # as the pool itself does, so that the connection goes back when the answer is read
-        found._connection, found._pool = connection, self.pool
-        return found  # type: ignore[no-any-return]
+        return Reply(self.pool, connection, self.timeout_s)
 
     def cancel(self) -> bool:
         """Close the connection of an answer that nobody has read; whether there was one."""
         connection, self.connection = self.connection, None
         if connection is not None:
-            self._close(connection)
+            connection.close()
+            self.pool._put_conn(connection)
         return connection is not None
-
-    def _close(self, connection: Any) -> None:
-        connection.close()
-        self.pool._put_conn(connection)
 
 
 def send(
@@ -86,21 +80,33 @@ def send(
     timeout_s: float,
     signed: str = "",
 ) -> Sent | None:
-    """Write a GET to an open, idle connection; None where there is none."""
+    """Write a GET to an open, idle connection; None where there is none.
+
+    Raises:
+        ValueError: for what is no single line of a request.
+    """
+    lines = [f"GET {target} HTTP/1.1", f"host: {_host(pool)}"]
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    if not all(map(LINE.fullmatch, lines)):
+        raise ValueError(f"no request for {target!a:.80} can be written")
     connection: Any = pool._get_conn()
-    sent = Sent(pool, timeout_s, signed, connection)
     if connection.is_closed:
         pool._put_conn(connection)
         return None
+    sent = Sent(pool, timeout_s, signed, connection)
     try:
-        connection.request(
-            "GET", target, headers=headers, preload_content=False, decode_content=False
-        )
+        connection.sock.sendall("\r\n".join([*lines, "", ""]).encode("ascii"))
         acknowledge_at_once(connection.sock)
-    except (OSError, HTTPException, HTTPError):  # its time was over, as may happen
+    except OSError:  # its time was over, as may happen
         sent.cancel()
         return None
     return sent
+
+
+def _host(pool: urllib3.HTTPConnectionPool) -> str:
+    """The host header: with the port only where it is not the usual one."""
+    host = f"[{pool.host}]" if ":" in pool.host else pool.host
+    return host if pool.port == pool.ConnectionCls.default_port else f"{host}:{pool.port}"
 
 
 @dataclass
