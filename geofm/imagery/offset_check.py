@@ -87,7 +87,8 @@ def dark_histogram(stored: NDArray[Any], valid: NDArray[np.bool_]) -> Histogram:
         int64 [BINS]: valid pixels in each bin of ``BIN`` counts, all above in the last.
     """
     most = min(BIN * BINS - 1, int(np.iinfo(stored.dtype).max))
-    counts = np.bincount(np.clip(stored, 0, most)[valid], minlength=BIN * BINS)
+    seen = np.minimum(np.maximum(stored, 0), most)
+    counts = np.bincount(seen.ravel() if valid.all() else seen[valid], minlength=BIN * BINS)
     bins: Histogram = counts.reshape(BINS, BIN).sum(axis=1).astype(np.int64)
     return bins
 

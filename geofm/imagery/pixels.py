@@ -239,9 +239,11 @@ def to_counts(stored: NDArray[Any], good: Mask, channel: Channel, into: NDArray[
     if how.gain == 1.0 and stored.dtype == dtype and abs(how.add) < most:
         # the usual case, in the band's own type: saturate first, then shift
         low, high = max(0, least - how.add), min(most, most - how.add)
-        np.clip(stored, dtype.type(low), dtype.type(high), out=into)
+        np.maximum(stored, dtype.type(low), out=into)
+        np.minimum(into, dtype.type(high), out=into)
         into += dtype.type(how.add % (most + 1))
-        into *= good
+        if not good.all():
+            into[~good] = 0
         return
     if how.gain == 1.0 and stored.dtype.kind in "iu":
         wide = stored.astype(np.int64) + how.add
