@@ -35,7 +35,7 @@ class LocalAsset:
     href: str
     stac: str
 
-    def whole(self, most: int) -> Piece | None:
+    def whole(self, most: int, sent: Sent | None = None) -> Piece | None:
         """All bytes; None when there are more than ``most``."""
         path, size, mark = self._file()
         return Piece(path.read_bytes(), size, mark) if size <= most else None

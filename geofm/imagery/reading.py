@@ -24,8 +24,8 @@ from geofm.imagery.plain_tiff import PlainTiff, Read
 from geofm.imagery.quarantine import Quarantine
 from geofm.imagery.ranges import BLOCK, RangeFile, RangeSource
 from geofm.imagery.raster import Fetched, Raster, check_source, opened
-from geofm.imagery.remote import Piece, remote
-from geofm.imagery.sent import Call, Later
+from geofm.imagery.remote import Piece, Remote, beginning, remote
+from geofm.imagery.sent import Call, Later, Sent
 from geofm.imagery.tiff_directory import parse
 
 #: Only what is inside the file counts, and damage is an error rather than a warning.
@@ -79,22 +79,34 @@ def fetch(href: str, access: Access, signing: Signing, whole: bool = True) -> Pi
     Raises:
         Quarantine: with the reason.
     """
-    asset = remote(href, access, signing)
-    piece = asset.whole(access.whole_max) if whole and access.whole_max else None
-    return piece or RangeSource(asset, access.retries, where_is(href))
+    return _fetch(remote(href, access, signing), href, access, whole)
+
+
+def _fetch(
+    asset: Remote, href: str, access: Access, whole: bool, sent: Sent | None = None
+) -> Piece | RangeSource:
+    piece = None
+    if whole and access.whole_max:
+        piece, sent = asset.whole(access.whole_max, sent), None
+    return piece or RangeSource(asset, access.retries, where_is(href), sent)
 
 
 def begin(
-    href: str, access: Access, signing: Signing, whole: bool = True
+    href: str, access: Access, signing: Signing, whole: bool = True, size: int = 0
 ) -> Call[Piece | RangeSource]:
-    """Begin to ``fetch``; what is wrong shows in the result."""
-    if not (whole and access.whole_max):
+    """Begin to ``fetch``; what is wrong shows in the result.
+
+    ``size`` is the file's bytes as its item says, 0 where it doesn't: what takes one request is
+    asked for at once where that is possible, and all else by a thread.
+    """
+    whole = whole and 0 < access.whole_max >= size
+    first = beginning(access.whole_max) if whole else BLOCK
+    if not whole or 0 < size <= first:
         with suppress(Quarantine):
             asset = remote(href, access, signing)
-            sent = asset.send(0, BLOCK)
+            sent = asset.send(0, first)
             if sent is not None:
-                where = where_is(href)
-                return Later(sent, lambda sent: RangeSource(asset, access.retries, where, sent))
+                return Later(sent, lambda sent: _fetch(asset, href, access, whole, sent))
     return openers(os.getpid()).submit(fetch, href, access, signing, whole)
 
 

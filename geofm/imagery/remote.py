@@ -48,14 +48,19 @@ class Piece:
 class Remote(Protocol):
     """An asset on a server."""
 
-    def whole(self, most: int) -> Piece | None:
-        """All bytes; None when there are more than ``most``."""
+    def whole(self, most: int, sent: Sent | None = None) -> Piece | None:
+        """All bytes; None when there are more than ``most``. ``sent``: for ``beginning(most)``."""
 
     def part(self, start: int, end: int, sent: Sent | None = None) -> Piece:
         """Bytes from ``start`` up to ``end`` (or to the end of the file), ``sent`` for or not."""
 
     def send(self, start: int, end: int) -> Sent | None:
         """Ask for a part whose answer is read later; None where that can't be done at once."""
+
+
+def beginning(most: int) -> int:
+    """Bytes that are asked for first of a file that is read whole up to ``most`` bytes."""
+    return min(most, BEGINNING)
 
 
 @dataclass
@@ -77,7 +82,7 @@ class HttpAsset:
     _expires: float = field(default=math.inf, repr=False)
     _signs: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
-    def whole(self, most: int) -> Piece | None:
+    def whole(self, most: int, sent: Sent | None = None) -> Piece | None:
         """All bytes, checked against the length that the server told.
 
         The beginning comes first and tells the size, so that of a file with more than ``most``
@@ -87,7 +92,7 @@ class HttpAsset:
             return None
 
         def attempt() -> Piece | None:
-            begin = self._begin(most)
+            begin = self._begin(most, sent)
             if begin is None or begin.total > most:
                 return None
             if len(begin.data) == begin.total:
@@ -117,10 +122,10 @@ class HttpAsset:
                 raise Quarantine("no_ranges", f"{self.where} does not serve byte ranges")
             return _piece(answer, start, end)
 
-    def _begin(self, most: int) -> Piece | None:
+    def _begin(self, most: int, sent: Sent | None = None) -> Piece | None:
         """One attempt at the beginning; all bytes from a server that does not serve ranges."""
-        first = min(most, BEGINNING)
-        with self._get(_span(0, first)) as answer:
+        first = beginning(most)
+        with self._get(_span(0, first), sent) as answer:
             if answer.status == 206:
                 return _piece(answer, 0, first)
             told = _whole(answer.headers.get("content-length", ""))
@@ -298,13 +303,13 @@ class S3Asset:
     access: Access
     signing: Signing = field(default_factory=Signing)
 
-    def whole(self, most: int) -> Piece | None:
+    def whole(self, most: int, sent: Sent | None = None) -> Piece | None:
         """All bytes; the beginning comes first and tells the size."""
         if most < 1:
             return None
 
         def attempt(files: Any) -> Piece | None:
-            begin = s3_range(files, self.href, 0, min(most, BEGINNING))
+            begin = s3_range(files, self.href, 0, beginning(most))
             if begin.total > most:
                 return None
             if len(begin.data) == begin.total:

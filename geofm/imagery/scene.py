@@ -110,8 +110,7 @@ def open_scene(
     with ExitStack() as stack:
         first = {band.asset: band for band in reversed(wanted)}
         calls = {
-            key: begin(band.href, access, signing, whole and band.bytes <= access.whole_max)
-            for key, band in first.items()
+            key: begin(band.href, access, signing, whole, band.bytes) for key, band in first.items()
         }
         for call in calls.values():
             stack.callback(call.cancel)

@@ -82,6 +82,7 @@ def test_an_answer_is_read_however_its_end_is_told(
         "head",
         "none",
         "noise",
+        "long",
     ],
 )
 def test_any_other_answer_is_asked_for_again(world: World, asset: HttpAsset, answer: bytes) -> None:

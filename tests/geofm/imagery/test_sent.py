@@ -13,7 +13,7 @@ from geofm.imagery.hosts import Access, Signing
 from geofm.imagery.quarantine import Quarantine
 from geofm.imagery.ranges import BLOCK, RangeSource, coalesce
 from geofm.imagery.reading import begin
-from geofm.imagery.remote import HttpAsset
+from geofm.imagery.remote import BEGINNING, HttpAsset, Piece
 from geofm.imagery.sent import Later, Sent
 from tests.geofm.imagery.small_world import World, serve
 
@@ -149,3 +149,20 @@ def test_an_opening_that_was_sent_can_be_left(world: World, asset: HttpAsset) ->
     source = begin(asset.href, asset.access, Signing(), whole=False).result()
     assert isinstance(source, RangeSource)
     assert source.read(0, 10) == DATA[:10]
+
+
+def test_a_small_file_is_asked_for_whole_at_once(world: World, asset: HttpAsset) -> None:
+    connect(asset, 1)
+    call = begin(asset.href, asset.access, Signing(), size=len(DATA))
+    assert isinstance(call, Later)
+    piece = call.result()
+    assert isinstance(piece, Piece)
+    assert piece.data == DATA
+    assert world.asked.count("/data.bin") == 2  # the connection, and all of it
+    # what its item says is one thing, what there is another
+    few = Access(stac=world.url, retries=2, timeout_s=5.0, whole_max=len(DATA) - 1)
+    source = begin(asset.href, few, Signing(), size=50).result()
+    assert isinstance(source, RangeSource)
+    assert source.size == len(DATA)
+    for size in (0, 2 * BEGINNING):  # may take several requests: a thread's work
+        assert not isinstance(begin(asset.href, asset.access, Signing(), size=size), Later)
