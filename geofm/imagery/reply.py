@@ -118,6 +118,6 @@ class Reply:
                 self._parser.feed_data(data)
             else:  # all that will ever come
                 self._over, self._alive = True, False
-        except (OSError, httptools.HttpParserError) as error:
+        except (OSError, httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             raise ProtocolError(f"Connection broken: {error!r}", error) from error
         return len(data)

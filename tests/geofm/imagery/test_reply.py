@@ -63,6 +63,7 @@ def test_an_answer_is_read_however_its_end_is_told(
     [
         (HEAD + LENGTH + b"\r\n" + BODY) * 2,
         b"HTTP/1.1 100 Continue\r\n\r\n",
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: h2c\r\nConnection: upgrade\r\n\r\n",
         HEAD + LENGTH + b"Content-Length: 5\r\n\r\n" + BODY,
         HEAD + LENGTH + b"\r\n" + BODY + b"and more",
         HEAD + LENGTH + b"\r\n" + BODY[:-1],
@@ -75,6 +76,7 @@ def test_an_answer_is_read_however_its_end_is_told(
     ids=[
         "twice",
         "interim",
+        "upgrade",
         "two lengths",
         "too much",
         "too little",
