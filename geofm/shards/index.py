@@ -18,7 +18,7 @@ from geofm.shards.split import HOLDOUT, TRAIN
 from geofm.shards.tar import DamagedTar, Member, walk
 
 INDEX = "index.parquet"
-GROUP_ROWS = 2**16
+GROUP_ROWS = 2**14
 WHERE = [("offset", pa.int64()), ("size", pa.int64()), ("sha256", pa.string())]
 MEMBERS = pa.schema(
     [("key", pa.string()), *WHERE, *((f"json_{name}", kind) for name, kind in WHERE)]
