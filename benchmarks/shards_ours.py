@@ -173,7 +173,14 @@ def _stream(job: Json, **options: Any) -> Any:
 def _read(job: Json) -> Callable[[], int]:
     """Bytes of all samples."""
     stream = _stream(job, decode=False, check=job.get("check", False), **job.get("reading", {}))
-    return lambda: sum(len(batch) for batch in stream.batches())
+
+    def run() -> int:
+        count = 0
+        for batch in stream.batches():
+            count += len(batch)
+        return count
+
+    return run
 
 
 def _train(job: Json) -> Callable[[], int]:

@@ -23,7 +23,7 @@ from upath import UPath
 from data_catalog.artifact import Artifact
 from data_catalog.errors import CheckError, UsageError
 from geofm.imagery.chips import HEAD, chip_from_bytes
-from geofm.shards.index import INDEX
+from geofm.shards.index import INDEX, release_memory
 
 #: Tars that a thread holds open.
 OPEN_FILES = 64
@@ -137,14 +137,14 @@ def open_index(
         offsets[here], sizes[here] = rows["offset"].to_numpy(), rows["size"].to_numpy()
         if digests:
             sha256[here] = _binary(rows["sha256"])
-        pa.default_memory_pool().release_unused()  # else decoding takes more than the columns
+        release_memory()  # else decoding takes more than the columns
     if not count:
         raise NoSuchSplit(
             f"dataset {dataset.digest[:12]} has no samples in split {split!r}; set pack.holdout "
             "above 0 to have a holdout, or use split 'train'"
         )
     joined = pa.LargeStringArray.from_buffers(count, pa.py_buffer(ends), pa.py_buffer(text))
-    pa.default_memory_pool().release_unused()
+    release_memory()
     local = dataset.is_local or fetch
     return ShardIndex(
         digest=dataset.digest,

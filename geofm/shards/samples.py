@@ -32,6 +32,7 @@ from shapely.geometry import mapping
 from data_catalog.artifact import Artifact
 from data_catalog.stage import Job
 from data_catalog.tables import records
+from geofm.shards.index import release_memory
 from geofm.shards.sorting import BLOCK_ROWS, BUCKET_ROWS, FILE, sort_rows
 from geofm.shards.split import HOLDOUT, RIM, TRAIN
 from geofm.shards.tar import BLOCK
@@ -144,6 +145,7 @@ def write_samples(samples: Samples, path: Path) -> None:
         coming = (batch.select(names).cast(schema) for batch in samples.batches())
         while group := list(islice(coming, blocks)):
             writer.write_table(pa.Table.from_batches(group))
+            release_memory()
 
 
 def _finite(values: list[Any]) -> list[Any]:
@@ -200,6 +202,7 @@ def _open(path: Path, _: int, chips: Artifact) -> Samples:
                 sizes = batch["size"].filter(pc.equal(batch["split"], split)).to_numpy()
                 counts[split] += len(sizes)
                 npy_blocks[split] += int((-(-sizes // BLOCK)).sum())
+    release_memory()
     left_out = pa.Table.from_batches(rim)
     reason = pa.array(["holdout rim"] * len(left_out), pa.string())
     edge, end = counts[TRAIN], counts.total()

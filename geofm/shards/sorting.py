@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from data_catalog.artifact import Artifact
 from data_catalog.errors import RunError, UsageError
 from geofm.imagery.identity import SUPERSEDED
+from geofm.shards.index import release_memory
 from geofm.shards.split import HOLDOUT, RIM, TRAIN, split_cells
 
 CHIP_COLUMNS = [
@@ -91,7 +92,7 @@ def sort_rows(inputs: Mapping[str, Artifact], seed: int, holdout: float, folder:
         folder: gets the file; also holds the buckets meanwhile.
     """
     kept, buckets = _deal_kept(inputs["decisions"], seed, folder)
-    _release_memory()
+    release_memory()
     split = _splits(inputs["chips"], kept, holdout, seed)
     kinds: dict[str, set[str]] = {}
     sides: set[str] = set()
@@ -152,12 +153,7 @@ def _read_rows(file: pq.ParquetFile, columns: list[str]) -> Iterator[pa.RecordBa
         yield from file.iter_batches(
             BUCKET_ROWS, row_groups=[group], columns=columns, use_threads=False
         )
-        _release_memory()
-
-
-def _release_memory() -> None:
-    """Give back what Arrow keeps in case it is needed again."""
-    pa.default_memory_pool().release_unused()
+        release_memory()
 
 
 def _with_places(batch: pa.RecordBatch, seed: int) -> pa.RecordBatch:
@@ -275,7 +271,7 @@ def _write(tables: Iterator[pa.Table], path: Path) -> None:
     waiting = next(tables)
     with pa.ipc.new_file(str(path), waiting.schema) as writer:
         for rows in tables:
-            _release_memory()
+            release_memory()
             whole = len(waiting) // BLOCK_ROWS * BLOCK_ROWS
             writer.write_table(waiting.slice(0, whole).combine_chunks(), BLOCK_ROWS)
             waiting = pa.concat_tables([waiting.slice(whole), rows])
