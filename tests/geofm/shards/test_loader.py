@@ -173,6 +173,12 @@ def resumable(tmp_path_factory):
     return index, index.keys.to_pylist()
 
 
+def test_what_is_left_of_an_epoch_is_a_view_of_its_order():
+    order = epoch_order(0, 0, 100)
+    assert np.shares_memory(deal(Left(first=7).of(order), 1, 3), order)
+    assert Left(first=2, done=(4,)).of(order).tolist() == [*order[2:4], *order[5:]]
+
+
 def test_one_state_speaks_for_ranks_in_lockstep(resumable):
     index, expected = resumable
     ranks = [SampleStream(index, 0, rank, 3, batch=2) for rank in range(3)]
