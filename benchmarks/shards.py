@@ -1,19 +1,22 @@
 """Shards and loader beside their peers and beside the bare bytes.
 
 Every row is a process of its own, the median of ``--repeat`` runs with all files in the page cache
-(rates of a shared machine: compare within a table). Sections:
+(rates of a shared machine: compare within a table). Only what can do no less (a bare ``pread``
+loop, the decoder alone) runs in one warm process with the loader, in turns: a shared machine is
+faster and slower within seconds, so the ratio is the median of the rounds' ratios. Sections:
 
 - ``write``: samples in memory to published shards. geofm hashes every member and every file, writes
   the index and publishes in one step; ``pack`` is the whole stage, which reads the chips, proves
   their pixels, adds up statistics and publishes parts and artifact. The peers hash nothing.
 - ``read``: bytes of samples in order and in random order, nothing decoded.
-- ``train``: decoded and cropped into float32 batches, the second epoch of a process; ``cpu_ms``
-  is processor time per sample.
+- ``train``: decoded and cropped into float32 batches; ``cpu_ms`` is processor time per sample.
 - ``shuffle``: neighbours in the stream of 10^5 samples laid out by scene; p of the correlation of
   their ground cells, buffers of 256 MiB at 60 kB a sample.
 - ``versions``: what a new version writes when samples come and go.
 - ``growth``: the whole stage and the loader's start for 10^3 to 10^6 samples.
 - ``kills``: the writer killed 200 times (``tests/geofm/shards/test_faults.py``).
+
+A section is in the table when it is done; one that fails leaves the rows that were there.
 
     python benchmarks/shards.py --peers PYTHON [--only write,read,...] [--scratch DIR]
 """
@@ -49,6 +52,12 @@ SIZES = {
 }
 JSON_BYTES = 1400
 SECTIONS = ("write", "read", "train", "shuffle", "versions", "growth", "kills")
+#: Sections that have rows for each of ``SIZES``.
+BY_SIZE = ("write", "read", "train")
+#: Rounds in which two loops take turns.
+ROUNDS = 21
+#: Items of litdata in random order, each of which unpacks a chunk.
+LITDATA_ITEMS = 200
 COLUMNS = ("section", "what", "member", "samples", "seconds", "mib_s", "samples_s", "cpu_ms",
            "ours_is_x_times", "peak_rss_mib", "note", "machine", "cores", "versions",
            "date")  # fmt: skip
@@ -61,7 +70,9 @@ def main() -> None:
     )
     parser.add_argument("--peers", help="python of an environment with the peers")
     parser.add_argument("--only", default=",".join(SECTIONS))
+    parser.add_argument("--members", default=",".join(SIZES), help="sizes to write, read, train")
     parser.add_argument("--scratch", default=None, help="folder for about 6 GB")
+    parser.add_argument("--note", help="said in every row, e.g. how busy the machine was")
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--most", type=int, default=10**6, help="samples of the largest growth")
     parser.add_argument("--ours", nargs=2, help=argparse.SUPPRESS)
@@ -72,18 +83,29 @@ def main() -> None:
         shards_ours.main(*asked.ours)
         return
     table = RESULTS / "shards.csv"
-    kept = []
-    if table.exists():  # sections that are not measured now stay as they are
-        with table.open(newline="") as file:
-            kept = [r for r in csv.DictReader(file) if r["section"] not in asked.only.split(",")]
-    rows: list[Json] = []
+    members = asked.members.split(",")
     for section in asked.only.split(","):
+        rows = []
         with tempfile.TemporaryDirectory(dir=asked.scratch) as folder:
-            bench = Bench(Path(folder), asked.peers, asked.repeat, asked.most)
+            bench = Bench(Path(folder), asked.peers, asked.repeat, asked.most, members)
             for row in SECTION[section](bench):
-                rows.append({"section": section, **row, **about()})
-                save([*kept, *rows], table)
+                note = "; ".join(filter(None, (row["note"], asked.note)))
+                rows.append({"section": section, **row, "note": note, **about()})
                 print({k: v for k, v in rows[-1].items() if k in COLUMNS[:11]}, flush=True)
+        replaced = members if section in BY_SIZE else None
+        save([*kept(table, section, replaced), *rows], table)
+
+
+def kept(table: Path, section: str, members: list[str] | None) -> list[Json]:
+    """Rows of a table but those of a section, of some sizes or all."""
+    if not table.exists():
+        return []
+    with table.open(newline="") as file:
+        return [
+            row
+            for row in csv.DictReader(file)
+            if row["section"] != section or (members is not None and row["member"] not in members)
+        ]
 
 
 def save(rows: list[Json], table: Path) -> None:
@@ -91,7 +113,16 @@ def save(rows: list[Json], table: Path) -> None:
     with table.open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
-        writer.writerows(sorted(rows, key=lambda row: SECTIONS.index(row["section"])))
+        sizes = list(SIZES)
+        writer.writerows(
+            sorted(
+                rows,
+                key=lambda row: (
+                    SECTIONS.index(row["section"]),
+                    sizes.index(row["member"]) if row["member"] in sizes else 0,
+                ),
+            )
+        )
 
 
 def about() -> Json:
@@ -108,8 +139,11 @@ def about() -> Json:
 class Bench:
     """A scratch folder and how rows are measured in it."""
 
-    def __init__(self, folder: Path, peers: str | None, repeat: int, most: int) -> None:
+    def __init__(
+        self, folder: Path, peers: str | None, repeat: int, most: int, members: list[str]
+    ) -> None:
         self.folder, self.peers, self.repeat, self.most = folder, peers, repeat, most
+        self.sizes = {name: size for name, size in SIZES.items() if name in members}
 
     def ours(self, what: str, job: Json, repeat: int | None = None) -> Json:
         """The median of several runs of one of our functions."""
@@ -173,7 +207,7 @@ def pictures(bench: Bench, member: str) -> Json:
 
 def write(bench: Bench) -> Iterator[Json]:
     """Writers."""
-    for member, (shape, dtype, _) in SIZES.items():
+    for member, (shape, dtype, _) in bench.sizes.items():
         job = pictures(bench, member)
         size = math.prod(shape) * np.dtype(dtype).itemsize + 128 + JSON_BYTES
         ours = bench.ours("write", job)
@@ -218,9 +252,23 @@ def prepared(bench: Bench, member: str) -> tuple[Json, int]:
     }, size  # fmt: skip
 
 
+def in_turns(
+    bench: Bench, job: Json, size: int, ours: str, bare: str, names: tuple[str, str], member: str
+) -> Iterator[Json]:
+    """Rows of one of our loops and of one that does no more than it must."""
+    found = bench.ours("turns", {**job, "ours": ours, "bare": bare, "rounds": ROUNDS}, 1)
+    note = (f"in turns with the {names[1]}: {found['rate']:.2f} of its rate, "
+            f"{1 / found['cpu']:.2f} x its processor time")  # fmt: skip
+    yield row(f"geofm loader, {names[0]}", member, size, {**found, **found["ours"]}, note=note)
+    yield {
+        **row(f"{names[1]}, {names[0]}", member, size, {**found, **found["bare"]}),
+        "ours_is_x_times": round(found["rate"], 2),
+    }
+
+
 def read(bench: Bench) -> Iterator[Json]:
     """Readers, nothing decoded."""
-    for member in SIZES:
+    for member in bench.sizes:
         job, size = prepared(bench, member)
         write_job = {**job, "keep_out": True}
         litdata = bench.peer("write_litdata", write_job, 1)["out"]
@@ -228,23 +276,22 @@ def read(bench: Bench) -> Iterator[Json]:
         for random in (False, True):
             order = "random order" if random else "in order"
             here = {**job, "random": random, "files": files}
+            for keep in (1, 64):
+                name = f"{order}, {'lists of 64' if keep > 1 else 'one by one'}"
+                loops = {**here, "keep": keep, "reading": {"batch": keep}}
+                yield from in_turns(bench, loops, size, "read", "read_pread",
+                                    (name, "bare pread loop"), member)  # fmt: skip
             ours = bench.ours("read", here)
             rate = ours["samples"] / ours["seconds"]
-            yield row(f"geofm loader, {order}", member, size, ours)
-            many = bench.ours("read", {**here, "reading": {"batch": 64}})
-            yield row(f"geofm loader, {order}, lists of 64", member, size, many)
-            for keep in (1, 64):
-                name = f"bare pread loop, {order}{', lists of 64' if keep > 1 else ''}"
-                compared = many if keep > 1 else ours
-                yield row(name, member, size, bench.peer("read_pread", {**here, "keep": keep}),
-                          compared["samples"] / compared["seconds"])  # fmt: skip
+            yield row(f"geofm loader, {order}", member, size, ours, note="as the peers: cold")
             checked = bench.ours("read", {**here, "check": True})
             yield row(f"geofm loader, {order}, checked", member, size, checked)
             if not random:
                 for what, name in (("webdataset", "webdataset"), ("tarfile", "tarfile")):
                     found = bench.peer(f"read_{what}", here)
                     yield row(f"{name}, {order}", member, size, found, rate)
-            found = bench.peer("read_litdata", {**here, "out": litdata}, 1 if random else None)
+            peer = {**here, "out": litdata, "most": LITDATA_ITEMS if random else job["samples"]}
+            found = bench.peer("read_litdata", peer, 1 if random else None)
             yield row(f"litdata, {order}", member, size, found, rate)
             yield row(f"array of files, {order}", member, size, bench.peer("read_files", here),
                       rate)  # fmt: skip
@@ -252,17 +299,14 @@ def read(bench: Bench) -> Iterator[Json]:
 
 def train(bench: Bench) -> Iterator[Json]:
     """Decoded and cropped into batches."""
-    for member in SIZES:
+    for member in bench.sizes:
         job, size = prepared(bench, member)
         for random in (False, True):
             order = "random order" if random else "in order"
-            here = {**job, "random": random, "warm": True}
-            alone = bench.peer("decode_alone", here)
-            yield row(f"decoder alone, {order}", member, size, alone, note="pread, view, crop")
-            ours = bench.ours("train", here)
-            more = ours["cpu_s"] / ours["samples"] / (alone["cpu_s"] / alone["samples"])
-            yield row(f"geofm loader, {order}", member, size, ours,
-                      note=f"processor time {more:.2f} x the decoder alone")  # fmt: skip
+            yield from in_turns(bench, {**job, "random": random}, size, "train", "decode_alone",
+                                (order, "decoder alone"), member)  # fmt: skip
+        ours = bench.ours("train", {**job, "random": False})
+        yield row("geofm loader, in order, a process of its own", member, size, ours)
         found = bench.peer("decode_webdataset", {**job, "warm": True})
         yield row("webdataset, in order", member, size, found, ours["samples"] / ours["seconds"])
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -169,34 +170,84 @@ def _stream(job: Json, **options: Any) -> Any:
     return SampleStream(index, shuffled=job["random"], **options)
 
 
-def read(job: Json, clock: Clock) -> Json:
+def _read(job: Json) -> Callable[[], int]:
     """Bytes of all samples."""
     stream = _stream(job, decode=False, check=job.get("check", False), **job.get("reading", {}))
-    clock.start()
-    count = sum(len(batch) for batch in stream.batches())
-    clock.stop()
-    return {"samples": count}
+
+    def run() -> int:
+        count = 0
+        for batch in stream.batches():
+            count += len(batch)
+        return count
+
+    return run
 
 
-def train(job: Json, clock: Clock) -> Json:
-    """Decoded and cropped into batches."""
-    corners, crop = np.load(job["corners"]).tolist(), job["crop"]
+def _train(job: Json) -> Callable[[], int]:
+    """Decoded and cropped into batches, at corners that are drawn one after the other."""
+    corners, crop = cycle(np.load(job["corners"]).tolist()), job["crop"]
     size, bands = job["batch"], job["shape"][0]
 
     def fill(samples: Iterator[Any]) -> np.ndarray:
         batch = np.empty((size, bands, crop, crop), dtype=np.float32)
         for place, sample in enumerate(samples):
-            y, x = corners[sample.number]
+            y, x = next(corners)
             batch[place] = sample.pixels[:, y : y + crop, x : x + crop]
         return batch
 
     stream = _stream(job, batch=size, collate=fill)
-    for _ in range(2):  # the second epoch counts
-        clock.start()
+
+    def run() -> int:
         for batch in stream.batches():
             assert batch.shape[0] == size
-        clock.stop()
-    return {"samples": len(stream.index)}
+        return len(stream.index)
+
+    return run
+
+
+LOOPS = {"read": _read, "train": _train}
+
+
+def read(job: Json, clock: Clock) -> Json:
+    """Bytes of all samples, the first time in a process."""
+    run = _read(job)
+    clock.start()
+    count = run()
+    clock.stop()
+    return {"samples": count}
+
+
+def train(job: Json, clock: Clock) -> Json:
+    """Decoded and cropped into batches, the second epoch of a process."""
+    run = _train(job)
+    run()
+    clock.start()
+    count = run()
+    clock.stop()
+    return {"samples": count}
+
+
+def turns(job: Json, clock: Clock) -> Json:
+    """One of our loops and one of the peers' in turns: medians, and the median of the ratios."""
+    import shards_peers
+
+    runs = {"ours": LOOPS[job["ours"]](job), "bare": shards_peers.WHAT[job["bare"]](job)}
+    found: dict[str, list[tuple[float, float]]] = {"ours": [], "bare": []}
+    for number in range(1 + job["rounds"]):
+        for name in ("ours", "bare") if number % 2 else ("bare", "ours"):
+            clock.start()
+            samples = runs[name]()
+            clock.stop()
+            if number:  # once before, so that memory is there
+                found[name].append((clock.seconds, clock.cpu))
+    ratios = np.median(np.array(found["bare"]) / np.array(found["ours"]), axis=0).tolist()
+    medians = {name: np.median(times, axis=0).tolist() for name, times in found.items()}
+    return {
+        "samples": samples,
+        **{name: {"seconds": wall, "cpu_s": cpu} for name, (wall, cpu) in medians.items()},
+        "rate": ratios[0],
+        "cpu": ratios[1],
+    }
 
 
 def laid_out(job: Json, clock: Clock) -> Json:

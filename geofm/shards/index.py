@@ -18,7 +18,7 @@ from geofm.shards.split import HOLDOUT, TRAIN
 from geofm.shards.tar import DamagedTar, Member, walk
 
 INDEX = "index.parquet"
-GROUP_ROWS = 2**16
+GROUP_ROWS = 2**14
 WHERE = [("offset", pa.int64()), ("size", pa.int64()), ("sha256", pa.string())]
 MEMBERS = pa.schema(
     [("key", pa.string()), *WHERE, *((f"json_{name}", kind) for name, kind in WHERE)]
@@ -53,6 +53,11 @@ def index_rows(keys: Sequence[str], written: Sequence[Member]) -> pa.Table:
     return pa.table(columns, schema=MEMBERS)
 
 
+def release_memory() -> None:
+    """Give back what Arrow keeps in case it is needed again; else each step's peak adds up."""
+    pa.default_memory_pool().release_unused()
+
+
 def write_index(shards: Iterable[ShardRows], path: Path) -> int:
     """Write the index, shards in the order given; returns the number of samples.
 
@@ -66,6 +71,7 @@ def write_index(shards: Iterable[ShardRows], path: Path) -> int:
             while len(waiting) >= GROUP_ROWS:
                 writer.write_table(waiting.slice(0, GROUP_ROWS).combine_chunks())
                 waiting = waiting.slice(GROUP_ROWS)
+                release_memory()
             count += len(one.rows)
         if len(waiting):
             writer.write_table(waiting.combine_chunks())

@@ -21,11 +21,10 @@ from itertools import chain, islice, repeat
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from data_catalog.errors import UsageError
-from geofm.shards.order import BadState, Left, deal, epoch_order, merge
+from geofm.shards.order import BadState, Left, Numbers, deal, epoch_order, merge
 from geofm.shards.reader import DamagedShard, Sample, ShardFiles, ShardIndex
 from geofm.threads import in_order
 
@@ -147,17 +146,16 @@ class SampleStream(IterableDataset[Any]):
         """Batches of this rank that are left of the epoch."""
         return math.ceil(len(self._numbers()) / self.reading.batch)
 
-    def _numbers(self) -> NDArray[np.int64]:
+    def _numbers(self) -> Numbers:
         """Samples of this rank that are left of the epoch, in order."""
-        places = self.left.places(len(self.index))
-        size = self.reading.batch
-        mine = deal(places, self.rank, self.world)
+        samples, size = len(self.index), self.reading.batch
+        shuffled = self.reading.shuffled
+        order = epoch_order(self.seed, self.epoch, samples) if shuffled else np.arange(samples)
+        left = self.left.of(order)
+        mine = deal(left, self.rank, self.world)
         if self.reading.even:
-            mine = mine[: len(places) // (self.world * size) * size]
-        mine = mine[self.taken :]
-        if not self.reading.shuffled:
-            return mine
-        return epoch_order(self.seed, self.left.epoch, len(self.index))[mine]
+            mine = mine[: len(left) // (self.world * size) * size]
+        return mine[self.taken :]
 
     def __iter__(self) -> Iterator[Delivery]:
         """This worker's deliveries; ``batches`` puts those of all workers together."""
@@ -171,13 +169,13 @@ class SampleStream(IterableDataset[Any]):
         collate, drop = self.collate, self.reading.skip_damaged
         full, rest = divmod(len(numbers), size)
         for count in chain(repeat(size, full), [rest] if rest else []):
-            coming: Iterator[Any] = islice(finished, count)
             if drop:
-                whole = [sample for sample in coming if sample is not SKIPPED]
+                whole = [one for one in islice(finished, count) if one is not SKIPPED]
                 batch = (collate(iter(whole)) if collate else whole) if whole else None
             elif collate is None:
-                batch = list(coming)
+                batch = [next(finished)] if count == 1 else list(islice(finished, count))
             else:
+                coming = islice(finished, count)
                 batch = collate(coming)
                 deque(coming, maxlen=0)  # what it left
             if skipped:
@@ -186,7 +184,7 @@ class SampleStream(IterableDataset[Any]):
             else:
                 yield batch, count, ()
 
-    def _finished(self, numbers: NDArray[np.int64], skipped: list[str]) -> Iterator[Any]:
+    def _finished(self, numbers: Numbers, skipped: list[str]) -> Iterator[Any]:
         """The samples one by one, each read when it is asked for; SKIPPED for a damaged one."""
 
         def damaged(damage: DamagedShard) -> Any:
@@ -198,6 +196,8 @@ class SampleStream(IterableDataset[Any]):
         found, transform = self._found(numbers, damaged), self.samples.transform
         if transform is None:
             return found
+        if not self.reading.skip_damaged:
+            return map(transform, found)
         return (SKIPPED if one is SKIPPED else transform(one) for one in found)
 
     def batches(self, workers: int = 0, **options: Any) -> Iterator[Any]:
@@ -220,9 +220,7 @@ class SampleStream(IterableDataset[Any]):
                 yield batch
         self.left, self.taken = Left(self.left.epoch + 1), 0
 
-    def _found(
-        self, numbers: NDArray[np.int64], damaged: Callable[[DamagedShard], Any]
-    ) -> Iterator[Any]:
+    def _found(self, numbers: Numbers, damaged: Callable[[DamagedShard], Any]) -> Iterator[Any]:
         """The samples as they are read, in order, read ahead within the bounds."""
         samples, reading = self.samples, self.reading
         how = self.left.epoch, samples.check, samples.decode
@@ -278,7 +276,7 @@ class SampleStream(IterableDataset[Any]):
 
 def _by_threads(
     files: ShardFiles,
-    numbers: NDArray[np.int64],
+    numbers: Numbers,
     damaged: Callable[[DamagedShard], Any],
     how: tuple[int, bool, bool],
     threads: int,

@@ -20,7 +20,7 @@ from data_catalog.errors import UsageError
 #: Set apart the generator of an epoch's order from those of its samples.
 ORDER = 0x0DE5
 
-Numbers = NDArray[np.int64]
+Numbers = NDArray[np.integer[Any]]
 
 
 class BadState(UsageError):
@@ -31,7 +31,8 @@ class BadState(UsageError):
 def epoch_order(seed: int, epoch: int, samples: int) -> Numbers:
     """The order of an epoch: a permutation that depends on nothing but its arguments."""
     rng = np.random.Generator(np.random.PCG64([seed, epoch, samples, ORDER]))
-    order: Numbers = rng.permutation(samples)
+    order: Numbers = np.arange(samples, dtype=np.int32 if samples < 2**31 else np.int64)
+    rng.shuffle(order)
     order.flags.writeable = False
     return order
 
@@ -44,15 +45,23 @@ class Left:
     first: int = 0
     done: tuple[int, ...] = ()
 
+    def of(self, order: Numbers) -> Numbers:
+        """What nobody has read of an epoch's order; a view of it where that is one piece."""
+        if not self.done:
+            return order[self.first :]
+        read = np.zeros(len(order), dtype=np.bool_)
+        read[: self.first] = True
+        read[list(self.done)] = True
+        return order[~read]
+
     def places(self, samples: int) -> Numbers:
         """Places of the epoch's order that nobody has read, ascending."""
-        places = np.arange(self.first, samples, dtype=np.int64)
-        return np.setdiff1d(places, self.done, assume_unique=True) if self.done else places
+        return self.of(np.arange(samples))
 
 
-def deal(places: Numbers, rank: int, world: int) -> Numbers:
-    """The places of one of ``world`` readers."""
-    return places[rank::world]
+def deal(left: Numbers, rank: int, world: int) -> Numbers:
+    """What one of ``world`` readers is dealt of what is left: a view."""
+    return left[rank::world]
 
 
 def after(left: Left, samples: int, taken: Sequence[int]) -> Left:

@@ -66,10 +66,10 @@ def plan(job: Job) -> list[Part]:
     """One part per shard; its key covers the very documents of its samples."""
     settings: PackSettings = job.settings
     samples = load_samples(job)
-    needs = BLOCK * (-(-samples.sizes // BLOCK) + 2 + JSON_BYTES // BLOCK)
     parts = []
     for split, (start, end) in samples.splits.items():
-        total = int(needs[start:end].sum()) + len(END)
+        blocks = samples.npy_blocks[split] + (end - start) * (2 + JSON_BYTES // BLOCK)
+        total = blocks * BLOCK + len(END)
         count = shard_count(total, int(settings.shard_mib * 2**20))
         for number, (a, b) in enumerate(shard_ranges(samples.hashes[start:end], count)):
             first, last = start + a, start + b
@@ -166,7 +166,7 @@ def _rows(parts: list[Part], folders: list[Path]) -> Iterator[ShardRows]:
 
 STAGE = Stage(
     name="pack",
-    version="3",
+    version="4",
     kind="dataset",
     inputs=("items", "chips", "decisions"),
     software=("numpy", "pyarrow"),

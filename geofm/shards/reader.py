@@ -23,7 +23,7 @@ from upath import UPath
 from data_catalog.artifact import Artifact
 from data_catalog.errors import CheckError, UsageError
 from geofm.imagery.chips import HEAD, chip_from_bytes
-from geofm.shards.index import INDEX
+from geofm.shards.index import INDEX, release_memory
 
 #: Tars that a thread holds open.
 OPEN_FILES = 64
@@ -76,7 +76,7 @@ class ShardIndex:
     def __len__(self) -> int:
         return len(self.offsets)
 
-    def take(self, numbers: NDArray[np.int64]) -> ShardIndex:
+    def take(self, numbers: NDArray[np.integer[Any]]) -> ShardIndex:
         """The same with these samples only, in this order."""
         return replace(
             self,
@@ -117,7 +117,8 @@ def open_index(
     shards = np.empty(most, np.int32)
     offsets, sizes = np.empty(most, np.int64), np.empty(most, np.int64)
     sha256 = np.empty(most if digests else 0, np.dtype("V32"))
-    keys: list[pa.Array] = []
+    # of all keys, joined as they come: joined at the end, they would be there twice for a moment
+    text, ends = bytearray(), np.zeros(most + 1, np.int64)
     numbers: dict[str, int] = {}
     count = 0
     for group in range(file.num_row_groups):
@@ -126,22 +127,24 @@ def open_index(
             rows = rows.filter(pc.equal(rows["split"], split))
         here = slice(count, count + len(rows))
         count += len(rows)
-        keys += rows["key"].chunks
+        keys = rows["key"].combine_chunks().cast(pa.large_string())
+        at = np.frombuffer(keys.buffers()[1], np.int64)[keys.offset :][: len(keys) + 1]
+        ends[here.start + 1 : count + 1] = at[1:] - at[0] + len(text)
+        text += memoryview(keys.buffers()[2])[at[0] : at[-1]]
         shard = rows["shard"].combine_chunks().dictionary_encode()
         known = [numbers.setdefault(name, len(numbers)) for name in shard.dictionary.to_pylist()]
         shards[here] = np.array(known, np.int32)[shard.indices.to_numpy()]
         offsets[here], sizes[here] = rows["offset"].to_numpy(), rows["size"].to_numpy()
         if digests:
             sha256[here] = _binary(rows["sha256"])
-        pa.default_memory_pool().release_unused()  # else decoding takes more than the columns
+        release_memory()  # else decoding takes more than the columns
     if not count:
         raise NoSuchSplit(
             f"dataset {dataset.digest[:12]} has no samples in split {split!r}; set pack.holdout "
             "above 0 to have a holdout, or use split 'train'"
         )
-    joined = pa.concat_arrays(keys)
-    keys.clear()
-    pa.default_memory_pool().release_unused()
+    joined = pa.LargeStringArray.from_buffers(count, pa.py_buffer(ends), pa.py_buffer(text))
+    release_memory()
     local = dataset.is_local or fetch
     return ShardIndex(
         digest=dataset.digest,
@@ -168,7 +171,6 @@ class ShardFiles:
         self._local = threading.local()
         self._all: list[OrderedDict[int, int]] = []
         weakref.finalize(self, _close, self._all)
-        self._waits = True  # whether the samples read last were not all in the kernel's memory
         self.is_remote = "://" in index.files[0]
 
     def __enter__(self) -> ShardFiles:
@@ -204,7 +206,7 @@ class ShardFiles:
 
     def scan(
         self,
-        numbers: NDArray[np.int64],
+        numbers: NDArray[np.integer[Any]],
         damaged: Callable[[DamagedShard], Any],
         epoch: int = 0,
         check: bool = False,
@@ -231,8 +233,8 @@ class ShardFiles:
         for start in range(0, len(numbers), SCAN):
             part = numbers[start : start + SCAN]
             coming = iter(numbers[start + ahead : start + ahead + len(part)].tolist())
-            opened, reads = self._opened(), _disk_reads()
-            waits = ahead > 0 and self._waits
+            opened = self._opened()
+            waits = ahead > 0 and self._has_waited()
             rows = zip(
                 part.tolist(), index.keys.take(part).to_pylist(), index.shards[part].tolist(),
                 index.offsets[part].tolist(), index.sizes[part].tolist(), strict=True,
@@ -244,13 +246,14 @@ class ShardFiles:
                     if check or len(data) < size:
                         self._require_whole(number, data, check)
                     if not decode:
-                        found = data
-                    elif size == whole and data.startswith(head):
-                        found = view(shape, dtype, data, HEAD)
+                        found = new(Sample, (number, epoch, key, data))
                     else:
-                        found = chip_from_bytes(data)
-                        head, whole, shape, dtype = data[:HEAD], size, found.shape, found.dtype
-                    found = new(Sample, (number, epoch, key, found))
+                        if size == whole and data.startswith(head):
+                            found = view(shape, dtype, data, HEAD)
+                        else:
+                            found = chip_from_bytes(data)
+                            head, whole, shape, dtype = data[:HEAD], size, found.shape, found.dtype
+                        found = new(Sample, (number, epoch, key, found))
                 except DamagedShard as damage:
                     found = damaged(damage)
                 except (OSError, ValueError) as error:
@@ -258,7 +261,12 @@ class ShardFiles:
                 if waits:
                     self._will_need(next(coming, None))
                 yield found
-            self._waits = _disk_reads() > reads
+
+    def _has_waited(self) -> bool:
+        """Whether this thread has had to read from a disk since it asked before."""
+        before = getattr(self._local, "disk_reads", None)
+        self._local.disk_reads = resource.getrusage(resource.RUSAGE_THREAD).ru_inblock
+        return bool(self._local.disk_reads != before)
 
     def _will_need(self, number: int | None) -> None:
         """Tell the kernel that a sample is read soon, so that it is in memory by then."""
@@ -332,11 +340,6 @@ def _close(all_opened: list[OrderedDict[int, int]]) -> None:
     for opened in all_opened:
         while opened:
             os.close(opened.popitem()[1])
-
-
-def _disk_reads() -> int:
-    """Blocks that this thread has had to wait for or asked for ahead of time."""
-    return resource.getrusage(resource.RUSAGE_THREAD).ru_inblock
 
 
 def _damaged(index: ShardIndex, number: int, why: str | Exception) -> DamagedShard:

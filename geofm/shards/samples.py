@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -31,8 +32,10 @@ from shapely.geometry import mapping
 from data_catalog.artifact import Artifact
 from data_catalog.stage import Job
 from data_catalog.tables import records
+from geofm.shards.index import release_memory
 from geofm.shards.sorting import BLOCK_ROWS, BUCKET_ROWS, FILE, sort_rows
 from geofm.shards.split import HOLDOUT, RIM, TRAIN
+from geofm.shards.tar import BLOCK
 
 Json = dict[str, Any]
 
@@ -49,7 +52,7 @@ class Samples:
         file: Arrow IPC, a row per sample in batches of ``BLOCK_ROWS``: columns of the chips,
             scores, ``source``, ``split`` and ``place``; then those that belong to no split.
         hashes: place of each sample in the order, ascending within a split.
-        sizes: bytes of each sample's ``.npy``.
+        npy_blocks: tar blocks of the ``.npy`` of all samples of each split.
         splits: first and last + 1 of the samples of each split that has any.
         left_out: kept chips that belong to no split: chip_id, cell, reason.
         assets: what was read, by (collection, item).
@@ -57,7 +60,7 @@ class Samples:
 
     file: Path
     hashes: NDArray[np.uint64]
-    sizes: NDArray[np.int64]
+    npy_blocks: dict[str, int]
     splits: dict[str, tuple[int, int]]
     left_out: pa.Table
     assets: dict[tuple[str, str], list[Json]]
@@ -142,6 +145,7 @@ def write_samples(samples: Samples, path: Path) -> None:
         coming = (batch.select(names).cast(schema) for batch in samples.batches())
         while group := list(islice(coming, blocks)):
             writer.write_table(pa.Table.from_batches(group))
+            release_memory()
 
 
 def _finite(values: list[Any]) -> list[Any]:
@@ -183,23 +187,29 @@ def load_samples(job: Job) -> Samples:
 
 @lru_cache(maxsize=1)
 def _open(path: Path, _: int, chips: Artifact) -> Samples:
-    hashes, sizes, splits, rim = [], [], [], []
+    rim = []
+    counts, npy_blocks = Counter[str](), Counter[str]()
     with pa.OSFile(str(path)) as file, pa.ipc.open_file(file) as reader:
+        hashes = np.empty(reader.num_record_batches * BLOCK_ROWS, np.uint64)
         for number in range(reader.num_record_batches):
             batch = reader.get_batch(number)
             belongs = pc.not_equal(batch["split"], RIM)
             rim.append(batch.select(["chip_id", "cell"]).filter(pc.invert(belongs)))
             batch = batch.filter(belongs)
-            hashes.append(batch["place"].to_numpy())
-            sizes.append(batch["size"].to_numpy())
-            splits.append(pc.sum(pc.equal(batch["split"], TRAIN)).as_py() or 0)
+            first = counts.total()
+            hashes[first : first + len(batch)] = batch["place"].to_numpy()
+            for split in (TRAIN, HOLDOUT):
+                sizes = batch["size"].filter(pc.equal(batch["split"], split)).to_numpy()
+                counts[split] += len(sizes)
+                npy_blocks[split] += int((-(-sizes // BLOCK)).sum())
+    release_memory()
     left_out = pa.Table.from_batches(rim)
     reason = pa.array(["holdout rim"] * len(left_out), pa.string())
-    edge, end = sum(splits), sum(map(len, hashes))
+    edge, end = counts[TRAIN], counts.total()
     return Samples(
         file=path,
-        hashes=np.concatenate(hashes),
-        sizes=np.concatenate(sizes),
+        hashes=hashes[:end],
+        npy_blocks=npy_blocks,
         splits={name: (a, b) for name, a, b in ((TRAIN, 0, edge), (HOLDOUT, edge, end)) if a < b},
         left_out=left_out.append_column("reason", reason),
         assets=_assets(chips),

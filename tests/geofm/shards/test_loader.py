@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import pickle
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -68,7 +69,14 @@ def test_an_order_follows_from_seed_and_epoch_alone(pack):
                 read(stream)
             assert read(stream, workers=workers) == expected
     assert read(SampleStream(index, seed=6)) != read(SampleStream(index, seed=5))
+    # what was begun with an earlier version goes on in the same order
+    assert epoch_order(3, 1, 10).tolist() == [7, 3, 6, 0, 9, 4, 2, 1, 8, 5]
     assert read(SampleStream(index, shuffled=False, batch=3)) == keys
+    stream = SampleStream(index, seed=5, batch=3, transform=lambda sample: sample.key.upper())
+    told = [key for batch in stream.batches() for key in batch]
+    assert told == [keys[n].upper() for n in epoch_order(5, 0, 20)]
+    again = pickle.loads(pickle.dumps(SampleStream(index, seed=5)))  # as workers that are spawned
+    assert read(again) == [keys[n] for n in epoch_order(5, 0, 20)]
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
@@ -163,6 +171,12 @@ def resumable(tmp_path_factory):
     dataset = run_stage(STAGE, store, open_catalogue(f"sqlite:///{folder}/c.db"), inputs, settings)
     index = open_index(dataset)
     return index, index.keys.to_pylist()
+
+
+def test_what_is_left_of_an_epoch_is_a_view_of_its_order():
+    order = epoch_order(0, 0, 100)
+    assert np.shares_memory(deal(Left(first=7).of(order), 1, 3), order)
+    assert Left(first=2, done=(4,)).of(order).tolist() == [*order[2:4], *order[5:]]
 
 
 def test_one_state_speaks_for_ranks_in_lockstep(resumable):
