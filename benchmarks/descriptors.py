@@ -173,16 +173,16 @@ def forward(count: int) -> float:
     import torch
 
     from geofm.curation import embed
-    from geofm.encoders import encode
+    from geofm.encoders import features
     from geofm.threads import one_torch_thread
 
     encoder = embed.chip_encoder("efficientnet-lite0", 128, "cpu")
     images = torch.rand(embed.CPU_BATCH, 3, 128, 128).to(memory_format=torch.channels_last)
     with one_torch_thread():
-        encode(encoder, images)
+        features(encoder, images)
         began = time.perf_counter()
         for _ in range(count // len(images)):
-            encode(encoder, images)
+            features(encoder, images)
         return count // len(images) * len(images) / (time.perf_counter() - began)
 
 
