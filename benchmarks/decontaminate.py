@@ -120,12 +120,12 @@ def run(
     """Describe, embed and check a pool; a row per kind of leak and one for what must stay."""
     from geofm.curation.decontaminate import decontaminate, view_images
     from geofm.curation.descriptors import measure
-    from geofm.curation.embed import chip_encoder, shrink
+    from geofm.curation.embed import chip_encoder
     from geofm.curation.hashing import hash_thumbnails
+    from geofm.curation.pictures import picture
     from geofm.curation.registry import load_registry
     from geofm.curation.space import make_space
-    from geofm.encoders import encode
-    from geofm.imagery.radiometry import to_rgb
+    from geofm.encoders import features
 
     encoder = chip_encoder("efficientnet-lite0", 128, "cpu")
     found = [measure(chip, bands, scale) for chip in pool]
@@ -134,8 +134,8 @@ def run(
     table["hash"] = hash_thumbnails(thumbnails)
     vectors = []
     for first in range(0, len(pool), 16):
-        some = [torch.from_numpy(to_rgb(chip, bands, scale)) for chip in pool[first : first + 16]]
-        vectors.append(encode(encoder, torch.stack([shrink(rgb, 128) for rgb in some])).numpy())
+        some = [picture(chip, bands, scale, encoder, 128) for chip in pool[first : first + 16]]
+        vectors.append(features(encoder, torch.stack(some)).numpy())
     space = make_space(np.concatenate(vectors).astype(np.float16))
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)

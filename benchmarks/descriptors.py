@@ -36,7 +36,7 @@ SIZE, PER_TAR = 256, 64
 
 
 def main() -> None:
-    """Every row is the median of ``--repeats`` runs."""
+    """Every row is the median of ``--repeats`` rounds, in each of which all kinds have a turn."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -46,38 +46,47 @@ def main() -> None:
     asked = parser.parse_args()
     cores = len(os.sched_getaffinity(0))
     rows: list[dict[str, Any]] = []
+    counts = {"describe": asked.chips, "embed": asked.embed_chips, "model": asked.embed_chips}
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        for count in sorted({asked.chips, asked.embed_chips}):
+        for count in {*counts.values(), PER_TAR}:
             write_chips(place / str(count), count)
-        for what in ("describe", "embed", "model"):
-            count = asked.chips if what == "describe" else asked.embed_chips
-            for workers in sorted({1, cores}):
-                with started(what, workers) as pool:
-                    rates = [
-                        timed(what, place / str(count), workers, pool)
-                        if what != "model"
-                        else bare(count // workers, workers, pool)
-                        for _ in range(asked.repeats)
-                    ]
-                rows.append(row(what, workers, count, rates))
-                print(what, workers, [round(rate, 1) for rate in rates], flush=True)
-    rate = {(r["what"], r["processes"]): r["chips_per_s"] for r in rows}
-    for one in rows:
-        one["of_model"] = round(one["chips_per_s"] / rate["model", one["processes"]], 3)
-        one["of_embed"] = round(one["chips_per_s"] / rate["embed", one["processes"]], 2)
+        for workers in sorted({1, cores}):
+            with started(workers) as pool:
+                measure(dict.fromkeys(counts, PER_TAR), place, workers, pool)  # untimed
+                rounds = [measure(counts, place, workers, pool) for _ in range(asked.repeats)]
+            rows += [row(what, workers, counts[what], rounds) for what in counts]
     with (RESULTS / "descriptors.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
 
 
-def row(what: str, workers: int, chips: int, rates: list[float]) -> dict[str, Any]:
-    """One line of the table."""
+def measure(
+    counts: dict[str, int], place: Path, workers: int, pool: ProcessPoolExecutor
+) -> dict[str, float]:
+    """Chips per second of each kind of work, one after the other."""
+    rates = {}
+    for what, count in counts.items():
+        if what == "model":
+            rates[what] = bare(count // workers, workers, pool)
+        else:
+            rates[what] = timed(what, place / str(count), workers, pool)
+    print(workers, {what: round(rate, 1) for what, rate in rates.items()}, flush=True)
+    return rates
+
+
+def row(what: str, workers: int, chips: int, rounds: list[dict[str, float]]) -> dict[str, Any]:
+    """One line of the table; ratios are medians of those of each round."""
     names = ("geofm", "numpy", "torch", "timm")
+    rates = [one[what] for one in rounds]
+    of_model, of_embed = (
+        float(np.median([one[what] / one[base] for one in rounds])) for base in ("model", "embed")
+    )
     return {
         "what": what, "processes": workers, "chips": chips, "size_px": SIZE, "bands": len(BANDS),
-        "chips_per_s": round(float(np.median(rates)), 1), "of_model": 0.0, "of_embed": 0.0,
+        "chips_per_s": round(float(np.median(rates)), 1), "of_model": round(of_model, 3),
+        "of_embed": round(of_embed, 2),
         "slowest": round(min(rates), 1), "fastest": round(max(rates), 1),
         "machine": platform.machine(), "cores": len(os.sched_getaffinity(0)),
         "versions": " ".join(f"{name} {version(name)}" for name in names),
@@ -120,28 +129,27 @@ def share(stage: str, folder: Path, place: Path, first: int, step: int) -> None:
     work_parts(one, job, read_plan(job)[first::step])
 
 
-def warm(stage: str) -> None:
+def warm() -> None:
     """Import, build and try what a worker does once."""
     from geofm.curation import describe  # noqa: F401
 
-    if stage != "describe":
-        forward(16)
+    forward(16)
 
 
 @contextmanager
-def started(stage: str, workers: int) -> Iterator[ProcessPoolExecutor]:
+def started(workers: int) -> Iterator[ProcessPoolExecutor]:
     """Processes that have all imported and built what they need."""
     ready = get_context("spawn").Barrier(workers)
-    with ProcessPoolExecutor(workers, get_context("spawn"), initializer, (stage, ready)) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn"), initializer, (ready,)) as pool:
         for call in [pool.submit(os.getpid) for _ in range(workers)]:
             call.result()
-        warm(stage)  # this process plans and seals
+        warm()  # this process plans and seals
         yield pool
 
 
-def initializer(stage: str, ready: Any) -> None:
+def initializer(ready: Any) -> None:
     """Run in each process before its first task; the first task waits for all."""
-    warm(stage)
+    warm()
     ready.wait(120)
 
 
@@ -173,16 +181,16 @@ def forward(count: int) -> float:
     import torch
 
     from geofm.curation import embed
-    from geofm.encoders import encode
+    from geofm.encoders import features
     from geofm.threads import one_torch_thread
 
     encoder = embed.chip_encoder("efficientnet-lite0", 128, "cpu")
     images = torch.rand(embed.CPU_BATCH, 3, 128, 128).to(memory_format=torch.channels_last)
     with one_torch_thread():
-        encode(encoder, images)
+        features(encoder, images)
         began = time.perf_counter()
         for _ in range(count // len(images)):
-            encode(encoder, images)
+            features(encoder, images)
         return count // len(images) * len(images) / (time.perf_counter() - began)
 
 

@@ -36,6 +36,7 @@ from geofm.curation.frame import Cells, Frame
 from geofm.curation.incremental import carry_edges, extend, match_rows
 from geofm.curation.leader import choose_leaders
 from geofm.curation.newcomers import join_new
+from geofm.curation.products import look_at_all
 from geofm.curation.space import Space, make_space
 
 RESULTS = Path(__file__).parent / "results" / "incremental.csv"
@@ -146,13 +147,14 @@ def follow(stored: NDArray[np.float16], before: Searched) -> Searched:
     asked = pool[audit.choose_queries(hashes[pool], SEED)]
     known, rest = audit.carry_audit(space, before.audited, to, asked, new, THRESHOLD)
     mark("audit")
-    low, high = audit.true_pairs(space, rest, THRESHOLD)
-    audited = audit.merge_audit(known, rest, low, high, cells.home)
-    mark("audit of the rest")
+    anew = audit.ask(space, rest, THRESHOLD)
     edges = carry_edges(before.edges, to)
     if len(new):
-        more = join_new(space, before.frame, cells, range(before.frame.count), THRESHOLD, new)
+        more = join_new(space, before.frame, cells, THRESHOLD, new, anew.look)
         edges = join_edges([edges, more])
+    else:
+        look_at_all(space, anew.look)
+    audited = audit.merge_audit(known, rest, *anew.pairs(), cells.home)
     mark("join")
     kept = decide(len(stored), edges)
     mark("leader")

@@ -134,8 +134,14 @@ def resize(images: Tensor, size_px: int) -> Tensor:
 @torch.no_grad()
 def encode(encoder: Encoder, rgb: Tensor) -> Tensor:
     """Pooled features [B, C] of RGB [B, 3, H, W] in 0..1, on the device of the encoder."""
-    features: Tensor = encoder.model(normalise(encoder, fit(encoder, rgb)))
-    return features
+    return features(encoder, normalise(encoder, fit(encoder, rgb)))
+
+
+@torch.no_grad()
+def features(encoder: Encoder, images: Tensor) -> Tensor:
+    """Pooled features [B, C] of normalised images [B, 3, H, W] at an edge the encoder takes."""
+    found: Tensor = encoder.model(images)
+    return found
 
 
 def about(model: nn.Module) -> Mapping[str, Any]:

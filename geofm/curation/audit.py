@@ -7,10 +7,12 @@ other in float64, and each pair that search should have found is looked up among
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import faiss  # noqa: F401  before torch: both bring an OpenMP
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.stats import beta
 
@@ -18,7 +20,7 @@ from data_catalog.errors import CheckError
 from geofm.curation.duplicates import hash_rows
 from geofm.curation.edges import Edges
 from geofm.curation.join import exact_pairs
-from geofm.curation.products import FLOAT32, as_factors, near_pairs, on_every_core
+from geofm.curation.products import FLOAT32, as_factors, look_at_all, near_pairs, on_every_core
 from geofm.curation.space import BLOCK, Indices, Space, take_rows, unit_rows
 
 #: ``covered(lower, higher)``: which pairs of rows lie in a dense cell.
@@ -52,34 +54,47 @@ def choose_queries(hashes: NDArray[np.uint64], seed: int, queries: int = QUERIES
     return np.sort(few[np.argsort(value[few], kind="stable")][:queries])
 
 
-def true_pairs(
-    space: Space, asked: Indices, threshold: float, base: Indices | None = None
-) -> tuple[Indices, Indices]:
-    """All pairs of asked rows with the rows ``base`` (None: all), exactly: (lower, higher), once.
+@dataclass(frozen=True)
+class Asked:
+    """Rows whose pairs are searched exactly among others, as these are read (``look``).
 
     Float32 proposes, float64 decides; neither cells nor bfloat16 have a part in it.
     """
-    queries = as_factors(space.exact(asked).astype(np.float32), FLOAT32)
-    end = len(space) if base is None else len(base)
 
-    def work(start: int) -> tuple[Indices, Indices]:
-        if base is None:
-            rows, units = (
-                np.arange(start, min(start + BLOCK, end)),
-                space.block(start, min(start + BLOCK, end)),
-            )
-        else:
-            rows = base[start : start + BLOCK]
-            units = unit_rows(take_rows(space.stored, rows), space.centre)
-        i, j = near_pairs(queries, as_factors(units, FLOAT32), threshold, FLOAT32)
-        return asked[i], rows[j]
+    space: Space
+    rows: Indices
+    factors: torch.Tensor
+    threshold: float
+    proposed: list[tuple[Indices, Indices]] = field(default_factory=list)
 
-    found = list(on_every_core(work, range(0, end, BLOCK)))
-    if not found or not len(asked):
-        return np.empty(0, np.int64), np.empty(0, np.int64)
-    left = np.concatenate([part[0] for part in found])
-    right = np.concatenate([part[1] for part in found])
-    return exact_pairs(space, left, right, threshold)
+    def look(self, first: int, units: NDArray[np.float32]) -> None:
+        """Compare with the rows from ``first``, whose unit vectors are given."""
+        self.compare(np.arange(first, first + len(units)), units)
+
+    def compare(self, others: Indices, units: NDArray[np.float32]) -> None:
+        """Compare with other rows."""
+        if len(self.rows):
+            found = as_factors(units, FLOAT32)
+            i, j = near_pairs(self.factors, found, self.threshold, FLOAT32)
+            self.proposed.append((self.rows[i], others[j]))
+
+    def pairs(self) -> tuple[Indices, Indices]:
+        """All pairs with the rows that were looked at: (lower, higher), once."""
+        nothing = np.empty(0, np.int64)
+        left, right = zip((nothing, nothing), *self.proposed, strict=True)
+        return exact_pairs(self.space, np.concatenate(left), np.concatenate(right), self.threshold)
+
+
+def ask(space: Space, rows: Indices, threshold: float) -> Asked:
+    """Begin to search the pairs of some rows."""
+    return Asked(space, rows, as_factors(space.exact(rows).astype(np.float32), FLOAT32), threshold)
+
+
+def true_pairs(space: Space, rows: Indices, threshold: float) -> tuple[Indices, Indices]:
+    """All pairs of some rows with any other, exactly: (lower, higher), each once."""
+    asked = ask(space, rows, threshold)
+    look_at_all(space, asked.look)
+    return asked.pairs()
 
 
 @dataclass(frozen=True)
@@ -146,7 +161,15 @@ def carry_audit(
     mine[asked[known]] = True
     there = (low >= 0) & (high >= 0)
     there[there] = mine[low[there]] | mine[high[there]]
-    a, b = true_pairs(space, asked[known], threshold, new)
+    ours = ask(space, asked[known], threshold)
+
+    def work(first: int) -> None:
+        some = new[first : first + BLOCK]
+        ours.compare(some, unit_rows(take_rows(space.stored, some), space.centre))
+
+    for _ in on_every_core(work, range(0, len(new), BLOCK)):
+        pass
+    a, b = ours.pairs()
     low, high = np.concatenate([low[there], a]), np.concatenate([high[there], b])
     return Audited(asked[known], np.minimum(low, high), np.maximum(low, high)), asked[~known]
 

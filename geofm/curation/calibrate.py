@@ -27,13 +27,13 @@ from data_catalog.tables import write_table
 from geofm.curation.audit import recall_bound
 from geofm.curation.describe import load_described
 from geofm.curation.descriptors import is_monotone
-from geofm.curation.embed import chip_encoder, shrink
+from geofm.curation.embed import chip_encoder
 from geofm.curation.known_pairs import far_pairs, other_dates, overlapping
 from geofm.curation.parts import ChipRef, chips_by_part, covers, ok_chips, read_pixels
+from geofm.curation.pictures import picture
 from geofm.curation.space import Space, make_space
 from geofm.curation.vectors import load_vectors
-from geofm.encoders import encode
-from geofm.imagery.radiometry import to_rgb
+from geofm.encoders import features
 from geofm.settings import CalibrateSettings
 from geofm.threads import one_torch_thread
 
@@ -85,12 +85,12 @@ def work(job: Job, part: Part, folder: Path) -> None:
     vectors = []
     for ref, pixels in zip(refs, read_pixels(chips, name, refs), strict=True):
         views = [
-            shrink(torch.from_numpy(to_rgb(view, ref.bands, ref.scale)), size_px)
+            picture(view, ref.bands, ref.scale, encoder, size_px)
             for view in renderings(pixels, ref)
         ]
         images = torch.stack(views).contiguous(memory_format=torch.channels_last)
         with one_torch_thread():
-            vectors.append(encode(encoder, images).float().numpy().astype(np.float16))
+            vectors.append(features(encoder, images).float().numpy().astype(np.float16))
     np.save(folder / "renderings.npy", np.stack(vectors))
     (folder / "ids.json").write_bytes(canonical([ref.chip_id for ref in refs]))
 
@@ -245,7 +245,7 @@ def choose(curve: pd.DataFrame, known: pd.DataFrame, settings: CalibrateSettings
 
 STAGE = Stage(
     name="calibrate",
-    version="1",
+    version="2",
     kind="calibration",
     inputs=("chips", "descriptors", "embeddings"),
     software=("numpy", "scipy", "shapely", "torch", "timm"),

@@ -77,15 +77,26 @@ def hash_rows(stored: NDArray[np.float16]) -> Hashes:
     return found
 
 
+def slots(hashes: Hashes, rows: int) -> tuple[Indices, int]:
+    """Where hashes belong in a table for ``rows`` of them by their first bits; its size."""
+    bits = rows.bit_length() + 2
+    return (hashes >> np.uint64(64 - bits)).astype(np.int64), 2**bits
+
+
 def collapse_vectors(stored: NDArray[np.float16], hashes: Hashes) -> Indices:
     """For each row, the first row whose vector has the same bytes; in linear time.
 
     A hash that two different vectors share is told apart by their bytes.
     """
     stands_for = np.arange(len(stored))
-    order = np.argsort(hashes)
+    slot, count = slots(hashes, len(hashes))
+    table = np.zeros(count, dtype=np.int32)
+    table[slot] = np.arange(len(slot), dtype=np.int32)
+    second = np.flatnonzero(table[slot] != stands_for)
+    some = np.unique(np.concatenate([second, table[slot[second]]]))  # most are alone in their slot
+    order = some[np.argsort(hashes[some])]
     again = np.flatnonzero(hashes[order[1:]] == hashes[order[:-1]])
-    twice = np.unique(order[np.concatenate([again, again + 1])])  # most vectors are alone
+    twice = np.unique(order[np.concatenate([again, again + 1])])
     _, first, at = np.unique(hashes[twice], return_index=True, return_inverse=True)
     stands_for[twice] = twice[first[at]]
     copies = np.flatnonzero(stands_for != np.arange(len(stored)))

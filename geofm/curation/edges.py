@@ -60,14 +60,17 @@ def neighbour_lists(edges: Edges, rows: int) -> tuple[Indices, Indices, Floats]:
     target = np.concatenate([edges.right, edges.left])
     value = np.concatenate([edges.similarity, edges.similarity])
     order = np.lexsort((target, -value, source))
-    start = np.searchsorted(source[order], np.arange(rows + 1)).astype(np.int64)
+    start = np.zeros(rows + 1, dtype=np.int64)
+    np.cumsum(np.bincount(source, minlength=rows), out=start[1:])
     return start, target[order], value[order]
 
 
 def first_true(start: Indices, flags: NDArray[np.bool_]) -> Indices:
     """Position of the first true flag in each row's list, -1 where there is none."""
     positions = np.flatnonzero(flags)
-    at = np.searchsorted(positions, start[:-1])
+    before = np.zeros(len(flags) + 1, dtype=np.int64)
+    np.cumsum(flags, out=before[1:])
+    at = before[start[:-1]]
     found = np.full(len(start) - 1, -1, dtype=np.int64)
     inside = at < len(positions)
     candidates = positions[at[inside]]

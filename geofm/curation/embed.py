@@ -19,7 +19,6 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from data_catalog.canonical import canonical
 from data_catalog.errors import RunError
@@ -27,8 +26,8 @@ from data_catalog.stage import Job, Part, Sealed, Stage
 from data_catalog.tables import write_table
 from geofm.curation.fused import CPU_BATCH, fuse_for_cpu
 from geofm.curation.parts import ChipRef, chips_by_part, covers, ok_chips, read_pixels
-from geofm.encoders import Encoder, encode, load_encoder, resize
-from geofm.imagery.radiometry import to_rgb
+from geofm.curation.pictures import picture
+from geofm.encoders import Encoder, features, load_encoder
 from geofm.settings import EmbedSettings
 from geofm.threads import in_order, one_torch_thread
 
@@ -79,7 +78,7 @@ def work(job: Job, part: Part, folder: Path) -> None:
     size = min(settings.batch, CPU_BATCH) if device == "cpu" else settings.batch
 
     def prepare(first: int) -> torch.Tensor:
-        return _images(refs[first : first + size], pixels, settings.size_px)
+        return _images(refs[first : first + size], pixels, encoder, settings.size_px)
 
     with (
         one_torch_thread(),
@@ -99,39 +98,20 @@ def work(job: Job, part: Part, folder: Path) -> None:
     (folder / "made.json").write_bytes(canonical({"device": device}))
 
 
-def _images(refs: list[ChipRef], pixels: Iterator[NDArray[Any]], size_px: int) -> torch.Tensor:
-    """The next chips as pictures [len(refs), 3, size_px, size_px]."""
+def _images(
+    refs: list[ChipRef], pixels: Iterator[NDArray[Any]], encoder: Encoder, size_px: int
+) -> torch.Tensor:
+    """The next chips as normalised pictures [len(refs), 3, size_px, size_px]."""
     images = torch.empty((len(refs), 3, size_px, size_px), memory_format=torch.channels_last)
     for image, ref in zip(images, refs, strict=True):
-        image.copy_(shrink(torch.from_numpy(to_rgb(next(pixels), ref.bands, ref.scale)), size_px))
+        image.copy_(picture(next(pixels), ref.bands, ref.scale, encoder, size_px))
     return images
 
 
 def _embed(encoder: Encoder, images: torch.Tensor, device: str) -> NDArray[np.float16]:
     """Vectors float16 [len(images), width]."""
-    vectors = encode(encoder, images.to(device))
+    vectors = features(encoder, images.to(device))
     return np.asarray(vectors.float().cpu().numpy().astype(np.float16))
-
-
-def shrink(rgb: torch.Tensor, size_px: int) -> torch.Tensor:
-    """What ``resize`` makes of [3, H, W], as [3, size_px, size_px]; faster where that is half.
-
-    Antialiased bilinear halving weighs 1, 3, 3, 1 along each axis, less at the rim.
-    """
-    if tuple(rgb.shape[-2:]) != (2 * size_px, 2 * size_px):
-        return resize(rgb.unsqueeze(0), size_px)[0]
-    kernel, share = _halving(size_px)
-    whole = rgb.unsqueeze(0).contiguous(memory_format=torch.channels_last)
-    return nn.functional.conv2d(whole, kernel, stride=2, padding=1, groups=3)[0] * share
-
-
-@lru_cache(maxsize=4)
-def _halving(size_px: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The depthwise kernel [3, 1, 4, 4], and what makes up for the taps beyond the rim."""
-    taps = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
-    share = torch.ones(size_px)
-    share[[0, -1]] = 8 / 7
-    return torch.outer(taps, taps).expand(3, 1, 4, 4).contiguous(), torch.outer(share, share)
 
 
 def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
@@ -171,7 +151,7 @@ def _settings(job: Job) -> EmbedSettings:
 
 STAGE = Stage(
     name="embed",
-    version="2",
+    version="3",
     kind="embeddings",
     inputs=("chips",),
     software=("torch", "timm", "numpy"),

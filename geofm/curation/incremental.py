@@ -15,6 +15,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from geofm.curation.duplicates import slots
 from geofm.curation.edges import Edges, sort_edges
 from geofm.curation.frame import Cells, Frame, assign, sort_cells, visit_codes
 from geofm.curation.join import DENSE_PAIRS
@@ -26,16 +27,24 @@ Hashes = NDArray[np.uint64]
 def match_rows(before: Hashes, home: NDArray[np.int32], now: Hashes) -> Indices:
     """For each row of now, the searched row of before with the same vector; -1 where none has."""
     rows = np.flatnonzero(home >= 0)
-    known = before[rows]
-    by_hash = np.argsort(known)
-    known, rows = known[by_hash], rows[by_hash]
     found = np.full(len(now), -1, dtype=np.int64)
-    if len(rows):
-        order = np.argsort(now)  # both in order: the look-up walks through memory
-        asked = now[order]
-        at = np.minimum(np.searchsorted(known, asked), len(rows) - 1)
-        same = known[at] == asked
-        found[order[same]] = rows[at[same]]
+    if not len(rows):
+        return found
+    known = before[rows]
+    slot, count = slots(known, len(rows))
+    table = np.zeros(count, dtype=np.int32)
+    table[slot] = np.arange(len(rows), dtype=np.int32)
+    guess = table[slots(now, len(rows))[0]]
+    same = known[guess] == now
+    found[same] = rows[guess[same]]
+    # of rows that share a slot the table has one: the others are looked up in order
+    hidden = np.flatnonzero(table[slot] != np.arange(len(rows)))
+    missing = np.flatnonzero(~same)
+    if len(hidden) and len(missing):
+        hidden = hidden[np.argsort(known[hidden])]
+        at = np.minimum(np.searchsorted(known[hidden], now[missing]), len(hidden) - 1)
+        same = known[hidden[at]] == now[missing]
+        found[missing[same]] = rows[hidden[at[same]]]
     return found
 
 

@@ -24,6 +24,7 @@ from geofm.curation.edges import Edges, no_edges, sort_edges
 from geofm.curation.frame import Cells, Frame
 from geofm.curation.products import (
     COLUMN_STEP,
+    IN_CACHE,
     Precision,
     TooManyProposals,
     as_factors,
@@ -34,8 +35,6 @@ from geofm.curation.products import (
 )
 from geofm.curation.space import BLOCK, READ, Indices, Space, take_rows, unit_rows
 
-#: Rows made units at once: they stay in a core's cache.
-IN_CACHE = 1024
 #: Pairs of one cell beyond which it may be dense: at least, and per row in it.
 DENSE_PAIRS, DENSE_PER_ROW = 1_000_000, 256
 #: Rows of a cell that are compared exactly to estimate how many pairs it has.
@@ -115,34 +114,16 @@ def too_many(threshold: float, most: int = MOST_EDGES) -> TooManyPairs:
     )
 
 
-#: ``shorten(units)``: vectors that are multiplied in place of unit vectors [n, d].
-Shorten = Callable[[NDArray[np.float32]], NDArray[np.float32]]
-
-
-def load_factors(
-    space: Space,
-    rows: Indices,
-    precision: Precision,
-    width: int = 0,
-    shorten: Shorten | None = None,
-) -> torch.Tensor:
-    """The rows' unit vectors in the type in which they are multiplied [rows, d].
-
-    Args:
-        space: where the rows are.
-        rows: ascending.
-        precision: of the factors.
-        width: of what ``shorten`` makes of unit vectors.
-        shorten: applied to them; None for the vectors themselves.
-    """
-    factors = torch.empty((len(rows), width or space.stored.shape[1]), dtype=precision.dtype)
+def load_factors(space: Space, rows: Indices, precision: Precision) -> torch.Tensor:
+    """The unit vectors of some rows (ascending) in the type in which they are multiplied."""
+    factors = torch.empty((len(rows), space.stored.shape[1]), dtype=precision.dtype)
 
     def work(first: int) -> None:
         stored = take_rows(space.stored, rows[first : first + READ])
         for begin in range(0, len(stored), IN_CACHE):
             units = unit_rows(stored[begin : begin + IN_CACHE], space.centre)
             place = slice(first + begin, first + begin + len(units))
-            factors[place] = as_factors(units if shorten is None else shorten(units), precision)
+            factors[place] = as_factors(units, precision)
 
     for _ in on_every_core(work, range(0, len(rows), READ)):
         pass
@@ -160,8 +141,8 @@ def _propose(
 ) -> tuple[Indices, Indices] | None:
     """Pairs of rows of one cell that may be near; None when the cell is dense."""
     most = dense_from(len(homes), len(visitors))
-    ours = pick(factors, place[homes], COLUMN_STEP)
-    theirs = pick(factors, place[visitors], COLUMN_STEP)
+    ours = pick(factors, place[homes], COLUMN_STEP, into="homes")
+    theirs = pick(factors, place[visitors], COLUMN_STEP, into="visitors")
     for limit in (most, MOST_EDGES):
         try:
             i, j = near_pairs(ours, ours, threshold, precision, True, limit, (len(homes),) * 2)

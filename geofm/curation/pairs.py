@@ -35,14 +35,13 @@ from geofm.curation.incremental import (
 from geofm.curation.join import join_cells
 from geofm.curation.newcomers import join_new
 from geofm.curation.parts import file_digests
+from geofm.curation.products import look_at_all
 from geofm.curation.space import Indices, Space
 from geofm.curation.vectors import open_vectors
 
 VERSION = "1"
 #: Homes and visits of the cells of one part, about.
 PART_ROWS = 6_000_000
-#: How many times as many are searched at once for new rows, of which only sketches are held.
-PARTS_AT_ONCE = 4
 #: Share of new rows up to which they are searched against the pairs that are known.
 MOST_NEW = 0.25
 #: Files that pairs depend on.
@@ -78,11 +77,11 @@ def plan(job: Job) -> list[Part]:
     ]
 
 
-def group_cells(cells: Cells, count: int, most: int | None = None) -> list[tuple[int, int]]:
-    """Ranges of cells, each with about ``most`` (``PART_ROWS``) homes and visits."""
+def group_cells(cells: Cells, count: int) -> list[tuple[int, int]]:
+    """Ranges of cells, each with about ``PART_ROWS`` homes and visits."""
     loads = np.bincount(cells.home[cells.home >= 0], minlength=count)
     loads = loads + np.bincount(cells.cell, minlength=count)
-    part = (np.cumsum(loads) - loads) // (most or PART_ROWS)
+    part = (np.cumsum(loads) - loads) // PART_ROWS
     ends = np.flatnonzero(np.diff(part)) + 1
     edges = [0, *(int(end) for end in ends), count]
     return list(pairwise(edges))
@@ -95,10 +94,8 @@ def work(job: Job, part: Part, folder: Path) -> None:
     first, last = part.payload["first"], part.payload["last"]
     carried = carry(job, space, cells) if part.payload["carried"] else None
     if carried is not None:
-        edges = _join_new(space, frame, cells, carried, threshold)
+        edges, audited = _join_new(space, frame, cells, carried, threshold)
         if edges is not None:
-            low, high = audit.true_pairs(space, carried.rest, threshold)
-            audited = audit.merge_audit(carried.known, carried.rest, low, high, cells.home)
             nothing = np.empty(0, np.int64)
             np.savez(folder / "edges.npz", **vars(edges), dense=nothing, **vars(audited))
             return
@@ -108,17 +105,21 @@ def work(job: Job, part: Part, folder: Path) -> None:
 
 def _join_new(
     space: Space, frame: Frame, cells: Cells, carried: Carried, threshold: float
-) -> Edges | None:
-    """All edges, of which only those of new rows are searched; None if a cell may be dense."""
-    edges = [carried.edges]
+) -> tuple[Edges | None, audit.Audited]:
+    """All edges and the audit, of which only what concerns new rows is searched.
+
+    No edges if a cell may be dense.
+    """
+    rest = audit.ask(space, carried.rest, threshold)
+    edges: Edges | None = carried.edges
     if len(carried.new):
-        for first, last in group_cells(cells, frame.count, PARTS_AT_ONCE * PART_ROWS):
-            found = join_new(space, frame, cells, range(first, last), threshold, carried.new)
-            if found is None:
-                return None
-            edges.append(found)
-    whole = join_edges(edges)
-    return None if could_be_dense(whole, cells.home) else whole
+        found = join_new(space, frame, cells, threshold, carried.new, rest.look)
+        edges = None if found is None else join_edges([carried.edges, found])
+    else:
+        look_at_all(space, rest.look)
+    audited = audit.merge_audit(carried.known, carried.rest, *rest.pairs(), cells.home)
+    dense = edges is not None and could_be_dense(edges, cells.home)
+    return None if dense else edges, audited
 
 
 @dataclass(frozen=True)

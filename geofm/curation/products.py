@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 
 from data_catalog.errors import RunError
-from geofm.curation.space import MARGIN, Indices
+from geofm.curation.space import MARGIN, READ, Indices, Space
 from geofm.threads import Item, Result, in_order, one_torch_thread
 
 #: A tile of products stays in a core's cache while it is compared with the limit.
@@ -35,6 +35,10 @@ ROW_STEP, COLUMN_STEP = 16, 256
 #: Bound on |product in bfloat16 - exact| for unit vectors: rounding both factors to 8 bits
 #: (2 * 2^-9), rounding the result (2^-9), float32 sums of up to 8192 terms (2^-11).
 BF16_ERROR = 2.0**-8 + 2.0**-9 + 2.0**-11
+#: Rows made units at once: they stay in a core's cache.
+IN_CACHE = 1024
+#: Rows looked at together: with fewer, calls cost more than the cache saves.
+LOOKED_AT = 4096
 #: Items begun before the result of an earlier one is taken: one may take far longer than others.
 AHEAD = 32
 FLAGS = ("avx512_bf16", "amx_bf16")
@@ -96,12 +100,16 @@ def multiply(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 
     Tiles are megabytes: to ask the system for each anew would cost as much as a fifth of it.
     """
-    size = len(left) * len(right)
-    memory: dict[torch.dtype, torch.Tensor] = _memory.__dict__.setdefault("tiles", {})
-    if left.dtype not in memory or len(memory[left.dtype]) < size:
-        memory[left.dtype] = torch.empty(size, dtype=left.dtype)
-    tile = memory[left.dtype][:size].view(len(left), len(right))
-    return torch.mm(left, right.T, out=tile)
+    return torch.mm(left, right.T, out=_own("tile", (len(left), len(right)), left.dtype))
+
+
+def _own(name: str, shape: tuple[int, int], dtype: torch.dtype) -> torch.Tensor:
+    """Memory of this thread by name, with what was last written there."""
+    memory: dict[tuple[str, torch.dtype], torch.Tensor] = _memory.__dict__.setdefault("named", {})
+    size = shape[0] * shape[1]
+    if (name, dtype) not in memory or len(memory[name, dtype]) < size:
+        memory[name, dtype] = torch.empty(size, dtype=dtype)
+    return memory[name, dtype][:size].view(shape)
 
 
 def _padded(factors: torch.Tensor, step: int) -> torch.Tensor:
@@ -121,12 +129,25 @@ def _tiles(first: int, last: int, most: int) -> Iterator[tuple[int, int]]:
     return pairwise([*range(first, last, size), last])
 
 
-def pick(factors: torch.Tensor, rows: Indices | NDArray[np.int32], step: int = 1) -> torch.Tensor:
+def pick(
+    factors: torch.Tensor,
+    rows: Indices | NDArray[np.int32],
+    step: int = 1,
+    into: str | None = None,
+) -> torch.Tensor:
     """Some rows of factors, and zeros up to a multiple of ``step``.
 
     ``numpy.take`` copies whole rows; numpy's indexing and torch do not.
+
+    Args:
+        factors: [n, d].
+        rows: which.
+        step: see ``_padded``.
+        into: name of memory of this thread, which the next call with that name overwrites.
     """
-    found = torch.empty((len(rows) + -len(rows) % step, factors.shape[1]), dtype=factors.dtype)
+    shape = (len(rows) + -len(rows) % step, factors.shape[1])
+    dtype = factors.dtype
+    found = torch.empty(shape, dtype=dtype) if into is None else _own(into, shape, dtype)
     kind = torch.int32 if factors.dtype == torch.float32 else torch.int16
     # mode: the default one copies once more, to be safe from an index out of range
     factors.view(kind).numpy().take(
@@ -205,7 +226,7 @@ def _at_least(tile: torch.Tensor, lowest: np.float32) -> tuple[Indices, Indices]
         # products are whole bfloat16: they reach the limit where they reach the next one above
         values, limit = tile.view(torch.int16).numpy(), (bits + 0xFFFF) >> 16
     some = np.flatnonzero(values.max(axis=1) >= limit)
-    i, j = np.nonzero(values[some] >= limit)
+    i, j = np.divmod(np.flatnonzero(values[some] >= limit), values.shape[1])
     return some[i], j
 
 
@@ -225,3 +246,19 @@ def on_every_core(function: Callable[[Item], Result], items: Sequence[Item]) -> 
         ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) as pool,
     ):
         yield from in_order(pool, function, items, AHEAD * cores)
+
+
+def look_at_all(space: Space, *looks: Callable[[int, NDArray[np.float32]], None]) -> None:
+    """Each ``look(first, units)`` of all unit vectors, some rows at a time, on every core.
+
+    To read the vectors and make them units costs as much as a look: several share it.
+    """
+
+    def work(first: int) -> None:
+        for begin in range(first, min(first + READ, len(space)), LOOKED_AT):
+            units = space.block(begin, min(begin + LOOKED_AT, len(space)))
+            for look in looks:
+                look(begin, units)
+
+    for _ in on_every_core(work, range(0, len(space), READ)):
+        pass

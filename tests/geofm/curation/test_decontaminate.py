@@ -18,12 +18,12 @@ from shapely.geometry import Point, box
 from data_catalog.errors import UsageError
 from geofm.curation.decontaminate import decontaminate, view_images
 from geofm.curation.descriptors import measure
-from geofm.curation.embed import shrink
 from geofm.curation.ground import near_areas
 from geofm.curation.hashing import hash_thumbnails, turn
+from geofm.curation.pictures import picture
 from geofm.curation.registry import load_registry, read_images, registry_sha256
 from geofm.curation.space import make_space
-from geofm.encoders import encode, load_encoder
+from geofm.encoders import features, load_encoder
 from tests.geofm.curation.test_alike import BANDS, _cut, _ground
 
 SCALE = [1 / 3000] * 3
@@ -90,12 +90,8 @@ def test_each_rule_has_its_witness_and_the_certificate_adds_up(tmp_path):
 
 
 def _embed(encoder, chip: np.ndarray) -> np.ndarray:
-    import torch
-
-    from geofm.imagery.radiometry import to_rgb
-
-    rgb = shrink(torch.from_numpy(to_rgb(chip, BANDS, SCALE)), 64)
-    return encode(encoder, rgb[None]).numpy()[0].astype(np.float16)
+    image = picture(chip, BANDS, SCALE, encoder, 64)
+    return features(encoder, image[None]).numpy()[0].astype(np.float16)
 
 
 def test_windows_of_a_large_image_find_what_lies_inside(tmp_path):

@@ -2,9 +2,18 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from geofm.curation.audit import MissedPairs, audit_edges, recall_bound, require_complete
-from geofm.curation.duplicates import Edges, TooManyPairs, collapse_identical, find_edges
+from geofm.curation.duplicates import (
+    Edges,
+    TooManyPairs,
+    collapse_identical,
+    collapse_vectors,
+    find_edges,
+)
+from geofm.curation.incremental import match_rows
 from geofm.curation.space import make_space, nearest
 
 
@@ -108,3 +117,34 @@ def test_nearest_is_exact_and_ties_go_to_the_lower_row():
     assert nearest(twins, np.array([3]), np.arange(4), 2)[0].tolist() == [[0, 1]]
     alone, _ = nearest(twins, np.array([2]), np.array([2]), 1)
     assert alone.tolist() == [[-1]]
+
+
+#: Hashes of which many begin with the same bits, so that they share places in a table.
+HASHES = st.builds(lambda high, low: high << 60 | low, st.integers(0, 3), st.integers(0, 20))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    before=st.lists(st.tuples(HASHES, st.booleans()), unique_by=lambda row: row[0], max_size=40),
+    now=st.lists(HASHES, max_size=40),
+)
+def test_rows_are_matched_as_a_dictionary_would(before, now):
+    home = np.array([0 if searched else -1 for _, searched in before], dtype=np.int32)
+    known = {value: row for row, (value, searched) in enumerate(before) if searched}
+    found = match_rows(
+        np.array([value for value, _ in before], dtype=np.uint64),
+        home,
+        np.array(now, dtype=np.uint64),
+    )
+    assert found.tolist() == [known.get(value, -1) for value in now]
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows=st.lists(st.tuples(HASHES, st.integers(0, 2)), max_size=40))
+def test_vectors_collapse_as_a_dictionary_would(rows):
+    """Hashes that lie are among them: vectors differ while their hashes do not."""
+    first: dict[tuple[int, int], int] = {}
+    wanted = [first.setdefault(row, number) for number, row in enumerate(rows)]
+    stored = np.array([[value % 21, more] for value, more in rows], dtype=np.float16)
+    hashes = np.array([value for value, _ in rows], dtype=np.uint64)
+    assert collapse_vectors(stored.reshape(-1, 2), hashes).tolist() == wanted

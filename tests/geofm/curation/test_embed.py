@@ -10,9 +10,10 @@ import torch
 from data_catalog.run import make_job, plan_parts, run_stage, seal, work_parts
 from data_catalog.store import open_store
 from geofm.curation import embed
-from geofm.curation.embed import one_torch_thread, shrink
+from geofm.curation.embed import one_torch_thread
 from geofm.curation.fused import fuse_for_cpu
-from geofm.encoders import Encoder, encode, load_encoder, resize
+from geofm.curation.pictures import picture
+from geofm.encoders import Encoder, encode, load_encoder, normalise, resize
 from geofm.imagery.radiometry import to_rgb
 from geofm.settings import EmbedSettings
 from tests.geofm.curation.synthetic import Chip, make_chips, texture
@@ -113,10 +114,18 @@ def test_a_network_that_fusing_would_change_is_left_alone():
 
 
 @pytest.mark.parametrize("edge", [16, 32, 40, 64])
-def test_shrinking_is_the_resize_of_the_encoders(edge):
-    rgb = torch.rand(3, edge, edge, generator=torch.Generator().manual_seed(2))
-    wanted = resize(rgb.unsqueeze(0), 32)[0]
-    torch.testing.assert_close(shrink(rgb, 32), wanted, atol=1e-6, rtol=0)
+@pytest.mark.parametrize(("dtype", "scale"), [("uint8", 1.0), ("uint16", 1e-4), ("int16", 1e-4)])
+def test_a_picture_is_what_the_encoder_would_make_of_rgb(edge, dtype, scale):
+    draw = np.random.default_rng(edge)
+    pixels = draw.integers(0, 256 if dtype == "uint8" else 5000, (4, edge, edge)).astype(dtype)
+    bands = ["nir", "blue", "green", "red"]
+    mean, std = (0.1, 0.4, 0.7), (0.2, 0.5, 0.9)
+    encoder = Encoder("none", torch.nn.Identity(), mean, std, 3, "", 32, True)
+    rgb = torch.from_numpy(to_rgb(pixels, bands, [scale] * 4))
+    assert dtype == "uint8" or (rgb == 1).any()  # clipped before it is resized
+    wanted = normalise(encoder, resize(rgb.unsqueeze(0), 32))[0]
+    found = picture(pixels, bands, [scale] * 4, encoder, 32)
+    torch.testing.assert_close(found, wanted, atol=5e-6, rtol=0)
 
 
 def test_torch_threads_are_restored():

@@ -1,0 +1,77 @@
+"""Chips as an encoder sees them: unit RGB clipped to 0..1, resized, normalised.
+
+Chips with twice the edge are the usual case. Bilinear halving with antialiasing weighs 1, 3, 3, 1
+along each axis, so whole counts give whole sums: three times as fast as a resize in float32, and
+the same bits on any processor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import faiss  # noqa: F401  before torch: both bring an OpenMP
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from geofm.encoders import Encoder, normalise, resize
+from geofm.imagery.radiometry import rgb_index, to_rgb, to_unit
+
+#: What the sums of ``halve`` are multiples of: 8 along each axis, 7 at the rim.
+WEIGHT, AT_RIM = 64, 8 / 7
+
+
+def picture(
+    pixels: NDArray[Any],
+    bands: Sequence[str],
+    scale: Sequence[float],
+    encoder: Encoder,
+    size_px: int,
+) -> torch.Tensor:
+    """The normalised picture [3, size_px, size_px] of a chip.
+
+    What is halved is clipped at the whole count nearest to white.
+
+    Args:
+        pixels: [bands, height, width] as stored.
+        bands: names of the bands.
+        scale: reflectance per count, one per band.
+        encoder: whose mean and standard deviation.
+        size_px: edge to which the chip is resized.
+    """
+    whole = pixels.dtype in (np.uint8, np.uint16)
+    if not whole or pixels.shape[1:] != (2 * size_px, 2 * size_px):
+        rgb = torch.from_numpy(to_rgb(pixels, bands, scale)).unsqueeze(0)
+        return normalise(encoder, resize(rgb, size_px))[0]
+    factors = to_unit(np.ones((len(pixels), 1, 1), pixels.dtype), scale).ravel()
+    found = np.empty((3, size_px, size_px), dtype=np.float32)
+    for image, band, mean, std in zip(
+        found, rgb_index(bands), encoder.mean, encoder.std, strict=True
+    ):
+        white = np.rint(min(1 / factors[band], np.iinfo(np.uint16).max)).astype(np.uint16)
+        counts = np.minimum(pixels[band], white, dtype=np.uint16)
+        np.multiply(halve(counts), factors[band] / np.float32(std * WEIGHT), out=image)
+        image[[0, -1]] *= np.float32(AT_RIM)
+        image[:, [0, -1]] *= np.float32(AT_RIM)
+        np.subtract(image, np.float32(mean / std), out=image)
+    return torch.from_numpy(found)
+
+
+def halve(counts: NDArray[np.uint16]) -> NDArray[np.float32]:
+    """Sums [height / 2, width / 2] of 4 × 4 counts, weighted 1, 3, 3, 1 along each axis.
+
+    ``WEIGHT`` times a mean, less at the rim, where weights are missing. Two neighbours in a row
+    are read as one number of 32 bits: several times as fast as to step over every other.
+    """
+    both = counts.view("<u4")
+    even, odd = both & np.uint32(0xFFFF), both >> np.uint32(16)
+    rows = even + odd
+    rows *= np.uint32(3)
+    rows[:, 1:] += odd[:, :-1]
+    rows[:, :-1] += even[:, 1:]
+    found = rows[::2] + rows[1::2]
+    found *= np.uint32(3)
+    found[1:] += rows[1:-1:2]
+    found[:-1] += rows[2::2]
+    return found.astype(np.float32)  # exact: below 2^24
