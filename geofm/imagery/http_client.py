@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from urllib.parse import urljoin
 
@@ -97,7 +97,7 @@ def ask(
     answered = False
     try:
         for _ in range(REDIRECTS + 1):
-            response: Response = sent.response() if sent else _send(url, headers, access, trusted)
+            response = _answer_of(sent) or _send(url, headers, access, trusted)
             sent = None
             location = response.headers.get("location", "")
             if response.status not in (301, 302, 303, 307, 308) or not location:
@@ -120,6 +120,13 @@ def ask(
     except HTTPError as error:
         detail = f"{type(error).__name__}: {error}"[:120]
         raise Fault(detail, refused=not answered) from error
+
+
+def _answer_of(sent: Sent | None) -> Response | None:
+    """The answer to what was sent; None where none begins, as when a connection's time was over."""
+    with suppress(HTTPError):
+        return sent.response() if sent else None
+    return None
 
 
 def _send(

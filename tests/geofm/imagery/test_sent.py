@@ -77,6 +77,13 @@ def test_a_fault_is_asked_for_again(world: World, asset: HttpAsset, fault: int |
     assert world.asked.count("/data.bin") == 3  # the connection, the fault, and again
 
 
+def test_a_connection_whose_time_is_over_costs_no_attempt(world: World, asset: HttpAsset) -> None:
+    once = HttpAsset(asset.href, Access(stac=world.url, retries=0, timeout_s=5.0))
+    connect(once, 1)
+    world.raw["/data.bin"] = lambda file: world.raw.clear()  # hangs up, once
+    assert once.part(3, 900, sent_for(once, 3, 900)).data == DATA[3:900]
+
+
 def test_an_answer_that_never_comes_is_asked_for_again(world: World, asset: HttpAsset) -> None:
     connect(asset, 1)
     world.raw["/data.bin"] = lambda file: world.raw.clear()  # hangs up, once
