@@ -77,10 +77,17 @@ def hash_rows(stored: NDArray[np.float16]) -> Hashes:
     return found
 
 
-def slots(hashes: Hashes, rows: int) -> tuple[Indices, int]:
-    """Where hashes belong in a table for ``rows`` of them by their first bits; its size."""
-    bits = rows.bit_length() + 2
-    return (hashes >> np.uint64(64 - bits)).astype(np.int64), 2**bits
+def slots(hashes: Hashes, size: int) -> Indices:
+    """Where hashes belong in a table of ``size`` (a power of 2), by their first bits."""
+    return (hashes >> np.uint64(65 - size.bit_length())).astype(np.int64)
+
+
+def table_of(hashes: Hashes) -> tuple[NDArray[np.int32], Indices]:
+    """A table with one row of each slot that has any, and each row's slot."""
+    table = np.zeros(2 ** (len(hashes).bit_length() + 2), dtype=np.int32)
+    slot = slots(hashes, len(table))
+    table[slot] = np.arange(len(slot), dtype=np.int32)
+    return table, slot
 
 
 def collapse_vectors(stored: NDArray[np.float16], hashes: Hashes) -> Indices:
@@ -89,9 +96,7 @@ def collapse_vectors(stored: NDArray[np.float16], hashes: Hashes) -> Indices:
     A hash that two different vectors share is told apart by their bytes.
     """
     stands_for = np.arange(len(stored))
-    slot, count = slots(hashes, len(hashes))
-    table = np.zeros(count, dtype=np.int32)
-    table[slot] = np.arange(len(slot), dtype=np.int32)
+    table, slot = table_of(hashes)
     second = np.flatnonzero(table[slot] != stands_for)
     some = np.unique(np.concatenate([second, table[slot[second]]]))  # most are alone in their slot
     order = some[np.argsort(hashes[some])]

@@ -15,7 +15,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from geofm.curation.duplicates import slots
+from geofm.curation.duplicates import slots, table_of
 from geofm.curation.edges import Edges, sort_edges
 from geofm.curation.frame import Cells, Frame, assign, sort_cells, visit_codes
 from geofm.curation.join import DENSE_PAIRS
@@ -31,10 +31,8 @@ def match_rows(before: Hashes, home: NDArray[np.int32], now: Hashes) -> Indices:
     if not len(rows):
         return found
     known = before[rows]
-    slot, count = slots(known, len(rows))
-    table = np.zeros(count, dtype=np.int32)
-    table[slot] = np.arange(len(rows), dtype=np.int32)
-    guess = table[slots(now, len(rows))[0]]
+    table, slot = table_of(known)
+    guess = table[slots(now, len(table))]
     same = known[guess] == now
     found[same] = rows[guess[same]]
     # of rows that share a slot the table has one: the others are looked up in order

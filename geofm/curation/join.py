@@ -24,7 +24,6 @@ from geofm.curation.edges import Edges, no_edges, sort_edges
 from geofm.curation.frame import Cells, Frame
 from geofm.curation.products import (
     COLUMN_STEP,
-    IN_CACHE,
     Precision,
     TooManyProposals,
     as_factors,
@@ -35,6 +34,8 @@ from geofm.curation.products import (
 )
 from geofm.curation.space import BLOCK, READ, Indices, Space, take_rows, unit_rows
 
+#: Rows made units at once: they stay in a core's cache.
+IN_CACHE = 1024
 #: Pairs of one cell beyond which it may be dense: at least, and per row in it.
 DENSE_PAIRS, DENSE_PER_ROW = 1_000_000, 256
 #: Rows of a cell that are compared exactly to estimate how many pairs it has.

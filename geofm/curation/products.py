@@ -35,8 +35,6 @@ ROW_STEP, COLUMN_STEP = 16, 256
 #: Bound on |product in bfloat16 - exact| for unit vectors: rounding both factors to 8 bits
 #: (2 * 2^-9), rounding the result (2^-9), float32 sums of up to 8192 terms (2^-11).
 BF16_ERROR = 2.0**-8 + 2.0**-9 + 2.0**-11
-#: Rows made units at once: they stay in a core's cache.
-IN_CACHE = 1024
 #: Rows looked at together: with fewer, calls cost more than the cache saves.
 LOOKED_AT = 4096
 #: Items begun before the result of an earlier one is taken: one may take far longer than others.

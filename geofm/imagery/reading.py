@@ -99,7 +99,7 @@ def begin(
     ``size`` is the file's bytes as its item says, 0 where it doesn't: what takes one request is
     asked for at once where that is possible, and all else by a thread.
     """
-    whole = whole and 0 < access.whole_max >= size
+    whole = whole and access.whole_max > 0 and size <= access.whole_max
     first = beginning(access.whole_max) if whole else BLOCK
     if not whole or 0 < size <= first:
         with suppress(Quarantine):

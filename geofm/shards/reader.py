@@ -246,14 +246,13 @@ class ShardFiles:
                     if check or len(data) < size:
                         self._require_whole(number, data, check)
                     if not decode:
-                        found = new(Sample, (number, epoch, key, data))
+                        found = data
+                    elif size == whole and data.startswith(head):
+                        found = view(shape, dtype, data, HEAD)
                     else:
-                        if size == whole and data.startswith(head):
-                            found = view(shape, dtype, data, HEAD)
-                        else:
-                            found = chip_from_bytes(data)
-                            head, whole, shape, dtype = data[:HEAD], size, found.shape, found.dtype
-                        found = new(Sample, (number, epoch, key, found))
+                        found = chip_from_bytes(data)
+                        head, whole, shape, dtype = data[:HEAD], size, found.shape, found.dtype
+                    found = new(Sample, (number, epoch, key, found))
                 except DamagedShard as damage:
                     found = damaged(damage)
                 except (OSError, ValueError) as error:
