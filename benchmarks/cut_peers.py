@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import socket
 import sys
 import time
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from memory import peak_rss_mib
 
 Json = dict[str, Any]
 #: GDAL as rio-tiler's and odc-stac's documentation set it for COGs.
@@ -55,7 +55,7 @@ def main() -> None:
     began = time.perf_counter()
     chips = run()
     seconds = time.perf_counter() - began
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = peak_rss_mib()
     print(json.dumps({"seconds": seconds, "chips": chips, "peak_rss_mib": peak}))
 
 

@@ -16,7 +16,6 @@ import csv
 import json
 import os
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
@@ -28,6 +27,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from data_catalog.run import peak_memory_mib
 
 RESULTS = Path(__file__).parent / "results" / "join.csv"
 THRESHOLD, SEED, PARTS = 0.95, 2028, 16
@@ -107,7 +108,7 @@ def _machine() -> dict[str, Any]:
 
 
 def _peak() -> int:
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    return round(peak_memory_mib())
 
 
 def make(method: str, pool: str, rows: int, seed: int) -> dict[str, Any]:

@@ -13,7 +13,6 @@ import csv
 import json
 import os
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
@@ -60,7 +59,7 @@ def main() -> None:
 def measure(tiles: int, limits: str) -> dict[str, Any]:
     """Search, plan and record in an empty store."""
     from data_catalog.catalogue import open_catalogue
-    from data_catalog.run import make_job, plan_parts, run_stage
+    from data_catalog.run import make_job, peak_memory_mib, plan_parts, run_stage
     from data_catalog.store import open_store
     from flows.stage_flow import count_tasks
     from geofm.imagery.cut import write_windows
@@ -99,7 +98,7 @@ def measure(tiles: int, limits: str) -> dict[str, Any]:
         "plan_s": round(plan_s, 2), "record_s": round(record_s, 2),
         "seconds": round(search_s + plan_s + record_s, 2),
         "record_mib": round(record / 2**20, 2),
-        "peak_rss_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "peak_rss_mib": round(peak_memory_mib()),
         "machine": platform.machine(), "cores": os.cpu_count(),
         "versions": f"geofm {version('geofm')} shapely {version('shapely')} "
         f"pandas {version('pandas')}",

@@ -20,7 +20,6 @@ import csv
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -130,7 +129,9 @@ def one_row(asked: argparse.Namespace) -> dict[str, Any]:
     if asked.device == "cuda":
         memory = torch.cuda.max_memory_allocated() / 2**20
     else:
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+        from data_catalog.run import peak_memory_mib
+
+        memory = peak_memory_mib()
     name = torch.cuda.get_device_name() if asked.device == "cuda" else "cpu"
     return {**result, "peak_mib": round(memory), "device": name}
 

@@ -26,7 +26,6 @@ import heapq
 import json
 import os
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
@@ -217,6 +216,7 @@ def text(options: dict[str, Any]) -> str:
 
 def large(method: str, chips: int, seed: int, folder: str) -> list[dict[str, Any]]:
     """One method on the large pool; memory is that of selection alone."""
+    from data_catalog.run import peak_memory_mib
     from geofm.curation.measures import MEASURED, coverage
     from geofm.curation.selection import select
 
@@ -227,7 +227,7 @@ def large(method: str, chips: int, seed: int, folder: str) -> list[dict[str, Any
     pool = candidates(place / "pool.npy", tiles, seed)
     rows = select(pool, method, count).rows  # type: ignore[arg-type]
     took = time.perf_counter() - began
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = peak_memory_mib()
     seen = np.sort(np.random.default_rng([seed, 1]).permutation(chips)[:MEASURED])
     best = np.maximum(coverage(pool.space, seen, rows), 0)
     return [{

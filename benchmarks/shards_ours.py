@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from data_catalog.run import peak_memory_mib
+
 Json = dict[str, Any]
 SHARD = 64 * 2**20
 ROLES = ("items", "chips", "decisions")
@@ -22,7 +24,7 @@ def main(what: str, file: str) -> None:
     """Run once; the function says itself what is measured."""
     clock = Clock()
     found = globals()[what](json.loads(Path(file).read_bytes()), clock)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = peak_memory_mib()
     print(json.dumps({"seconds": clock.seconds, "cpu_s": clock.cpu, "peak_rss_mib": peak, **found}))
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from memory import peak_rss_mib
 
 Json = dict[str, Any]
 SHARD = 64 * 2**20
@@ -34,7 +35,7 @@ def main() -> None:
     began, before = time.perf_counter(), cpu_seconds()
     samples = run()
     seconds, cpu = time.perf_counter() - began, cpu_seconds() - before
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = peak_rss_mib()
     found = {"seconds": seconds, "cpu_s": cpu, "peak_rss_mib": peak}
     print(json.dumps({**found, **(samples if isinstance(samples, dict) else {"samples": samples})}))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from contextlib import nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -182,3 +184,12 @@ def test_a_catalogue_that_does_not_answer_stops_nobody(
             catalogue.keep(row, {"kwh": 2.0})
     assert "could not note" in caplog.text
     assert catalogue.runs()[0].metrics == {"kwh": 2.0}
+
+
+def test_a_peak_is_the_processs_own() -> None:
+    """One that a large process starts must not be told to be as large."""
+    ballast = b"x" * (400 * 2**20)
+    code = "from data_catalog.run import peak_memory_mib as peak; b'x' * (50 << 20); print(peak())"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    del ballast
+    assert 50 < float(told.stdout) < 400
