@@ -36,6 +36,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,7 @@ SECTIONS = ("write", "read", "train", "shuffle", "versions", "growth", "kills")
 BY_SIZE = ("write", "read", "train")
 #: Rounds in which two loops take turns.
 ROUNDS = 21
-#: Items of litdata in random order, each of which unpacks a chunk.
+#: Items of litdata in random order, each of which may open another chunk.
 LITDATA_ITEMS = 200
 COLUMNS = ("section", "what", "member", "samples", "seconds", "mib_s", "samples_s", "cpu_ms",
            "ours_is_x_times", "peak_rss_mib", "note", "machine", "cores", "versions",
@@ -90,7 +91,7 @@ def main() -> None:
             bench = Bench(Path(folder), asked.peers, asked.repeat, asked.most, members)
             for row in SECTION[section](bench):
                 note = "; ".join(filter(None, (row["note"], asked.note)))
-                rows.append({"section": section, **row, "note": note, **about()})
+                rows.append({"section": section, **row, "note": note, **about(asked.peers)})
                 print({k: v for k, v in rows[-1].items() if k in COLUMNS[:11]}, flush=True)
         replaced = members if section in BY_SIZE else None
         save([*kept(table, section, replaced), *rows], table)
@@ -125,13 +126,26 @@ def save(rows: list[Json], table: Path) -> None:
         )
 
 
-def about() -> Json:
+@lru_cache
+def about(peers: str | None) -> Json:
     """The machine and what was measured."""
-    names = ("geofm", "numpy", "pyarrow", "torch", "webdataset")
+    told = " ".join(f"{name} {version(name)}" for name in ("geofm", "numpy", "pyarrow", "torch"))
+    if peers:
+        ask = "from importlib.metadata import version; import sys; "
+        ask += "print(*(f'{name} {version(name)}' for name in sys.argv[1:]))"
+        told += (
+            " "
+            + subprocess.run(
+                [peers, "-c", ask, "webdataset", "litdata"],
+                capture_output=True,
+                text=True,
+                check=True,
+            ).stdout.strip()
+        )
     return {
         "machine": platform.machine(),
         "cores": os.cpu_count(),
-        "versions": " ".join(f"{name} {version(name)}" for name in names),
+        "versions": told,
         "date": datetime.now(UTC).date().isoformat(),
     }
 

@@ -15,6 +15,7 @@ import sys
 import tarfile
 import time
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -163,21 +164,28 @@ def places(job: Json) -> list[tuple[int, int, int]]:
 
 
 def read_pread(job: Json) -> Callable[[], int]:
-    """A bare loop of ``os.pread``; with ``keep`` it hands over lists of so many."""
+    """A bare loop of ``os.pread``; with ``keep`` it hands over lists of so many.
+
+    Who takes a list holds it until the next one is there, as in every loop over batches.
+    """
     files = [os.open(name, os.O_RDONLY) for name in job["tars"]]
     rows, keep = places(job), job.get("keep", 1)
 
-    def run() -> int:
-        kept: list[bytes] = []
-        count = 0
-        for shard, offset, size in rows:
-            kept.append(os.pread(files[shard], size, offset))
-            if len(kept) == keep:
-                count += len(kept)
-                kept = []
-        return count + len(kept)
+    def one_by_one() -> int:
+        return sum(1 for shard, offset, size in rows if os.pread(files[shard], size, offset))
 
-    return run
+    def lists() -> Iterator[list[bytes]]:
+        coming = iter(rows)
+        while kept := [os.pread(files[n], size, at) for n, at, size in islice(coming, keep)]:
+            yield kept
+
+    def in_lists() -> int:
+        count = 0
+        for batch in lists():
+            count += len(batch)
+        return count
+
+    return in_lists if keep > 1 else one_by_one
 
 
 def read_webdataset(job: Json) -> Callable[[], int]:
@@ -206,14 +214,20 @@ def read_tarfile(job: Json) -> Callable[[], int]:
 
 
 def read_litdata(job: Json) -> Callable[[], int]:
-    """Litdata's dataset: in order, or item by item in the job's order."""
+    """Litdata's dataset: in order, or item by item in the job's order.
+
+    It hands over views of a mapped file, of which nothing has been read: a copy is the reading.
+    """
     import litdata
+
+    def copied(item: Json) -> bool:
+        return bool({key: bytes(value) for key, value in item.items()})
 
     data = litdata.StreamingDataset(str(Path(job["out"]) / "litdata"), shuffle=False)
     order = np.load(job["order"])[: job["most"]].tolist()
     if job["random"]:
-        return lambda: sum(1 for number in order if data[number])
-    return lambda: sum(1 for _ in data)
+        return lambda: sum(copied(data[number]) for number in order)
+    return lambda: sum(copied(item) for item in data)
 
 
 def read_files(job: Json) -> Callable[[], int]:
@@ -291,7 +305,7 @@ def shuffle_litdata(job: Json) -> Callable[[], Json]:
 
     data = litdata.StreamingDataset(str(Path(job["out"]) / "litdata"), shuffle=True,
                                     seed=job["seed"])  # fmt: skip
-    return lambda: {"keys": [int(json.loads(sample["json"])["n"]) for sample in data]}
+    return lambda: {"keys": [int(json.loads(bytes(sample["json"]))["n"]) for sample in data]}
 
 
 def make_litdata(job: Json) -> Callable[[], int]:
