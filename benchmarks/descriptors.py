@@ -5,7 +5,7 @@ stages (plan, reading, work, seal) with one process and with as many as there ar
 share of the parts, as the runners do it. ``model`` is the bare forward pass of the same encoder on
 pictures that are ready in memory, as the stage batches them.
 
-    python benchmarks/descriptors.py [--chips 2048] [--embed-chips 1024]
+    python benchmarks/descriptors.py [--chips 2048] [--embed-chips 512]
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--chips", type=int, default=2048)
-    parser.add_argument("--embed-chips", type=int, default=1024)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--embed-chips", type=int, default=512)
+    parser.add_argument("--repeats", type=int, default=7)
     asked = parser.parse_args()
     cores = len(os.sched_getaffinity(0))
     rows: list[dict[str, Any]] = []

@@ -1,8 +1,11 @@
-"""Parquet that is the same bytes for the same rows; GeoParquet where there is a geometry."""
+"""Parquet that is the same bytes for the same rows; GeoParquet where there is a geometry.
+
+What parts hand over to the seal are Arrow files: many and small, each read once.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,12 @@ import geopandas as gpd
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+import shapely
+from pyarrow import feather
+from shapely.geometry.base import BaseGeometry
+
+#: Columns of a part's rows: type, and what a row has that says nothing of it.
+Columns = Mapping[str, tuple[Any, Any]]
 
 
 def write_table(frame: pd.DataFrame, path: Path) -> None:
@@ -45,3 +54,27 @@ def read_table(path: str | Path, columns: Sequence[str] | None = None) -> pd.Dat
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """Rows as dictionaries with string keys."""
     return [{str(k): v for k, v in row.items()} for row in frame.to_dict("records")]
+
+
+def write_rows(rows: Sequence[Mapping[str, Any]], columns: Columns, path: Path) -> None:
+    """Write a part's rows; what a row lacks is filled in, geometries become WKB."""
+    table = {
+        name: pa.array([_plain(row.get(name, usual)) for row in rows], kind)
+        for name, (kind, usual) in columns.items()
+    }
+    feather.write_feather(pa.table(table), path, "uncompressed")
+
+
+def _plain(value: Any) -> Any:
+    """A value as a table holds it: a geometry as WKB."""
+    return shapely.to_wkb(value) if isinstance(value, BaseGeometry) else value
+
+
+def read_rows(paths: Iterable[Path]) -> pd.DataFrame:
+    """The rows of all parts, a GeoDataFrame (EPSG:4326) where they have geometries."""
+    frame: pd.DataFrame = pa.concat_tables([feather.read_table(path) for path in paths]).to_pandas()
+    if "geometry" not in frame:
+        return frame
+    areas = shapely.from_wkb(frame["geometry"].to_numpy())
+    joined: pd.DataFrame = gpd.GeoDataFrame(frame.assign(geometry=areas), crs=4326)
+    return joined

@@ -11,18 +11,35 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from data_catalog.artifact import Artifact
 from data_catalog.errors import RunError
 from data_catalog.stage import Job, Part, Sealed, Stage
-from data_catalog.tables import read_table, write_table
+from data_catalog.tables import Columns, read_rows, write_rows, write_table
 from geofm.curation.descriptors import THUMBNAIL, measure
 from geofm.curation.hashing import canonical_hash, hash_thumbnails
 from geofm.curation.parts import chips_by_part, covers, ok_chips, read_pixels
 
-VERSION = "2"
-TABLE, THUMBNAILS = "descriptors.parquet", "thumbnails.npy"
+VERSION = "3"
+TABLE, THUMBNAILS, ROWS = "descriptors.parquet", "thumbnails.npy", "rows.arrow"
+_REAL, _REALS, _HASH = pa.float64(), pa.list_(pa.float64()), pa.uint64()
+#: Columns of ``descriptors.parquet``; every row has all of them.
+COLUMNS: Columns = {
+    "chip_id": (pa.string(), None),
+    "hash": (_HASH, None),
+    "hash_canonical": (_HASH, None),
+    "entropy": (_REAL, None),
+    "gradient": (_REAL, None),
+    "saturation": (_REAL, None),
+    "constant": (pa.bool_(), None),
+    "band_means": (_REALS, None),
+    "band_stds": (_REALS, None),
+    "band_correlation": (_REALS, None),
+    "thumbnail_low": (_REAL, None),
+    "thumbnail_high": (_REAL, None),
+}
 
 
 def plan(job: Job) -> list[Part]:
@@ -35,7 +52,7 @@ def plan(job: Job) -> list[Part]:
 
 
 def work(job: Job, part: Part, folder: Path) -> None:
-    """Describe the chips of one tar: ``descriptors.parquet`` and ``thumbnails.npy``."""
+    """Describe the chips of one tar: ``rows.arrow`` and ``thumbnails.npy``."""
     chips, name = job.inputs["chips"], part.payload["part"]
     refs = chips_by_part(chips)[name]
     rows: list[dict[str, Any]] = []
@@ -43,11 +60,10 @@ def work(job: Job, part: Part, folder: Path) -> None:
     for number, (ref, pixels) in enumerate(zip(refs, read_pixels(chips, name, refs), strict=True)):
         row, thumbnails[number] = measure(pixels, ref.bands, ref.scale)
         rows.append({"chip_id": ref.chip_id, **row})
-    table = pd.DataFrame(rows)
     hashes = hash_thumbnails(thumbnails)
-    table.insert(1, "hash", hashes)
-    table.insert(2, "hash_canonical", canonical_hash(hashes))
-    write_table(table, folder / TABLE)
+    for row, own, canonical in zip(rows, hashes, canonical_hash(hashes), strict=True):
+        row.update(hash=own, hash_canonical=canonical)
+    write_rows(rows, COLUMNS, folder / ROWS)
     np.save(folder / THUMBNAILS, thumbnails)
 
 
@@ -55,21 +71,21 @@ def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
     """Join the parts in the order of ``chips.parquet``: row r of both files is one chip."""
     ids = ok_chips(job.inputs["chips"], ["chip_id"])["chip_id"].astype(str)
     row_of = {chip_id: row for row, chip_id in enumerate(ids)}
-    tables = [read_table(part / TABLE) for part in folders]
     shape = (len(ids), THUMBNAIL, THUMBNAIL)
     if not len(ids):  # nothing can be mapped
         np.save(folder / THUMBNAILS, np.empty(shape, np.uint8))
         write_table(pd.DataFrame({"chip_id": ids}), folder / TABLE)
         return Sealed(counts={"rows_in": 0, "rows_out": 0}, facts={"thumbnail_px": THUMBNAIL})
+    joined = read_rows(part / ROWS for part in folders)
+    place = joined["chip_id"].map(row_of).to_numpy()
     thumbnails = np.lib.format.open_memmap(folder / THUMBNAILS, "w+", np.uint8, shape)
-    for part, table in zip(folders, tables, strict=True):
-        rows = [row_of[str(chip_id)] for chip_id in table["chip_id"]]
-        thumbnails[rows] = np.load(part / THUMBNAILS)
+    done = 0
+    for part in folders:
+        some = np.load(part / THUMBNAILS)
+        thumbnails[place[done : done + len(some)]] = some
+        done += len(some)
     thumbnails.flush()
-    joined = pd.concat(tables, ignore_index=True)
-    place = joined["chip_id"].astype(str).map(row_of).to_numpy()
-    joined = joined.iloc[np.argsort(place, kind="stable")]
-    write_table(joined, folder / TABLE)
+    write_table(joined.iloc[np.argsort(place, kind="stable")], folder / TABLE)
     return Sealed(
         counts={"rows_in": len(ids), "rows_out": len(joined)},
         facts={"thumbnail_px": THUMBNAIL, "constant": int(joined["constant"].sum())},

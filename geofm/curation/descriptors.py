@@ -69,28 +69,32 @@ def gradient_energy(grey: NDArray[np.floating[Any]]) -> float:
 def _mean_square(values: NDArray[np.floating[Any]]) -> Any:
     """Mean square of [..., rows, columns] over the last two axes: row sums, then in float64."""
     sums = np.einsum("...ij,...ij->...i", values, values)
-    return sums.mean(axis=-1, dtype=np.float64) / values.shape[-1] if values.size else 0.0
+    pixels = values.shape[-2] * values.shape[-1]
+    return np.add.reduce(sums, axis=-1, dtype=np.float64) / pixels if pixels else 0.0
 
 
 def small_enough(pixels: NDArray[Any]) -> NDArray[np.float32]:
     """Means of 2 × 2 pixels until an edge is shorter than ``HALVED_FROM``, or odd."""
     counts = pixels
     while min(counts.shape[1:]) >= HALVED_FROM and not any(n % 2 for n in counts.shape[1:]):
-        pairs = _pair_sums(counts)
-        counts = (pairs[:, ::2] + pairs[:, 1::2]).astype(np.float32)
+        counts = _sums_of_four(counts).astype(np.float32)
         counts *= np.float32(0.25)
     return counts.astype(np.float32, copy=False)
 
 
-def _pair_sums(counts: NDArray[Any]) -> NDArray[Any]:
-    """Sums of neighbours along each row [bands, height, width / 2]; of whole numbers in uint32."""
-    if counts.dtype != np.uint16 or not counts.flags.c_contiguous:
+def _sums_of_four(counts: NDArray[Any]) -> NDArray[Any]:
+    """Sums of 2 × 2 pixels [bands, height / 2, width / 2]; of whole numbers in uint32."""
+    if counts.dtype != np.uint16 or not counts.flags.c_contiguous or counts.max() >= 2**15:
         kind = np.float32 if counts.dtype.kind == "f" else np.uint32
-        return np.asarray(np.add(counts[:, :, ::2], counts[:, :, 1::2], dtype=kind))
-    both = counts.view(np.uint32)  # several times as fast as to step over every other number
-    found = both & np.uint32(0xFFFF)
-    found += both >> np.uint32(16)
-    return found
+        rows = np.add(counts[:, ::2], counts[:, 1::2], dtype=kind)
+        return np.asarray(rows[:, :, ::2] + rows[:, :, 1::2])
+    # two neighbours as one number: several times as fast as to step over every other
+    both = counts.view(np.uint32)
+    rows = both[:, ::2] + both[:, 1::2]
+    odd = rows >> np.uint32(16)
+    rows &= np.uint32(0xFFFF)
+    rows += odd
+    return rows
 
 
 def shrink(values: NDArray[np.float32], edge: int = THUMBNAIL) -> NDArray[np.float32]:
@@ -111,18 +115,25 @@ def shrink(values: NDArray[np.float32], edge: int = THUMBNAIL) -> NDArray[np.flo
 
 def _hat_means(values: NDArray[np.float32], edge: int, axis: int) -> NDArray[np.float32]:
     """The same for whole half steps, by sums of strided slices: weights 1, 3, 3, 1 of each."""
-    values = np.moveaxis(values, axis, 0)
-    step = len(values) // (2 * edge)
-    halves = values if step == 1 else values[::step] + values[1::step]
+
+    def some(of: NDArray[np.float32], first: int, step: int) -> NDArray[np.float32]:
+        return of[(slice(None),) * axis + (slice(first, None, step),)]
+
+    step = values.shape[axis] // (2 * edge)
+    halves = values if step == 1 else some(values, 0, step) + some(values, 1, step)
     for more in range(2, step):
-        halves += values[more::step]
-    found = halves[::2] + halves[1::2]
+        halves += some(values, more, step)
+    # in one piece each: to step over every other number of a row takes several times as long
+    even, odd = (np.ascontiguousarray(some(halves, first, 2)) for first in (0, 1))
+    found = even + odd
     found *= np.float32(3)
-    found[1:] += halves[1:-1:2]
-    found[:-1] += halves[2::2]
+    inner, outer = (slice(None),) * axis + (slice(1, None),), (slice(None),) * axis + (slice(-1),)
+    found[inner] += odd[outer]
+    found[outer] += even[inner]
     found *= np.float32(1 / (8 * step))
-    found[[0, -1]] *= np.float32(8 / 7)
-    return np.moveaxis(found, 0, axis)
+    for rim in (0, -1):
+        found[(slice(None),) * axis + (rim,)] *= np.float32(8 / 7)
+    return found
 
 
 @lru_cache(maxsize=8)
@@ -176,7 +187,7 @@ def measure(
         "gradient": gradient_energy(grey),
         "saturation": float(levels[255] / levels.sum()),
         "constant": bool(ends.all() and np.all(flat == flat[:, :1])),
-        "band_means": (counts.mean(axis=(1, 2)) * factors.ravel()).astype(np.float64).tolist(),
+        "band_means": (_means(counts)[:, 0] * factors.ravel()).astype(np.float64).tolist(),
         "band_stds": deviations,
         "band_correlation": correlations,
         "thumbnail_low": low,
@@ -191,22 +202,32 @@ def describe(
     return measure(pixels, bands, scale)[0]
 
 
+def _means(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Means of the bands, [bands, 1]; as ``numpy.mean``, without what it takes to call that."""
+    flat = values.reshape(len(values), -1)
+    sums = np.add.reduce(flat, axis=1, keepdims=True)
+    return np.asarray(sums / np.float32(flat.shape[1]))
+
+
 def _picture(
     counts: NDArray[np.float32], visible: list[int], factors: NDArray[np.float32]
 ) -> NDArray[np.float32]:
     """Grey of unit RGB clipped to 1, in one buffer: [height, width]."""
-    grey, clipped = np.zeros(counts.shape[1:], np.float32), np.empty(counts.shape[1:], np.float32)
+    grey, clipped = np.empty((2, *counts.shape[1:]), np.float32)
+    into = grey
     for band, weight in zip(visible, LUMA, strict=True):
-        np.minimum(counts[band], 1 / factors[band], out=clipped)
-        clipped *= np.float32(weight) * factors[band]
-        grey += clipped
-    return np.minimum(grey, 1, out=grey)
+        np.minimum(counts[band], 1 / factors[band], out=into)
+        into *= np.float32(weight) * factors[band]
+        if into is clipped:
+            grey += clipped
+        into = clipped
+    np.minimum(grey, 1, out=grey)
+    return np.asarray(grey)
 
 
 def _spread(small: NDArray[np.float32]) -> tuple[list[float], list[float]]:
     """Deviation of each band, and correlation of every two, rounded to 4 decimals."""
-    values = small.reshape(len(small), -1)
-    values = values - values.mean(axis=1, keepdims=True)
+    values = small.reshape(len(small), -1) - _means(small)
     products = (values @ values.T).astype(np.float64)
     lengths = np.sqrt(np.diag(products))
     scaled = products / np.maximum(lengths[:, None] * lengths, 1e-30)

@@ -2,7 +2,8 @@
 
 A part is one tar of chips, so that a refresh embeds only what is new. Batches follow the order in
 the tar and one thread computes them: the vectors are the same bits for any number of workers.
-Another thread reads and prepares the next batch in the meantime.
+Beside a GPU another thread reads and prepares the next batch in the meantime; on processors, of
+which each has a part of its own, the two would only take turns on one.
 """
 
 from __future__ import annotations
@@ -85,7 +86,10 @@ def work(job: Job, part: Part, folder: Path) -> None:
         # torch keeps a number per thread
         ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as reader,
     ):
-        batches = in_order(reader, prepare, range(0, len(refs), size), ahead=1)
+        starts = range(0, len(refs), size)
+        batches: Iterator[torch.Tensor] = map(prepare, starts)
+        if device == "cuda":
+            batches = in_order(reader, prepare, starts, ahead=1)
         rows = [_embed(encoder, images, device) for images in batches]
     vectors = np.concatenate(rows)
     if not np.isfinite(vectors).all():

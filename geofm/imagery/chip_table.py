@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from pathlib import Path
-from typing import Any
 
-import geopandas as gpd
-import pandas as pd
 import pyarrow as pa
-import shapely
-from pyarrow import feather
-from shapely.geometry.base import BaseGeometry
 
 from data_catalog.canonical import digest_of
-from geofm.imagery.items import Json
+from data_catalog.tables import Columns
 
 TEXT, WHOLE, REAL = pa.string(), pa.int64(), pa.float64()
 
-#: Columns of ``chips.parquet``: type, and what a row has that says nothing of it.
-CHIP_COLUMNS: dict[str, tuple[Any, Any]] = {
+#: Columns of ``chips.parquet``.
+CHIP_COLUMNS: Columns = {
     "chip_id": (TEXT, ""),
     "item_id": (TEXT, ""),
     "item_sha256": (TEXT, ""),
@@ -57,7 +49,7 @@ CHIP_COLUMNS: dict[str, tuple[Any, Any]] = {
 }
 
 #: Columns of ``assets.parquet``.
-ASSET_COLUMNS: dict[str, tuple[Any, Any]] = {
+ASSET_COLUMNS: Columns = {
     "item_id": (TEXT, ""),
     "item_sha256": (TEXT, ""),
     "collection": (TEXT, ""),
@@ -83,27 +75,3 @@ def chip_id(
 ) -> str:
     """24 hex digits: the same for the same item content, cell and bands, in any run."""
     return digest_of([collection, item_id, item_sha256, cell, bands, size])[:24]
-
-
-def write_rows(rows: list[Json], columns: dict[str, tuple[Any, Any]], path: Path) -> None:
-    """Write a part's rows; what a row lacks is filled in, geometries become WKB."""
-    table = {
-        name: pa.array([_plain(row.get(name, usual)) for row in rows], kind)
-        for name, (kind, usual) in columns.items()
-    }
-    feather.write_feather(pa.table(table), path, "uncompressed")
-
-
-def _plain(value: Any) -> Any:
-    """A value as a table holds it: a geometry as WKB."""
-    return shapely.to_wkb(value) if isinstance(value, BaseGeometry) else value
-
-
-def read_rows(paths: Iterable[Path]) -> pd.DataFrame:
-    """The rows of all parts, a GeoDataFrame (EPSG:4326) where they have geometries."""
-    frame: pd.DataFrame = pa.concat_tables([feather.read_table(path) for path in paths]).to_pandas()
-    if "geometry" not in frame:
-        return frame
-    areas = shapely.from_wkb(frame["geometry"].to_numpy())
-    joined: pd.DataFrame = gpd.GeoDataFrame(frame.assign(geometry=areas), crs=4326)
-    return joined

@@ -18,8 +18,7 @@ import pyarrow.parquet as pq
 from data_catalog.errors import RunError
 from data_catalog.sources import count_sources
 from data_catalog.stage import Job, Part, Sealed, Stage, link
-from data_catalog.tables import records, write_table
-from geofm.imagery.chip_table import read_rows
+from data_catalog.tables import read_rows, records, write_table
 from geofm.imagery.cutting import (
     ASSETS,
     CHIPS,

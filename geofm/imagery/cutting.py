@@ -12,7 +12,8 @@ import numpy as np
 
 from data_catalog.canonical import canonical, digest_of
 from data_catalog.sources import Source
-from geofm.imagery.chip_table import ASSET_COLUMNS, CHIP_COLUMNS, chip_id, write_rows
+from data_catalog.tables import write_rows
+from geofm.imagery.chip_table import ASSET_COLUMNS, CHIP_COLUMNS, chip_id
 from geofm.imagery.chips import chip_bytes, pixel_sha256
 from geofm.imagery.grid import Cell, Grid, footprints
 from geofm.imagery.hosts import Access
@@ -219,7 +220,7 @@ def measure(strip: Strip, scene: Scene, source: Source) -> Json:
 def check_scene(scene: Scene, watch: OffsetWatch, listed: Listed) -> Json:
     """What the pixels say against the item, as columns of its assets."""
     added = {channel.band.name: radiometry(channel).add for channel in scene.channels}
-    finding = check_offset(watch.histograms, added, listed.baseline)
+    finding = check_offset(watch.seen, added, listed.baseline)
     if finding is None:
         return {}
     log.warning("cut: %s: %s: %s", listed.item_id, finding.kind, finding.detail)

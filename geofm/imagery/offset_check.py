@@ -17,7 +17,7 @@ The thresholds leave room for what is seen in correct products:
   offset may begin near 1000 counts in one band; it does not in two, with nothing below in any.
   Level-1C is brighter by the air's own light, so a missing offset is rarely told there.
 
-While a scene is cut, an ``OffsetWatch`` adds up ``dark_histogram`` of every strip; at the end
+While a scene is cut, an ``OffsetWatch`` adds up ``count_dark`` of every strip; at the end
 ``check_offset`` compares. A finding is reported; pixels are never changed by it.
 """
 
@@ -35,8 +35,6 @@ from geofm.imagery.identity import version_key
 
 #: What is added to reflectance counts from this baseline on.
 OFFSET, SINCE = 1000, "04.00"
-#: Width of a histogram's bins (counts), and their number; the last one holds all above.
-BIN, BINS = 50, 41
 #: Fewer valid pixels of a band say nothing.
 MIN_PIXELS = 10_000
 #: Offset twice: at least this share of a band lies below this count.
@@ -45,8 +43,11 @@ TWICE_SHARE, TWICE_BELOW = 0.10, 800
 MISSING_SHARE, MISSING_BELOW = 0.01, 900
 #: ... and the darkest hundredth of at least two bands lies below this one.
 DARK_SHARE, DARK_BELOW, DARK_BANDS = 0.01, 1150, 2
+#: Counts below which pixels are counted.
+LIMITS = (TWICE_BELOW, MISSING_BELOW, DARK_BELOW)
 
-Histogram = NDArray[np.int64]
+#: [len(LIMITS) + 1]: valid pixels of a band below each limit, and all of them.
+Dark = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -61,13 +62,13 @@ class OffsetWatch:
     """Adds up what is seen of a scene's bands."""
 
     def __init__(self) -> None:
-        self.histograms: dict[str, Histogram] = {}
+        self.seen: dict[str, Dark] = {}
 
     def __call__(self, band: str, stored: NDArray[Any], valid: NDArray[np.bool_]) -> None:
         """See a strip of a band; numbers that are no counts say nothing."""
         if stored.dtype.kind in "iu":
-            seen = self.histograms.get(band, np.zeros(BINS, np.int64))
-            self.histograms[band] = seen + dark_histogram(stored, valid)
+            before = self.seen.get(band, np.zeros(len(LIMITS) + 1, np.int64))
+            self.seen[band] = before + count_dark(stored, valid)
 
 
 def watch_for(source: Source, baseline: str) -> OffsetWatch | None:
@@ -76,37 +77,33 @@ def watch_for(source: Source, baseline: str) -> OffsetWatch | None:
     return OffsetWatch() if knows and version_key(baseline) >= version_key(SINCE) else None
 
 
-def dark_histogram(stored: NDArray[Any], valid: NDArray[np.bool_]) -> Histogram:
-    """Histogram of a band's stored counts, before any offset; sums of them are histograms as well.
+def count_dark(stored: NDArray[Any], valid: NDArray[np.bool_]) -> Dark:
+    """Dark pixels of a strip, before any offset; those of a scene are the sum over its strips.
 
     Args:
         stored: [height, width], integers as they are in the file.
         valid: [height, width], where the file has data.
-
-    Returns:
-        int64 [BINS]: valid pixels in each bin of ``BIN`` counts, all above in the last.
     """
-    most = min(BIN * BINS - 1, int(np.iinfo(stored.dtype).max))
-    seen = np.minimum(np.maximum(stored, 0), most)
-    counts = np.bincount(seen.ravel() if valid.all() else seen[valid], minlength=BIN * BINS)
-    bins: Histogram = counts.reshape(BINS, BIN).sum(axis=1).astype(np.int64)
-    return bins
+    whole = bool(valid.all())
+    dark = [np.count_nonzero(stored < limit if whole else (stored < limit) & valid)
+            for limit in LIMITS]  # fmt: skip
+    return np.array([*dark, np.count_nonzero(valid)], dtype=np.int64)
 
 
 def check_offset(
-    histograms: Mapping[str, Histogram], added: Mapping[str, int], baseline: str
+    seen: Mapping[str, Dark], added: Mapping[str, int], baseline: str
 ) -> OffsetFinding | None:
     """What the pixels say against the offset that is going to be applied.
 
     Args:
-        histograms: of a whole scene (or all of it that is cut), by band name.
+        seen: by band name, of a whole scene or all of it that is cut.
         added: counts that will be added to each band: -1000, or 0 where nothing is.
         baseline: the item's processing baseline, empty where it states none.
 
     Returns:
         None when the pixels agree, or can't tell.
     """
-    enough = {name: hist for name, hist in histograms.items() if hist.sum() >= MIN_PIXELS}
+    enough = {name: dark for name, dark in seen.items() if dark[-1] >= MIN_PIXELS}
     for name in sorted(enough):
         share = _below(enough[name], TWICE_BELOW)
         if added[name] <= -OFFSET and share >= TWICE_SHARE:
@@ -117,19 +114,19 @@ def check_offset(
             )
     if version_key(baseline) < version_key(SINCE) or any(added[name] for name in enough):
         return None
-    if any(_below(hist, MISSING_BELOW) > MISSING_SHARE for hist in enough.values()):
+    if any(_below(dark, MISSING_BELOW) > MISSING_SHARE for dark in enough.values()):
         return None
-    dark = sorted(n for n, hist in enough.items() if _below(hist, DARK_BELOW) >= DARK_SHARE)
-    if len(dark) < DARK_BANDS:
+    names = sorted(n for n, dark in enough.items() if _below(dark, DARK_BELOW) >= DARK_SHARE)
+    if len(names) < DARK_BANDS:
         return None
     return OffsetFinding(
         "offset_missing",
-        f"baseline {baseline}, and the darkest pixels of {', '.join(dark)} lie between "
+        f"baseline {baseline}, and the darkest pixels of {', '.join(names)} lie between "
         f"{MISSING_BELOW} and {DARK_BELOW} counts, none below, although nothing is going to be "
         "subtracted: the offset seems to be in the pixels still",
     )
 
 
-def _below(histogram: Histogram, count: int) -> float:
-    """Share of the pixels with fewer counts (a multiple of BIN)."""
-    return float(histogram[: count // BIN].sum() / histogram.sum())
+def _below(dark: Dark, limit: int) -> float:
+    """Share of the pixels below one of the limits."""
+    return float(dark[LIMITS.index(limit)] / dark[-1])

@@ -237,10 +237,11 @@ def to_counts(stored: NDArray[Any], good: Mask, channel: Channel, into: NDArray[
     plain = channel.header.nodata is None and not channel.header.masked and how.add == 0
     least = 0 if plain else 1
     if how.gain == 1.0 and stored.dtype == dtype and abs(how.add) < most:
-        # the usual case, in the band's own type: saturate first, then shift
+        # the usual case, in the band's own type: saturate first, then shift; by rows of limits,
+        # since numpy takes four times as long with a single number
         low, high = max(0, least - how.add), min(most, most - how.add)
-        np.maximum(stored, dtype.type(low), out=into)
-        np.minimum(into, dtype.type(high), out=into)
+        np.maximum(stored, np.full(stored.shape[-1], low, dtype), out=into)
+        np.minimum(into, np.full(stored.shape[-1], high, dtype), out=into)
         into += dtype.type(how.add % (most + 1))
         if not good.all():
             into[~good] = 0

@@ -25,8 +25,8 @@ from data_catalog.errors import CheckError, UsageError
 from geofm.imagery.chips import HEAD, chip_from_bytes
 from geofm.shards.index import INDEX, release_memory
 
-#: Tars that a thread holds open.
-OPEN_FILES = 64
+#: Tars held open: a quarter of what this process may open, within these limits.
+OPEN_FILES = (64, 4096)
 #: Samples whose places become Python numbers at a time.
 SCAN = 256
 
@@ -163,6 +163,13 @@ def _binary(column: pa.ChunkedArray) -> NDArray[np.void]:
     return np.frombuffer(joined, dtype=np.dtype("V32"))
 
 
+def most_open() -> int:
+    """How many tars the threads of a process hold open together."""
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    least, most = OPEN_FILES
+    return most if allowed == resource.RLIM_INFINITY else min(max(allowed // 4, least), most)
+
+
 class ShardFiles:
     """The tars of an index, opened when they are first read; threads may share it."""
 
@@ -170,6 +177,7 @@ class ShardFiles:
         self.index = index
         self._local = threading.local()
         self._all: list[OrderedDict[int, int]] = []
+        self._most = most_open()
         weakref.finalize(self, _close, self._all)
         self.is_remote = "://" in index.files[0]
 
@@ -200,7 +208,7 @@ class ShardFiles:
         found = opened.get(shard)
         if found is None:
             found = opened[shard] = os.open(self.index.files[shard], os.O_RDONLY)
-            if len(opened) > OPEN_FILES:
+            while len(opened) > max(1, self._most // len(self._all)):
                 os.close(opened.popitem(last=False)[1])
         return found
 

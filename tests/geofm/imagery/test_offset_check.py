@@ -13,13 +13,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from geofm.imagery.offset_check import (
-    BIN,
-    BINS,
+    LIMITS,
     MIN_PIXELS,
-    Histogram,
+    Dark,
     OffsetFinding,
     check_offset,
-    dark_histogram,
+    count_dark,
 )
 
 #: Mean reflectance of surfaces in blue, green, red and near infrared.
@@ -31,8 +30,8 @@ SURFACES = {
 BANDS = ("blue", "green", "red", "nir")
 
 
-def scene(shares: dict[str, float], stored_offset: int, seed: int = 0) -> dict[str, Histogram]:
-    """Histograms of a scene of surfaces, as stored with (1000) or without (0) the offset."""
+def scene(shares: dict[str, float], stored_offset: int, seed: int = 0) -> dict[str, Dark]:
+    """What is dark in a scene of surfaces, as stored with (1000) or without (0) the offset."""
     draw = np.random.default_rng(seed)
     sizes = {name: round(40_000 * share) for name, share in shares.items()}
     found = {}
@@ -43,11 +42,11 @@ def scene(shares: dict[str, float], stored_offset: int, seed: int = 0) -> dict[s
         ]
         counts = np.rint(np.concatenate(parts) * 10_000).astype(np.int64) + stored_offset
         stored = np.clip(counts, 1, 65_535).astype(np.uint16)  # 0 is nodata
-        found[band] = dark_histogram(stored[None], np.ones((1, len(stored)), np.bool_))
+        found[band] = count_dark(stored[None], np.ones((1, len(stored)), np.bool_))
     return found
 
 
-def look(found: dict[str, Histogram], added: int, baseline: str = "05.00") -> str | None:
+def look(found: dict[str, Dark], added: int, baseline: str = "05.00") -> str | None:
     finding = check_offset(found, dict.fromkeys(found, added), baseline)
     return finding.kind if finding else None
 
@@ -97,18 +96,18 @@ def test_what_can_not_be_known_is_not_reported() -> None:
     assert look(with_offset, 0, "") is None  # no baseline
     assert look(with_offset, 0, "03.01") is None
     assert look({"red": with_offset["red"]}, 0) is None  # one band alone may be a bright one
-    assert look({name: hist // 40 for name, hist in with_offset.items()}, 0) is None
+    assert look({name: dark // 40 for name, dark in with_offset.items()}, 0) is None
     assert (
-        look({name: hist // 40 for name, hist in scene(MIXES["forest"], 0).items()}, -1000) is None
+        look({name: dark // 40 for name, dark in scene(MIXES["forest"], 0).items()}, -1000) is None
     )
     assert check_offset({}, {}, "05.00") is None
-    assert look(dict.fromkeys(BANDS, np.zeros(BINS, np.int64)), -1000) is None
+    assert look(dict.fromkeys(BANDS, np.zeros(len(LIMITS) + 1, np.int64)), -1000) is None
 
 
 def test_a_little_noise_below_the_offset_is_legitimate() -> None:
     found = scene(MIXES["forest and water"], 1000)
-    for hist in found.values():  # 3 % of edge pixels and over-corrected shadow
-        hist[: 800 // BIN] += int(hist.sum() * 0.03) // (800 // BIN)
+    # 3 % of edge pixels and over-corrected shadow
+    found = {band: dark + int(dark[-1] * 0.03) for band, dark in found.items()}
     assert look(found, -1000) is None
     assert look(found, 0) is None  # then an offset that is missing can't be told any more
 
@@ -125,25 +124,27 @@ def test_no_mixture_of_surfaces_is_reported_when_the_item_is_right(
     assert look(scene(whole, 0, seed), 0) is None
 
 
-def test_histograms_of_strips_add_up() -> None:
+def test_what_is_dark_in_strips_adds_up() -> None:
     stored = np.random.default_rng(1).integers(0, 5000, (64, 64)).astype(np.uint16)
     valid = stored > 0
-    whole = dark_histogram(stored, valid)
-    strips = [dark_histogram(stored[a : a + 16], valid[a : a + 16]) for a in range(0, 64, 16)]
+    whole = count_dark(stored, valid)
+    strips = [count_dark(stored[a : a + 16], valid[a : a + 16]) for a in range(0, 64, 16)]
     assert np.array_equal(whole, np.sum(strips, axis=0))
-    assert whole.sum() == valid.sum()
-    assert (whole.shape, whole.dtype) == ((BINS,), np.int64)
+    assert whole[-1] == valid.sum()
+    assert (whole.shape, whole.dtype) == ((len(LIMITS) + 1,), np.int64)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16])
-def test_a_histogram_counts_each_valid_pixel_in_its_bin(dtype: type) -> None:
+def test_each_valid_pixel_below_a_limit_is_counted(dtype: type) -> None:
     span = np.iinfo(dtype)
     stored = np.random.default_rng(2).integers(span.min, span.max, (50, 40), dtype, endpoint=True)
     valid = stored % 3 > 0
-    expected = np.zeros(BINS, np.int64)
-    for count in stored[valid].tolist():
-        expected[min(max(count // BIN, 0), BINS - 1)] += 1
-    assert np.array_equal(dark_histogram(stored, valid), expected)
+    counts = stored[valid].tolist()
+    expected = [sum(count < limit for count in counts) for limit in LIMITS]
+    assert count_dark(stored, valid).tolist() == [*expected, len(counts)]
+    everywhere = np.ones(stored.shape, np.bool_)
+    assert count_dark(stored, everywhere)[-1] == stored.size
+    assert count_dark(stored, everywhere)[0] == (stored.astype(np.int64) < LIMITS[0]).sum()
 
 
 def read(path: Path) -> NDArray[np.uint16]:
@@ -151,18 +152,18 @@ def read(path: Path) -> NDArray[np.uint16]:
         return np.asarray(file.read(1))
 
 
-def histogram(pixels: NDArray[np.uint16], more: int = 0) -> Histogram:
+def dark_of(pixels: NDArray[np.uint16], more: int = 0) -> Dark:
     valid = pixels > 0
-    return dark_histogram(np.where(valid, pixels.astype(np.int64) + more, 0), valid)
+    return count_dark(np.where(valid, pixels.astype(np.int64) + more, 0), valid)
 
 
 def test_real_products_of_baseline_04_hold_their_offset(shared: Path) -> None:
     names = sorted((shared / "data" / "misc_scenes").glob("*_N04.00_R60m_B01.jp2"))
-    found = {path.name: histogram(read(path)) for path in names}
+    found = {path.name: dark_of(read(path)) for path in names}
     assert len(found) == 2
     assert look(found, -1000, "04.00") is None
     assert look(found, 0, "04.00") == "offset_missing"
-    gone = {path.name: histogram(read(path), -1000) for path in names}
+    gone = {path.name: dark_of(read(path), -1000) for path in names}
     assert look(gone, 0, "04.00") is None
 
 
@@ -173,8 +174,8 @@ def test_no_item_of_the_world_is_reported_and_half_of_the_lies_are(shared: Path)
         item = json.loads(path.read_text())
         assets = {band: item["assets"][band] for band in ("green", "red", "nir", "swir16")}
         pixels = {band: read(path.parent / asset["href"]) for band, asset in assets.items()}
-        found = {band: histogram(counts) for band, counts in pixels.items()}
-        if min(hist.sum() for hist in found.values()) < MIN_PIXELS:
+        found = {band: dark_of(counts) for band, counts in pixels.items()}
+        if min(dark[-1] for dark in found.values()) < MIN_PIXELS:
             continue
         added = round(assets["red"]["raster:bands"][0].get("offset", 0) * 10_000)
         if item["properties"].get("earthsearch:boa_offset_applied"):
@@ -184,7 +185,7 @@ def test_no_item_of_the_world_is_reported_and_half_of_the_lies_are(shared: Path)
             with_offset += 1
             continue
         twice += look(found, -1000) == "offset_twice"
-        raised = {band: histogram(counts, 1000) for band, counts in pixels.items()}
+        raised = {band: dark_of(counts, 1000) for band, counts in pixels.items()}
         assert look(raised, -1000) is None
     assert with_offset == 3  # as the world's truth has it
     assert twice >= 12

@@ -319,7 +319,7 @@ def test_more_shards_than_may_be_open_at_once(resumable, monkeypatch, shuffled):
     index, _ = resumable
     assert len(index.files) > 2
     expected = read(SampleStream(index, 3, shuffled=shuffled))
-    monkeypatch.setattr("geofm.shards.reader.OPEN_FILES", 1)
+    monkeypatch.setattr("geofm.shards.reader.OPEN_FILES", (1, 1))
     before = len(list(Path("/proc/self/fd").iterdir()))
     stream = SampleStream(index, 3, shuffled=shuffled, ahead_mib=0.02)
     found = []
