@@ -53,7 +53,7 @@ SIZE = 256
 #: Windows that the slow peers read of the large scenes.
 FEW = 400
 PEERS = ("odc-stac", "rio-tiler", "rasterio", "local GDAL", "bare fetch", "bare fetch + zlib",
-         "bare fetch + libdeflate")  # fmt: skip
+         "bare fetch + zlib, kept", "bare fetch + libdeflate")  # fmt: skip
 #: Our rows: name, ``cut.whole_max_mib`` (None: the default), processes that share the threads.
 OURS = {
     "geofm, windows": (0, 2),
@@ -227,7 +227,11 @@ def run_peer(name: str, job: Json, url: str, asked: argparse.Namespace, place: P
     if asked.peers is None:
         return {"note": "missing: give --peers"}
     file = place / "peer.json"
-    file.write_text(json.dumps({**job, "threads": asked.threads, "reset": url + "__reset"}))
+    file.write_text(
+        json.dumps(
+            {**job, "threads": asked.threads, "reset": url + "__reset", "scratch": str(place)}
+        )
+    )
     done = subprocess.run([asked.peers, HERE / "cut_peers.py", name, file], capture_output=True,
                           text=True, check=False)  # fmt: skip
     if done.returncode:

@@ -8,10 +8,13 @@ imagecodecs for the bare range readers. The last line printed is JSON.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import socket
 import sys
+import tempfile
+import threading
 import time
 import urllib.request
 import zlib
@@ -155,12 +158,13 @@ def local_gdal(job: Json) -> Callable[[], int]:
     return rasterio_loop(job, local=True)
 
 
-def bare(job: Json, decode: str = "") -> Callable[[], int]:
+def bare(job: Json, decode: str = "", keep: bool = False) -> Callable[[], int]:
     """Exactly the compressed blocks that the windows touch, neighbours in one request.
 
     Args:
         job: the job.
         decode: nothing, ``zlib`` (standard library, predictor by numpy) or ``libdeflate``.
+        keep: hash each block's pixels (SHA-256) and write them to a file, as little as can be kept.
     """
     import urllib3
 
@@ -189,6 +193,15 @@ def bare(job: Json, decode: str = "") -> Callable[[], int]:
     urllib3.HTTPConnectionPool.ConnectionCls = Prompt
     connections = urllib3.PoolManager(maxsize=16)
 
+    kept = threading.local()
+
+    def write(pixels: Any) -> None:
+        file = getattr(kept, "file", None)
+        if file is None:
+            file = kept.file = tempfile.TemporaryFile(dir=job["scratch"], buffering=0)  # noqa: SIM115
+        hashlib.sha256(pixels).digest()
+        file.write(pixels)
+
     def fetch(span: Json) -> int:
         told = {"range": f"bytes={span['first']}-{span['end'] - 1}", "accept-encoding": "identity"}
         answer = connections.request("GET", span["href"], headers=told, preload_content=False)
@@ -198,7 +211,9 @@ def bare(job: Json, decode: str = "") -> Callable[[], int]:
         if decode:
             for block in span["blocks"]:
                 start = block["offset"] - span["first"]
-                unpack(data[start : start + block["size"]], block)
+                pixels = unpack(data[start : start + block["size"]], block)
+                if keep:
+                    write(pixels)
         return 0
 
     spans = coalesce(job["blocks"])
@@ -228,6 +243,7 @@ READERS: dict[str, Callable[[Json], Callable[[], int]]] = {
     "local GDAL": local_gdal,
     "bare fetch": bare,
     "bare fetch + zlib": lambda job: bare(job, "zlib"),
+    "bare fetch + zlib, kept": lambda job: bare(job, "zlib", keep=True),
     "bare fetch + libdeflate": lambda job: bare(job, "libdeflate"),
 }
 

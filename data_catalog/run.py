@@ -93,9 +93,7 @@ def work_parts(stage: Stage, job: Job, parts: list[Part]) -> int:
     """Compute those of the parts that are not there yet; returns how many that were."""
 
     def work(part: Part) -> None:
-        with job.store.staging() as folder:
-            out = folder / "part"
-            out.mkdir()
+        with job.store.staging() as out:
             stage.work(job, part, out)
             job.store.publish_part(part.key, out)
 

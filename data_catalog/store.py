@@ -123,7 +123,7 @@ class Store:
 
     @contextmanager
     def staging(self) -> Iterator[Path]:
-        """An empty local folder; what is left in it at the end is thrown away."""
+        """An empty local folder; what is left of it at the end is thrown away."""
         name = f"{socket.gethostname()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
         folder = self.local_root / "staging" / name
         folder.mkdir(parents=True)
