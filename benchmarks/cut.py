@@ -53,7 +53,7 @@ SIZE = 256
 #: Windows that the slow peers read of the large scenes.
 FEW = 400
 PEERS = ("odc-stac", "rio-tiler", "rasterio", "local GDAL", "bare fetch", "bare fetch + zlib",
-         "bare fetch + zlib, kept", "bare fetch + libdeflate")  # fmt: skip
+         "bare fetch + zlib, headers, kept", "bare fetch + libdeflate")  # fmt: skip
 #: Our rows: name, ``cut.whole_max_mib`` (None: the default), processes that share the threads.
 OURS = {
     "geofm, windows": (0, 2),
