@@ -5,7 +5,7 @@ stages (plan, reading, work, seal) with one process and with as many as there ar
 share of the parts, as the runners do it. ``model`` is the bare forward pass of the same encoder on
 pictures that are ready in memory, as the stage batches them.
 
-    python benchmarks/descriptors.py [--chips 2048] [--embed-chips 512]
+    python benchmarks/descriptors.py [--chips 2048] [--embed-chips 1024]
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--chips", type=int, default=2048)
-    parser.add_argument("--embed-chips", type=int, default=512)
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--embed-chips", type=int, default=1024)
+    parser.add_argument("--repeats", type=int, default=5)
     asked = parser.parse_args()
     cores = len(os.sched_getaffinity(0))
     rows: list[dict[str, Any]] = []
@@ -172,12 +172,14 @@ def timed(stage: str, folder: Path, workers: int, pool: ProcessPoolExecutor) -> 
 
 
 def bare(count: int, workers: int, pool: ProcessPoolExecutor) -> float:
-    """Chips per second of the model alone."""
-    return sum(call.result() for call in [pool.submit(forward, count) for _ in range(workers)])
+    """Chips per second of the model alone, from the first process's start to the last one's end."""
+    calls = [pool.submit(forward, count) for _ in range(workers)]
+    done, began, ended = zip(*(call.result() for call in calls), strict=True)
+    return float(sum(done) / (max(ended) - min(began)))
 
 
-def forward(count: int) -> float:
-    """Chips per second of one process: the encoder on batches in memory."""
+def forward(count: int) -> tuple[int, float, float]:
+    """The encoder on batches in memory: how many chips, and when it began and ended."""
     import torch
 
     from geofm.curation import embed
@@ -186,12 +188,12 @@ def forward(count: int) -> float:
 
     encoder = embed.chip_encoder("efficientnet-lite0", 128, "cpu")
     images = torch.rand(embed.CPU_BATCH, 3, 128, 128).to(memory_format=torch.channels_last)
+    batches = count // len(images)
     with one_torch_thread():
-        features(encoder, images)
         began = time.perf_counter()
-        for _ in range(count // len(images)):
+        for _ in range(batches):
             features(encoder, images)
-        return count // len(images) * len(images) / (time.perf_counter() - began)
+        return batches * len(images), began, time.perf_counter()
 
 
 if __name__ == "__main__":

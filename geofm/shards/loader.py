@@ -167,13 +167,16 @@ class SampleStream(IterableDataset[Any]):
         skipped: list[str] = []
         finished = self._finished(numbers, skipped)
         collate, drop = self.collate, self.reading.skip_damaged
+        if size == 1 and collate is None and not drop:  # nothing else is to be done for each
+            yield from (([one], 1, ()) for one in finished)
+            return
         full, rest = divmod(len(numbers), size)
         for count in chain(repeat(size, full), [rest] if rest else []):
             if drop:
                 whole = [one for one in islice(finished, count) if one is not SKIPPED]
                 batch = (collate(iter(whole)) if collate else whole) if whole else None
             elif collate is None:
-                batch = [next(finished)] if count == 1 else list(islice(finished, count))
+                batch = list(islice(finished, count))
             else:
                 coming = islice(finished, count)
                 batch = collate(coming)
