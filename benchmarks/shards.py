@@ -111,19 +111,17 @@ def kept(table: Path, section: str, members: list[str] | None) -> list[Json]:
 
 def save(rows: list[Json], table: Path) -> None:
     """Write the table, sections in their order."""
+    sizes = list(SIZES)
+
+    def place(row: Json) -> tuple[int, int]:
+        member = row.get("member")
+        return SECTIONS.index(row["section"]), sizes.index(member) if member in sizes else 0
+
+    ordered = sorted(rows, key=place)
     with table.open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
-        sizes = list(SIZES)
-        writer.writerows(
-            sorted(
-                rows,
-                key=lambda row: (
-                    SECTIONS.index(row["section"]),
-                    sizes.index(row["member"]) if row["member"] in sizes else 0,
-                ),
-            )
-        )
+        writer.writerows(ordered)
 
 
 @lru_cache
