@@ -195,7 +195,6 @@ def bare(job: Json, decode: str = "", keep: bool = False) -> Callable[[], int]:
 
     urllib3.HTTPConnectionPool.ConnectionCls = Prompt
     connections = urllib3.PoolManager(maxsize=16)
-
     kept = threading.local()
 
     def write(pixels: Any) -> None:

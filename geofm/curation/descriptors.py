@@ -213,16 +213,12 @@ def _picture(
     counts: NDArray[np.float32], visible: list[int], factors: NDArray[np.float32]
 ) -> NDArray[np.float32]:
     """Grey of unit RGB clipped to 1, in one buffer: [height, width]."""
-    grey, clipped = np.empty((2, *counts.shape[1:]), np.float32)
-    into = grey
+    grey, clipped = np.zeros(counts.shape[1:], np.float32), np.empty(counts.shape[1:], np.float32)
     for band, weight in zip(visible, LUMA, strict=True):
-        np.minimum(counts[band], 1 / factors[band], out=into)
-        into *= np.float32(weight) * factors[band]
-        if into is clipped:
-            grey += clipped
-        into = clipped
-    np.minimum(grey, 1, out=grey)
-    return np.asarray(grey)
+        np.minimum(counts[band], 1 / factors[band], out=clipped)
+        clipped *= np.float32(weight) * factors[band]
+        grey += clipped
+    return np.minimum(grey, 1, out=grey)
 
 
 def _spread(small: NDArray[np.float32]) -> tuple[list[float], list[float]]:
