@@ -1,9 +1,9 @@
 """Adding 1 % to a searched corpus, and withdrawing 1 %, beside a full pass.
 
-The full pass hashes and collapses the vectors, trains the frame, assigns, joins, audits 2,000 rows
-and applies the leader rule; what follows does all that for the new pool from what the full pass
-left. Both must come to the same pairs, decisions and audit: afterwards, untimed, the new pool is
-searched as a whole over the same frame, and the columns say whether it is the same.
+The full pass hashes and collapses the vectors, trains the frame, assigns, joins, sketches, audits
+2,000 rows and applies the leader rule; what follows does all that for the new pool from what the
+full pass left. Both must come to the same pairs, decisions and audit: afterwards, untimed, the
+new pool is searched as a whole over the same frame, and the columns say whether it is the same.
 
     python benchmarks/incremental.py [--rows 1000000]
 """
@@ -33,11 +33,17 @@ from geofm.curation import audit
 from geofm.curation.duplicates import collapse_vectors, find_pairs, hash_rows
 from geofm.curation.edges import Edges, join_edges
 from geofm.curation.frame import Cells, Frame
-from geofm.curation.incremental import carry_edges, extend, match_rows
+from geofm.curation.incremental import (
+    carry_edges,
+    carry_sketches,
+    collapse_known,
+    extend,
+    match_rows,
+)
 from geofm.curation.leader import choose_leaders
-from geofm.curation.newcomers import join_new
-from geofm.curation.products import look_at_all
-from geofm.curation.space import Space, make_space
+from geofm.curation.newcomers import factors_of, join_new, pairs_of
+from geofm.curation.sketch import WIDTH, Sketches, sketch_all
+from geofm.curation.space import Space, make_space, take_rows
 
 RESULTS = Path(__file__).parent / "results" / "incremental.csv"
 THRESHOLD, SEED = 0.95, 2027
@@ -58,6 +64,7 @@ class Searched:
     hashes: NDArray[np.uint64]
     frame: Frame
     cells: Cells
+    sketches: Sketches
     edges: Edges
     audited: audit.Audited
     kept: NDArray[np.bool_]
@@ -109,21 +116,16 @@ def decide(rows: int, edges: Edges) -> NDArray[np.bool_]:
     return choose_leaders(np.arange(rows)[::-1].copy(), edges).kept
 
 
-def distinct(stored: NDArray[np.float16], hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """The first row of each vector."""
-    return np.flatnonzero(collapse_vectors(stored, hashes) == np.arange(len(stored)))
-
-
 def full(stored: NDArray[np.float16], frame: Frame | None) -> Searched:
     """Everything, over a frame of its own or a given one."""
     hashes = hash_rows(stored)
-    pool = distinct(stored, hashes)
+    pool = np.flatnonzero(collapse_vectors(stored, hashes) == np.arange(len(stored)))
     space = make_space(stored, pool) if frame is None else Space(stored, frame.centre)
     found = find_pairs(space, THRESHOLD, frame, SEED, pool)
+    sketches = sketch_all(space, found.frame.axes)
     audited = audit.audit_rows(space, hashes, pool, THRESHOLD, SEED)
-    return Searched(
-        hashes, found.frame, found.cells, found.edges, audited, decide(len(stored), found.edges)
-    )
+    kept = decide(len(stored), found.edges)
+    return Searched(hashes, found.frame, found.cells, sketches, found.edges, audited, kept)
 
 
 def follow(stored: NDArray[np.float16], before: Searched) -> Searched:
@@ -135,31 +137,32 @@ def follow(stored: NDArray[np.float16], before: Searched) -> Searched:
 
     hashes = hash_rows(stored)
     mark("hash")
-    pool = distinct(stored, hashes)
-    mark("collapse")
-    mask = np.zeros(len(stored), dtype=np.bool_)
-    mask[pool] = True
     of = match_rows(before.hashes, before.cells.home, hashes)
     mark("match")
+    mask = collapse_known(stored, hashes, of) == np.arange(len(stored))
+    pool = np.flatnonzero(mask)
+    mark("collapse")
     space = Space(stored, before.frame.centre)
     cells, to, new = extend(space, before.frame, before.cells, of, mask)
+    sketches = np.empty((len(stored), WIDTH), dtype=np.int16)
+    carry_sketches(before.sketches, of, mask, sketches)
+    sketches[new] = sketch_all(Space(take_rows(stored, new), space.centre), before.frame.axes)
     mark("cells")
     asked = pool[audit.choose_queries(hashes[pool], SEED)]
     known, rest = audit.carry_audit(space, before.audited, to, asked, new, THRESHOLD)
     mark("audit")
-    anew = audit.ask(space, rest, THRESHOLD)
+    factors = factors_of(space, sketches, THRESHOLD)
     edges = carry_edges(before.edges, to)
     if len(new):
-        more = join_new(space, before.frame, cells, THRESHOLD, new, anew.look)
+        more = join_new(space, before.frame, cells, THRESHOLD, new, factors)
         edges = join_edges([edges, more])
-    else:
-        look_at_all(space, anew.look)
-    audited = audit.merge_audit(known, rest, *anew.pairs(), cells.home)
+    anew = pairs_of(space, factors, rest, THRESHOLD)
+    audited = audit.merge_audit(known, rest, *anew, cells.home)
     mark("join")
     kept = decide(len(stored), edges)
     mark("leader")
     print({b[0]: round(b[1] - a[1], 2) for a, b in pairwise(marks)})
-    return Searched(hashes, before.frame, cells, edges, audited, kept)
+    return Searched(hashes, before.frame, cells, sketches, edges, audited, kept)
 
 
 def _same_audit(one: audit.Audited, other: audit.Audited) -> bool:

@@ -243,7 +243,8 @@ def parts(method: str, pool: str, rows: int, seed: int) -> dict[str, Any]:
     place = Path(pool).with_suffix("")
     place.mkdir()
     np.savez(place / "all.npz", centre=frame.centre, centroids=frame.centroids,
-             margin=frame.margin, home=cells.home, row=cells.row, cell=cells.cell)  # fmt: skip
+             margin=frame.margin, axes=frame.axes, home=cells.home, row=cells.row,
+             begin=cells.begin)  # fmt: skip
     lines = [_child(method="part", pool=pool, rows=rows, seed=number) for number in range(PARTS)]
     merging = time.perf_counter()
     found = []
@@ -276,8 +277,8 @@ def part(method: str, pool: str, rows: int, seed: int) -> dict[str, Any]:
     place = Path(pool).with_suffix("")
     started = time.perf_counter()
     with np.load(place / "all.npz") as data:
-        frame = Frame(data["centre"], data["centroids"], float(data["margin"]))
-        cells = Cells(data["home"], data["row"], data["cell"])
+        frame = Frame(data["centre"], data["centroids"], float(data["margin"]), data["axes"])
+        cells = Cells(data["home"], data["row"], data["begin"])
     space = Space(np.load(pool, mmap_mode="r"), frame.centre)
     ends = np.linspace(0, frame.count, PARTS + 1).astype(int)
     found = join_cells(space, frame, cells, range(ends[seed], ends[seed + 1]), THRESHOLD)

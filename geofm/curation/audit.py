@@ -20,8 +20,15 @@ from data_catalog.errors import CheckError
 from geofm.curation.duplicates import hash_rows
 from geofm.curation.edges import Edges
 from geofm.curation.join import exact_pairs
-from geofm.curation.products import FLOAT32, as_factors, look_at_all, near_pairs, on_every_core
-from geofm.curation.space import BLOCK, Indices, Space, take_rows, unit_rows
+from geofm.curation.products import (
+    FLOAT32,
+    LOOKED_AT,
+    as_factors,
+    look_at_all,
+    near_pairs,
+    on_every_core,
+)
+from geofm.curation.space import Indices, Space, take_rows, unit_rows
 
 #: ``covered(lower, higher)``: which pairs of rows lie in a dense cell.
 Covered = Callable[[Indices, Indices], NDArray[np.bool_]]
@@ -164,10 +171,10 @@ def carry_audit(
     ours = ask(space, asked[known], threshold)
 
     def work(first: int) -> None:
-        some = new[first : first + BLOCK]
+        some = new[first : first + LOOKED_AT]
         ours.compare(some, unit_rows(take_rows(space.stored, some), space.centre))
 
-    for _ in on_every_core(work, range(0, len(new), BLOCK)):
+    for _ in on_every_core(work, range(0, len(new), LOOKED_AT)):
         pass
     a, b = ours.pairs()
     low, high = np.concatenate([low[there], a]), np.concatenate([high[there], b])

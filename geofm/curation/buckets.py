@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from data_catalog.artifact import Artifact
 from data_catalog.canonical import digest_of
 from data_catalog.errors import RunError
 from data_catalog.stage import Job, Part, Sealed, Stage, link, prepared
-from geofm.curation.duplicates import collapse_vectors, hash_rows
+from geofm.curation.duplicates import hash_rows
 from geofm.curation.frame import (
     Cells,
     Frame,
@@ -33,18 +34,26 @@ from geofm.curation.frame import (
     train_frame,
     visit_codes,
 )
-from geofm.curation.incremental import carry_cells, match_rows, turn_round
+from geofm.curation.incremental import (
+    carry_cells,
+    carry_sketches,
+    collapse_known,
+    match_rows,
+    turn_round,
+)
 from geofm.curation.parts import file_digests
+from geofm.curation.sketch import WIDTH, Sketches, sketch_all
 from geofm.curation.space import Indices, Space, make_space, take_rows
 from geofm.curation.vectors import open_vectors, rows_of
 from geofm.settings import CurateSettings
 
-VERSION = "1"
+VERSION = "2"
 #: Rows of a part.
 RANGE = 250_000
 #: A frame is inherited while the pool is between this part and this multiple of its first pool.
 GROWTH = 2.0
-FRAME = ("centre.npy", "centroids.npy", "margin.npy")
+FRAME = ("centre.npy", "centroids.npy", "margin.npy", "axes.npy")
+CELLS = ("home.npy", "visit_row.npy", "visit_begin.npy")
 POOL = ("hashes.npy", "same.npy")
 
 
@@ -78,9 +87,18 @@ def thresholds_of(settings: CurateSettings, calibration: Artifact) -> dict[str, 
 
 def read_frame(source: Artifact | Path) -> Frame:
     """The frame from its files in an artifact or a folder."""
-    places = [source.local(n) if isinstance(source, Artifact) else source / n for n in FRAME]
-    centre, centroids, margin = (np.load(place) for place in places)
-    return Frame(centre, centroids, float(margin))
+    centre, centroids, margin, axes = _read(source, FRAME)
+    return Frame(centre, centroids, float(margin), axes)
+
+
+def read_cells(source: Artifact | Path) -> Cells:
+    """Homes and visits from their files in an artifact or a folder."""
+    return Cells(*_read(source, CELLS))
+
+
+def _read(source: Artifact | Path, names: tuple[str, ...]) -> list[NDArray[Any]]:
+    places = [source.local(n) if isinstance(source, Artifact) else source / n for n in names]
+    return [np.load(place) for place in places]
 
 
 def frame_identity(buckets: Artifact) -> list[str]:
@@ -140,45 +158,47 @@ def _prepare(job: Job, rows: Indices, out: Path) -> None:
     """Hashes, who stands for whom, and the frame."""
     stored = open_vectors(job.inputs["embeddings"])
     hashes = hash_rows(stored)
+    before = inherited(job, len(rows))
+    of = np.full(len(stored), -1, dtype=np.int64)
+    if before is not None:
+        of = match_rows(np.load(before.local("hashes.npy")), np.load(before.local("home.npy")),
+                        hashes)  # fmt: skip
     same = np.full(len(stored), -1, dtype=np.int64)
     if len(rows) == len(stored):
-        same[:] = collapse_vectors(stored, hashes)
+        same[:] = collapse_known(stored, hashes, of)
     else:
-        same[rows] = rows[collapse_vectors(stored[rows], hashes[rows])]
+        same[rows] = rows[collapse_known(stored[rows], hashes[rows], of[rows])]
+    pool = np.flatnonzero(same == np.arange(len(same)))
     np.save(out / "hashes.npy", hashes)
     np.save(out / "same.npy", same)
-    pool = np.flatnonzero(same == np.arange(len(same)))
-    before = inherited(job, len(rows))
+    np.save(out / "of.npy", of)
+    np.save(out / "new.npy", pool[of[pool] < 0])
     if before is not None:
         for name in FRAME:
             link(before.local(name), out / name)
-        of = match_rows(np.load(before.local("hashes.npy")), np.load(before.local("home.npy")),
-                        hashes)  # fmt: skip
-        np.save(out / "of.npy", of)
-        np.save(out / "new.npy", pool[of[pool] < 0])
         return
-    np.save(out / "of.npy", np.full(len(same), -1, dtype=np.int64))
-    np.save(out / "new.npy", pool)
     space = make_space(stored, pool)
     frame = train_frame(space, threshold_of(job)[0], job.seed, pool)
     np.save(out / "centre.npy", frame.centre)
     np.save(out / "centroids.npy", frame.centroids)
     np.save(out / "margin.npy", np.float64(frame.margin))
+    np.save(out / "axes.npy", frame.axes)
 
 
 def work(job: Job, part: Part, folder: Path) -> None:
-    """Homes and visits of a range of the new rows, numbered from its first."""
+    """Homes, visits and sketches of a range of the new rows, numbered from its first."""
     made = _fetch(job, part.payload["frame"])
     rows = np.load(made / "new.npy")[part.payload["first"] : part.payload["last"]]
     frame = read_frame(made)
     space = Space(take_rows(open_vectors(job.inputs["embeddings"]), rows), frame.centre)
     _save(assign(frame, space, 0, len(space)), folder)
+    np.save(folder / "sketches.npy", sketch_all(space, frame.axes))
 
 
 def _save(cells: Cells, folder: Path) -> None:
     np.save(folder / "home.npy", cells.home)
     np.save(folder / "visit_row.npy", cells.row)
-    np.save(folder / "visit_cell.npy", cells.cell)
+    np.save(folder / "visit_begin.npy", cells.begin)
 
 
 def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
@@ -189,12 +209,14 @@ def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
     pool = same == np.arange(len(same))
     before = inherited(job, len(rows))
     if frame.whole:
-        cells = replace(no_cells(0), home=np.where(pool, 0, -1).astype(np.int32))
+        cells = replace(no_cells(0, 1), home=np.where(pool, 0, -1).astype(np.int32))
     else:
-        old = no_cells(0) if before is None else read_cells(before)
-        of = np.load(made / "of.npy")
+        old = no_cells(0, frame.count) if before is None else read_cells(before)
+        of, new = np.load(made / "of.npy"), np.load(made / "new.npy")
         to = turn_round(of, len(old.home), pool)
-        cells = carry_cells(old, of, to, np.load(made / "new.npy"), _together(folders))
+        cells = carry_cells(old, of, to, new, _together(folders, frame.count))
+        if len(frame.axes):
+            _write_sketches(before, of, pool, new, folders, folder / "sketches.npy")
     _save(cells, folder)
     for name in (*FRAME, *POOL):
         link(made / name, folder / name)
@@ -222,30 +244,50 @@ def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
     )  # fmt: skip
 
 
-def _together(folders: list[Path]) -> Cells:
+def _write_sketches(
+    before: Artifact | None,
+    of: Indices,
+    pool: NDArray[np.bool_],
+    new: Indices,
+    folders: list[Path],
+    path: Path,
+) -> None:
+    """The sketches of all rows, carried or of this run; zeros for rows that are not searched."""
+    shape = (len(of), WIDTH)
+    found = np.lib.format.open_memmap(path, "w+", np.int16, shape)
+    if before is not None:
+        carry_sketches(np.load(before.local("sketches.npy"), mmap_mode="r"), of, pool, found)
+    first = 0
+    for part in folders:
+        some = np.load(part / "sketches.npy")
+        found[new[first : first + len(some)]] = some
+        first += len(some)
+    found.flush()
+
+
+def read_sketches(buckets: Artifact, rows: int) -> Sketches:
+    """The sketches of all rows, mapped; [rows, 0] where vectors are compared as they are."""
+    if "sketches.npy" not in file_digests(buckets):
+        return np.empty((rows, 0), dtype=np.int16)
+    found: Sketches = np.load(buckets.local("sketches.npy"), mmap_mode="c")
+    return found
+
+
+def _together(folders: list[Path], count: int) -> Cells:
     """The cells of all ranges."""
-    homes = [np.load(part / "home.npy") for part in folders]
-    begins = np.cumsum([0, *(len(home) for home in homes)])
-    codes = [
-        visit_codes(np.load(part / "visit_row.npy") + begin, np.load(part / "visit_cell.npy"))
-        for part, begin in zip(folders, begins, strict=False)
-    ]
-    return sort_cells(np.concatenate([np.empty(0, np.int32), *homes]), codes)
+    homes, codes, first = [np.empty(0, np.int32)], [], 0
+    for folder in folders:
+        part = read_cells(folder)
+        codes.append(visit_codes(part.row + first, part.cell))
+        homes.append(part.home)
+        first += len(part.home)
+    return sort_cells(np.concatenate(homes), codes, count)
 
 
 def _origin(before: Artifact) -> str:
     """Digest of the artifact that first had this frame."""
     source: Any = before.manifest.facts["frame_from"]
     return before.digest if source == "trained" else str(source)
-
-
-def read_cells(buckets: Artifact) -> Cells:
-    """Homes and visits from the artifact."""
-    return Cells(
-        np.load(buckets.local("home.npy")),
-        np.load(buckets.local("visit_row.npy")),
-        np.load(buckets.local("visit_cell.npy")),
-    )
 
 
 STAGE = Stage(

@@ -91,11 +91,13 @@ def table_of(hashes: Hashes) -> tuple[NDArray[np.int32], Indices]:
 
 
 def collapse_vectors(stored: NDArray[np.float16], hashes: Hashes) -> Indices:
-    """For each row, the first row whose vector has the same bytes; in linear time.
+    """For each row, the first row whose vector has the same bytes; in linear time."""
+    return tell_apart(stored, hashes, first_alike(hashes))
 
-    A hash that two different vectors share is told apart by their bytes.
-    """
-    stands_for = np.arange(len(stored))
+
+def first_alike(hashes: Hashes) -> Indices:
+    """For each row, the first row with the same hash."""
+    stands_for = np.arange(len(hashes))
     table, slot = table_of(hashes)
     second = np.flatnonzero(table[slot] != stands_for)
     some = np.unique(np.concatenate([second, table[slot[second]]]))  # most are alone in their slot
@@ -104,6 +106,11 @@ def collapse_vectors(stored: NDArray[np.float16], hashes: Hashes) -> Indices:
     twice = np.unique(order[np.concatenate([again, again + 1])])
     _, first, at = np.unique(hashes[twice], return_index=True, return_inverse=True)
     stands_for[twice] = twice[first[at]]
+    return stands_for
+
+
+def tell_apart(stored: NDArray[np.float16], hashes: Hashes, stands_for: Indices) -> Indices:
+    """Take back, in place, where different vectors share a hash: their bytes tell."""
     copies = np.flatnonzero(stands_for != np.arange(len(stored)))
     known: dict[tuple[int, bytes], int] = {}
     for start in range(0, len(copies), READ):

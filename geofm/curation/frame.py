@@ -15,7 +15,7 @@ three and a half standard deviations. So how many cells a vector visits differs 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import faiss
@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from data_catalog.progress import tick
 from geofm.curation.products import as_factors, best_precision, multiply, near_pairs, on_every_core
+from geofm.curation.sketch import find_axes
 from geofm.curation.space import BLOCK, Floats, Indices, Space, take_rows, use_threads
 
 #: Pools up to this size are searched whole: 2 n² d / 2 products, a second or two.
@@ -39,6 +40,8 @@ NEIGHBOURHOODS = 64
 PROBES, BORDERS = 2000, 8
 #: Standard deviations of the displacement of which half is the margin.
 DEVIATIONS = 3.5
+#: Vectors that the axes of sketches are found from.
+AXES_FROM = 4096
 #: Rows whose duplicates are searched in the whole pool, fewest and most of them to learn from.
 SEARCHED, FEWEST, MOST_SHARES = 512, 30, 20_000
 #: Rows assigned at once; how near two products are to be compared in float64.
@@ -48,11 +51,15 @@ Units = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Frame:
-    """Centre [d]; centroids [cells, d] of unit length (none: searched whole); the margin."""
+    """Centre [d]; centroids [cells, d] of unit length (none: searched whole); the margin.
+
+    ``axes`` [WIDTH or 0, d] are those of sketches (``sketch.py``).
+    """
 
     centre: Floats
     centroids: Units
     margin: float
+    axes: Units
 
     @property
     def whole(self) -> bool:
@@ -78,11 +85,19 @@ class Frame:
 
 @dataclass(frozen=True)
 class Cells:
-    """Where rows are: ``home`` [n] (-1: not searched); visits sorted by (cell, row)."""
+    """Where rows are: ``home`` [n] (-1: not searched); visiting rows by cell, then row.
+
+    Those of cell c are ``row[begin[c]:begin[c + 1]]``.
+    """
 
     home: NDArray[np.int32]
     row: NDArray[np.int32]
-    cell: NDArray[np.int32]
+    begin: Indices
+
+    @property
+    def cell(self) -> NDArray[np.int32]:
+        """The cell of each visit."""
+        return np.repeat(np.arange(len(self.begin) - 1, dtype=np.int32), np.diff(self.begin))
 
     @cached_property
     def order(self) -> Indices:
@@ -93,21 +108,16 @@ class Cells:
 
     def members(self, cell: int) -> tuple[Indices, Indices]:
         """Rows at home in a cell, and rows that visit it."""
-        homes, visits = self.ends
         return (
-            self.order[homes[cell] : homes[cell + 1]],
-            self.row[visits[cell] : visits[cell + 1]].astype(np.int64),
+            self.order[self.homes[cell] : self.homes[cell + 1]],
+            self.row[self.begin[cell] : self.begin[cell + 1]].astype(np.int64),
         )
 
     @cached_property
-    def ends(self) -> tuple[Indices, Indices]:
-        """Where each cell's homes and visits begin in ``order`` and ``row``."""
-        count = int(max(self.home.max(initial=-1), self.cell.max(initial=-1))) + 2
-        every = np.arange(count + 1)
-        return (
-            np.searchsorted(self.home[self.order], every).astype(np.int64),
-            np.searchsorted(self.cell, every).astype(np.int64),
-        )
+    def homes(self) -> Indices:
+        """Where each cell's rows begin in ``order``."""
+        sizes = np.bincount(self.home + 1, minlength=len(self.begin))
+        return np.cumsum(sizes, dtype=np.int64)
 
 
 def is_small(rows: int) -> bool:
@@ -129,7 +139,7 @@ def train_frame(
     pool = np.arange(len(space)) if pool is None else pool
     nothing = np.empty((0, space.stored.shape[1]), dtype=np.float32)
     if is_small(len(pool)):
-        return Frame(space.centre, nothing, 0.0)
+        return Frame(space.centre, nothing, 0.0, nothing)
     use_threads()
     cells = int(CELLS * len(pool) ** 0.5)
     draw = np.random.default_rng([seed, 2])
@@ -141,12 +151,13 @@ def train_frame(
     )  # fmt: skip
     means.train(sample)
     centroids = _merge(np.asarray(means.centroids), 1 - (1 - threshold) / MERGED)
-    frame = Frame(space.centre, centroids, complete_margin(threshold))
+    axes = _axes(centroids, sample)
+    frame = Frame(space.centre, centroids, complete_margin(threshold), axes)
     if frame.whole:
-        return Frame(space.centre, nothing, 0.0)
+        return Frame(space.centre, nothing, 0.0, nothing)
     spread = _spread(frame, space, sample, pool, threshold, draw)
     widest = complete_margin(threshold)
-    return Frame(space.centre, centroids, min(1.0, DEVIATIONS * spread) * widest)
+    return replace(frame, margin=min(1.0, DEVIATIONS * spread) * widest)
 
 
 def complete_margin(threshold: float) -> float:
@@ -176,6 +187,12 @@ def _in_order(centroids: Units) -> Units:
     coarse.train(centroids)
     of = (centroids @ np.asarray(coarse.centroids).T).argmax(axis=1)
     return np.ascontiguousarray(centroids[np.argsort(of, kind="stable")])
+
+
+def _axes(centroids: Units, sample: Units) -> Units:
+    """The axes along which vectors differ most from the centroids of their cells."""
+    some = sample[:: -(-len(sample) // AXES_FROM)]
+    return find_axes(some - centroids[(some @ centroids.T).argmax(axis=1)])
 
 
 def _spread(
@@ -256,7 +273,7 @@ def assign(
     """
     if frame.whole:
         home = np.zeros(last - first, dtype=np.int32)
-        return _only(Cells(home, np.empty(0, np.int32), np.empty(0, np.int32)), pool, first)
+        return _only(replace(no_cells(0, 1), home=home), pool, first)
     starts = range(first, last, ROWS)
 
     def work(start: int) -> tuple[NDArray[np.int32], NDArray[np.uint64]]:
@@ -270,13 +287,13 @@ def assign(
         if number % 64 == 0:
             tick("cells", starts[number] - first, last - first)
     if not homes:
-        return no_cells(0)
-    return _only(sort_cells(np.concatenate(homes), codes), pool, first)
+        return no_cells(0, frame.count)
+    return _only(sort_cells(np.concatenate(homes), codes, frame.count), pool, first)
 
 
-def no_cells(rows: int) -> Cells:
-    """Rows that are nowhere."""
-    return Cells(np.full(rows, -1, np.int32), np.empty(0, np.int32), np.empty(0, np.int32))
+def no_cells(rows: int, count: int) -> Cells:
+    """``count`` cells in which no row is."""
+    return Cells(np.full(rows, -1, np.int32), np.empty(0, np.int32), np.zeros(count + 1, np.int64))
 
 
 def visit_codes(row: Indices | NDArray[np.int32], cell: NDArray[np.int32]) -> NDArray[np.uint64]:
@@ -291,16 +308,30 @@ def _only(cells: Cells, pool: NDArray[np.bool_] | None, first: int) -> Cells:
     mine = pool[first : first + len(cells.home)]
     home = np.where(mine, cells.home, np.int32(-1)).astype(np.int32)
     there = mine[cells.row]
-    return Cells(home, cells.row[there], cells.cell[there])
+    return keep_visits(replace(cells, home=home), there)
 
 
-def sort_cells(home: NDArray[np.int32], codes: list[NDArray[np.uint64]]) -> Cells:
-    """Cells from homes and visits in any order; empties the list of codes as it reads it."""
+def slice_cells(cells: Cells, first: int, last: int) -> Cells:
+    """The visits of some cells, numbered from the first of them."""
+    begin = cells.begin[first : last + 1]
+    return replace(cells, row=cells.row[begin[0] : begin[-1]], begin=begin - begin[0])
+
+
+def keep_visits(cells: Cells, there: NDArray[np.bool_]) -> Cells:
+    """With some of the visits."""
+    kept = np.zeros(len(there) + 1, dtype=np.int64)
+    np.cumsum(there, out=kept[1:])
+    return replace(cells, row=cells.row[there], begin=kept[cells.begin])
+
+
+def sort_cells(home: NDArray[np.int32], codes: list[NDArray[np.uint64]], count: int) -> Cells:
+    """``count`` cells from homes and visits in any order; empties the list of codes."""
     whole = np.concatenate([np.empty(0, np.uint64), *codes])
     codes.clear()
     whole.sort()
+    begin = np.searchsorted(whole, np.arange(count + 1, dtype=np.uint64) << np.uint64(32))
     row = (whole & np.uint64(0xFFFFFFFF)).astype(np.int32)
-    return Cells(home, row, (whole >> np.uint64(32)).astype(np.int32))
+    return Cells(home, row, begin.astype(np.int64))
 
 
 def _assign(frame: Frame, units: Units) -> tuple[NDArray[np.int32], Indices, NDArray[np.int32]]:

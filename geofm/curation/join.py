@@ -191,10 +191,11 @@ def decide_pairs(
     rows, at = np.unique(np.concatenate([left, right]), return_inverse=True)
     part = Space(take_rows(space.stored, rows), space.centre)
     i, j = at[: len(left)], at[len(left) :]
-    similarity = np.empty(len(left))
+    similarity = np.full(len(left), -1.0)
 
     def work(first: int) -> None:
-        some = slice(first, first + BLOCK)
+        end = min(first + BLOCK, len(left))
+        some = np.arange(first, end)[part.may_be(i[first:end], j[first:end], threshold)]
         similarity[some] = part.similarity(i[some], j[some])
 
     for _ in on_every_core(work, range(0, len(left), BLOCK)):

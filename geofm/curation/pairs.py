@@ -23,6 +23,7 @@ from geofm.curation.buckets import (
     frame_identity,
     read_cells,
     read_frame,
+    read_sketches,
 )
 from geofm.curation.edges import Edges, join_edges
 from geofm.curation.frame import Cells, Frame
@@ -33,19 +34,19 @@ from geofm.curation.incremental import (
     turn_round,
 )  # fmt: skip
 from geofm.curation.join import join_cells
-from geofm.curation.newcomers import join_new
+from geofm.curation.newcomers import factors_of, join_new, pairs_of
 from geofm.curation.parts import file_digests
-from geofm.curation.products import look_at_all
+from geofm.curation.sketch import Sketches
 from geofm.curation.space import Indices, Space
 from geofm.curation.vectors import open_vectors
 
-VERSION = "1"
+VERSION = "2"
 #: Homes and visits of the cells of one part, about.
 PART_ROWS = 6_000_000
 #: Share of new rows up to which they are searched against the pairs that are known.
 MOST_NEW = 0.25
 #: Files that pairs depend on.
-COVERED = ("centre.npy", "centroids.npy", "home.npy", "visit_row.npy", "visit_cell.npy",
+COVERED = ("centre.npy", "centroids.npy", "home.npy", "visit_row.npy", "visit_begin.npy",
            "embeddings.npy")  # fmt: skip
 #: Facts of the buckets that are the search's as well.
 FROM_BUCKETS = ("threshold_from", "cells", "margin", "complete_margin", "frame_from",
@@ -80,7 +81,7 @@ def plan(job: Job) -> list[Part]:
 def group_cells(cells: Cells, count: int) -> list[tuple[int, int]]:
     """Ranges of cells, each with about ``PART_ROWS`` homes and visits."""
     loads = np.bincount(cells.home[cells.home >= 0], minlength=count)
-    loads = loads + np.bincount(cells.cell, minlength=count)
+    loads = loads + np.diff(cells.begin)
     part = (np.cumsum(loads) - loads) // PART_ROWS
     ends = np.flatnonzero(np.diff(part)) + 1
     edges = [0, *(int(end) for end in ends), count]
@@ -94,7 +95,8 @@ def work(job: Job, part: Part, folder: Path) -> None:
     first, last = part.payload["first"], part.payload["last"]
     carried = carry(job, space, cells) if part.payload["carried"] else None
     if carried is not None:
-        edges, audited = _join_new(space, frame, cells, carried, threshold)
+        sketches = read_sketches(job.inputs["buckets"], len(space))
+        edges, audited = _join_new(space, frame, cells, sketches, carried, threshold)
         if edges is not None:
             nothing = np.empty(0, np.int64)
             np.savez(folder / "edges.npz", **vars(edges), dense=nothing, **vars(audited))
@@ -104,20 +106,24 @@ def work(job: Job, part: Part, folder: Path) -> None:
 
 
 def _join_new(
-    space: Space, frame: Frame, cells: Cells, carried: Carried, threshold: float
+    space: Space,
+    frame: Frame,
+    cells: Cells,
+    sketches: Sketches,
+    carried: Carried,
+    threshold: float,
 ) -> tuple[Edges | None, audit.Audited]:
     """All edges and the audit, of which only what concerns new rows is searched.
 
     No edges if a cell may be dense.
     """
-    rest = audit.ask(space, carried.rest, threshold)
+    factors = factors_of(space, sketches, threshold)
     edges: Edges | None = carried.edges
     if len(carried.new):
-        found = join_new(space, frame, cells, threshold, carried.new, rest.look)
+        found = join_new(space, frame, cells, threshold, carried.new, factors)
         edges = None if found is None else join_edges([carried.edges, found])
-    else:
-        look_at_all(space, rest.look)
-    audited = audit.merge_audit(carried.known, carried.rest, *rest.pairs(), cells.home)
+    rest = pairs_of(space, factors, carried.rest, threshold)
+    audited = audit.merge_audit(carried.known, carried.rest, *rest, cells.home)
     dense = edges is not None and could_be_dense(edges, cells.home)
     return None if dense else edges, audited
 

@@ -30,11 +30,15 @@ from geofm.threads import Item, Result, in_order, one_torch_thread
 TILE_ROWS, TILE_COLUMNS = 512, 4096
 #: How many times wider a tile of few rows may be.
 WIDER = 4
+#: Rows that are multiplied from the right.
+FEW_ROWS = 16
 #: Sizes of tiles are multiples of these.
 ROW_STEP, COLUMN_STEP = 16, 256
-#: Bound on |product in bfloat16 - exact| for unit vectors: rounding both factors to 8 bits
-#: (2 * 2^-9), rounding the result (2^-9), float32 sums of up to 8192 terms (2^-11).
-BF16_ERROR = 2.0**-8 + 2.0**-9 + 2.0**-11
+#: Bound on |product of two unit vectors of bfloat16, exact - in bfloat16|: the result (2^-9 below
+#: 1), float32 sums of up to 8192 terms (2^-11).
+BF16_SUM = 2.0**-9 + 2.0**-11
+#: The same for vectors that are rounded to it: with 8 bits either loses up to 2^-8 of itself.
+BF16_ERROR = 2.0**-7 + 2.0**-16 + BF16_SUM
 #: Rows looked at together: with fewer, calls cost more than the cache saves.
 LOOKED_AT = 4096
 #: Items begun before the result of an earlier one is taken: one may take far longer than others.
@@ -98,16 +102,17 @@ def multiply(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 
     Tiles are megabytes: to ask the system for each anew would cost as much as a fifth of it.
     """
-    return torch.mm(left, right.T, out=_own("tile", (len(left), len(right)), left.dtype))
+    return torch.mm(left, right.T, out=_own("tile", (left.shape[0], right.shape[0]), left.dtype))
 
 
 def _own(name: str, shape: tuple[int, int], dtype: torch.dtype) -> torch.Tensor:
     """Memory of this thread by name, with what was last written there."""
     memory: dict[tuple[str, torch.dtype], torch.Tensor] = _memory.__dict__.setdefault("named", {})
     size = shape[0] * shape[1]
-    if (name, dtype) not in memory or len(memory[name, dtype]) < size:
-        memory[name, dtype] = torch.empty(size, dtype=dtype)
-    return memory[name, dtype][:size].view(shape)
+    own = memory.get((name, dtype))
+    if own is None or own.shape[0] < size:
+        own = memory[name, dtype] = torch.empty(size, dtype=dtype)
+    return own[:size].view(shape)
 
 
 def _padded(factors: torch.Tensor, step: int) -> torch.Tensor:
@@ -116,7 +121,7 @@ def _padded(factors: torch.Tensor, step: int) -> torch.Tensor:
     oneDNN compiles and keeps a kernel for every new shape: with thousands of cells of thousands
     of sizes that would be slower than the products, and hundreds of megabytes.
     """
-    missing = -len(factors) % step
+    missing = -factors.shape[0] % step
     return torch.nn.functional.pad(factors, (0, 0, 0, missing)) if missing else factors
 
 
@@ -151,7 +156,8 @@ def pick(
     factors.view(kind).numpy().take(
         rows, axis=0, out=found[: len(rows)].view(kind).numpy(), mode="clip"
     )
-    found[len(rows) :] = 0
+    if found.shape[0] > len(rows):
+        found[len(rows) :] = 0
     return found
 
 
@@ -179,18 +185,22 @@ def near_pairs(
         TooManyProposals: beyond ``most``.
     """
     lowest = np.float32(threshold - precision.error)
-    height, width = (len(left), len(right)) if shape is None else shape
+    height, width = shape or (left.shape[0], right.shape[0])
     left = _padded(left, ROW_STEP)
     right = left if upper else _padded(right, COLUMN_STEP)
     rows: list[Indices] = []
     columns: list[Indices] = []
     found = 0
-    for top in range(0, len(left), TILE_ROWS):
+    for top in range(0, left.shape[0], TILE_ROWS):
         some = left[top : top + TILE_ROWS]
-        wide = TILE_COLUMNS * min(WIDER, TILE_ROWS // len(some))
-        for side, end in _tiles(top if upper else 0, len(right), wide):
-            tile = multiply(some, right[side:end])
-            i, j = _at_least(tile, lowest)
+        high = some.shape[0]
+        wide = TILE_COLUMNS * min(WIDER, TILE_ROWS // high)
+        for side, end in _tiles(top if upper else 0, right.shape[0], wide):
+            if high <= FEW_ROWS:
+                # the many are then read as they lie, not turned round for the processor first
+                j, i = _at_least(multiply(right[side:end], some), lowest)
+            else:
+                i, j = _at_least(multiply(some, right[side:end]), lowest)
             if not len(i):
                 continue
             i, j = i + top, j + side
@@ -211,8 +221,8 @@ def near_pairs(
 def _at_least(tile: torch.Tensor, lowest: np.float32) -> tuple[Indices, Indices]:
     """Rows and columns of the products that reach the limit.
 
-    The bits of positive floats are ordered as integers, whose largest of a row is found many times
-    as fast as all that reach the limit; few rows have any.
+    The bits of positive floats are ordered as integers, whose largest of a long row is found many
+    times as fast as all that reach the limit; few rows have any.
     """
     if lowest <= 0:
         i, j = np.nonzero(tile.float().numpy() >= lowest)
@@ -223,6 +233,9 @@ def _at_least(tile: torch.Tensor, lowest: np.float32) -> tuple[Indices, Indices]
     else:
         # products are whole bfloat16: they reach the limit where they reach the next one above
         values, limit = tile.view(torch.int16).numpy(), (bits + 0xFFFF) >> 16
+    if values.shape[1] <= FEW_ROWS:
+        i, j = np.divmod(np.flatnonzero(values.reshape(-1) >= limit), values.shape[1])
+        return i, j
     some = np.flatnonzero(values.max(axis=1) >= limit)
     i, j = np.divmod(np.flatnonzero(values[some] >= limit), values.shape[1])
     return some[i], j
@@ -246,17 +259,12 @@ def on_every_core(function: Callable[[Item], Result], items: Sequence[Item]) -> 
         yield from in_order(pool, function, items, AHEAD * cores)
 
 
-def look_at_all(space: Space, *looks: Callable[[int, NDArray[np.float32]], None]) -> None:
-    """Each ``look(first, units)`` of all unit vectors, some rows at a time, on every core.
-
-    To read the vectors and make them units costs as much as a look: several share it.
-    """
+def look_at_all(space: Space, look: Callable[[int, NDArray[np.float32]], None]) -> None:
+    """``look(first, units)`` at all unit vectors, some rows at a time, on every core."""
 
     def work(first: int) -> None:
         for begin in range(first, min(first + READ, len(space)), LOOKED_AT):
-            units = space.block(begin, min(begin + LOOKED_AT, len(space)))
-            for look in looks:
-                look(begin, units)
+            look(begin, space.block(begin, min(begin + LOOKED_AT, len(space))))
 
     for _ in on_every_core(work, range(0, len(space), READ)):
         pass

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import faiss  # before torch: both bring an OpenMP
@@ -28,6 +29,8 @@ CENTRE_FROM = 32
 BLOCK, PAIRS = 8192, 128
 #: Rows read at once from a file.
 READ = 16_384
+#: Part of such a block that is read as fast as single rows are.
+SPARSE = 32
 #: Decimals to which a similarity is exact.
 DECIMALS = 12
 #: How far a float32 similarity of unit vectors may be from the exact one (d <= 8192), with room.
@@ -62,6 +65,11 @@ class Space:
     def block(self, first: int, last: int) -> NDArray[np.float32]:
         """Unit vectors of the rows ``first`` to ``last`` in float32, for searching."""
         return unit_rows(read_rows(self.stored, first, last), self.centre)
+
+    def may_be(self, left: Indices, right: Indices, least: float) -> NDArray[np.bool_]:
+        """Which pairs of rows can have a similarity of at least ``least``: in float32, fast."""
+        ours, theirs = (unit_rows(self.stored[side], self.centre) for side in (left, right))
+        return np.asarray(np.einsum("ij,ij->i", ours, theirs) >= least - MARGIN)
 
     def similarity(self, left: Indices, right: Indices) -> Floats:
         """Exact cosine similarity of pairs of rows, rounded to 12 decimals."""
@@ -105,8 +113,20 @@ def _read(stored: np.memmap[Any, np.dtype[np.float16]], first: int, last: int) -
     return data.reshape(last - first, width)
 
 
+def _read_each(stored: np.memmap[Any, np.dtype[np.float16]], rows: Indices) -> Any:
+    """Some rows of a mapped file, each read from the file."""
+    size = stored.shape[1] * stored.itemsize
+    with Path(str(stored.filename)).open("rb", buffering=0) as file:
+        number = file.fileno()
+        data = [os.pread(number, size, stored.offset + row * size) for row in rows.tolist()]
+    return np.frombuffer(b"".join(data), stored.dtype).reshape(len(rows), -1)
+
+
 def take_rows(stored: NDArray[np.float16], rows: Indices) -> NDArray[np.float16]:
-    """Some rows (ascending); of a mapped file, its blocks that have any are read in turn."""
+    """Some rows (ascending); of a mapped file, its blocks that have any are read in turn.
+
+    Of a block of which few are wanted these are read one by one.
+    """
     if not isinstance(stored, np.memmap) or stored.filename is None:
         return stored[rows]
     found = np.empty((len(rows), stored.shape[1]), dtype=np.float16)
@@ -114,7 +134,11 @@ def take_rows(stored: NDArray[np.float16], rows: Indices) -> NDArray[np.float16]
     for first in range(begin_at, int(rows[-1]) + 1 if len(rows) else 0, READ):
         last = min(first + READ, len(stored))
         begin, end = np.searchsorted(rows, [first, last])
-        if begin < end:
+        if begin == end:
+            continue
+        if end - begin < (last - first) // SPARSE:
+            found[begin:end] = _read_each(stored, rows[begin:end])
+        else:
             block = _read(stored, first, last)
             some = slice(None) if end - begin == last - first else rows[begin:end] - first
             found[begin:end] = block[some]

@@ -13,7 +13,7 @@ from geofm.curation.duplicates import (
     collapse_vectors,
     find_edges,
 )
-from geofm.curation.incremental import match_rows
+from geofm.curation.incremental import collapse_known, match_rows
 from geofm.curation.space import make_space, nearest
 
 
@@ -140,11 +140,17 @@ def test_rows_are_matched_as_a_dictionary_would(before, now):
 
 
 @settings(max_examples=60, deadline=None)
-@given(rows=st.lists(st.tuples(HASHES, st.integers(0, 2)), max_size=40))
-def test_vectors_collapse_as_a_dictionary_would(rows):
+@given(
+    rows=st.lists(st.tuples(HASHES, st.integers(0, 2)), max_size=40),
+    before=st.lists(HASHES, unique=True, max_size=40),
+)
+def test_vectors_collapse_as_a_dictionary_would(rows, before):
     """Hashes that lie are among them: vectors differ while their hashes do not."""
     first: dict[tuple[int, int], int] = {}
     wanted = [first.setdefault(row, number) for number, row in enumerate(rows)]
     stored = np.array([[value % 21, more] for value, more in rows], dtype=np.float16)
     hashes = np.array([value for value, _ in rows], dtype=np.uint64)
     assert collapse_vectors(stored.reshape(-1, 2), hashes).tolist() == wanted
+    home = np.zeros(len(before), dtype=np.int32)
+    of = match_rows(np.array(before, dtype=np.uint64), home, hashes)
+    assert collapse_known(stored.reshape(-1, 2), hashes, of).tolist() == wanted

@@ -13,9 +13,10 @@ import pytest
 from data_catalog.catalogue import open_catalogue
 from data_catalog.run import make_job, plan_parts, run_stage, seal, with_previous, work_parts
 from data_catalog.store import open_store
-from geofm.curation import audit, buckets, frame, join, pairs
+from geofm.curation import audit, buckets, frame, join, newcomers, pairs, products
 from geofm.curation.edges import sort_edges
 from geofm.curation.leader import choose_leaders
+from geofm.curation.sketch import WIDTH, sketch_all
 from geofm.curation.space import Space
 from geofm.settings import CurateSettings
 from tests.geofm.curation.synthetic import make_calibration, make_embeddings, make_pool
@@ -144,7 +145,6 @@ def test_a_search_that_misses_pairs_is_refused(store, catalogue, monkeypatch):
 
 
 def test_float32_and_bfloat16_decide_alike(monkeypatch):
-    from geofm.curation import products
     from geofm.curation.duplicates import find_edges
     from geofm.curation.space import make_space
 
@@ -177,10 +177,15 @@ def _refresh(store, catalogue, ids, vectors, keep, new):
 
 @pytest.mark.usefixtures("cells")
 @pytest.mark.parametrize("shuffled", [False, True])
-@pytest.mark.parametrize("width", [32, 160])  # the longer ones are searched by sketches
+@pytest.mark.parametrize(
+    ("width", "precision"),  # the longer ones are searched by sketches
+    [(32, None), (160, None), (160, products.FLOAT32), (160, products.BFLOAT16)],
+)
 def test_new_and_withdrawn_chips_give_the_pairs_of_a_full_search(
-    store, catalogue, tmp_path, shuffled, width
+    store, catalogue, tmp_path, monkeypatch, shuffled, width, precision
 ):
+    if precision is not None:
+        monkeypatch.setattr(newcomers, "best_precision", lambda: precision)
     vectors, ids = clusters(3000, width=width), names(3000)
     first, _ = search(store, catalogue, ids, vectors)
     draw = np.random.default_rng(5)
@@ -206,7 +211,13 @@ def test_new_and_withdrawn_chips_give_the_pairs_of_a_full_search(
     carried = buckets.read_cells(made["buckets"])
     assert np.array_equal(carried.home, again.home)
     assert np.array_equal(carried.row, again.row)
-    assert np.array_equal(carried.cell, again.cell)
+    assert np.array_equal(carried.begin, again.begin)
+    # and so are the sketches
+    kept = buckets.read_sketches(made["buckets"], len(now))
+    assert kept.shape == (len(now), WIDTH if width == 160 else 0)
+    searched = carried.home >= 0
+    fresh = sketch_all(Space(now, frame_now.centre), frame_now.axes)
+    assert np.array_equal(kept[searched], fresh[searched])
 
 
 def seal_without_previous(store, made):

@@ -46,6 +46,14 @@ def test_no_pair_is_missed_and_none_is_far_below(seed, shape, threshold, precisi
     assert (exact[i, j] >= threshold - 2.01 * precision.error).all()
 
 
+def test_vectors_that_bfloat16_rounds_worst_are_near_themselves():
+    vectors = np.full((2, 1017), 1017**-0.5, dtype=np.float32)  # 1.0034 * 2^-5 becomes 2^-5
+    left, right = (as_factors(vectors, BFLOAT16) for _ in range(2))
+    assert float(left[0].double() @ right[0].double()) < 0.9933
+    i, j = near_pairs(left, right, 0.9999, BFLOAT16)
+    assert set(zip(i.tolist(), j.tolist(), strict=True)) == {(0, 0), (0, 1), (1, 0), (1, 1)}
+
+
 def test_the_upper_half_has_each_pair_once():
     factors = as_factors(units(1, 300, 16), FLOAT32)
     i, j = near_pairs(factors, factors, 0.5, FLOAT32, upper=True)
