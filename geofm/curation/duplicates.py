@@ -62,17 +62,19 @@ def hash_rows(stored: NDArray[np.float16]) -> Hashes:
     found = np.empty(len(stored), dtype=np.uint64)
 
     def work(start: int) -> None:
-        block = read_rows(stored, start, min(start + HASHED, len(stored)))
+        block = read_rows(stored, start, min(start + READ, len(stored)))
         if width % 4:
             block = np.pad(block, ((0, 0), (0, -width % 4)))
         whole = np.ascontiguousarray(block).view(np.uint64)
-        mixed = whole >> np.uint64(29)
-        mixed ^= whole
-        value = np.einsum("ij,j->i", mixed, weights)  # modulo 2^64
-        value = (value ^ (value >> np.uint64(32))) * weights[0]
-        found[start : start + HASHED] = value ^ (value >> np.uint64(29))
+        for first in range(0, len(whole), HASHED):
+            some = whole[first : first + HASHED]
+            mixed = some >> np.uint64(29)
+            mixed ^= some
+            value = np.einsum("ij,j->i", mixed, weights)  # modulo 2^64
+            value = (value ^ (value >> np.uint64(32))) * weights[0]
+            found[start + first : start + first + len(some)] = value ^ (value >> np.uint64(29))
 
-    for _ in on_every_core(work, range(0, len(stored), HASHED)):
+    for _ in on_every_core(work, range(0, len(stored), READ)):
         pass
     return found
 

@@ -189,7 +189,14 @@ def decide_pairs(
     real = left != right
     left, right = np.minimum(left, right)[real], np.maximum(left, right)[real]
     rows, at = np.unique(np.concatenate([left, right]), return_inverse=True)
-    part = Space(take_rows(space.stored, rows), space.centre)
+    stored = np.empty((len(rows), space.stored.shape[1]), dtype=np.float16)
+
+    def read(first: int) -> None:
+        stored[first : first + READ] = take_rows(space.stored, rows[first : first + READ])
+
+    for _ in on_every_core(read, range(0, len(rows), READ)):
+        pass
+    part = Space(stored, space.centre)
     i, j = at[: len(left)], at[len(left) :]
     similarity = np.full(len(left), -1.0)
 

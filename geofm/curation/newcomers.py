@@ -99,7 +99,9 @@ def join_new(
     new = new[np.argsort(cells.home[new], kind="stable")]
     # they stay in a core's cache, in the order of homes
     ours, home = pick(factors.values, new, ROW_STEP), cells.home[new]
-    place = np.full(len(cells.home), -1, dtype=np.int32)
+    is_new = np.zeros(len(cells.home), dtype=np.bool_)  # so small that it stays there too
+    is_new[new] = True
+    place = np.empty(len(cells.home), dtype=np.int32)
     place[new] = np.arange(len(new), dtype=np.int32)
 
     def search(numbers: range) -> Iterator[tuple[Indices, Indices]]:
@@ -122,8 +124,7 @@ def join_new(
         same = home[begin + i] == numbers[0] + cell
         yield new[begin + i[same]], everyone[j[same]]
 
-        guests = [place[some] for some in visitors]
-        guests = [some[some >= 0] for some in guests]
+        guests = [place[some[is_new.take(some)]] for some in visitors]
         visiting = np.concatenate(guests)
         shape = len(visiting), int(of_theirs[len(numbers) - 1])
         i, j, cell = near(pick(ours, visiting, ROW_STEP, into="guests"), shape)
