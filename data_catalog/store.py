@@ -64,13 +64,14 @@ def list_files(folder: Path, known: Mapping[Inode, PartFile] | None = None) -> l
     ``known`` has files that were hashed a moment ago under another name.
     """
     found = []
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        about = path.stat()
-        same = (known or {}).get((about.st_dev, about.st_ino))
-        digest = same.sha256 if same else sha256_file(path)
-        name = path.relative_to(folder).as_posix()
-        found.append(FileEntry(path=name, sha256=digest, size=about.st_size))
-    return found
+    for place, _, names in os.walk(folder):  # many times as fast as ``rglob``
+        for path in (Path(place, name) for name in names):
+            about = path.stat()
+            same = (known or {}).get((about.st_dev, about.st_ino))
+            digest = same.sha256 if same else sha256_file(path)
+            name = path.relative_to(folder).as_posix()
+            found.append(FileEntry(path=name, sha256=digest, size=about.st_size))
+    return sorted(found, key=lambda entry: Path(entry.path))
 
 
 def linked(folders: Iterable[Path]) -> dict[Inode, PartFile]:

@@ -14,11 +14,12 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import shapely
-from pyarrow import feather
 from shapely.geometry.base import BaseGeometry
 
 #: Columns of a part's rows: type, and what a row has that says nothing of it.
 Columns = Mapping[str, tuple[Any, Any]]
+#: Name of the note among a schema's metadata.
+NOTE = b"note"
 
 
 def write_table(frame: pd.DataFrame, path: Path) -> None:
@@ -56,13 +57,24 @@ def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
     return [{str(k): v for k, v in row.items()} for row in frame.to_dict("records")]
 
 
-def write_rows(rows: Sequence[Mapping[str, Any]], columns: Columns, path: Path) -> None:
-    """Write a part's rows; what a row lacks is filled in, geometries become WKB."""
-    table = {
-        name: pa.array([_plain(row.get(name, usual)) for row in rows], kind)
-        for name, (kind, usual) in columns.items()
-    }
-    feather.write_feather(pa.table(table), path, "uncompressed")
+def write_rows(
+    path: Path, *tables: tuple[Sequence[Mapping[str, Any]], Columns], note: bytes = b""
+) -> None:
+    """Write tables of a part's rows into one file, with a note: a new file costs as much as both.
+
+    What a row lacks is filled in, geometries become WKB.
+    """
+    sink = pa.BufferOutputStream()
+    for rows, columns in tables:
+        arrays = [
+            pa.array([_plain(row.get(name, usual)) for row in rows], kind)
+            for name, (kind, usual) in columns.items()
+        ]
+        fields = [(name, kind) for name, (kind, _) in columns.items()]
+        batch = pa.record_batch(arrays, schema=pa.schema(fields, {NOTE: note}))
+        with pa.ipc.new_stream(sink, batch.schema) as stream:
+            stream.write_batch(batch)
+    path.write_bytes(sink.getvalue())
 
 
 def _plain(value: Any) -> Any:
@@ -70,11 +82,30 @@ def _plain(value: Any) -> Any:
     return shapely.to_wkb(value) if isinstance(value, BaseGeometry) else value
 
 
-def read_rows(paths: Iterable[Path]) -> pd.DataFrame:
-    """The rows of all parts, a GeoDataFrame (EPSG:4326) where they have geometries."""
-    frame: pd.DataFrame = pa.concat_tables([feather.read_table(path) for path in paths]).to_pandas()
+def read_note(path: Path) -> bytes:
+    """The note of a part's file."""
+    with pa.OSFile(str(path)) as file:
+        note: bytes = pa.ipc.open_stream(file).schema.metadata[NOTE]
+    return note
+
+
+def read_rows(paths: Iterable[Path], number: int = 0) -> pd.DataFrame:
+    """The rows of all parts, a GeoDataFrame (EPSG:4326) where they have geometries.
+
+    Args:
+        paths: the parts' files.
+        number: of the table in each.
+    """
+    frame: pd.DataFrame = pa.concat_tables([_table(path, number) for path in paths]).to_pandas()
     if "geometry" not in frame:
         return frame
     areas = shapely.from_wkb(frame["geometry"].to_numpy())
     joined: pd.DataFrame = gpd.GeoDataFrame(frame.assign(geometry=areas), crs=4326)
     return joined
+
+
+def _table(path: Path, number: int) -> pa.Table:
+    with pa.OSFile(str(path)) as file:
+        for _ in range(number):
+            pa.ipc.open_stream(file).read_all()
+        return pa.ipc.open_stream(file).read_all().replace_schema_metadata()

@@ -22,7 +22,7 @@ from geofm.curation.descriptors import THUMBNAIL, measure
 from geofm.curation.hashing import canonical_hash, hash_thumbnails
 from geofm.curation.parts import chips_by_part, covers, ok_chips, read_pixels
 
-VERSION = "3"
+VERSION = "4"
 TABLE, THUMBNAILS, ROWS = "descriptors.parquet", "thumbnails.npy", "rows.arrow"
 _REAL, _REALS, _HASH = pa.float64(), pa.list_(pa.float64()), pa.uint64()
 #: Columns of ``descriptors.parquet``; every row has all of them.
@@ -63,7 +63,7 @@ def work(job: Job, part: Part, folder: Path) -> None:
     hashes = hash_thumbnails(thumbnails)
     for row, own, canonical in zip(rows, hashes, canonical_hash(hashes), strict=True):
         row.update(hash=own, hash_canonical=canonical)
-    write_rows(rows, COLUMNS, folder / ROWS)
+    write_rows(folder / ROWS, (rows, COLUMNS))
     np.save(folder / THUMBNAILS, thumbnails)
 
 

@@ -20,10 +20,9 @@ from data_catalog.sources import count_sources
 from data_catalog.stage import Job, Part, Sealed, Stage, link
 from data_catalog.tables import read_rows, records, write_table
 from geofm.imagery.cutting import (
-    ASSETS,
     CHIPS,
     PIXELS,
-    ROWS,
+    SCENE,
     Order,
     cut_or_quarantine,
     quarantine_item,
@@ -107,10 +106,10 @@ def seal(job: Job, folders: list[Path], out: Path) -> Sealed:
     folders, found = settle(job, folders)
     if not folders:
         raise RunError(nothing(found, settings))
-    chips = read_rows(folder / ROWS for folder in folders).sort_values(
+    chips = read_rows(folder / SCENE for folder in folders).sort_values(
         ["collection", "item_id", "item_sha256", "row", "col", "chip_id"], ignore_index=True
     )
-    assets = read_rows(folder / ASSETS for folder in folders).sort_values(
+    assets = read_rows((folder / SCENE for folder in folders), 1).sort_values(
         ["collection", "item_id", "item_sha256", "asset", "band"], ignore_index=True
     )
     bad = chips[chips["status"] == "quarantined"]
@@ -198,7 +197,7 @@ def write_windows(found: Survey, path: Path) -> None:
 
 STAGE = Stage(
     name="cut",
-    version="4",
+    version="5",
     kind="chips",
     inputs=("items",),
     software=("imagecodecs", "numpy", "pandas", "pyproj", "rasterio", "shapely"),

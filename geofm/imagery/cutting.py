@@ -40,7 +40,7 @@ log = logging.getLogger("geofm.cut")
 #: The settings that a scene's chips depend on, once its windows are chosen.
 PIXELS = ("size_px", "gsd_m", "anchor", "bands", "resampling", "whole_max_mib")
 
-CHIPS, ROWS, ASSETS, STATE = "chips.tar", "rows.arrow", "assets.arrow", "state.json"
+CHIPS, SCENE = "chips.tar", "scene.arrow"
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def cut_or_quarantine(
 def cut_item(
     listed: Listed, settings: CutSettings, access: Access, order: Order, out: Path
 ) -> None:
-    """Write the part of one scene: ``chips.tar``, ``rows.arrow``, ``assets.arrow``.
+    """Write the part of one scene: ``chips.tar`` and ``scene.arrow``.
 
     A scene that lies elsewhere than the order says is not cut; its state says where it lies.
 
@@ -120,17 +120,14 @@ def cut_item(
     source = listed.profile
     lost = order.lost_cells()
     if not order.runs:  # all of its ground belongs to others: nothing is read
-        write_rows(lost_rows(listed, settings, order.grid, lost), CHIP_COLUMNS, out / ROWS)
-        write_rows([], ASSET_COLUMNS, out / ASSETS)
-        write_state(out, listed, "ok", grid=order.grid, order=order)
+        rows = lost_rows(listed, settings, order.grid, lost)
+        write_scene(out, listed, "ok", rows, grid=order.grid, order=order)
         return
     with open_scene(listed.item, listed.geometry, source, settings, access) as scene:
         grid = scene.grid
         if not same_place(order.grid, grid):
             log.info("cut: %s lies elsewhere than its metadata say", listed.item_id)
-            write_rows([], CHIP_COLUMNS, out / ROWS)
-            write_rows([], ASSET_COLUMNS, out / ASSETS)
-            write_state(out, listed, "moved", grid=grid, order=order)
+            write_scene(out, listed, "moved", grid=grid, order=order)
             return
         rows = lost_rows(listed, settings, grid, lost)
         cut = window_rows(listed, settings, grid, from_runs(order.runs))
@@ -146,11 +143,10 @@ def cut_item(
             written = write_tar(out / CHIPS, members(), digests=False)
             for row, member in zip(cut.values(), written, strict=True):
                 row.update(part=part, offset=member.offset, size=member.size)
-        write_rows([*cut.values(), *rows], CHIP_COLUMNS, out / ROWS)
         found = check_scene(scene, watch, listed) if watch else {}
-        write_rows([{**row, **found} for row in asset_rows(listed, scene)], ASSET_COLUMNS,
-                   out / ASSETS)  # fmt: skip
-    write_state(out, listed, "ok", grid=scene.grid, order=order, tar=part if cut else "")
+        assets = [{**row, **found} for row in asset_rows(listed, scene)]
+    tar = part if cut else ""
+    write_scene(out, listed, "ok", [*cut.values(), *rows], assets, scene.grid, order, tar=tar)
 
 
 def lost_rows(
@@ -269,22 +265,23 @@ def quarantine_item(listed: Listed, settings: CutSettings, problem: Quarantine, 
             settings.size_px,
         ),
     }  # fmt: skip
-    write_rows([row], CHIP_COLUMNS, out / ROWS)
     facts = {key: listed.facts[key] for key in ("item_id", "item_sha256", "collection")}
-    write_rows([{**facts, **told}], ASSET_COLUMNS, out / ASSETS)
-    write_state(out, listed, "passing" if problem.passing else "bad", problem=problem)
+    state = "passing" if problem.passing else "bad"
+    write_scene(out, listed, state, [row], [{**facts, **told}], problem=problem)
 
 
-def write_state(
+def write_scene(
     out: Path,
     listed: Listed,
     state: str,
+    rows: Sequence[Json] = (),
+    assets: Sequence[Json] = (),
     grid: Grid | None = None,
     order: Order | None = None,
     problem: Quarantine | None = None,
     tar: str = "",
 ) -> None:
-    """How the part ended, for the seal: ``ok``, ``bad``, ``passing`` or ``moved``.
+    """The part's rows, and how it ended, for the seal: ``ok``, ``bad``, ``passing`` or ``moved``.
 
     ``tar`` is the name that the part's tar has in the artifact.
     """
@@ -296,4 +293,5 @@ def write_state(
         "tar": tar,
         "bad": [problem.reason, problem.kept, problem.passing] if problem else None,
     }
-    (out / STATE).write_bytes(canonical(content))
+    tables = (rows, CHIP_COLUMNS), (assets, ASSET_COLUMNS)
+    write_rows(out / SCENE, *tables, note=canonical(content))

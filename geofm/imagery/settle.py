@@ -17,7 +17,8 @@ from pathlib import Path
 from data_catalog.canonical import digest_of
 from data_catalog.progress import tick
 from data_catalog.stage import Job
-from geofm.imagery.cutting import PIXELS, STATE, Order, cut_or_quarantine, quarantine_item
+from data_catalog.tables import read_note
+from geofm.imagery.cutting import PIXELS, SCENE, Order, cut_or_quarantine, quarantine_item
 from geofm.imagery.grid import Grid
 from geofm.imagery.items import Json
 from geofm.imagery.listed import access_of, every_item
@@ -133,5 +134,5 @@ def empty_folder(job: Job, name: str) -> Path:
 
 def read_state(folder: Path) -> Json:
     """How a part ended."""
-    state: Json = json.loads((folder / STATE).read_bytes())
+    state: Json = json.loads(read_note(folder / SCENE))
     return state
