@@ -42,6 +42,8 @@ log = logging.getLogger("geofm.cut")
 def plan(job: Job) -> list[Part]:
     """One part per scene that has windows in the plan, and one per item that can't be used.
 
+    Those with most windows come first: what is begun last is then soon done, and nobody waits.
+
     Raises:
         RunError: when too many items are bad (``cut.max_failed``), there is none, or none has a
             window in the plan.
@@ -54,8 +56,9 @@ def plan(job: Job) -> list[Part]:
     check_failed(found.bad.values(), len(found.listed) + len(found.bad), settings)
     log.info("cut: %s", total(forecast(found, settings)).told())
     everyone, orders = every_item(items), orders_of(found)
+    windows = {n: sum(end - first for _, first, end in orders[n].runs) for n in orders}
     parts = []
-    for number in sorted([*found.bad, *orders]):
+    for number in sorted([*found.bad, *orders], key=lambda n: (-windows.get(n, 0), n)):
         one = everyone[number]
         if number in found.bad:
             problem = found.bad[number]
