@@ -101,13 +101,15 @@ def first_alike(hashes: Hashes) -> Indices:
     """For each row, the first row with the same hash."""
     stands_for = np.arange(len(hashes))
     table, slot = table_of(hashes)
-    second = np.flatnonzero(table[slot] != stands_for)
-    some = np.unique(np.concatenate([second, table[slot[second]]]))  # most are alone in their slot
+    shared = table[slot] != stands_for
+    shared[table[slot[shared]]] = True
+    some = np.flatnonzero(shared)  # most are alone in their slot
+    if not len(some):
+        return stands_for
     order = some[np.argsort(hashes[some])]
-    again = np.flatnonzero(hashes[order[1:]] == hashes[order[:-1]])
-    twice = np.unique(order[np.concatenate([again, again + 1])])
-    _, first, at = np.unique(hashes[twice], return_index=True, return_inverse=True)
-    stands_for[twice] = twice[first[at]]
+    begins = np.flatnonzero(np.diff(hashes[order], prepend=~hashes[order[:1]]))
+    first = np.minimum.reduceat(order, begins)
+    stands_for[order] = np.repeat(first, np.diff(begins, append=len(order)))
     return stands_for
 
 

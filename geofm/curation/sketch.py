@@ -30,8 +30,8 @@ WIDTH = 64
 WORTH = 2
 #: Added to the square of the last number: more than float32 can have lost of it.
 SLACK = 1e-5
-#: How much shorter or longer than a whole sketch rounding may make it, half of the worst case: the
-#: few that lose more are made longer by twice that.
+#: How far rounding may move a sketch, whose length is 1: half of the worst case. The few that it
+#: moves farther are made longer by four times that.
 LOSES = 2.0**-9
 #: How far the product of two sketches may be below that of their vectors, from ``LEAST`` on.
 LOST = 2 * LOSES + LOSES**2 + MARGIN

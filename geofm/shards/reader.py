@@ -170,15 +170,21 @@ def most_open() -> int:
     return most if allowed == resource.RLIM_INFINITY else min(max(allowed // 4, least), most)
 
 
+@dataclass(frozen=True, eq=False)
+class _Held:
+    """What a thread holds open, as something that is known to be gone when the thread is."""
+
+    opened: OrderedDict[int, int]
+
+
 class ShardFiles:
     """The tars of an index, opened when they are first read; threads may share it."""
 
     def __init__(self, index: ShardIndex) -> None:
         self.index = index
         self._local = threading.local()
-        self._all: list[OrderedDict[int, int]] = []
+        self._all: dict[int, OrderedDict[int, int]] = {}
         self._most = most_open()
-        weakref.finalize(self, _close, self._all)
         self.is_remote = "://" in index.files[0]
 
     def __enter__(self) -> ShardFiles:
@@ -192,15 +198,17 @@ class ShardFiles:
 
     def close(self) -> None:
         """Close what is open."""
-        _close(self._all)
+        for opened in list(self._all.values()):
+            _close(opened)
 
     def _opened(self) -> OrderedDict[int, int]:
-        """Descriptors of the local shards that this thread holds open."""
-        opened: OrderedDict[int, int] | None = getattr(self._local, "opened", None)
-        if opened is None:
-            opened = self._local.opened = OrderedDict()
-            self._all.append(opened)
-        return opened
+        """Descriptors of the local shards that this thread holds open; they go with it."""
+        held: _Held | None = getattr(self._local, "held", None)
+        if held is None:
+            held = self._local.held = _Held(OrderedDict())
+            self._all[id(held.opened)] = held.opened
+            weakref.finalize(held, _let_go, self._all, held.opened)
+        return held.opened
 
     def descriptor(self, shard: int) -> int:
         """A descriptor of a local shard, this thread's own."""
@@ -343,10 +351,15 @@ class ShardFiles:
         return Sample(number, epoch, self.index.keys[number].as_py(), read(number, check))
 
 
-def _close(all_opened: list[OrderedDict[int, int]]) -> None:
-    for opened in all_opened:
-        while opened:
-            os.close(opened.popitem()[1])
+def _let_go(everyone: dict[int, OrderedDict[int, int]], opened: OrderedDict[int, int]) -> None:
+    """A thread has ended, or nobody reads any more."""
+    everyone.pop(id(opened), None)
+    _close(opened)
+
+
+def _close(opened: OrderedDict[int, int]) -> None:
+    while opened:
+        os.close(opened.popitem()[1])
 
 
 def _damaged(index: ShardIndex, number: int, why: str | Exception) -> DamagedShard:

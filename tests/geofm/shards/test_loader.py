@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import pickle
+import threading
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -312,6 +313,22 @@ def test_threads_read_ahead_and_close_what_they_opened(resumable):
     assert len(list(Path("/proc/self/fd").iterdir())) <= before
     with pytest.raises(UsageError, match="digests=True"):
         SampleStream(index, check=True)
+
+
+def test_what_a_thread_has_open_goes_with_it(resumable, monkeypatch):
+    index, _ = resumable
+    monkeypatch.setattr("geofm.shards.reader.OPEN_FILES", (8, 8))
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with ShardFiles(index) as files:
+        for _ in range(5):
+            thread = threading.Thread(target=files.read, args=(0,))
+            thread.start()
+            thread.join()
+        assert len(list(Path("/proc/self/fd").iterdir())) == before
+        for number in range(len(index)):  # so that all may be open that are allowed
+            files.read(number)
+        shards = min(8, len(index.files))
+        assert len(list(Path("/proc/self/fd").iterdir())) == before + shards
 
 
 @pytest.mark.parametrize("shuffled", [True, False])
