@@ -74,6 +74,7 @@ def write_rows(
         batch = pa.record_batch(arrays, schema=pa.schema(fields, {NOTE: note}))
         with pa.ipc.new_stream(sink, batch.schema) as stream:
             stream.write_batch(batch)
+        note = b""  # it stands in the first
     path.write_bytes(sink.getvalue())
 
 
