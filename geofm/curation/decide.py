@@ -15,7 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from geofm.curation.choose import choose
-from geofm.curation.edges import Edges, first_true, neighbour_lists
+from geofm.curation.edges import Edges, nearest_kept
 from geofm.curation.graph import Graph
 from geofm.curation.leader import Leaders, choose_leaders
 from geofm.curation.pool import Pool
@@ -95,11 +95,11 @@ def _witnesses(graph: Graph, leaders: Leaders, kept: Flags) -> _Witnesses:
         np.full(count, -1, dtype=np.int64), np.full(count, np.nan), np.full(count, -1, np.int64)
     )
     for number, one in enumerate(graph.evidence):
-        start, target, value = neighbour_lists(one.edges, count)
-        at = first_true(start, kept[target])
-        near = ~kept & (found.row < 0) & (at >= 0)
-        found.row[near], found.similarity[near] = target[at[near]], value[at[near]]
-        found.evidence[near] = number
+        gone, other, edge = nearest_kept(kept, one.edges)
+        new = found.row[gone] < 0
+        gone, other, edge = gone[new], other[new], edge[new]
+        found.row[gone], found.similarity[gone] = other, one.edges.similarity[edge]
+        found.evidence[gone] = number
     far = np.flatnonzero(~kept & (found.row < 0)).astype(np.int64)
     if len(far):
         rows, exact = nearest(graph.space, far, np.flatnonzero(kept).astype(np.int64), 1)

@@ -12,14 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from geofm.curation.edges import Edges, first_true, neighbour_lists
+from geofm.curation.edges import Edges
 from geofm.curation.frame import Cells, Frame, assign, train_frame
 from geofm.curation.join import MOST_EDGES, TooManyPairs, join_cells, too_many
 from geofm.curation.products import on_every_core
 from geofm.curation.space import READ, Indices, Space, read_rows, take_rows
 
-__all__ = ["Edges", "TooManyPairs", "collapse_identical", "find_edges", "first_true",
-           "neighbour_lists"]  # fmt: skip
+__all__ = ["Edges", "TooManyPairs", "collapse_identical", "find_edges"]
 
 Hashes = NDArray[np.uint64]
 #: Rows hashed at once: they stay in a core's cache.

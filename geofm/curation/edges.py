@@ -65,14 +65,16 @@ def neighbour_lists(edges: Edges, rows: int) -> tuple[Indices, Indices, Floats]:
     return start, target[order], value[order]
 
 
-def first_true(start: Indices, flags: NDArray[np.bool_]) -> Indices:
-    """Position of the first true flag in each row's list, -1 where there is none."""
-    positions = np.flatnonzero(flags)
-    before = np.zeros(len(flags) + 1, dtype=np.int64)
-    np.cumsum(flags, out=before[1:])
-    at = before[start[:-1]]
-    found = np.full(len(start) - 1, -1, dtype=np.int64)
-    inside = at < len(positions)
-    candidates = positions[at[inside]]
-    found[inside] = np.where(candidates < start[1:][inside], candidates, -1)
-    return found
+def nearest_kept(kept: NDArray[np.bool_], edges: Edges) -> tuple[Indices, Indices, Indices]:
+    """For rows that go and have a neighbour that stays, the most similar one.
+
+    Returns:
+        The rows, ascending; of each its neighbour (ties: the lower); and the number of their edge.
+    """
+    mixed = np.flatnonzero(kept[edges.left] != kept[edges.right])
+    left, right, similarity = (part[mixed] for part in (edges.left, edges.right, edges.similarity))
+    row, other = np.where(kept[left], right, left), np.where(kept[left], left, right)
+    order = np.lexsort((other, -similarity, row))
+    dropped, first = np.unique(row[order], return_index=True)
+    best = order[first]
+    return dropped, other[best], mixed[best]

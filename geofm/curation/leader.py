@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_catalog.errors import CheckError
-from geofm.curation.edges import Edges, join_edges, neighbour_lists, no_edges
+from geofm.curation.edges import Edges, join_edges, nearest_kept, neighbour_lists, no_edges
 from geofm.curation.space import Floats, Indices
 
 #: Rounds after which the rest is decided one by one: a chain in its own order needs one each.
@@ -181,7 +181,7 @@ def _best_hidden(kept: NDArray[np.bool_], hidden: Hidden, dense: Indices) -> Edg
     for first in range(0, len(gone), AT_ONCE):
         some = gone[first : first + AT_ONCE]
         edges = hidden(stay, some)
-        best = _best(kept, edges)[2]
+        best = nearest_kept(kept, edges)[2]
         found.append(Edges(edges.left[best], edges.right[best], edges.similarity[best]))
     return join_edges(found)
 
@@ -190,21 +190,10 @@ def _witnesses(kept: NDArray[np.bool_], edges: Edges) -> tuple[Indices, Floats]:
     """The most similar kept row of each other row, and how similar."""
     witness = np.full(len(kept), -1, dtype=np.int64)
     similarity = np.full(len(kept), np.nan)
-    dropped, kept_ones, best = _best(kept, edges)
+    dropped, kept_ones, best = nearest_kept(kept, edges)
     witness[dropped] = kept_ones
     similarity[dropped] = edges.similarity[best]
     return witness, similarity
-
-
-def _best(kept: NDArray[np.bool_], edges: Edges) -> tuple[Indices, Indices, Indices]:
-    """Dropped rows, the most similar kept row of each (ties: the lower), and their edges."""
-    mixed = np.flatnonzero(kept[edges.left] != kept[edges.right])
-    left, right, similarity = (part[mixed] for part in (edges.left, edges.right, edges.similarity))
-    row, other = np.where(kept[left], right, left), np.where(kept[left], left, right)
-    order = np.lexsort((other, -similarity, row))
-    dropped, first = np.unique(row[order], return_index=True)
-    best = order[first]
-    return dropped, other[best], mixed[best]
 
 
 def check_leaders(leaders: Leaders, edges: Edges) -> None:
