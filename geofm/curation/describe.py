@@ -6,6 +6,7 @@ nothing depends on a setting or a seed.
 
 from __future__ import annotations
 
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,14 @@ from data_catalog.artifact import Artifact
 from data_catalog.errors import RunError
 from data_catalog.stage import Job, Part, Sealed, Stage
 from data_catalog.tables import Columns, read_rows, write_rows, write_table
-from geofm.curation.descriptors import THUMBNAIL, measure
+from geofm.curation.descriptors import THUMBNAIL, measure_all
 from geofm.curation.hashing import canonical_hash, hash_thumbnails
 from geofm.curation.parts import chips_by_part, covers, ok_chips, read_pixels
 
-VERSION = "4"
+VERSION = "5"
 TABLE, THUMBNAILS, ROWS = "descriptors.parquet", "thumbnails.npy", "rows.arrow"
+#: Chips whose thumbnails are kept in memory, to be described together.
+TOGETHER = 16
 _REAL, _REALS, _HASH = pa.float64(), pa.list_(pa.float64()), pa.uint64()
 #: Columns of ``descriptors.parquet``; every row has all of them.
 COLUMNS: Columns = {
@@ -55,11 +58,16 @@ def work(job: Job, part: Part, folder: Path) -> None:
     """Describe the chips of one tar: ``rows.arrow`` and ``thumbnails.npy``."""
     chips, name = job.inputs["chips"], part.payload["part"]
     refs = chips_by_part(chips)[name]
+    pixels = read_pixels(chips, name, refs)
     rows: list[dict[str, Any]] = []
     thumbnails = np.empty((len(refs), THUMBNAIL, THUMBNAIL), np.uint8)
-    for number, (ref, pixels) in enumerate(zip(refs, read_pixels(chips, name, refs), strict=True)):
-        row, thumbnails[number] = measure(pixels, ref.bands, ref.scale)
-        rows.append({"chip_id": ref.chip_id, **row})
+    for (bands, scale), alike in groupby(refs, lambda ref: (ref.bands, ref.scale)):
+        while some := list(islice(alike, TOGETHER)):
+            here = slice(len(rows), len(rows) + len(some))
+            measured, thumbnails[here] = measure_all(islice(pixels, len(some)), bands, scale)
+            rows += [
+                {"chip_id": ref.chip_id, **row} for ref, row in zip(some, measured, strict=True)
+            ]
     hashes = hash_thumbnails(thumbnails)
     for row, own, canonical in zip(rows, hashes, canonical_hash(hashes), strict=True):
         row.update(hash=own, hash_canonical=canonical)

@@ -8,7 +8,7 @@ and high values of its own, so that dark water keeps its detail.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -25,6 +25,8 @@ LUMA = np.array([0.299, 0.587, 0.114])
 THUMBNAIL = 64
 #: Contrast of a thumbnail (highest less lowest unit grey) below which a chip is monotone.
 MONOTONE = 0.05
+#: Share of its mean below which the deviation of a band is rounding, and the band flat.
+FLAT = 1e-6
 #: Chips with this edge (pixels) and more are halved before they are described.
 HALVED_FROM = 256
 
@@ -44,33 +46,30 @@ def luminance(rgb: Sequence[NDArray[np.float32]] | NDArray[np.float32]) -> NDArr
     return np.asarray(grey, dtype=np.float32)
 
 
-def histogram(grey: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
-    """Pixels of each of the 256 levels of a grey picture in 0..1."""
-    levels = (grey * 255 + 0.5).astype(np.uint8)
-    return np.bincount(levels.ravel(), minlength=256)
-
-
 def entropy_bits(grey: NDArray[np.floating[Any]]) -> float:
     """Shannon entropy of the 256-level histogram of a grey picture in 0..1, in bits (0..8)."""
-    return _entropy(histogram(grey))
+    return float(_entropy(_levels(grey * 255)))
 
 
-def _entropy(counts: NDArray[np.int64]) -> float:
-    shares = counts[counts > 0] / counts.sum()
-    return float(abs(np.sum(shares * np.log2(shares))))
+def _levels(grey: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
+    """Pixels of each of the 256 levels of a grey picture in 0..255."""
+    return np.bincount((grey + grey.dtype.type(0.5)).astype(np.uint8).ravel(), minlength=256)
+
+
+def _entropy(levels: NDArray[np.int64]) -> Floats:
+    """Bits of histograms [..., 256]."""
+    shares = levels / levels.sum(axis=-1, keepdims=True)
+    return np.asarray(np.abs(np.sum(shares * np.log2(np.where(levels, shares, 1)), axis=-1)))
 
 
 def gradient_energy(grey: NDArray[np.floating[Any]]) -> float:
     """Mean squared difference between neighbouring pixels, along rows plus along columns."""
-    down, right = grey[1:] - grey[:-1], grey[:, 1:] - grey[:, :-1]
-    return float(_mean_square(down) + _mean_square(right))
-
-
-def _mean_square(values: NDArray[np.floating[Any]]) -> Any:
-    """Mean square of [..., rows, columns] over the last two axes: row sums, then in float64."""
-    sums = np.einsum("...ij,...ij->...i", values, values)
-    pixels = values.shape[-2] * values.shape[-1]
-    return np.add.reduce(sums, axis=-1, dtype=np.float64) / pixels if pixels else 0.0
+    found = 0.0
+    for steps in (grey[1:] - grey[:-1], grey[:, 1:] - grey[:, :-1]):
+        if steps.size:  # sums of rows, then in float64
+            sums = np.einsum("ij,ij->i", steps, steps)
+            found += float(np.add.reduce(sums, dtype=np.float64) / steps.size)
+    return found
 
 
 def small_enough(pixels: NDArray[Any]) -> NDArray[np.float32]:
@@ -83,18 +82,17 @@ def small_enough(pixels: NDArray[Any]) -> NDArray[np.float32]:
 
 
 def _sums_of_four(counts: NDArray[Any]) -> NDArray[Any]:
-    """Sums of 2 × 2 pixels [bands, height / 2, width / 2]; of whole numbers in uint32."""
-    if counts.dtype != np.uint16 or not counts.flags.c_contiguous or counts.max() >= 2**15:
-        kind = np.float32 if counts.dtype.kind == "f" else np.uint32
+    """Sums of 2 × 2 pixels [bands, height / 2, width / 2]; of whole numbers in int32."""
+    if counts.dtype != np.uint16 or not counts.flags.c_contiguous or counts.max() >= 2**14:
+        kind = np.float32 if counts.dtype.kind == "f" else np.int32
         rows = np.add(counts[:, ::2], counts[:, 1::2], dtype=kind)
         return np.asarray(rows[:, :, ::2] + rows[:, :, 1::2])
     # two neighbours as one number: several times as fast as to step over every other
     both = counts.view(np.uint32)
-    rows = both[:, ::2] + both[:, 1::2]
-    odd = rows >> np.uint32(16)
-    rows &= np.uint32(0xFFFF)
-    rows += odd
-    return rows
+    pairs = both[:, ::2] + both[:, 1::2]
+    pairs *= np.uint32(2**16 + 1)  # the upper 16 bits are now the sum of both
+    pairs >>= np.uint32(16)
+    return pairs.view(np.int32)
 
 
 def shrink(values: NDArray[np.float32], edge: int = THUMBNAIL) -> NDArray[np.float32]:
@@ -103,36 +101,46 @@ def shrink(values: NDArray[np.float32], edge: int = THUMBNAIL) -> NDArray[np.flo
     Each value is a mean under a hat as wide as two of its pixels (less at the rim), so that detail
     too fine for a thumbnail vanishes instead of aliasing between odd shifts.
     """
+    weights = _weights(*values.shape[1:], edge)
     for axis in (1, 2):
         size = values.shape[axis]
         if size % (2 * edge):
-            weights = _hats(size, edge)
-            values = np.moveaxis(np.tensordot(weights, values, (1, axis)), 0, axis)
+            values = np.moveaxis(np.tensordot(_hats(size, edge), values, (1, axis)), 0, axis)
         else:
-            values = _hat_means(values, edge, axis)
-    return np.ascontiguousarray(values, dtype=np.float32)
+            values = _hat_sums(values, size // (2 * edge), axis)
+    return np.ascontiguousarray(values * weights)
 
 
-def _hat_means(values: NDArray[np.float32], edge: int, axis: int) -> NDArray[np.float32]:
-    """The same for whole half steps, by sums of strided slices: weights 1, 3, 3, 1 of each."""
+@lru_cache(maxsize=8)
+def _weights(height: int, width: int, edge: int) -> NDArray[np.float32]:
+    """[edge, edge]: what makes sums under a hat means; 1 along an axis where they are already."""
+    found = np.ones((edge, edge))
+    for size, here in ((height, found), (width, found.T)):
+        if size % (2 * edge) == 0:
+            np.multiply(here, edge / (4 * size), out=here)
+            here[[0, -1]] *= 8 / 7
+    return found.astype(np.float32)
 
-    def some(of: NDArray[np.float32], first: int, step: int) -> NDArray[np.float32]:
-        return of[(slice(None),) * axis + (slice(first, None, step),)]
 
-    step = values.shape[axis] // (2 * edge)
+def _hat_sums(values: NDArray[np.float32], step: int, axis: int) -> NDArray[np.float32]:
+    """Sums under a hat that is four half steps wide (at the rim three), weighted 1, 3, 3, 1."""
+
+    def some(of: NDArray[np.float32], first: int, every: int) -> NDArray[np.float32]:
+        return of[(slice(None),) * axis + (slice(first, None, every),)]
+
     halves = values if step == 1 else some(values, 0, step) + some(values, 1, step)
     for more in range(2, step):
         halves += some(values, more, step)
-    # in one piece each: to step over every other number of a row takes several times as long
-    even, odd = (np.ascontiguousarray(some(halves, first, 2)) for first in (0, 1))
+    # copies in one piece: what lies in steps is slow to add, and taken from a row to the next it
+    # can be added at once for all, with zero at the rim
+    even, odd = some(halves, 0, 2).copy(), some(halves, 1, 2).copy()
     found = even + odd
     found *= np.float32(3)
-    inner, outer = (slice(None),) * axis + (slice(1, None),), (slice(None),) * axis + (slice(-1),)
-    found[inner] += odd[outer]
-    found[outer] += even[inner]
-    found *= np.float32(1 / (8 * step))
-    for rim in (0, -1):
-        found[(slice(None),) * axis + (rim,)] *= np.float32(8 / 7)
+    some(even, 0, even.shape[axis])[...] = 0
+    some(odd, even.shape[axis] - 1, 1)[...] = 0
+    near = found[0, 0].size if axis == 1 else 1
+    found.reshape(-1)[near:] += odd.reshape(-1)[:-near]
+    found.reshape(-1)[:-near] += even.reshape(-1)[near:]
     return found
 
 
@@ -146,22 +154,35 @@ def _hats(size: int, edge: int) -> NDArray[np.float32]:
     return np.asarray(weights / weights.sum(axis=1, keepdims=True), dtype=np.float32)
 
 
-def stretch(grey: NDArray[np.float32]) -> tuple[NDArray[np.uint8], float, float]:
-    """A grey thumbnail as bytes between its own lowest and highest value (returned as well)."""
-    low, high = float(grey.min()), float(grey.max())
-    if high <= low:
-        return np.zeros(grey.shape, np.uint8), low, high
-    return np.rint((grey - low) * (255 / (high - low))).astype(np.uint8), low, high
+def _stretch(grey: NDArray[np.float32]) -> tuple[NDArray[np.uint8], Floats, Floats]:
+    """Grey pictures [n, height, width] as bytes between the lowest and highest value of each."""
+    low, high = grey.min(axis=(1, 2)), grey.max(axis=(1, 2))
+    span = high.astype(np.float64) - low
+    factors = np.divide(255, span, out=np.zeros_like(span), where=span > 0).astype(np.float32)
+    found = grey - low[:, None, None]
+    found *= factors[:, None, None]
+    return np.rint(found).astype(np.uint8), low.astype(np.float64), high.astype(np.float64)
 
 
 def measure(
     pixels: NDArray[np.generic], bands: Sequence[str], scale: Sequence[float]
 ) -> tuple[dict[str, Any], NDArray[np.uint8]]:
-    """Descriptors of one chip, and its thumbnail.
+    """Descriptors and thumbnail (uint8 [64, 64]) of one chip; as ``measure_all`` makes them."""
+    rows, thumbnails = measure_all([pixels], bands, scale)
+    return rows[0], thumbnails[0]
+
+
+def measure_all(
+    chips: Iterable[NDArray[np.generic]], bands: Sequence[str], scale: Sequence[float]
+) -> tuple[list[dict[str, Any]], NDArray[np.uint8]]:
+    """Descriptors of each chip, and the thumbnails.
+
+    What a picture is large for is done chip by chip, while it lies in the processor's cache; the
+    small rest for all of them together.
 
     Args:
-        pixels: [bands, height, width] as stored.
-        bands: names of the bands.
+        chips: at least one; pixels [bands, height, width] as stored.
+        bands: names of the bands of all.
         scale: reflectance per count, one per band.
 
     Returns:
@@ -170,29 +191,33 @@ def measure(
         the thumbnails of the bands ``band_stds`` and ``band_correlation`` (pairs in the order 0-1,
         0-2, 1-2, 0-3, ...; 0 where a band has one value), ``thumbnail_low`` and
         ``thumbnail_high`` (unit grey that bytes 0 and 255 stand for);
-        and the thumbnail, uint8 [64, 64].
+        and the thumbnails, uint8 [n, 64, 64].
     """
-    counts = small_enough(pixels)
-    factors = to_unit(np.ones((len(pixels), 1, 1), pixels.dtype), scale)
     visible = list(rgb_index(bands))
-    small = shrink(counts) * factors
-    thumbnail, low, high = stretch(luminance(small[visible]))
-    grey = _picture(counts, visible, factors.ravel())
-    levels = histogram(grey)
-    flat = pixels.reshape(len(pixels), -1)
-    ends = flat[:, 0] == flat[:, -1]
-    deviations, correlations = _spread(small)
-    return {
-        "entropy": _entropy(levels),
-        "gradient": gradient_energy(grey),
-        "saturation": float(levels[255] / levels.sum()),
-        "constant": bool(ends.all() and np.all(flat == flat[:, :1])),
-        "band_means": (_means(counts)[:, 0] * factors.ravel()).astype(np.float64).tolist(),
-        "band_stds": deviations,
-        "band_correlation": correlations,
-        "thumbnail_low": low,
-        "thumbnail_high": high,
-    }, thumbnail
+    found, small = [], []
+    for pixels in chips:
+        counts = small_enough(pixels)
+        factors = to_unit(np.ones((len(pixels), 1, 1), pixels.dtype), scale)
+        small.append(shrink(counts) * factors)
+        grey = _picture(counts, visible, factors.ravel())
+        gradient = gradient_energy(grey) / 255**2
+        found.append((_levels(grey), gradient, _means(counts) * factors.ravel(), _constant(pixels)))
+    levels, gradients, means, constant = zip(*found, strict=True)
+    thumbnails, low, high = _stretch(luminance(np.stack([bands[visible] for bands in small], 1)))
+    deviations, correlations = _spread(np.stack(small))
+    columns = {
+        "entropy": _entropy(np.stack(levels)).tolist(),
+        "gradient": gradients,
+        "saturation": [float(one[255] / one.sum()) for one in levels],
+        "constant": constant,
+        "band_means": [one.tolist() for one in means],
+        "band_stds": deviations.tolist(),
+        "band_correlation": correlations.tolist(),
+        "thumbnail_low": low.tolist(),
+        "thumbnail_high": high.tolist(),
+    }
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    return rows, thumbnails
 
 
 def describe(
@@ -202,31 +227,49 @@ def describe(
     return measure(pixels, bands, scale)[0]
 
 
-def _means(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Means of the bands, [bands, 1]; as ``numpy.mean``, without what it takes to call that."""
-    flat = values.reshape(len(values), -1)
-    sums = np.add.reduce(flat, axis=1, keepdims=True)
-    return np.asarray(sums / np.float32(flat.shape[1]))
+def _constant(pixels: NDArray[np.generic]) -> bool:
+    """Whether every band has a single value; most that have not are told by two pixels."""
+    flat = pixels.reshape(len(pixels), -1)
+    return bool((flat[:, 0] == flat[:, -1]).all() and np.all(flat == flat[:, :1]))
+
+
+def _means(values: NDArray[np.float32]) -> Floats:
+    """Means of [..., rows, columns] over the last two axes: sums of rows, then in float64."""
+    sums = np.einsum("...ij->...i", values)
+    pixels = values.shape[-2] * values.shape[-1]
+    return np.asarray(np.add.reduce(sums, axis=-1, dtype=np.float64) / pixels)
 
 
 def _picture(
     counts: NDArray[np.float32], visible: list[int], factors: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """Grey of unit RGB clipped to 1, in one buffer: [height, width]."""
-    grey, clipped = np.zeros(counts.shape[1:], np.float32), np.empty(counts.shape[1:], np.float32)
+    """Grey of unit RGB clipped to 1, in 0..255: [height, width]."""
+    grey = np.zeros(counts.shape[1:], np.float32)
     for band, weight in zip(visible, LUMA, strict=True):
-        np.minimum(counts[band], 1 / factors[band], out=clipped)
-        clipped *= np.float32(weight) * factors[band]
+        clipped = np.minimum(counts[band], _limits(float(1 / factors[band]), *counts.shape[1:]))
+        clipped *= np.float32(255 * weight) * factors[band]
         grey += clipped
-    return np.minimum(grey, 1, out=grey)
+    return grey
 
 
-def _spread(small: NDArray[np.float32]) -> tuple[list[float], list[float]]:
-    """Deviation of each band, and correlation of every two, rounded to 4 decimals."""
-    values = small.reshape(len(small), -1) - _means(small)
-    products = (values @ values.T).astype(np.float64)
-    lengths = np.sqrt(np.diag(products))
-    scaled = products / np.maximum(lengths[:, None] * lengths, 1e-30)
-    pairs = [(low, high) for high in range(len(small)) for low in range(high)]
-    deviations = lengths / np.sqrt(values.shape[1])
-    return deviations.tolist(), [round(float(scaled[pair]), 4) for pair in pairs]
+@lru_cache(maxsize=8)
+def _limits(limit: float, height: int, width: int) -> NDArray[np.float32]:
+    """One number for each pixel: to compare with a single one takes numpy three times as long."""
+    return np.full((height, width), limit, np.float32)
+
+
+def _spread(small: NDArray[np.float32]) -> tuple[Floats, Floats]:
+    """Of thumbnails [n, bands, edge, edge] the deviation of each band and correlation of every two.
+
+    [n, bands], and [n, pairs] rounded to 4 decimals.
+    """
+    means = _means(small)
+    values = small - means.astype(np.float32)[..., None, None]
+    values = values.reshape(*small.shape[:2], -1)
+    products = (values @ values.transpose(0, 2, 1)).astype(np.float64)
+    lengths = np.sqrt(np.einsum("nbb->nb", products))
+    lengths[lengths <= FLAT * np.abs(means) * np.sqrt(values.shape[2])] = 0
+    both = lengths[:, :, None] * lengths[:, None]
+    scaled = np.divide(products, both, out=np.zeros_like(both), where=both > 0)
+    high, low = np.tril_indices(small.shape[1], -1)
+    return lengths / np.sqrt(values.shape[2]), np.round(scaled[:, low, high], 4)

@@ -29,6 +29,7 @@ from geofm.curation.fused import CPU_BATCH, fuse_for_cpu
 from geofm.curation.parts import ChipRef, chips_by_part, covers, ok_chips, read_pixels
 from geofm.curation.pictures import picture
 from geofm.encoders import Encoder, features, load_encoder
+from geofm.memory import keep_freed_memory
 from geofm.settings import EmbedSettings
 from geofm.threads import in_order, one_torch_thread
 
@@ -74,6 +75,8 @@ def work(job: Job, part: Part, folder: Path) -> None:
     chips, settings, name = job.inputs["chips"], _settings(job), part.payload["part"]
     refs = chips_by_part(chips)[name]
     device = encoder_device(job.device)
+    if device == "cpu":
+        keep_freed_memory()
     encoder = chip_encoder(settings.encoder, settings.size_px, device)
     pixels = read_pixels(chips, name, refs)
     size = min(settings.batch, CPU_BATCH) if device == "cpu" else settings.batch

@@ -77,7 +77,10 @@ def covers(chips: Artifact, part: str, refs: list[ChipRef]) -> list[Any]:
 
 
 def read_pixels(chips: Artifact, part: str, refs: list[ChipRef]) -> Iterator[NDArray[Any]]:
-    """Pixels [bands, height, width] of each chip of a part, in order; not to be written to."""
+    """Pixels [bands, height, width] of each chip of a part, in order.
+
+    Not to be written to, and to be used before the next are asked for (``read_ranges``).
+    """
     for data in read_ranges(chips.local(part), [(ref.offset, ref.size) for ref in refs]):
         yield chip_from_bytes(data)
 

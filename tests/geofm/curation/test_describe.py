@@ -11,7 +11,13 @@ from data_catalog.run import make_job, plan_parts, run_stage, seal, work_parts
 from data_catalog.store import open_store
 from geofm.curation import describe
 from geofm.curation.describe import load_descriptors
-from geofm.curation.descriptors import gradient_energy, measure, shrink, small_enough
+from geofm.curation.descriptors import (
+    gradient_energy,
+    measure,
+    measure_all,
+    shrink,
+    small_enough,
+)
 from geofm.curation.hashing import turn
 from geofm.imagery.radiometry import to_unit
 from geofm.settings import Section
@@ -97,6 +103,23 @@ def test_large_chips_are_halved_first():
     small, same = measure(np.rint(halves).astype(np.uint16), BANDS, [1e-4] * 3)
     assert facts["entropy"] == pytest.approx(small["entropy"], abs=0.05)
     assert np.abs(thumbnail.astype(int) - same).max() <= 1
+
+
+def test_chips_described_together_are_described_as_each_alone():
+    chips = [texture(n, size=256, bands=4) for n in range(5)]
+    chips.append(np.full((4, 256, 256), 900, np.uint16))
+    chips.append(np.full((4, 256, 256), 65535, np.uint16))
+    bands, scale = ["red", "green", "blue", "nir"], [1e-4, 2e-4, 1e-4, 3e-4]
+    rows, thumbnails = measure_all(iter(chips), bands, scale)
+    assert len(rows) == len(thumbnails) == len(chips)
+    for pixels, row, thumbnail in zip(chips, rows, thumbnails, strict=True):
+        alone, same = measure(pixels, bands, scale)
+        assert row == alone
+        assert (thumbnail == same).all()
+    assert [row["constant"] for row in rows] == [False] * 5 + [True, True]
+    assert rows[-1]["saturation"] == 1 and rows[-2]["saturation"] == 0
+    assert rows[-1]["entropy"] == rows[-1]["gradient"] == 0
+    assert rows[-1]["band_correlation"] == [0] * 6
 
 
 def test_bytes_do_not_depend_on_workers_or_order(tmp_path: Path):

@@ -114,10 +114,13 @@ def test_a_network_that_fusing_would_change_is_left_alone():
 
 
 @pytest.mark.parametrize("edge", [16, 32, 40, 64])
-@pytest.mark.parametrize(("dtype", "scale"), [("uint8", 1.0), ("uint16", 1e-4), ("int16", 1e-4)])
-def test_a_picture_is_what_the_encoder_would_make_of_rgb(edge, dtype, scale):
+@pytest.mark.parametrize(
+    ("dtype", "scale", "most"),
+    [("uint8", 1.0, 255), ("uint16", 1e-4, 5000), ("uint16", 7.5e-6, 65535), ("int16", 1e-4, 5000)],
+)
+def test_a_picture_is_what_the_encoder_would_make_of_rgb(edge, dtype, scale, most):
     draw = np.random.default_rng(edge)
-    pixels = draw.integers(0, 256 if dtype == "uint8" else 5000, (4, edge, edge)).astype(dtype)
+    pixels = draw.integers(0, most + 1, (4, edge, edge)).astype(dtype)
     bands = ["nir", "blue", "green", "red"]
     mean, std = (0.1, 0.4, 0.7), (0.2, 0.5, 0.9)
     encoder = Encoder("none", torch.nn.Identity(), mean, std, 3, "", 32, True)

@@ -24,7 +24,8 @@ def test_members_are_where_the_writer_says(tmp_path: Path):
         assert member.name == name
         assert whole[member.offset : member.offset + member.size] == data
         assert member.sha256 == hashlib.sha256(data).hexdigest()
-    found = list(read_ranges(path, [(m.offset, m.size) for m in written[::-1]]))
+    ranges = [(member.offset, member.size) for member in written[::-1]]
+    found = [bytes(data) for data in read_ranges(path, ranges)]
     assert found == [data for _, data in MEMBERS[::-1]]
     with path.open("rb") as file:
         assert [(name, data) for name, _, data in walk(file)] == MEMBERS
