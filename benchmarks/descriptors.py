@@ -42,7 +42,7 @@ def main() -> None:
     )
     parser.add_argument("--chips", type=int, default=2048)
     parser.add_argument("--embed-chips", type=int, default=1024)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=9)
     asked = parser.parse_args()
     cores = len(os.sched_getaffinity(0))
     rows: list[dict[str, Any]] = []
@@ -51,6 +51,7 @@ def main() -> None:
         place = Path(folder)
         for count in {*counts.values(), PER_TAR}:
             write_chips(place / str(count), count)
+        os.sync()  # nothing is timed while the disk still writes them
         for workers in sorted({1, cores}):
             with started(workers) as pool:
                 measure(dict.fromkeys(counts, PER_TAR), place, workers, pool)  # untimed

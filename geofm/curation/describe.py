@@ -79,25 +79,36 @@ def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
     """Join the parts in the order of ``chips.parquet``: row r of both files is one chip."""
     ids = ok_chips(job.inputs["chips"], ["chip_id"])["chip_id"].astype(str)
     row_of = {chip_id: row for row, chip_id in enumerate(ids)}
-    shape = (len(ids), THUMBNAIL, THUMBNAIL)
-    if not len(ids):  # nothing can be mapped
-        np.save(folder / THUMBNAILS, np.empty(shape, np.uint8))
+    if not len(ids):
+        np.save(folder / THUMBNAILS, np.empty((0, THUMBNAIL, THUMBNAIL), np.uint8))
         write_table(pd.DataFrame({"chip_id": ids}), folder / TABLE)
         return Sealed(counts={"rows_in": 0, "rows_out": 0}, facts={"thumbnail_px": THUMBNAIL})
     joined = read_rows(part / ROWS for part in folders)
-    place = joined["chip_id"].map(row_of).to_numpy()
-    thumbnails = np.lib.format.open_memmap(folder / THUMBNAILS, "w+", np.uint8, shape)
-    done = 0
-    for part in folders:
-        some = np.load(part / THUMBNAILS)
-        thumbnails[place[done : done + len(some)]] = some
-        done += len(some)
-    thumbnails.flush()
+    place = [row_of[chip_id] for chip_id in joined["chip_id"]]
+    _join_thumbnails(folders, place, folder / THUMBNAILS)
     write_table(joined.iloc[np.argsort(place, kind="stable")], folder / TABLE)
     return Sealed(
         counts={"rows_in": len(ids), "rows_out": len(joined)},
         facts={"thumbnail_px": THUMBNAIL, "constant": int(joined["constant"].sum())},
     )
+
+
+def _join_thumbnails(folders: list[Path], place: list[int], target: Path) -> None:
+    """Write the thumbnails of all parts as one array, each at its row, a part in memory at a time.
+
+    By writing: a mapped file ends the process where the disk is full.
+    """
+    rows = iter(place)
+    about = {"descr": "|u1", "fortran_order": False, "shape": (len(place), THUMBNAIL, THUMBNAIL)}
+    with target.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, about)
+        head = file.tell()
+        for part in folders:
+            for thumbnail in np.load(part / THUMBNAILS):
+                at = head + next(rows) * THUMBNAIL**2
+                if file.tell() != at:
+                    file.seek(at)
+                file.write(thumbnail)
 
 
 def load_descriptors(
