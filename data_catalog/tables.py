@@ -66,16 +66,29 @@ def write_rows(
     """
     sink = pa.BufferOutputStream()
     for rows, columns in tables:
-        arrays = [
-            pa.array([_plain(row.get(name, usual)) for row in rows], kind)
-            for name, (kind, usual) in columns.items()
-        ]
-        fields = [(name, kind) for name, (kind, _) in columns.items()]
-        batch = pa.record_batch(arrays, schema=pa.schema(fields, {NOTE: note}))
-        with pa.ipc.new_stream(sink, batch.schema) as stream:
-            stream.write_batch(batch)
+        values = {
+            name: [_plain(row.get(name, usual)) for row in rows]
+            for name, (_, usual) in columns.items()
+        }
+        _append(sink, values, {name: kind for name, (kind, _) in columns.items()}, note)
         note = b""  # it stands in the first
     path.write_bytes(sink.getvalue())
+
+
+def write_columns(path: Path, values: Mapping[str, Any], kinds: Mapping[str, pa.DataType]) -> None:
+    """Write a part's rows that are there by columns (lists or arrays), as ``kinds`` orders them."""
+    sink = pa.BufferOutputStream()
+    _append(sink, values, kinds, b"")
+    path.write_bytes(sink.getvalue())
+
+
+def _append(
+    sink: Any, values: Mapping[str, Any], kinds: Mapping[str, pa.DataType], note: bytes
+) -> None:
+    arrays = [pa.array(values[name], kind) for name, kind in kinds.items()]
+    batch = pa.record_batch(arrays, schema=pa.schema(list(kinds.items()), {NOTE: note}))
+    with pa.ipc.new_stream(sink, batch.schema) as stream:
+        stream.write_batch(batch)
 
 
 def _plain(value: Any) -> Any:

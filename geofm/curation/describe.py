@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from data_catalog.artifact import Artifact
 from data_catalog.errors import RunError
 from data_catalog.stage import Job, Part, Sealed, Stage
-from data_catalog.tables import Columns, read_rows, write_rows, write_table
+from data_catalog.tables import read_rows, write_columns, write_table
 from geofm.curation.descriptors import THUMBNAIL, measure_all
 from geofm.curation.hashing import canonical_hash, hash_thumbnails
 from geofm.curation.parts import chips_by_part, covers, ok_chips, read_pixels
@@ -28,20 +28,20 @@ TABLE, THUMBNAILS, ROWS = "descriptors.parquet", "thumbnails.npy", "rows.arrow"
 #: Chips whose thumbnails are kept in memory, to be described together.
 TOGETHER = 16
 _REAL, _REALS, _HASH = pa.float64(), pa.list_(pa.float64()), pa.uint64()
-#: Columns of ``descriptors.parquet``; every row has all of them.
-COLUMNS: Columns = {
-    "chip_id": (pa.string(), None),
-    "hash": (_HASH, None),
-    "hash_canonical": (_HASH, None),
-    "entropy": (_REAL, None),
-    "gradient": (_REAL, None),
-    "saturation": (_REAL, None),
-    "constant": (pa.bool_(), None),
-    "band_means": (_REALS, None),
-    "band_stds": (_REALS, None),
-    "band_correlation": (_REALS, None),
-    "thumbnail_low": (_REAL, None),
-    "thumbnail_high": (_REAL, None),
+#: Columns of ``descriptors.parquet``.
+COLUMNS = {
+    "chip_id": pa.string(),
+    "hash": _HASH,
+    "hash_canonical": _HASH,
+    "entropy": _REAL,
+    "gradient": _REAL,
+    "saturation": _REAL,
+    "constant": pa.bool_(),
+    "band_means": _REALS,
+    "band_stds": _REALS,
+    "band_correlation": _REALS,
+    "thumbnail_low": _REAL,
+    "thumbnail_high": _REAL,
 }
 
 
@@ -59,19 +59,22 @@ def work(job: Job, part: Part, folder: Path) -> None:
     chips, name = job.inputs["chips"], part.payload["part"]
     refs = chips_by_part(chips)[name]
     pixels = read_pixels(chips, name, refs)
-    rows: list[dict[str, Any]] = []
+    columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
     thumbnails = np.empty((len(refs), THUMBNAIL, THUMBNAIL), np.uint8)
     for (bands, scale), alike in groupby(refs, lambda ref: (ref.bands, ref.scale)):
         while some := list(islice(alike, TOGETHER)):
-            here = slice(len(rows), len(rows) + len(some))
+            done = len(columns["chip_id"])
+            here = slice(done, done + len(some))
             measured, thumbnails[here] = measure_all(islice(pixels, len(some)), bands, scale)
-            rows += [
-                {"chip_id": ref.chip_id, **row} for ref, row in zip(some, measured, strict=True)
-            ]
+            columns["chip_id"] += [ref.chip_id for ref in some]
+            for column, values in measured.items():
+                columns[column] += values
     hashes = hash_thumbnails(thumbnails)
-    for row, own, canonical in zip(rows, hashes, canonical_hash(hashes), strict=True):
-        row.update(hash=own, hash_canonical=canonical)
-    write_rows(folder / ROWS, (rows, COLUMNS))
+    write_columns(
+        folder / ROWS,
+        {**columns, "hash": hashes, "hash_canonical": canonical_hash(hashes)},
+        COLUMNS,
+    )
     np.save(folder / THUMBNAILS, thumbnails)
 
 

@@ -175,14 +175,14 @@ def measure(
     pixels: NDArray[np.generic], bands: Sequence[str], scale: Sequence[float]
 ) -> tuple[dict[str, Any], NDArray[np.uint8]]:
     """Descriptors and thumbnail (uint8 [64, 64]) of one chip; as ``measure_all`` makes them."""
-    rows, thumbnails = measure_all([pixels], bands, scale)
-    return rows[0], thumbnails[0]
+    measured, thumbnails = measure_all([pixels], bands, scale)
+    return {name: values[0] for name, values in measured.items()}, thumbnails[0]
 
 
 def measure_all(
     chips: Iterable[NDArray[np.generic]], bands: Sequence[str], scale: Sequence[float]
-) -> tuple[list[dict[str, Any]], NDArray[np.uint8]]:
-    """Descriptors of each chip, and the thumbnails.
+) -> tuple[dict[str, list[Any]], NDArray[np.uint8]]:
+    """Descriptors of chips as columns, and the thumbnails.
 
     What a picture is large for is done chip by chip, while it lies in the processor's cache; the
     small rest for all of them together.
@@ -212,19 +212,18 @@ def measure_all(
     levels, gradients, means, constant = zip(*found, strict=True)
     thumbnails, low, high = _stretch(luminance(np.stack([bands[visible] for bands in small], 1)))
     deviations, correlations = _spread(np.stack(small))
-    columns = {
+    measured: dict[str, list[Any]] = {
         "entropy": _entropy(np.stack(levels)).tolist(),
-        "gradient": gradients,
+        "gradient": list(gradients),
         "saturation": [float(one[255] / one.sum()) for one in levels],
-        "constant": constant,
-        "band_means": [one.tolist() for one in means],
+        "constant": list(constant),
+        "band_means": np.stack(means).tolist(),
         "band_stds": deviations.tolist(),
         "band_correlation": correlations.tolist(),
         "thumbnail_low": low.tolist(),
         "thumbnail_high": high.tolist(),
     }
-    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-    return rows, thumbnails
+    return measured, thumbnails
 
 
 def describe(

@@ -110,7 +110,8 @@ def test_chips_described_together_are_described_as_each_alone():
     chips.append(np.full((4, 256, 256), 900, np.uint16))
     chips.append(np.full((4, 256, 256), 65535, np.uint16))
     bands, scale = ["red", "green", "blue", "nir"], [1e-4, 2e-4, 1e-4, 3e-4]
-    rows, thumbnails = measure_all(iter(chips), bands, scale)
+    measured, thumbnails = measure_all(iter(chips), bands, scale)
+    rows = [dict(zip(measured, row, strict=True)) for row in zip(*measured.values(), strict=True)]
     assert len(rows) == len(thumbnails) == len(chips)
     for pixels, row, thumbnail in zip(chips, rows, thumbnails, strict=True):
         alone, same = measure(pixels, bands, scale)
