@@ -38,7 +38,7 @@ def is_monotone(described: pd.DataFrame) -> NDArray[np.bool_]:
 
 
 def luminance(rgb: Sequence[NDArray[np.float32]] | NDArray[np.float32]) -> NDArray[np.float32]:
-    """Grey picture [height, width] of red, green and blue [height, width]."""
+    """Grey pictures [..., height, width] of red, green and blue [..., height, width]."""
     weights = LUMA.astype(np.float32)
     grey = rgb[0] * weights[0]
     for band, weight in zip(rgb[1:], weights[1:], strict=True):
@@ -200,23 +200,25 @@ def measure_all(
         ``thumbnail_high`` (unit grey that bytes 0 and 255 stand for);
         and the thumbnails, uint8 [n, 64, 64].
     """
-    visible = list(rgb_index(bands))
-    found, small = [], []
+    visible = rgb_index(bands)
+    small, levels, gradients, means, constant = [], [], [], [], []
     for pixels in chips:
         counts = small_enough(pixels)
         factors = _factors(pixels.dtype, tuple(scale))
         small.append(shrink(counts) * factors)
         grey = _picture(counts, visible, factors.ravel())
-        gradient = gradient_energy(grey) / 255**2
-        found.append((_levels(grey), gradient, _means(counts) * factors.ravel(), _constant(pixels)))
-    levels, gradients, means, constant = zip(*found, strict=True)
-    thumbnails, low, high = _stretch(luminance(np.stack([bands[visible] for bands in small], 1)))
-    deviations, correlations = _spread(np.stack(small))
+        levels.append(_levels(grey))
+        gradients.append(gradient_energy(grey) / 255**2)
+        means.append(_means(counts) * factors.ravel())
+        constant.append(_constant(pixels))
+    shown, thumbs = np.stack(levels), np.stack(small)
+    thumbnails, low, high = _stretch(luminance([thumbs[:, band] for band in visible]))
+    deviations, correlations = _spread(thumbs)
     measured: dict[str, list[Any]] = {
-        "entropy": _entropy(np.stack(levels)).tolist(),
-        "gradient": list(gradients),
-        "saturation": [float(one[255] / one.sum()) for one in levels],
-        "constant": list(constant),
+        "entropy": _entropy(shown).tolist(),
+        "gradient": gradients,
+        "saturation": (shown[:, 255] / shown.sum(axis=1)).tolist(),
+        "constant": constant,
         "band_means": np.stack(means).tolist(),
         "band_stds": deviations.tolist(),
         "band_correlation": correlations.tolist(),
@@ -255,7 +257,7 @@ def _means(values: NDArray[np.float32]) -> Floats:
 
 
 def _picture(
-    counts: NDArray[np.float32], visible: list[int], factors: NDArray[np.float32]
+    counts: NDArray[np.float32], visible: Sequence[int], factors: NDArray[np.float32]
 ) -> NDArray[np.float32]:
     """Grey of unit RGB clipped to 1, in 0..255: [height, width]."""
     grey = np.zeros(counts.shape[1:], np.float32)
