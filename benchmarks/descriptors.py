@@ -3,7 +3,8 @@
 Chips of 256 px and 4 bands lie in tars of a real store. ``describe`` and ``embed`` are the whole
 stages (plan, reading, work, seal) with one process and with as many as there are cores, each a
 share of the parts, as the runners do it. ``model`` is the bare forward pass of the same encoder on
-pictures that are ready in memory, as the stage batches them.
+pictures that are ready in memory, as the stage batches them. ``cpu_ms_per_chip`` is the processor
+time of all processes, ``cheaper_than_embed`` that of embedding as a multiple of it.
 
     python benchmarks/descriptors.py [--chips 2048] [--embed-chips 1024]
 """
@@ -65,29 +66,34 @@ def main() -> None:
 
 def measure(
     counts: dict[str, int], place: Path, workers: int, pool: ProcessPoolExecutor
-) -> dict[str, float]:
-    """Chips per second of each kind of work, one after the other."""
-    rates = {}
+) -> dict[str, tuple[float, float]]:
+    """Chips per second and processor seconds per chip of each kind of work, one after the other."""
+    found = {}
     for what, count in counts.items():
         if what == "model":
-            rates[what] = bare(count // workers, workers, pool)
+            found[what] = bare(count // workers, workers, pool)
         else:
-            rates[what] = timed(what, place / str(count), workers, pool)
-    print(workers, {what: round(rate, 1) for what, rate in rates.items()}, flush=True)
-    return rates
+            found[what] = timed(what, place / str(count), workers, pool)
+    told = {what: f"{rate:.0f}/s, {cpu * 1e3:.3f} ms" for what, (rate, cpu) in found.items()}
+    print(workers, told, flush=True)
+    return found
 
 
-def row(what: str, workers: int, chips: int, rounds: list[dict[str, float]]) -> dict[str, Any]:
+def row(what: str, workers: int, chips: int, rounds: list[dict[str, Any]]) -> dict[str, Any]:
     """One line of the table; ratios are medians of those of each round."""
     names = ("geofm", "numpy", "torch", "timm")
-    rates = [one[what] for one in rounds]
+    rates = [one[what][0] for one in rounds]
     of_model, of_embed = (
-        float(np.median([one[what] / one[base] for one in rounds])) for base in ("model", "embed")
+        float(np.median([one[what][0] / one[base][0] for one in rounds]))
+        for base in ("model", "embed")
     )
+    cpu = float(np.median([one[what][1] for one in rounds]))
+    cheaper = float(np.median([one["embed"][1] / one[what][1] for one in rounds]))
     return {
         "what": what, "processes": workers, "chips": chips, "size_px": SIZE, "bands": len(BANDS),
         "chips_per_s": round(float(np.median(rates)), 1), "of_model": round(of_model, 3),
-        "of_embed": round(of_embed, 2),
+        "of_embed": round(of_embed, 2), "cpu_ms_per_chip": round(cpu * 1e3, 3),
+        "cheaper_than_embed": round(cheaper, 2),
         "slowest": round(min(rates), 1), "fastest": round(max(rates), 1),
         "machine": platform.machine(), "cores": len(os.sched_getaffinity(0)),
         "versions": " ".join(f"{name} {version(name)}" for name in names),
@@ -122,12 +128,14 @@ def the_job(stage: str, folder: Path, place: Path) -> tuple[Any, Any]:
     return one, make_job(one, open_store(place), {"chips": chips}, settings)
 
 
-def share(stage: str, folder: Path, place: Path, first: int, step: int) -> None:
-    """Work on every ``step``-th part."""
+def share(stage: str, folder: Path, place: Path, first: int, step: int) -> float:
+    """Work on every ``step``-th part; how much processor time (s) that took."""
     from data_catalog.run import read_plan, work_parts
 
+    began = time.process_time()
     one, job = the_job(stage, folder, place)
     work_parts(one, job, read_plan(job)[first::step])
+    return time.process_time() - began
 
 
 def warm() -> None:
@@ -156,33 +164,34 @@ def initializer(ready: Any) -> None:
     ready.wait(120)
 
 
-def timed(stage: str, folder: Path, workers: int, pool: ProcessPoolExecutor) -> float:
-    """Chips per second of a whole stage: plan, reading, work, seal."""
+def timed(stage: str, folder: Path, workers: int, pool: ProcessPoolExecutor) -> tuple[float, float]:
+    """Chips per second and processor seconds per chip of a stage: plan, reading, work, seal."""
     from data_catalog.run import plan_parts, seal
 
     with tempfile.TemporaryDirectory() as store:
         one, job = the_job(stage, folder, Path(store))
-        began = time.perf_counter()
+        began, used = time.perf_counter(), time.process_time()
         parts = plan_parts(one, job)
         calls = [
             pool.submit(share, stage, folder, Path(store), first, workers)
             for first in range(workers)
         ]
-        for call in calls:
-            call.result()
+        spent = sum(call.result() for call in calls)
         artifact, _ = seal(one, job, parts)
-        return int(artifact.manifest.counts["rows_out"]) / (time.perf_counter() - began)
+        count = int(artifact.manifest.counts["rows_out"])
+        took, spent = time.perf_counter() - began, spent + time.process_time() - used
+        return count / took, spent / count
 
 
-def bare(count: int, workers: int, pool: ProcessPoolExecutor) -> float:
-    """Chips per second of the model alone, from the first process's start to the last one's end."""
+def bare(count: int, workers: int, pool: ProcessPoolExecutor) -> tuple[float, float]:
+    """The same of the model alone, from the first process's start to the last one's end."""
     calls = [pool.submit(forward, count) for _ in range(workers)]
-    done, began, ended = zip(*(call.result() for call in calls), strict=True)
-    return float(sum(done) / (max(ended) - min(began)))
+    done, began, ended, used = zip(*(call.result() for call in calls), strict=True)
+    return float(sum(done) / (max(ended) - min(began))), float(sum(used) / sum(done))
 
 
-def forward(count: int) -> tuple[int, float, float]:
-    """The encoder on batches in memory: how many chips, and when it began and ended."""
+def forward(count: int) -> tuple[int, float, float, float]:
+    """The encoder on batches in memory: how many chips, its begin and end, processor time."""
     import torch
 
     from geofm.curation import embed
@@ -193,10 +202,11 @@ def forward(count: int) -> tuple[int, float, float]:
     images = torch.rand(embed.CPU_BATCH, 3, 128, 128).to(memory_format=torch.channels_last)
     batches = count // len(images)
     with one_torch_thread():
-        began = time.perf_counter()
+        began, used = time.perf_counter(), time.process_time()
         for _ in range(batches):
             features(encoder, images)
-        return batches * len(images), began, time.perf_counter()
+        ended = time.perf_counter()
+        return batches * len(images), began, ended, time.process_time() - used
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ the same bits on any processor.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import faiss  # noqa: F401  before torch: both bring an OpenMP
@@ -51,13 +52,19 @@ def picture(
     ):
         white = np.rint(min(1 / factors[band], np.iinfo(np.uint16).max)).astype(np.uint16)
         counts = np.ascontiguousarray(pixels[band], dtype=np.uint16)
-        if counts.max() > white:  # a row of limits: with one number it takes four times as long
-            counts = np.minimum(counts, np.full(2 * size_px, white))
+        if counts.max() > white:
+            counts = np.minimum(counts, _limits(int(white), 2 * size_px))
         np.multiply(halve(counts), factors[band] / np.float32(std * WEIGHT), out=image)
         for rim in (image[0], image[-1], image[:, 0], image[:, -1]):
             rim *= np.float32(AT_RIM)  # noqa: PLW2901  (in place)
         np.subtract(image, np.float32(mean / std), out=image)
     return torch.from_numpy(found)
+
+
+@lru_cache(maxsize=8)
+def _limits(white: int, edge: int) -> NDArray[np.uint16]:
+    """A picture of one count: to compare with a single number takes numpy four times as long."""
+    return np.full((edge, edge), white, np.uint16)
 
 
 def halve(counts: NDArray[np.uint16]) -> NDArray[np.float32]:
@@ -76,9 +83,10 @@ def halve(counts: NDArray[np.uint16]) -> NDArray[np.float32]:
         both = rows.view("<u4")
         even, odd = both & np.uint32(0xFFFF), both >> np.uint32(16)
     else:
-        even, odd = rows[:, ::2], rows[:, 1::2]
+        even, odd = rows[:, ::2].copy(), rows[:, 1::2].copy()
     found = even + odd
     found *= np.uint32(3)
-    found[:, 1:] += odd[:, :-1]
-    found[:, :-1] += even[:, 1:]
+    even[:, 0] = odd[:, -1] = 0  # so that neighbours can be added over the ends of rows
+    found.reshape(-1)[1:] += odd.reshape(-1)[:-1]
+    found.reshape(-1)[:-1] += even.reshape(-1)[1:]
     return found.astype(np.float32)  # exact: below 2^24
