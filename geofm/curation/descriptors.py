@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from geofm.imagery.radiometry import rgb_index, to_unit
+from geofm.imagery.radiometry import rgb_index, unit_per_count
 
 Floats = NDArray[np.float64]
 #: Rec. 601 luma weights of red, green and blue.
@@ -204,12 +204,12 @@ def measure_all(
     small, levels, gradients, means, constant = [], [], [], [], []
     for pixels in chips:
         counts = small_enough(pixels)
-        factors = _factors(pixels.dtype, tuple(scale))
-        small.append(shrink(counts) * factors)
-        grey = _picture(counts, visible, factors.ravel())
+        factors = unit_per_count(pixels.dtype, tuple(scale))
+        small.append(shrink(counts) * factors[:, None, None])
+        grey = _picture(counts, visible, factors)
         levels.append(_levels(grey))
         gradients.append(gradient_energy(grey) / 255**2)
-        means.append(_means(counts) * factors.ravel())
+        means.append(_means(counts) * factors)
         constant.append(_constant(pixels))
     shown, thumbs = np.stack(levels), np.stack(small)
     thumbnails, low, high = _stretch(luminance([thumbs[:, band] for band in visible]))
@@ -233,12 +233,6 @@ def describe(
 ) -> dict[str, Any]:
     """The numbers of ``measure`` alone."""
     return measure(pixels, bands, scale)[0]
-
-
-@lru_cache(maxsize=8)
-def _factors(dtype: np.dtype[Any], scale: tuple[float, ...]) -> NDArray[np.float32]:
-    """Unit per count, [bands, 1, 1]."""
-    return to_unit(np.ones((len(scale), 1, 1), dtype), scale)
 
 
 def _constant(pixels: NDArray[np.generic]) -> bool:

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from geofm.encoders import Encoder, normalise, resize
-from geofm.imagery.radiometry import rgb_index, to_rgb, to_unit
+from geofm.imagery.radiometry import rgb_index, to_rgb, unit_per_count
 
 #: What the sums of ``halve`` are multiples of: 8 along each axis, 7 at the rim.
 WEIGHT, AT_RIM = 64, 8 / 7
@@ -45,18 +45,17 @@ def picture(
     if not whole or pixels.shape[1:] != (2 * size_px, 2 * size_px):
         rgb = torch.from_numpy(to_rgb(pixels, bands, scale)).unsqueeze(0)
         return normalise(encoder, resize(rgb, size_px))[0]
-    factors = to_unit(np.ones((len(pixels), 1, 1), pixels.dtype), scale).ravel()
+    factors = unit_per_count(pixels.dtype, tuple(scale))
     found = np.empty((3, size_px, size_px), dtype=np.float32)
-    for image, band, mean, std in zip(
-        found, rgb_index(bands), encoder.mean, encoder.std, strict=True
-    ):
-        white = np.rint(min(1 / factors[band], np.iinfo(np.uint16).max)).astype(np.uint16)
+    for image, band, std in zip(found, rgb_index(bands), encoder.std, strict=True):
         counts = np.ascontiguousarray(pixels[band], dtype=np.uint16)
-        if counts.max() > white:
-            counts = np.minimum(counts, _limits(int(white), 2 * size_px))
-        np.multiply(halve(counts), factors[band] / np.float32(std * WEIGHT), out=image)
-        for rim in (image[0], image[-1], image[:, 0], image[:, -1]):
-            rim *= np.float32(AT_RIM)  # noqa: PLW2901  (in place)
+        most, white = int(counts.max()), round(min(float(1 / factors[band]), 2**16 - 1))
+        if most > white:
+            counts, most = np.minimum(counts, _limits(white, 2 * size_px)), white
+        np.multiply(halve(counts, most), factors[band] / np.float32(std * WEIGHT), out=image)
+    for rim in (found[:, 0], found[:, -1], found[:, :, 0], found[:, :, -1]):
+        rim *= np.float32(AT_RIM)  # noqa: PLW2901  (in place)
+    for image, mean, std in zip(found, encoder.mean, encoder.std, strict=True):
         np.subtract(image, np.float32(mean / std), out=image)
     return torch.from_numpy(found)
 
@@ -67,14 +66,14 @@ def _limits(white: int, edge: int) -> NDArray[np.uint16]:
     return np.full((edge, edge), white, np.uint16)
 
 
-def halve(counts: NDArray[np.uint16]) -> NDArray[np.float32]:
-    """Sums [height / 2, width / 2] of 4 × 4 counts, weighted 1, 3, 3, 1 along each axis.
+def halve(counts: NDArray[np.uint16], most: int) -> NDArray[np.float32]:
+    """Sums [height / 2, width / 2] of 4 × 4 counts (``most`` or less), weighted 1, 3, 3, 1.
 
     ``WEIGHT`` times a mean, less at the rim, where weights are missing. Where sums of 8 counts
     have 16 bits, as those of reflectance do, two neighbours in a row are then read as one number:
     several times as fast as to step over every other.
     """
-    short = counts.max(initial=0) < 2**13
+    short = most < 2**13
     rows = np.add(counts[::2], counts[1::2], dtype=np.uint16 if short else np.uint32)
     rows *= rows.dtype.type(3)
     rows[1:] += counts[1:-1:2]

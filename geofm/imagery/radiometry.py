@@ -8,6 +8,8 @@ above 1 (cloud, snow, near infrared of dense vegetation) are kept; only pictures
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +30,12 @@ def to_unit(pixels: NDArray[np.generic], scale: Sequence[float]) -> NDArray[np.f
         return values / np.float32(255)
     factor = np.asarray(scale, dtype=np.float32) / np.float32(WHITE)
     return np.asarray(values * factor[:, None, None], dtype=np.float32)
+
+
+@lru_cache(maxsize=64)
+def unit_per_count(dtype: np.dtype[Any], scale: tuple[float, ...]) -> NDArray[np.float32]:
+    """What ``to_unit`` multiplies the counts of each band by, [bands]."""
+    return to_unit(np.ones((len(scale), 1, 1), dtype), scale).ravel()
 
 
 def rgb_index(bands: Sequence[str]) -> tuple[int, int, int]:
