@@ -228,13 +228,6 @@ def measure_all(
     return measured, thumbnails
 
 
-def describe(
-    pixels: NDArray[np.generic], bands: Sequence[str], scale: Sequence[float]
-) -> dict[str, Any]:
-    """The numbers of ``measure`` alone."""
-    return measure(pixels, bands, scale)[0]
-
-
 def _constant(pixels: NDArray[np.generic]) -> bool:
     """Whether every band has a single value; most that have not are told by two pixels."""
     if pixels[0, 0, 0] != pixels[0, -1, -1]:

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from geofm.curation.descriptors import describe, entropy_bits, gradient_energy, luminance
+from geofm.curation.descriptors import entropy_bits, gradient_energy, luminance, measure
 from geofm.curation.scores import apply_gates, quality
 from geofm.settings import CurateSettings
 
@@ -56,9 +56,9 @@ def test_gradient_energy():
 
 def test_describe_in_unit_space():
     pixels = np.full((3, 8, 8), 1500, dtype=np.uint16)
-    about = describe(pixels, ["red", "green", "blue"], [1e-4] * 3)
+    about, _ = measure(pixels, ["red", "green", "blue"], [1e-4] * 3)
     assert about["constant"] is True
     assert about["band_means"] == pytest.approx([0.5] * 3)
     pixels[0, 0, 0] = 3000
-    assert describe(pixels, ["red", "green", "blue"], [1e-4] * 3)["constant"] is False
+    assert measure(pixels, ["red", "green", "blue"], [1e-4] * 3)[0]["constant"] is False
     assert luminance(np.ones((3, 2, 2), dtype=np.float32)).max() == pytest.approx(1)
