@@ -141,9 +141,7 @@ def share(stage: str, folder: Path, place: Path, first: int, step: int) -> float
 def warm() -> None:
     """Import, build and try what a worker does once."""
     from geofm.curation import describe  # noqa: F401
-    from geofm.memory import keep_freed_memory
 
-    keep_freed_memory()  # as the stage does: the model alone is not to be slower for want of it
     forward(16)
 
 

@@ -22,6 +22,7 @@ from data_catalog.tables import read_rows, write_columns, write_table
 from geofm.curation.descriptors import THUMBNAIL, measure_all
 from geofm.curation.hashing import canonical_hash, hash_thumbnails
 from geofm.curation.parts import chips_by_part, covers, ok_chips, read_pixels
+from geofm.imagery.chips import npy_head
 
 VERSION = "5"
 TABLE, THUMBNAILS, ROWS = "descriptors.parquet", "thumbnails.npy", "rows.arrow"
@@ -102,13 +103,12 @@ def _join_thumbnails(folders: list[Path], place: list[int], target: Path) -> Non
     By writing: a mapped file ends the process where the disk is full.
     """
     rows = iter(place)
-    about = {"descr": "|u1", "fortran_order": False, "shape": (len(place), THUMBNAIL, THUMBNAIL)}
+    head = npy_head(np.dtype(np.uint8), (len(place), THUMBNAIL, THUMBNAIL))
     with target.open("wb") as file:
-        np.lib.format.write_array_header_1_0(file, about)
-        head = file.tell()
+        file.write(head)
         for part in folders:
             for thumbnail in np.load(part / THUMBNAILS):
-                at = head + next(rows) * THUMBNAIL**2
+                at = len(head) + next(rows) * THUMBNAIL**2
                 if file.tell() != at:
                     file.seek(at)
                 file.write(thumbnail)

@@ -16,7 +16,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from geofm.imagery.radiometry import rgb_index, unit_per_count
+from geofm.curation.hats import hat_sums
+from geofm.imagery.pixels import is_constant
+from geofm.imagery.radiometry import clipped, rgb_index, unit_per_count
 
 Floats = NDArray[np.float64]
 #: Rec. 601 luma weights of red, green and blue.
@@ -138,17 +140,7 @@ def _hat_sums(values: NDArray[np.float32], step: int, axis: int) -> NDArray[np.f
     halves = values if step == 1 else some(values, 0, step) + some(values, 1, step)
     for more in range(2, step):
         halves += some(values, more, step)
-    # copies in one piece: what lies in steps is slow to add, and taken from a row to the next it
-    # can be added at once for all, with zero at the rim
-    even, odd = some(halves, 0, 2).copy(), some(halves, 1, 2).copy()
-    found = even + odd
-    found *= np.float32(3)
-    some(even, 0, even.shape[axis])[...] = 0
-    some(odd, even.shape[axis] - 1, 1)[...] = 0
-    near = found[0, 0].size if axis == 1 else 1
-    found.reshape(-1)[near:] += odd.reshape(-1)[:-near]
-    found.reshape(-1)[:-near] += even.reshape(-1)[near:]
-    return found
+    return hat_sums(some(halves, 0, 2).copy(), some(halves, 1, 2).copy(), axis)
 
 
 @lru_cache(maxsize=8)
@@ -210,7 +202,7 @@ def measure_all(
         levels.append(_levels(grey))
         gradients.append(gradient_energy(grey) / 255**2)
         means.append(_means(counts) * factors)
-        constant.append(_constant(pixels))
+        constant.append(is_constant(pixels))
     shown, thumbs = np.stack(levels), np.stack(small)
     thumbnails, low, high = _stretch(luminance([thumbs[:, band] for band in visible]))
     deviations, correlations = _spread(thumbs)
@@ -228,14 +220,6 @@ def measure_all(
     return measured, thumbnails
 
 
-def _constant(pixels: NDArray[np.generic]) -> bool:
-    """Whether every band has a single value; most that have not are told by two pixels."""
-    if pixels[0, 0, 0] != pixels[0, -1, -1]:
-        return False
-    flat = pixels.reshape(len(pixels), -1)
-    return bool((flat == flat[:, :1]).all())
-
-
 def _means(values: NDArray[np.float32]) -> Floats:
     """Means of [..., rows, columns] over the last two axes: sums of rows, then in float64."""
     sums = np.einsum("...ij->...i", values)
@@ -249,16 +233,10 @@ def _picture(
     """Grey of unit RGB clipped to 1, in 0..255: [height, width]."""
     grey = np.zeros(counts.shape[1:], np.float32)
     for band, weight in zip(visible, LUMA, strict=True):
-        clipped = np.minimum(counts[band], _limits(float(1 / factors[band]), *counts.shape[1:]))
-        clipped *= np.float32(255 * weight) * factors[band]
-        grey += clipped
+        shown = clipped(counts[band], float(1 / factors[band]))
+        shown *= np.float32(255 * weight) * factors[band]
+        grey += shown
     return grey
-
-
-@lru_cache(maxsize=8)
-def _limits(limit: float, height: int, width: int) -> NDArray[np.float32]:
-    """One number for each pixel: to compare with a single one takes numpy three times as long."""
-    return np.full((height, width), limit, np.float32)
 
 
 def _spread(small: NDArray[np.float32]) -> tuple[Floats, Floats]:

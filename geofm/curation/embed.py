@@ -44,6 +44,7 @@ def chip_encoder(name: str, size_px: int, device: str) -> Encoder:
     """The encoder as chips are embedded by it: on the CPU with folded batch norms."""
     encoder = load_encoder(name, size_px=size_px)
     if device == "cpu":
+        keep_freed_memory()
         return fuse_for_cpu(encoder)
     encoder.model.to(device)
     return encoder
@@ -75,8 +76,6 @@ def work(job: Job, part: Part, folder: Path) -> None:
     chips, settings, name = job.inputs["chips"], _settings(job), part.payload["part"]
     refs = chips_by_part(chips)[name]
     device = encoder_device(job.device)
-    if device == "cpu":
-        keep_freed_memory()
     encoder = chip_encoder(settings.encoder, settings.size_px, device)
     pixels = read_pixels(chips, name, refs)
     size = min(settings.batch, CPU_BATCH) if device == "cpu" else settings.batch

@@ -8,7 +8,6 @@ the same bits on any processor.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
 import faiss  # noqa: F401  before torch: both bring an OpenMP
@@ -16,8 +15,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from geofm.curation.hats import hat_sums
 from geofm.encoders import Encoder, normalise, resize
-from geofm.imagery.radiometry import rgb_index, to_rgb, unit_per_count
+from geofm.imagery.radiometry import clipped, rgb_index, to_rgb, unit_per_count
 
 #: What the sums of ``halve`` are multiples of: 8 along each axis, 7 at the rim.
 WEIGHT, AT_RIM = 64, 8 / 7
@@ -51,19 +51,13 @@ def picture(
         counts = np.ascontiguousarray(pixels[band], dtype=np.uint16)
         most, white = int(counts.max()), round(min(float(1 / factors[band]), 2**16 - 1))
         if most > white:
-            counts, most = np.minimum(counts, _limits(white, 2 * size_px)), white
+            counts, most = clipped(counts, white), white
         np.multiply(halve(counts, most), factors[band] / np.float32(std * WEIGHT), out=image)
     for rim in (found[:, 0], found[:, -1], found[:, :, 0], found[:, :, -1]):
         rim *= np.float32(AT_RIM)  # noqa: PLW2901  (in place)
     for image, mean, std in zip(found, encoder.mean, encoder.std, strict=True):
         np.subtract(image, np.float32(mean / std), out=image)
     return torch.from_numpy(found)
-
-
-@lru_cache(maxsize=8)
-def _limits(white: int, edge: int) -> NDArray[np.uint16]:
-    """A picture of one count: to compare with a single number takes numpy four times as long."""
-    return np.full((edge, edge), white, np.uint16)
 
 
 def halve(counts: NDArray[np.uint16], most: int) -> NDArray[np.float32]:
@@ -74,18 +68,11 @@ def halve(counts: NDArray[np.uint16], most: int) -> NDArray[np.float32]:
     several times as fast as to step over every other.
     """
     short = most < 2**13
-    rows = np.add(counts[::2], counts[1::2], dtype=np.uint16 if short else np.uint32)
-    rows *= rows.dtype.type(3)
-    rows[1:] += counts[1:-1:2]
-    rows[:-1] += counts[2::2]
+    kind = np.dtype(np.uint16 if short else np.uint32)
+    rows = hat_sums(counts[::2].astype(kind), counts[1::2].astype(kind), 0)
     if short:
         both = rows.view("<u4")
         even, odd = both & np.uint32(0xFFFF), both >> np.uint32(16)
     else:
         even, odd = rows[:, ::2].copy(), rows[:, 1::2].copy()
-    found = even + odd
-    found *= np.uint32(3)
-    even[:, 0] = odd[:, -1] = 0  # so that neighbours can be added over the ends of rows
-    found.reshape(-1)[1:] += odd.reshape(-1)[:-1]
-    found.reshape(-1)[:-1] += even.reshape(-1)[1:]
-    return found.astype(np.float32)  # exact: below 2^24
+    return hat_sums(even, odd, 1).astype(np.float32)  # exact: below 2^24

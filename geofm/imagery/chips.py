@@ -22,12 +22,12 @@ HEAD = 128
 def chip_bytes(pixels: NDArray[np.generic]) -> bytes:
     """The ``.npy`` encoding (version 1.0, C order), the same bytes for the same pixels."""
     plain = np.ascontiguousarray(pixels)
-    return b"".join((_head(plain.dtype, plain.shape), plain.data))
+    return b"".join((npy_head(plain.dtype, plain.shape), plain.data))
 
 
 @lru_cache(maxsize=64)
-def _head(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
-    """What comes before the pixels; chips of an artifact have the same few heads."""
+def npy_head(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
+    """What comes before the numbers of a ``.npy``; chips of an artifact have the same few heads."""
     buffer = io.BytesIO()
     about = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(buffer, about)

@@ -157,11 +157,10 @@ def read_ranges(path: Path, ranges: Iterable[tuple[int, int]]) -> Iterator[memor
             if len(memory) < size:
                 memory = bytearray(size)
             file.seek(offset)
-            with memoryview(memory)[:size] as view:
-                found = file.readinto(view)
-            if found < size:
+            data = memoryview(memory)[:size]
+            if file.readinto(data) < size:
                 raise _cut_off(path, offset)
-            yield memoryview(memory).toreadonly()[:size]
+            yield data.toreadonly()
 
 
 def _cut_off(path: Path, offset: int) -> DamagedTar:
