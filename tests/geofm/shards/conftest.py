@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import pandas as pd
 import pytest
@@ -14,6 +16,7 @@ from data_catalog.store import Store
 from data_catalog.tables import write_table
 from geofm.settings import PackSettings
 from geofm.shards.pack import STAGE
+from geofm.shards.reader import ShardIndex
 from tests.geofm.curation.synthetic import Chip, make_chips, make_items, publish, texture
 
 Packer = Callable[..., Artifact]
@@ -53,6 +56,16 @@ def make_inputs(
 
 def some_chips(count: int = 24, dtype: str = "uint16") -> list[Chip]:
     return [Chip(texture(n, dtype=dtype), item=f"scene-{n % 3}") for n in range(count)]
+
+
+def shards_open(index: ShardIndex) -> int:
+    """How many of an index's tars this process holds open; others may close what they like."""
+    places = {os.path.realpath(file) for file in index.files}
+    found = 0
+    for number in os.listdir("/proc/self/fd"):  # noqa: PTH208
+        with suppress(FileNotFoundError):  # the listing's own
+            found += os.readlink(f"/proc/self/fd/{number}") in places  # noqa: PTH115
+    return found
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from geofm.shards.loader import SampleDataset, SampleStream
 from geofm.shards.order import BadState, Left, after, deal, epoch_order, merge
 from geofm.shards.pack import STAGE
 from geofm.shards.reader import DamagedShard, NoSuchSplit, ShardFiles, open_index
-from tests.geofm.shards.conftest import make_inputs, some_chips
+from tests.geofm.shards.conftest import make_inputs, shards_open, some_chips
 
 EXAMPLES = int(os.environ.get("GEOFM_EXAMPLES", "40"))
 
@@ -303,14 +303,12 @@ def test_splits_are_read_apart(pack):
 
 def test_threads_read_ahead_and_close_what_they_opened(resumable):
     index, _ = resumable
-    before = len(list(Path("/proc/self/fd").iterdir()))
     expected = read(SampleStream(index, 3))
     assert read(SampleStream(index, 3, threads=4, ahead_mib=0.02)) == expected
     with ShardFiles(index) as files:
         files.read(0)
-        assert len(list(Path("/proc/self/fd").iterdir())) > before
-    del files
-    assert len(list(Path("/proc/self/fd").iterdir())) <= before
+        assert shards_open(index) == 1
+    assert shards_open(index) == 0
     with pytest.raises(UsageError, match="digests=True"):
         SampleStream(index, check=True)
 
@@ -318,17 +316,16 @@ def test_threads_read_ahead_and_close_what_they_opened(resumable):
 def test_what_a_thread_has_open_goes_with_it(resumable, monkeypatch):
     index, _ = resumable
     monkeypatch.setattr("geofm.shards.reader.OPEN_FILES", (8, 8))
-    before = len(list(Path("/proc/self/fd").iterdir()))
     with ShardFiles(index) as files:
         for _ in range(5):
             thread = threading.Thread(target=files.read, args=(0,))
             thread.start()
             thread.join()
-        assert len(list(Path("/proc/self/fd").iterdir())) == before
+        assert shards_open(index) == 0
         for number in range(len(index)):  # so that all may be open that are allowed
             files.read(number)
-        shards = min(8, len(index.files))
-        assert len(list(Path("/proc/self/fd").iterdir())) == before + shards
+        assert shards_open(index) == min(8, len(index.files))
+    assert shards_open(index) == 0
 
 
 @pytest.mark.parametrize("shuffled", [True, False])
@@ -337,13 +334,12 @@ def test_more_shards_than_may_be_open_at_once(resumable, monkeypatch, shuffled):
     assert len(index.files) > 2
     expected = read(SampleStream(index, 3, shuffled=shuffled))
     monkeypatch.setattr("geofm.shards.reader.OPEN_FILES", (1, 1))
-    before = len(list(Path("/proc/self/fd").iterdir()))
     stream = SampleStream(index, 3, shuffled=shuffled, ahead_mib=0.02)
     found = []
     for batch in stream.batches():
         found.append(batch[0].key)
         stream.samples[len(found) % 17]  # others read through the same files
-        assert len(list(Path("/proc/self/fd").iterdir())) <= before + 4
+        assert shards_open(index) <= 4
     assert found == expected
 
 
