@@ -15,8 +15,8 @@ from geofm.stages import section_of
 
 #: Order of roles, first made first.
 ROLES = (
-    "items", "chips", "embeddings", "descriptors", "pool", "calibration", "pairs", "alike",
-    "decisions", "dataset", "model", "scores",
+    "items", "chips", "embeddings", "descriptors", "pool", "calibration", "buckets", "pairs",
+    "alike", "decisions", "dataset", "model", "scores",
 )  # fmt: skip
 MOST_ROWS = 100
 MOST_FACT = 320

@@ -28,13 +28,13 @@ def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
 
 
 INPUTS = (
-    "items", "chips", "embeddings", "descriptors", "pool", "calibration", "pairs", "alike",
-    "decisions", "dataset", "model", "scores",
+    "items", "chips", "embeddings", "descriptors", "pool", "calibration", "buckets", "pairs",
+    "alike", "decisions", "dataset", "model", "scores",
 )  # fmt: skip
 
 STAGE = Stage(
     name="report",
-    version="3",
+    version="4",
     kind="report",
     inputs=INPUTS,
     software=("matplotlib", "jinja2", "scikit-learn", "pillow"),

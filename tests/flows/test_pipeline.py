@@ -56,6 +56,8 @@ def test_a_run_seals_every_stage_and_reports(finished: tuple) -> None:
     assert result["counts"]["pack"]["rows_out"] > 50
     page = Path(result["report"]).read_text()
     assert "<img" in page
+    for stage, artifact in result["artifacts"].items():
+        assert stage == "report" or artifact.rpartition("/")[2] in page, stage
     assert result["ui"].startswith("http://127.0.0.1")
 
 

@@ -162,8 +162,9 @@ def make_run(
             "dim": vectors.shape[1],
         },
     )
-    for kind, stage in (("descriptors", "describe"), ("pool", "pool"), ("pairs", "pairs"),
-                        ("alike", "alike"), ("calibration", "calibrate")):  # fmt: skip
+    for kind, stage in (("descriptors", "describe"), ("pool", "pool"), ("buckets", "buckets"),
+                        ("pairs", "pairs"), ("alike", "alike"),
+                        ("calibration", "calibrate")):  # fmt: skip
         folder = _folder(work, kind)
         if kind == "calibration":
             write_table(_curve(), folder / "curve.parquet")
