@@ -13,7 +13,7 @@ from geofm.reporting.words import count, each, plain
 from geofm.settings import Recipe
 from geofm.stages import section_of
 
-#: Order of roles, first made first.
+#: What the page is made from, by role, first made first.
 ROLES = (
     "items", "chips", "embeddings", "descriptors", "pool", "calibration", "buckets", "pairs",
     "alike", "decisions", "dataset", "model", "scores",

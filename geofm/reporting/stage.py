@@ -11,6 +11,7 @@ from pathlib import Path
 from data_catalog.costs import costs
 from data_catalog.stage import Job, Sealed, Stage, no_parts, no_work
 from geofm.reporting.page import build_page
+from geofm.reporting.record_sections import ROLES
 
 
 def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
@@ -27,16 +28,11 @@ def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
     )
 
 
-INPUTS = (
-    "items", "chips", "embeddings", "descriptors", "pool", "calibration", "buckets", "pairs",
-    "alike", "decisions", "dataset", "model", "scores",
-)  # fmt: skip
-
 STAGE = Stage(
     name="report",
     version="4",
     kind="report",
-    inputs=INPUTS,
+    inputs=ROLES,
     software=("matplotlib", "jinja2", "scikit-learn", "pillow"),
     plan=no_parts,
     work=no_work,
