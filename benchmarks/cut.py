@@ -7,7 +7,9 @@ counted by the server. All readers run once in each of ``--repeats`` rounds, sin
 changes: ``seconds`` is the median of a reader's rounds, ``ours_is_x_times`` the median over rounds
 of its time beside the first row's. ``seconds`` of geofm's rows is the work on all parts (the
 search was done before), pixel digests, measures and tars included; ``stage_seconds`` adds the plan
-and the seal. ``touched_bytes`` are the compressed blocks that the windows touch, each once.
+and the seal. ``touched_bytes`` are the compressed blocks that the windows touch, each once. The
+test world's stores are deleted last: ext4 looks at inodes that were freed minutes ago one by one
+and takes others, so each run would pay for the one before.
 
     python benchmarks/cut.py --peers PYTHON [--world DIR --server serve_world.py] [--only big]
 
@@ -34,7 +36,7 @@ import urllib.request
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -135,7 +137,7 @@ def compare(
             for name, (most, processes) in OURS.items():
                 whole = [f"cut.whole_max_mib={most}"] if most is not None else []
                 more = [*settings, *whole, *asked.set]
-                row = run_ours(url, more, asked, place, processes)
+                row = run_ours(url, more, asked, place, processes, keep=world.startswith("dev"))
                 if not jobs:
                     jobs = {peer: job_of(row, peer, world, files) for peer in PEERS}
                 row["note"] = (f"work {row['seconds']:.2f} s, plan {row['plan_seconds']:.2f} s, "
@@ -206,10 +208,14 @@ def counted(url: str, reset: bool = False) -> Json:
 
 
 def run_ours(
-    url: str, settings: list[str], asked: argparse.Namespace, place: Path, processes: int = 1
-) -> Json:
-    """The stage ``cut`` in a process of its own, into an empty store."""
-    with tempfile.TemporaryDirectory(dir=place) as folder:
+    url: str, settings: list[str], asked: argparse.Namespace, place: Path, processes: int = 1,
+    keep: bool = False,
+) -> Json:  # fmt: skip
+    """The stage ``cut`` in a process of its own, into an empty store, deleted unless ``keep``."""
+    with ExitStack() as stack:
+        folder = tempfile.mkdtemp(dir=place)
+        if not keep:
+            stack.callback(shutil.rmtree, folder)
         file = Path(folder) / "asked.json"
         job = place / f"job-{Path(folder).name}.json"
         what = {"url": url, "settings": settings, "threads": asked.threads // processes,

@@ -10,7 +10,8 @@ import json
 import logging
 import resource
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
@@ -28,6 +29,8 @@ from data_catalog.stage import Job, Part, Stage
 from data_catalog.store import Store, linked, list_files
 
 log = logging.getLogger("geofm.run")
+#: What ``next`` says of work that has no further step.
+DONE = object()
 
 
 def make_job(
@@ -91,25 +94,47 @@ def read_plan(job: Job) -> list[Part]:
 
 def work_parts(stage: Stage, job: Job, parts: list[Part]) -> int:
     """Compute those of the parts that are not there yet; returns how many that were."""
-
-    def work(part: Part) -> None:
-        with job.store.staging() as out:
-            stage.work(job, part, out)
-            job.store.publish_part(part.key, out)
-
-    missing = [part for part in parts if not job.store.has_part(part.key)]
-    if stage.at_once == 1 or len(missing) < 2:
-        for part in missing:
-            work(part)
-        return len(missing)
-    with ThreadPoolExecutor(min(stage.at_once, len(missing))) as pool:
-        calls = [pool.submit(work, part) for part in missing]
+    missing = deque(part for part in parts if not job.store.has_part(part.key))
+    count, threads = len(missing), min(stage.at_once, len(missing))
+    if threads < 2:
+        _work_on(stage, job, missing)
+        return count
+    with ThreadPoolExecutor(threads) as pool:
+        calls = [pool.submit(_work_on, stage, job, missing) for _ in range(threads)]
         try:
             for call in as_completed(calls):
                 call.result()
         finally:
-            pool.shutdown(cancel_futures=True)  # after a failure no further part is begun
-    return len(missing)
+            missing.clear()  # after a failure no further part is begun
+    return count
+
+
+def _work_on(stage: Stage, job: Job, missing: deque[Part]) -> None:
+    """Take parts until none is missing: each goes a step further whenever one is begun.
+
+    So a part whose work has three steps does its last while the answers to the second of the next
+    part, and to the first of the one after that, are on their way.
+    """
+    begun: deque[Generator[None]] = deque()
+    try:
+        while True:
+            with suppress(IndexError):  # another thread took the last one
+                begun.appendleft(_steps(stage, job, missing.popleft()))
+            if not begun:
+                return
+            for work in list(begun):  # what came last asks first
+                if next(work, DONE) is DONE:
+                    begun.remove(work)
+    finally:
+        for work in begun:
+            work.close()
+
+
+def _steps(stage: Stage, job: Job, part: Part) -> Generator[None]:
+    """The steps of a part's work; it is published with the last."""
+    with job.store.staging() as out:
+        yield from stage.work(job, part, out) or ()
+        job.store.publish_part(part.key, out)
 
 
 def _whole_part(stage: Stage, job: Job, part: Part) -> Path:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -122,6 +122,9 @@ class Stage:
     files into an empty folder; ``seal(job, part_folders, folder)`` writes the artifact's files,
     the part folders coming in the order of the plan. All three are module-level functions, so
     that any runner can carry them.
+
+    Work that waits for the network is a generator: it yields wherever it has asked for something,
+    and while that is on its way the steps of other parts are done.
     """
 
     name: str
@@ -130,7 +133,7 @@ class Stage:
     inputs: tuple[str, ...]
     software: tuple[str, ...]
     plan: Callable[[Job], list[Part]]
-    work: Callable[[Job, Part, Path], None]
+    work: Callable[[Job, Part, Path], Iterator[None] | None]
     seal: Callable[[Job, list[Path], Path], Sealed]
     seeded: bool = False
     #: The recipe's section with its settings, where that is not its name; and those of the
@@ -144,7 +147,7 @@ class Stage:
     #: True for a stage that may take over from its last run with the same settings, whatever the
     #: inputs were then (``Job.previous``).
     follows: bool = False
-    #: Parts that one worker works on at once: several where a part mostly waits for the network.
+    #: Threads of one worker that work on parts: several where a part waits for the network.
     at_once: int = 1
     #: ``device(asked)``: where its work is done, ``cpu`` or ``cuda``; None for the processor alone.
     device: Callable[[str], str] | None = None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -32,11 +32,16 @@ from geofm.imagery.items import Json
 from geofm.imagery.listed import access_of, every_item, listed_items
 from geofm.imagery.quarantine import Quarantine
 from geofm.imagery.sampling import REASONS
-from geofm.imagery.settle import AT_ONCE, orders_of, read_state, settle
+from geofm.imagery.settle import orders_of, read_state, settle
 from geofm.imagery.survey import Survey, survey
+from geofm.memory import keep_freed_memory
 from geofm.settings import CutSettings
 
 log = logging.getLogger("geofm.cut")
+
+#: Threads of a worker. Each has two more scenes under way besides the one that it cuts, so they
+#: wait for each other more than for the network, unless that is far away.
+THREADS = 2
 
 
 def plan(job: Job) -> list[Part]:
@@ -88,15 +93,17 @@ def check_failed(bad: Iterable[Quarantine], total: int, settings: CutSettings) -
         )
 
 
-def work(job: Job, part: Part, out: Path) -> None:
-    """Cut one scene, or write down why not."""
+def work(job: Job, part: Part, out: Path) -> Iterator[None]:
+    """Cut one scene in steps, or write down why not."""
+    keep_freed_memory()
     settings: CutSettings = job.settings
     one = every_item(job.inputs["items"])[part.payload["number"]]
     if "bad" in part.payload:
         quarantine_item(one, settings, Quarantine(*part.payload["bad"]), out)
         return
     access = access_of(job.inputs["items"], settings)
-    cut_or_quarantine(one, settings, access, Order.from_json(part.payload["order"]), out)
+    order = Order.from_json(part.payload["order"])
+    yield from cut_or_quarantine(one, settings, access, order, out)
 
 
 def seal(job: Job, folders: list[Path], out: Path) -> Sealed:
@@ -207,5 +214,5 @@ STAGE = Stage(
     plan=plan,
     work=work,
     seal=seal,
-    at_once=AT_ONCE,
+    at_once=THREADS,
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -30,7 +31,7 @@ from geofm.imagery.pixels import (
     saturated_share,
 )
 from geofm.imagery.quarantine import Quarantine
-from geofm.imagery.scene import Scene, open_scene
+from geofm.imagery.scene import Scene, ask_scene
 from geofm.imagery.strips import Run, cut_cells, from_runs
 from geofm.settings import CutSettings
 from geofm.shards.tar import write_tar
@@ -91,10 +92,10 @@ def same_place(a: Grid, b: Grid) -> bool:
 
 def cut_or_quarantine(
     one: Listed, settings: CutSettings, access: Access, order: Order, out: Path
-) -> None:
-    """Cut windows of a scene into an empty folder; a bad item leaves one row."""
+) -> Iterator[None]:
+    """Cut windows of a scene into an empty folder, in steps; a bad item leaves one row."""
     try:
-        cut_item(one, settings, access, order, out)
+        yield from cut_item(one, settings, access, order, out)
     except Quarantine as problem:
         log.info("cut: %s", problem)
         quarantine_item(one, settings, problem, out)
@@ -102,8 +103,10 @@ def cut_or_quarantine(
 
 def cut_item(
     listed: Listed, settings: CutSettings, access: Access, order: Order, out: Path
-) -> None:
+) -> Iterator[None]:
     """Write the part of one scene: ``chips.tar`` and ``scene.arrow``.
+
+    A step ends where something was asked for: the beginnings of the files, then the first blocks.
 
     A scene that lies elsewhere than the order says is not cut; its state says where it lies.
 
@@ -123,7 +126,10 @@ def cut_item(
         rows = lost_rows(listed, settings, order.grid, lost)
         write_scene(out, listed, "ok", rows, grid=order.grid, order=order)
         return
-    with open_scene(listed.item, listed.geometry, source, settings, access) as scene:
+    with ExitStack() as stack:
+        asked = stack.enter_context(ask_scene(listed.item, source, settings, access))
+        yield
+        scene = stack.enter_context(asked.opened(listed.geometry))
         grid = scene.grid
         if not same_place(order.grid, grid):
             log.info("cut: %s lies elsewhere than its metadata say", listed.item_id)
@@ -132,9 +138,11 @@ def cut_item(
         rows = lost_rows(listed, settings, grid, lost)
         cut = window_rows(listed, settings, grid, from_runs(order.runs))
         watch = watch_for(source, listed.baseline)
+        strips = cut_cells(scene, order.runs, watch)
+        yield
 
         def members() -> Iterator[tuple[str, bytes]]:
-            for cell, strip in cut_cells(scene, order.runs, watch):
+            for cell, strip in strips:
                 cut[cell].update(measure(strip, scene, source))
                 yield f"{cut[cell]['chip_id']}.npy", chip_bytes(strip.counts)
 

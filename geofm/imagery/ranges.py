@@ -102,6 +102,12 @@ class RangeSource:
                 segment.data.cancel()
         self.segments = [s for s in self.segments if (s.start, s.end) not in gone]
 
+    def close(self) -> None:
+        """Nothing that was asked for is waited for any more."""
+        for segment in self.segments:
+            segment.data.cancel()
+        self.segments = []
+
     def read(self, offset: int, size: int) -> bytes:
         """Bytes of the file; fewer only at its end.
 

@@ -6,13 +6,15 @@ from what comes out.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import product
 from typing import Any
 
 import numpy as np
+import rasterio
 from numpy.typing import NDArray
 from rasterio.errors import CRSError, RasterioError
 from rasterio.windows import Window
@@ -22,6 +24,16 @@ from geofm.imagery.plain_tiff import PlainTiff, Read, Unsure
 from geofm.imagery.quarantine import Quarantine
 from geofm.imagery.ranges import Range, RangeSource
 
+#: Only what is inside the file counts, and damage is an error rather than a warning.
+GDAL: dict[str, str | int] = {
+    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
+    "GDAL_PAM_ENABLED": "NO",
+    "GDAL_GEOREF_SOURCES": "INTERNAL",
+    "GTIFF_IGNORE_READ_ERRORS": "NO",
+    "VSI_CACHE": "FALSE",
+    "GDAL_NUM_THREADS": "1",
+    "GDAL_CACHEMAX": 256 * 2**20,
+}
 #: What a CRS is called, by the keys that plain files state it with; forgotten when too many.
 _CRS: dict[bytes, str] = {}
 MOST_CRS = 1000
@@ -93,13 +105,21 @@ class Raster:
         self.closing.close()
 
     @cached_property
-    def dataset(self) -> Any:
-        """GDAL's view of it, opened when it is first wanted.
+    def _dataset(self) -> Any:
+        return self.open()
+
+    @contextmanager
+    def by_gdal(self) -> Iterator[Any]:
+        """GDAL's view of it, opened when it is first wanted, to be used in this block alone.
+
+        GDAL's settings are a thread's, and a thread reads several scenes in turns: so they are made
+        where GDAL is asked, and last no longer.
 
         Raises:
             Quarantine: when GDAL can't open it.
         """
-        return self.open()
+        with rasterio.Env(**GDAL):
+            yield self._dataset
 
     @property
     def layout(self) -> Layout:
@@ -108,16 +128,16 @@ class Raster:
             one = self.plain
             return Layout(one.shape, one.transform, (one.dtype,), (one.tile_shape,), (one.nodata,),
                           (False,))  # fmt: skip
-        data = self.dataset
-        flags = [{flag.name for flag in some} for some in data.mask_flag_enums]
-        return Layout(
-            shape=(int(data.height), int(data.width)),
-            transform=tuple(float(v) for v in data.transform[:6]),
-            dtypes=tuple(str(dtype) for dtype in data.dtypes),
-            block_shapes=tuple(data.block_shapes),
-            nodata=tuple(data.nodatavals),
-            masked=tuple(bool(some & {"per_dataset", "alpha"}) for some in flags),
-        )
+        with self.by_gdal() as data:
+            flags = [{flag.name for flag in some} for some in data.mask_flag_enums]
+            return Layout(
+                shape=(int(data.height), int(data.width)),
+                transform=tuple(float(v) for v in data.transform[:6]),
+                dtypes=tuple(str(dtype) for dtype in data.dtypes),
+                block_shapes=tuple(data.block_shapes),
+                nodata=tuple(data.nodatavals),
+                masked=tuple(bool(some & {"per_dataset", "alpha"}) for some in flags),
+            )
 
     @property
     def crs(self) -> str:
@@ -127,13 +147,14 @@ class Raster:
             Quarantine: ``bad_crs``.
         """
         found = _CRS.get(self.plain.geokeys) if self.plain is not None else None
-        return self._crs_of_dataset() if found is None else found
+        return self._crs_by_gdal() if found is None else found
 
-    def _crs_of_dataset(self) -> str:
+    def _crs_by_gdal(self) -> str:
         try:
-            crs = self.dataset.crs
-            code = crs.to_epsg() if crs else None
-            return f"EPSG:{code}" if code else str(crs.to_wkt()) if crs else ""
+            with self.by_gdal() as data:
+                crs = data.crs
+                code = crs.to_epsg() if crs else None
+                return f"EPSG:{code}" if code else str(crs.to_wkt()) if crs else ""
         except CRSError as error:
             raise Quarantine("bad_crs", f"the CRS of {self.where} can't be read") from error
 
@@ -162,16 +183,18 @@ class Raster:
         return found
 
     def _block_ranges(self, band: int, window: Window) -> list[Range]:
-        data, found = self.dataset, []
-        height, width = data.block_shapes[band - 1]
-        for row in range(window.row_off // height, -(-(window.row_off + window.height) // height)):
-            for col in range(window.col_off // width, -(-(window.col_off + window.width) // width)):
-                block = [
+        found = []
+        with self.by_gdal() as data:
+            height, width = data.block_shapes[band - 1]
+            down = range(window.row_off // height, -(-(window.row_off + window.height) // height))
+            over = range(window.col_off // width, -(-(window.col_off + window.width) // width))
+            for row, col in product(down, over):
+                offset, size = (
                     int(data.get_tag_item(f"BLOCK_{what}_{col}_{row}", "TIFF", bidx=band) or 0)
                     for what in ("OFFSET", "SIZE")
-                ]
-                if all(block):
-                    found.append((block[0], sum(block)))
+                )
+                if offset and size:
+                    found.append((offset, offset + size))
         return found
 
     def read(self, band: int, window: Window) -> NDArray[Any]:
@@ -185,7 +208,7 @@ class Raster:
             with suppress(Unsure):
                 return self.plain.read(self.bytes_at, self, *place)
         what = f"pixels at {window.col_off},{window.row_off}"
-        return self._ask(lambda: np.asarray(self.dataset.read(band, window=window)), what)
+        return self._ask(lambda data: np.asarray(data.read(band, window=window)), what)
 
     def mask(self, band: int, window: Window) -> NDArray[np.bool_]:
         """Where the file itself (mask or alpha band) says that a pixel is valid.
@@ -193,13 +216,14 @@ class Raster:
         Raises:
             Quarantine: as ``read``.
         """
-        return self._ask(lambda: np.asarray(self.dataset.read_masks(band, window=window)) > 0,
+        return self._ask(lambda data: np.asarray(data.read_masks(band, window=window)) > 0,
                          "its mask")  # fmt: skip
 
-    def _ask(self, call: Callable[[], NDArray[Any]], what: str) -> NDArray[Any]:
+    def _ask(self, call: Callable[[Any], NDArray[Any]], what: str) -> NDArray[Any]:
         """What GDAL reads; a fault of the network is one, whatever GDAL makes of it."""
         try:
-            found = call()
+            with self.by_gdal() as data:
+                found = call(data)
         except (RasterioError, ValueError, MemoryError) as error:
             check_source(self.source)
             raise Quarantine("truncated", f"{self.where}: {what} can't be read") from error
@@ -220,7 +244,8 @@ def check_source(source: RangeSource | None) -> None:
 def opened(raster: Raster) -> Raster:
     """GDAL opens at once, so that faults show, what is not plain or states a CRS as none before."""
     if raster.plain is None:
-        _ = raster.dataset
+        with raster.by_gdal():
+            pass
     elif raster.plain.geokeys not in _CRS:
         if len(_CRS) >= MOST_CRS:
             _CRS.clear()

@@ -28,16 +28,6 @@ from geofm.imagery.remote import Piece, Remote, beginning, remote
 from geofm.imagery.sent import Call, Later, Sent
 from geofm.imagery.tiff_directory import parse
 
-#: Only what is inside the file counts, and damage is an error rather than a warning.
-GDAL: dict[str, str | int] = {
-    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
-    "GDAL_PAM_ENABLED": "NO",
-    "GDAL_GEOREF_SOURCES": "INTERNAL",
-    "GTIFF_IGNORE_READ_ERRORS": "NO",
-    "VSI_CACHE": "FALSE",
-    "GDAL_NUM_THREADS": "1",
-    "GDAL_CACHEMAX": 256 * 2**20,
-}
 #: Assets opened at once in a process: opening waits for the network.
 OPENERS = 24
 _MAGIC = {
@@ -122,7 +112,7 @@ def where_is(href: str) -> str:
 
 
 def open_raster(fetched: Piece | RangeSource, href: str, declared_sha256: str = "") -> Raster:
-    """Open what was fetched, in the thread that will read it, within ``rasterio.Env(**GDAL)``.
+    """Open what was fetched, in the thread that will read it.
 
     Args:
         fetched: by ``fetch``.
@@ -173,6 +163,7 @@ def _open_ranges(source: RangeSource, where: str, declared: str) -> Raster:
         declared, "declared" if declared else "", "" if declared else source.etag, source.size
     )
     plain = _plain(driver, source.read, source.size)
+    closing.callback(source.close)
     return opened(Raster(by_gdal, source.read, plain, fetched, where, source, closing))
 
 

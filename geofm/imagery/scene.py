@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import rasterio
 from shapely.affinity import translate
 from shapely.geometry.base import BaseGeometry
 
@@ -30,8 +29,11 @@ from geofm.imagery.grid import (
 from geofm.imagery.hosts import Access, signing_of
 from geofm.imagery.items import Json
 from geofm.imagery.quarantine import Quarantine
+from geofm.imagery.ranges import RangeSource
 from geofm.imagery.raster import Fetched, Raster
-from geofm.imagery.reading import GDAL, begin, open_raster
+from geofm.imagery.reading import begin, open_raster
+from geofm.imagery.remote import Piece
+from geofm.imagery.sent import Call
 from geofm.settings import CutSettings
 
 #: A raster with more pixels than this is not opened.
@@ -81,20 +83,56 @@ class Scene:
         return {channel.band.asset: channel.raster.fetched for channel in self.all_channels}
 
 
+@dataclass(frozen=True)
+class Asked:
+    """A scene whose files were asked for and are not waited for yet.
+
+    Attributes:
+        files: the beginning of each, or all of it, with a band that is in it; by asset key.
+    """
+
+    item: Json
+    settings: CutSettings
+    bands: list[Band]
+    layer: Band | None
+    files: dict[str, tuple[Band, Call[Piece | RangeSource]]]
+
+    @contextmanager
+    def opened(self, geometry: BaseGeometry) -> Iterator[Scene]:
+        """Its bands, open and checked.
+
+        Args:
+            geometry: the item's footprint, EPSG:4326.
+
+        Raises:
+            Quarantine: with the reason.
+        """
+        wanted = [*self.bands, self.layer] if self.layer else self.bands
+        with ExitStack() as stack:
+            rasters = {
+                key: stack.enter_context(open_raster(call.result(), band.href, band.sha256))
+                for key, (band, call) in self.files.items()
+            }
+            channels = [
+                Channel(band, read_header(rasters[band.asset], band,
+                                          declared_crs(self.item, band.asset)), rasters[band.asset])
+                for band in wanted
+            ]  # fmt: skip
+            own = channels[: len(self.bands)]
+            places = [(c.header.crs, c.header.transform, c.header.shape) for c in own]
+            grid = finest_grid(places, self.settings, geometry)
+            layer = channels[-1] if self.layer else None
+            yield Scene(grid, tuple(own), layer, self.settings.resampling)
+
+
 @contextmanager
-def open_scene(
-    item: Json,
-    geometry: BaseGeometry,
-    source: Source,
-    settings: CutSettings,
-    access: Access,
-    whole: bool = True,
-) -> Iterator[Scene]:
-    """Open an item's bands.
+def ask_scene(
+    item: Json, source: Source, settings: CutSettings, access: Access, whole: bool = True
+) -> Iterator[Asked]:
+    """Ask for an item's files; what has not come by the end is not waited for any more.
 
     Args:
         item: a frozen item that the search found good.
-        geometry: its footprint, EPSG:4326.
         source: the profile of its collection.
         settings: bands, chip size, gsd.
         access: what may be read, and how.
@@ -106,28 +144,28 @@ def open_scene(
     bands = [find_band(item, name, source) for name in settings.bands]
     layer = find_layer(item, source.cloud.asset) if source.cloud else None
     signing = signing_of(source)
-    wanted = [*bands, layer] if layer else bands
+    first = {band.asset: band for band in reversed([*bands, layer] if layer else bands)}
     with ExitStack() as stack:
-        first = {band.asset: band for band in reversed(wanted)}
-        calls = {
-            key: begin(band.href, access, signing, whole, band.bytes) for key, band in first.items()
-        }
-        for call in calls.values():
+        files = {}
+        for key, band in first.items():
+            call = begin(band.href, access, signing, whole, band.bytes)
             stack.callback(call.cancel)
-        stack.enter_context(rasterio.Env(**GDAL))
-        rasters = {
-            key: stack.enter_context(open_raster(call.result(), first[key].href, first[key].sha256))
-            for key, call in calls.items()
-        }
-        channels = [
-            Channel(band, read_header(rasters[band.asset], band, declared_crs(item, band.asset)),
-                    rasters[band.asset])
-            for band in wanted
-        ]  # fmt: skip
-        own = channels[: len(bands)]
-        places = [(c.header.crs, c.header.transform, c.header.shape) for c in own]
-        grid = finest_grid(places, settings, geometry)
-        yield Scene(grid, tuple(own), channels[-1] if layer else None, settings.resampling)
+            files[key] = band, call
+        yield Asked(item, settings, bands, layer, files)
+
+
+@contextmanager
+def open_scene(
+    item: Json,
+    geometry: BaseGeometry,
+    source: Source,
+    settings: CutSettings,
+    access: Access,
+    whole: bool = True,
+) -> Iterator[Scene]:
+    """``ask_scene`` and open what was asked for."""
+    with ask_scene(item, source, settings, access, whole) as asked, asked.opened(geometry) as scene:
+        yield scene
 
 
 def read_header(raster: Raster, band: Band, item_crs: str) -> Header:

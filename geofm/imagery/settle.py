@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -30,8 +31,8 @@ log = logging.getLogger("geofm.cut")
 
 #: Reasons that lie with the reader as much as with the item.
 MAY_PASS = ("forbidden", "host_refused")
-#: Scenes that one worker cuts at once; they mostly wait for the network.
-AT_ONCE = 4
+#: Scenes that are cut again at once; they mostly wait for the network.
+AGAIN = 4
 
 
 def orders_of(found: Survey) -> dict[int, Order]:
@@ -66,7 +67,7 @@ def settle(job: Job, folders: list[Path]) -> tuple[list[Path], Survey]:
         found = survey(job, known_grids(states), found_bad(states, again))
         orders = orders_of(found)
         todo = [n for n, order in orders.items() if n in again or differs(order, states.get(n))]
-        with ThreadPoolExecutor(AT_ONCE) as pool:
+        with ThreadPoolExecutor(AGAIN) as pool:
             calls = {n: pool.submit(cut_again, job, n, orders[n]) for n in todo}
             for done, (number, call) in enumerate(calls.items(), start=1):
                 current[number] = call.result()
@@ -115,7 +116,7 @@ def cut_again(job: Job, number: int, order: Order) -> Path:
     log.info("cut: cutting %s again", one.item_id)
     folder = empty_folder(job, part.key)
     access = access_of(job.inputs["items"], job.settings)
-    cut_or_quarantine(one, job.settings, access, order, folder)
+    deque(cut_or_quarantine(one, job.settings, access, order, folder), 0)
     if may_pass(read_state(folder)):
         return folder
     with job.store.staging() as staged:

@@ -66,7 +66,7 @@ def from_runs(runs: Iterable[Run]) -> list[Cell]:
 def cut_cells(
     scene: Scene, runs: Iterable[Run], seen: Seen | None = None
 ) -> Iterator[tuple[Cell, Strip]]:
-    """The pixels of each cell, in the order of the runs.
+    """The pixels of each cell, in the order of the runs; the first are asked for at once.
 
     Args:
         scene: open.
@@ -76,22 +76,23 @@ def cut_cells(
     Raises:
         Quarantine: for what is found wrong with the pixels.
     """
-    grid, following = scene.grid, batches(scene, runs)
-    before, current, after = _Batch(), next(following, None), None
-    try:
-        while current is not None:
-            after = next(following, None)
-            for y, first, end in current.runs:
-                row, col = grid.window((first, y))
-                strip = read_strip(scene, row, col, grid.size, (end - first) * grid.size, seen)
-                for x in range(first, end):
-                    yield (x, y), strip.part((x - first) * grid.size, grid.size)
-            before.forget()
-            before, current, after = current, after, None
-    finally:  # also of what nobody waits for any more
-        for batch in (before, current, after):
-            if batch is not None:
-                batch.forget()
+    following = batches(scene, runs)
+    return _cut(scene, next(following, None), following, seen)
+
+
+def _cut(
+    scene: Scene, current: _Batch | None, following: Iterator[_Batch], seen: Seen | None
+) -> Iterator[tuple[Cell, Strip]]:
+    grid, before = scene.grid, _Batch()
+    while current is not None:
+        after = next(following, None)
+        for y, first, end in current.runs:
+            row, col = grid.window((first, y))
+            strip = read_strip(scene, row, col, grid.size, (end - first) * grid.size, seen)
+            for x in range(first, end):
+                yield (x, y), strip.part((x - first) * grid.size, grid.size)
+        before.forget()
+        before, current = current, after
 
 
 def cut_one(scene: Scene, cell: Cell) -> NDArray[Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ from data_catalog.run import (
 from data_catalog.stage import Job, Sealed
 from data_catalog.store import Store, open_store
 from data_catalog.verify import verify_artifact
-from tests.data_catalog.helpers import NUMBERS, SQUARES, Settings, computed
+from tests.data_catalog.helpers import NUMBERS, SQUARES, Settings, computed, square_in_steps
 
 
 def test_second_run_finds_everything(store: Store, catalogue: Catalogue) -> None:
@@ -48,6 +49,57 @@ def test_killed_run_computes_only_what_is_missing(store: Store, catalogue: Catal
     assert computed(store.local_root) == [0, 1, 2, 3, 4, 5]
     assert not list((store.local_root / "staging").iterdir())
     assert resumed.path("005.txt").read_text() == "25"
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_what_a_part_waits_for_is_asked_for_while_another_is_worked_on(
+    store: Store, catalogue: Catalogue, threads: int
+) -> None:
+    items = run_stage(NUMBERS, store, catalogue, {}, Settings(count=5))
+    whole = run_stage(SQUARES, store, catalogue, {"items": items}, Settings())
+    seen: list[tuple[str, int]] = []
+    waits = replace(SQUARES, work=partial(square_in_steps, seen=seen), at_once=threads)
+    shutil.rmtree(store.local_root / "parts")
+    job = make_job(waits, store, {"items": items}, Settings())
+    parts = plan_parts(waits, job)
+    assert work_parts(waits, job, parts) == 5
+    assert seal(waits, job, parts)[0].digest == whole.digest
+    assert sorted(seen) == sorted(
+        (what, n) for what in ("ask", "open", "write", "end") for n in range(5)
+    )
+    if threads == 1:
+        told = [(what, n) for what, n in seen if what != "end"]
+        assert told[:9] == [
+            ("ask", 0),
+            ("ask", 1), ("open", 0),
+            ("ask", 2), ("open", 1), ("write", 0),
+            ("ask", 3), ("open", 2), ("write", 1),
+        ]  # fmt: skip
+        assert told[-3:] == [("open", 4), ("write", 3), ("write", 4)]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_failure_ends_what_was_begun_and_nothing_more_is(
+    store: Store, catalogue: Catalogue, threads: int
+) -> None:
+    items = run_stage(NUMBERS, store, catalogue, {}, Settings(count=50))
+    seen: list[tuple[str, int]] = []
+    waits = replace(SQUARES, work=partial(square_in_steps, seen=seen), at_once=threads)
+    job = make_job(waits, store, {"items": items}, Settings())
+    parts = plan_parts(waits, job)
+    (store.local_root / "stop-at").write_text("1")
+    with pytest.raises(InterruptedError):
+        work_parts(waits, job, parts)
+    begun = {n for what, n in seen if what == "ask"}
+    assert begun == {n for what, n in seen if what == "end"}
+    assert len(begun) < 50
+    if threads == 1:
+        assert (begun, computed(store.local_root)) == ({0, 1, 2, 3}, [0])
+    assert not list((store.local_root / "staging").iterdir())
+    (store.local_root / "stop-at").unlink()
+    finished = len(computed(store.local_root))
+    assert work_parts(waits, job, parts) == 50 - finished
+    assert sorted(computed(store.local_root)) == list(range(50))
 
 
 def test_more_rows_reuse_the_parts_that_did_not_change(store: Store, catalogue: Catalogue) -> None:

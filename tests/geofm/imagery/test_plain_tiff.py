@@ -18,7 +18,7 @@ from geofm.imagery import reading
 from geofm.imagery.decoded import Decoded
 from geofm.imagery.plain_tiff import Unsure
 from geofm.imagery.quarantine import Quarantine
-from geofm.imagery.reading import GDAL, open_raster
+from geofm.imagery.reading import open_raster
 from geofm.imagery.remote import Piece
 from geofm.imagery.tiff_directory import parse
 from tests.geofm.imagery.crafted import craft, tile, usual
@@ -86,7 +86,7 @@ def written(change: dict[str, Any]) -> bytes:
 def outcome(data: bytes, by_gdal: bool, *windows: tuple[int, int, int, int]) -> list[Any]:
     """Everything that a scene asks of a file, or why it can't be had."""
     found: list[Any] = []
-    with pytest.MonkeyPatch.context() as patch, rasterio.Env(**GDAL):
+    with pytest.MonkeyPatch.context() as patch:
         if by_gdal:
             patch.setattr(reading, "parse", lambda *_: None)
         try:

@@ -22,10 +22,10 @@ from geofm.imagery import strips
 from geofm.imagery.hosts import Access, Signing
 from geofm.imagery.quarantine import Quarantine
 from geofm.imagery.ranges import BLOCK, GAP, MOST_RANGE, RangeSource, coalesce
-from geofm.imagery.reading import GDAL, fetch, open_raster
+from geofm.imagery.reading import fetch, open_raster
 from geofm.imagery.remote import Piece, S3Asset
 from geofm.imagery.scene import open_scene
-from geofm.imagery.sent import Sent
+from geofm.imagery.sent import Later, Sent
 from geofm.imagery.strips import cut_cells, to_runs
 from geofm.settings import CutSettings
 from tests.geofm.imagery.small_world import World, add_scene, texture
@@ -173,6 +173,23 @@ def test_only_the_blocks_that_windows_touch_are_fetched_and_once(
     assert len(world.asked) < 40
 
 
+def test_what_was_asked_for_ahead_ends_with_the_scene(world: World) -> None:
+    item = big_scene(world)
+    settings = CutSettings(size_px=128, bands=["red", "green"])
+    access = Access(world.url, whole_max=0)
+    source = source_named("sentinel-2")
+    for _ in range(2):  # the second time connections are open, and answers wait on them
+        with open_scene(item, shape(item["geometry"]), source, settings, access) as scene:
+            cut_cells(scene, to_runs(scene.grid.cells()))
+            sources = [channel.raster.source for channel in scene.channels]
+            calls = [segment.data for one in sources if one for segment in one.segments]
+            assert calls
+        assert not any(one.segments for one in sources if one)
+    waiting = [call for call in calls if isinstance(call, Later)]
+    assert waiting
+    assert not any(call.sent.waits for call in waiting)
+
+
 def test_a_block_beyond_the_end_of_the_file_is_told_before_it_is_read(world: World) -> None:
     item = big_scene(world)
     whole = world.files["/files/a/red.tif"]
@@ -215,13 +232,9 @@ def test_an_outage_is_never_taken_for_damage_or_for_data(lost: int) -> None:
     window = Window(0, 0, 512, 512)
     asset = Failing(masked())
     try:
-        with (
-            rasterio.Env(**GDAL),
-            open_raster(RangeSource(asset, 0, "here"), "here") as raster,
-        ):
+        with open_raster(RangeSource(asset, 0, "here"), "here") as raster:
             assert np.array_equal(raster.read(1, window), texture(512, 512))
-            flags = {flag.name for flag in raster.dataset.mask_flag_enums[0]}
-            assert "per_dataset" in flags
+            assert raster.layout.masked == (True,)
             assert raster.mask(1, window).mean() == pytest.approx(2 / 3, abs=0.01)
     except Quarantine as fault:
         assert fault.passing
@@ -237,7 +250,7 @@ def test_a_passing_etag_is_not_written_down() -> None:
 
     asset = Passing(masked())
     source = RangeSource(asset, 1, "here")
-    with rasterio.Env(**GDAL), open_raster(source, "here") as raster:
+    with open_raster(source, "here") as raster:
         raster.read(1, Window(0, 0, 512, 512))
         assert raster.fetched.etag == '"a"'
 
@@ -253,8 +266,9 @@ def test_jpeg_2000_is_read_by_range(world: World) -> None:
             file.write(pixels, 1)
         href = world.add("/a.jp2", bytes(memory.read()))
     fetched = fetch(href, Access(world.url, whole_max=0), Signing())
-    with rasterio.Env(**GDAL), open_raster(fetched, href) as raster:
-        assert raster.dataset.driver == "JP2OpenJPEG"
+    with open_raster(fetched, href) as raster:
+        with raster.by_gdal() as data:
+            assert data.driver == "JP2OpenJPEG"
         assert raster.ranges(1, Window(0, 0, 10, 10)) == []
         window = Window(200, 120, 90, 80)
         assert np.array_equal(raster.read(1, window), pixels[120:200, 200:290])

@@ -8,14 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import rasterio
 from rasterio.windows import Window
 
 from geofm.imagery import hosts
 from geofm.imagery.hosts import Access, Signing, check_host, is_public, locate
 from geofm.imagery.quarantine import Quarantine
 from geofm.imagery.raster import Raster
-from geofm.imagery.reading import GDAL, fetch, open_raster
+from geofm.imagery.reading import fetch, open_raster
 from geofm.imagery.remote import HttpAsset, S3Asset
 from tests.geofm.imagery.small_world import World, serve, texture, tiff
 
@@ -29,7 +28,7 @@ def open_asset(
     href: str, access: Access, declared_sha256: str = "", whole: bool = True
 ) -> Iterator[Raster]:
     fetched = fetch(href, access, Signing(), whole)
-    with rasterio.Env(**GDAL), open_raster(fetched, href, declared_sha256) as raster:
+    with open_raster(fetched, href, declared_sha256) as raster:
         yield raster
 
 
