@@ -268,6 +268,7 @@ def ours(asked: Json) -> Json:
         made[stage.kind] = run_stage(stage, store, catalogue, made, getattr(recipe, name))
     stage = get_stage("cut")
     job = make_job(stage, store, made, recipe.cut, catalogue=catalogue.url)
+    job = replace(job, how={"workers": asked["processes"]})
     with workers(asked, store.url, made, recipe.cut) as run_parts:
         counted(asked["url"], reset=True)
         times = [time.perf_counter()]
@@ -300,9 +301,10 @@ def workers(
 
     threads, processes = asked["threads"], asked["processes"]
     spare = [
-        make_job(get_stage("cut"), open_store(f"{store}-warm-{n}"), made, settings)
+        replace(make_job(get_stage("cut"), open_store(f"{store}-warm-{n}"), made, settings),
+                how={"workers": processes})
         for n in range(processes)
-    ]
+    ]  # fmt: skip
     counts = [len(plan_parts(get_stage("cut"), job)) for job in spare]
     if processes == 1:
         cut_share(spare[0], 0, 1, threads)

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import resource
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -22,6 +22,7 @@ from typing import Any
 from data_catalog.artifact import Artifact
 from data_catalog.canonical import canonical
 from data_catalog.catalogue import Catalogue
+from data_catalog.crew import work_together
 from data_catalog.errors import RunError
 from data_catalog.manifest import Manifest, software_versions
 from data_catalog.progress import tick
@@ -95,18 +96,22 @@ def read_plan(job: Job) -> list[Part]:
 def work_parts(stage: Stage, job: Job, parts: list[Part]) -> int:
     """Compute those of the parts that are not there yet; returns how many that were."""
     missing = deque(part for part in parts if not job.store.has_part(part.key))
-    count, threads = len(missing), min(stage.at_once, len(missing))
-    if threads < 2:
-        _work_on(stage, job, missing)
-        return count
-    with ThreadPoolExecutor(threads) as pool:
-        calls = [pool.submit(_work_on, stage, job, missing) for _ in range(threads)]
-        try:
-            for call in as_completed(calls):
-                call.result()
-        finally:
-            missing.clear()  # after a failure no further part is begun
+    count = len(missing)
+    work, most = partial(_work_on, stage, job, missing), min(stage.at_once, count)
+    try:
+        if most < 2:
+            work()
+        else:
+            work_together(work, cores() // job.how.get("workers", 1) or 1, most)
+    finally:
+        missing.clear()
     return count
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    mine = getattr(os, "sched_getaffinity", None)
+    return len(mine(0)) if mine else os.cpu_count() or 1
 
 
 def _work_on(stage: Stage, job: Job, missing: deque[Part]) -> None:
@@ -125,6 +130,9 @@ def _work_on(stage: Stage, job: Job, missing: deque[Part]) -> None:
             for work in list(begun):  # what came last asks first
                 if next(work, DONE) is DONE:
                     begun.remove(work)
+    except BaseException:
+        missing.clear()  # after a failure no further part is begun
+        raise
     finally:
         for work in begun:
             work.close()

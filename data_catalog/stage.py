@@ -147,7 +147,7 @@ class Stage:
     #: True for a stage that may take over from its last run with the same settings, whatever the
     #: inputs were then (``Job.previous``).
     follows: bool = False
-    #: Threads of one worker that work on parts: several where a part waits for the network.
+    #: Threads of one worker that may work on parts: several where a part waits for the network.
     at_once: int = 1
     #: ``device(asked)``: where its work is done, ``cpu`` or ``cuda``; None for the processor alone.
     device: Callable[[str], str] | None = None

@@ -39,9 +39,9 @@ from geofm.settings import CutSettings
 
 log = logging.getLogger("geofm.cut")
 
-#: Threads of a worker. Each has two more scenes under way besides the one that it cuts, so they
-#: wait for each other more than for the network, unless that is far away.
-THREADS = 2
+#: Most threads of a worker. Each has two more scenes under way besides the one that it cuts, so
+#: that one is enough unless a server is far away or has faults.
+THREADS = 4
 
 
 def plan(job: Job) -> list[Part]:

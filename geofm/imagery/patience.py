@@ -16,6 +16,7 @@ from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from typing import TypeVar
 
+from data_catalog.crew import kept_waiting
 from geofm.imagery.quarantine import Quarantine
 
 T = TypeVar("T")
@@ -127,6 +128,7 @@ def patiently(attempt: Callable[[], T], retries: int, what: str, host: Host | No
                     "unreachable", f"{what}: {fault} ({number + 1} attempts)", passing=True
                 ) from fault
             wait = fault.pause + _pauses.uniform(0.0, FIRST_PAUSE * 2**number)
+            kept_waiting()
             time.sleep(min(wait, MAX_PAUSE))
     raise AssertionError("unreachable")
 

@@ -16,7 +16,7 @@ from itertools import pairwise
 from geofm.imagery.patience import Fault, patiently
 from geofm.imagery.quarantine import Quarantine
 from geofm.imagery.remote import Piece, Remote
-from geofm.imagery.sent import Call, Later, Sent
+from geofm.imagery.sent import Call, Later, Sent, wait_for
 
 #: Bytes of a file's beginning that are asked for first, and of a block that is asked for later.
 BLOCK = 16 * 1024
@@ -24,7 +24,7 @@ KEPT_BLOCKS = 512
 #: Most blocks read ahead when blocks are asked for one after the other (JPEG 2000, long headers).
 MOST_AHEAD = 64
 #: Ranges nearer to each other than this (bytes) become one; longer ones are split.
-GAP = 4 * 1024
+GAP = 32 * 1024
 MOST_RANGE = 4 * 2**20
 #: Threads of a process that fetch, and answers of a file that wait to be read without one.
 FETCHES, SENT = 24, 2
@@ -125,7 +125,7 @@ class RangeSource:
                 pieces.append(self._from_blocks(at, end))
                 break
             stop = min(end, segment.end)
-            pieces.append(segment.data.result()[at - segment.start : stop - segment.start])
+            pieces.append(wait_for(segment.data)[at - segment.start : stop - segment.start])
             at = stop
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 

@@ -13,10 +13,13 @@ import httptools
 import urllib3
 from urllib3.exceptions import HTTPError, ProtocolError
 
+from data_catalog.crew import kept_waiting
 from geofm.imagery.connections import await_answer
 
 #: Bytes that are taken from a socket at once.
 PIECE = 2**18
+#: An answer of which nothing comes for so long (seconds) is waited for beside other work.
+FAR_S = 0.03
 #: Bytes that an answer may have before its body.
 LONGEST_HEAD = 2**18
 
@@ -35,9 +38,8 @@ class Reply:
         self._parser: Any = httptools.HttpResponseParser(self)
         self._body: deque[bytes] = deque()
         self._taken, self._over, self._alive = 0, False, False
-        connection.timeout = timeout_s
+        self._timeout_s = connection.timeout = timeout_s
         try:
-            connection.sock.settimeout(timeout_s)
             await_answer(connection, self._head)
         except (OSError, HTTPError) as error:
             self.close()
@@ -110,10 +112,20 @@ class Reply:
             if not self.status and (self._over or taken > LONGEST_HEAD):
                 raise ProtocolError("the connection ended or went on and on without an answer")
 
+    def _receive(self) -> bytes:
+        door = self._connection.sock
+        door.settimeout(min(FAR_S, self._timeout_s))
+        try:
+            return bytes(door.recv(PIECE))
+        except TimeoutError:
+            kept_waiting()
+        door.settimeout(self._timeout_s)
+        return bytes(door.recv(PIECE))
+
     def _feed(self) -> int:
         """Take what the socket has; returns how many bytes."""
         try:
-            data = self._connection.sock.recv(PIECE)
+            data = self._receive()
             if data:
                 self._parser.feed_data(data)
             else:  # all that will ever come

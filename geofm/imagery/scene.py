@@ -33,7 +33,7 @@ from geofm.imagery.ranges import RangeSource
 from geofm.imagery.raster import Fetched, Raster
 from geofm.imagery.reading import begin, open_raster
 from geofm.imagery.remote import Piece
-from geofm.imagery.sent import Call
+from geofm.imagery.sent import Call, wait_for
 from geofm.settings import CutSettings
 
 #: A raster with more pixels than this is not opened.
@@ -110,7 +110,7 @@ class Asked:
         wanted = [*self.bands, self.layer] if self.layer else self.bands
         with ExitStack() as stack:
             rasters = {
-                key: stack.enter_context(open_raster(call.result(), band.href, band.sha256))
+                key: stack.enter_context(open_raster(wait_for(call), band.href, band.sha256))
                 for key, (band, call) in self.files.items()
             }
             channels = [

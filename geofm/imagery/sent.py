@@ -13,13 +13,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 import urllib3
 
+from data_catalog.crew import kept_waiting
 from geofm.imagery.connections import acknowledge_at_once
-from geofm.imagery.reply import Reply
+from geofm.imagery.reply import FAR_S, Reply
 
 T_co = TypeVar("T_co", covariant=True)
 T = TypeVar("T")
@@ -35,6 +38,15 @@ class Call(Protocol[T_co]):
 
     def cancel(self) -> bool:
         """Nobody waits for it any more."""
+
+
+def wait_for(call: Call[T]) -> T:
+    """What comes of a call; other work goes on meanwhile when that takes long."""
+    if isinstance(call, Future):
+        with suppress(TimeoutError):
+            return cast(T, call.result(FAR_S))
+        kept_waiting()
+    return call.result()
 
 
 @dataclass
