@@ -13,11 +13,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 _thread = threading.local()
 
 
-def work_together(work: Callable[[], None], first: int, most: int) -> None:
+def work_together(
+    work: Callable[[], None], stop: Callable[[], None], first: int, most: int
+) -> None:
     """Call ``work`` in several threads until it has returned in each of them.
 
     Args:
         work: takes what is left to do, piece by piece; returns when there is nothing.
+        stop: leaves nothing to do; called after a failure.
         first: threads at the start.
         most: threads at the end.
 
@@ -35,12 +38,20 @@ def work_together(work: Callable[[], None], first: int, most: int) -> None:
 
         def run() -> None:
             _thread.join = join
-            work()
+            try:
+                work()
+            except BaseException:
+                stop()
+                raise
 
         for _ in range(min(first, most)):
             join()
-        for call in calls:  # also those that join meanwhile
-            call.result()
+        try:
+            for call in calls:  # also those that join meanwhile
+                call.result()
+        except BaseException:  # also when a user interrupts
+            stop()
+            raise
 
 
 def kept_waiting() -> None:

@@ -98,13 +98,10 @@ def work_parts(stage: Stage, job: Job, parts: list[Part]) -> int:
     missing = deque(part for part in parts if not job.store.has_part(part.key))
     count = len(missing)
     work, most = partial(_work_on, stage, job, missing), min(stage.at_once, count)
-    try:
-        if most < 2:
-            work()
-        else:
-            work_together(work, cores() // job.how.get("workers", 1) or 1, most)
-    finally:
-        missing.clear()
+    if most < 2:
+        work()
+    else:
+        work_together(work, missing.clear, cores() // job.how.get("workers", 1) or 1, most)
     return count
 
 
@@ -130,9 +127,6 @@ def _work_on(stage: Stage, job: Job, missing: deque[Part]) -> None:
             for work in list(begun):  # what came last asks first
                 if next(work, DONE) is DONE:
                     begun.remove(work)
-    except BaseException:
-        missing.clear()  # after a failure no further part is begun
-        raise
     finally:
         for work in begun:
             work.close()

@@ -24,11 +24,13 @@ from geofm.imagery.plain_tiff import PlainTiff, Read, Unsure
 from geofm.imagery.quarantine import Quarantine
 from geofm.imagery.ranges import Range, RangeSource
 
-#: Only what is inside the file counts, and damage is an error rather than a warning.
+#: Only what is inside the file counts, and damage is an error rather than a warning. PAM (files
+#: beside it) is off; where it is not named as a source, though, GDAL 3.10 gives out memory that
+#: nobody wrote as the transform of a JPEG 2000 file without one.
 GDAL: dict[str, str | int] = {
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
     "GDAL_PAM_ENABLED": "NO",
-    "GDAL_GEOREF_SOURCES": "INTERNAL",
+    "GDAL_GEOREF_SOURCES": "INTERNAL,PAM",
     "GTIFF_IGNORE_READ_ERRORS": "NO",
     "VSI_CACHE": "FALSE",
     "GDAL_NUM_THREADS": "1",

@@ -18,7 +18,7 @@ def test_nobody_joins_one_that_is_never_kept_waiting() -> None:
             left.popleft()
             seen.add(threading.get_ident())
 
-    work_together(work, 1, 4)
+    work_together(work, left.clear, 1, 4)
     assert len(seen) == 1
 
 
@@ -39,32 +39,37 @@ def test_one_joins_each_that_is_kept_waiting_up_to_a_limit(most: int) -> None:
         with lock:
             inside[0] -= 1
 
-    work_together(work, 1, most)
+    work_together(work, full.clear, 1, most)
     assert inside == [0, most]
 
 
-def test_a_failure_of_one_that_joined_is_told_after_the_others_ended() -> None:
+def test_a_failure_of_one_that_joined_stops_the_others_and_is_told() -> None:
+    stopped, began = threading.Event(), deque(["first", "second"])
     ended: list[str] = []
-    failed = threading.Event()
 
     def work() -> None:
-        if threading.current_thread() is not first[0]:
-            failed.set()
+        if began.popleft() == "second":
             raise ValueError("of the second")
         kept_waiting()
-        assert failed.wait(10)
+        assert stopped.wait(10)
         ended.append("first")
 
-    first: list[threading.Thread] = []
-
-    def started() -> None:
-        if not first:
-            first.append(threading.current_thread())
-        work()
-
     with pytest.raises(ValueError, match="of the second"):
-        work_together(started, 1, 2)
+        work_together(work, stopped.set, 1, 2)
     assert ended == ["first"]
+
+
+def test_an_interruption_stops_those_who_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped = threading.Event()
+    ended: list[bool] = []
+
+    def interrupted(_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("concurrent.futures.Future.result", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        work_together(lambda: ended.append(stopped.wait(10)), stopped.set, 2, 2)
+    assert ended == [True, True]
 
 
 def test_elsewhere_nobody_is_there_to_join() -> None:
