@@ -20,7 +20,7 @@ def work_together(
 
     Args:
         work: takes what is left to do, piece by piece; returns when there is nothing.
-        stop: leaves nothing to do; called after a failure.
+        stop: leaves nothing to do; called when ``work`` has ended, whatever way, in one of them.
         first: threads at the start.
         most: threads at the end.
 
@@ -40,18 +40,16 @@ def work_together(
             _thread.join = join
             try:
                 work()
-            except BaseException:
+            finally:
                 stop()
-                raise
 
         for _ in range(min(first, most)):
             join()
         try:
             for call in calls:  # also those that join meanwhile
                 call.result()
-        except BaseException:  # also when a user interrupts
+        finally:  # also when a user interrupts
             stop()
-            raise
 
 
 def kept_waiting() -> None:

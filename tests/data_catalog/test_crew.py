@@ -39,7 +39,7 @@ def test_one_joins_each_that_is_kept_waiting_up_to_a_limit(most: int) -> None:
         with lock:
             inside[0] -= 1
 
-    work_together(work, full.clear, 1, most)
+    work_together(work, lambda: None, 1, most)
     assert inside == [0, most]
 
 
