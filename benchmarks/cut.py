@@ -270,6 +270,7 @@ def ours(asked: Json) -> Json:
     job = make_job(stage, store, made, recipe.cut, catalogue=catalogue.url)
     job = replace(job, how={"workers": asked["processes"]})
     with workers(asked, store.url, made, recipe.cut) as run_parts:
+        os.sync()  # or this run waits for the disk to take what those before it wrote
         counted(asked["url"], reset=True)
         times = [time.perf_counter()]
         parts = plan_parts(stage, job)
