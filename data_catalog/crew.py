@@ -37,19 +37,29 @@ def work_together(
                     calls.append(pool.submit(run))
 
         def run() -> None:
-            _thread.join = join
+            _thread.join, _thread.others = join, others
             try:
                 work()
             finally:
                 stop()
 
-        for _ in range(min(first, most)):
-            join()
+        def others() -> int:
+            with lock:
+                return len(calls) - 1
+
+        with lock:  # so that each of the first knows of all
+            calls += [pool.submit(run) for _ in range(min(first, most))]
         try:
             for call in calls:  # also those that join meanwhile
                 call.result()
         finally:  # also when a user interrupts
             stop()
+
+
+def count_others() -> int:
+    """Threads that work beside this one."""
+    others = getattr(_thread, "others", None)
+    return others() if others is not None else 0
 
 
 def kept_waiting() -> None:

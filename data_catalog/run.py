@@ -22,7 +22,7 @@ from typing import Any
 from data_catalog.artifact import Artifact
 from data_catalog.canonical import canonical
 from data_catalog.catalogue import Catalogue
-from data_catalog.crew import work_together
+from data_catalog.crew import count_others, work_together
 from data_catalog.errors import RunError
 from data_catalog.manifest import Manifest, software_versions
 from data_catalog.progress import tick
@@ -115,13 +115,15 @@ def _work_on(stage: Stage, job: Job, missing: deque[Part]) -> None:
     """Take parts until none is missing: each goes a step further whenever one is begun.
 
     So a part whose work has three steps does its last while the answers to the second of the next
-    part, and to the first of the one after that, are on their way.
+    part, and to the first of the one after that, are on their way. Towards the end none is begun
+    ahead that another thread would be free for.
     """
     begun: deque[Generator[None]] = deque()
     try:
         while True:
-            with suppress(IndexError):  # another thread took the last one
-                begun.appendleft(_steps(stage, job, missing.popleft()))
+            if not begun or len(missing) > 2 * count_others():
+                with suppress(IndexError):  # another thread took the last one
+                    begun.appendleft(_steps(stage, job, missing.popleft()))
             if not begun:
                 return
             for work in list(begun):  # what came last asks first

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pickle
 import shutil
+import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +23,7 @@ from data_catalog.run import (
     with_previous,
     work_parts,
 )
-from data_catalog.stage import Job, Sealed
+from data_catalog.stage import Job, Part, Sealed
 from data_catalog.store import Store, open_store
 from data_catalog.verify import verify_artifact
 from tests.data_catalog.helpers import NUMBERS, SQUARES, Settings, computed, square_in_steps
@@ -100,6 +102,30 @@ def test_a_failure_ends_what_was_begun_and_nothing_more_is(
     finished = len(computed(store.local_root))
     assert work_parts(waits, job, parts) == 50 - finished
     assert sorted(computed(store.local_root)) == list(range(50))
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_threads_share_few_parts(
+    store: Store, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    """Two large scenes are cut by two threads, however far ahead the first one asks."""
+    monkeypatch.setattr("data_catalog.run.cores", lambda: 2)
+    items = run_stage(NUMBERS, store, catalogue, {}, Settings(count=count))
+    both = threading.Barrier(2)
+    seen: list[tuple[str, int]] = []
+    who: list[int] = []
+
+    def slow(job: Job, part: Part, out: Path) -> Iterator[None]:
+        for _ in square_in_steps(job, part, out, seen):
+            yield
+        who.append(threading.get_ident())
+        if len(who) <= 2:
+            both.wait(10)  # nobody goes on before each has written one
+
+    stage = replace(SQUARES, work=slow, at_once=2)
+    job = make_job(stage, store, {"items": items}, Settings())
+    assert work_parts(stage, job, plan_parts(stage, job)) == count
+    assert len(set(who[:2])) == 2
 
 
 def test_more_rows_reuse_the_parts_that_did_not_change(store: Store, catalogue: Catalogue) -> None:
