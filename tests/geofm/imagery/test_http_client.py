@@ -8,6 +8,7 @@ import socket
 import ssl
 import subprocess
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from geofm.imagery.hosts import Access
 from geofm.imagery.http_client import address
 from geofm.imagery.quarantine import Quarantine
 from geofm.imagery.remote import remote
+from geofm.imagery.reply import FAR_S
 from tests.geofm.imagery.small_world import World
 
 
@@ -66,12 +68,16 @@ def test_tls_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
             pass
 
         def do_GET(self) -> None:
+            asked.append(self.path)
             self.send_response(206)
             self.send_header("content-range", "bytes 0-3/4")
             self.send_header("content-length", "4")
             self.end_headers()
-            self.wfile.write(b"data")
+            self.wfile.write(b"da")
+            time.sleep(2 * FAR_S)
+            self.wfile.write(b"ta")
 
+    asked: list[str] = []
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
@@ -87,6 +93,10 @@ def test_tls_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         connections.pools.cache_clear()
         asset = remote(f"{url}/a", access)
         assert [asset.part(0, 4).data for _ in range(2)] == [b"data"] * 2
+        sent = asset.send(0, 4)
+        assert sent is not None
+        assert asset.part(0, 4, sent).data == b"data"
+        assert len(asked) == 3  # a pause amid an answer is no fault
     finally:
         server.shutdown()
         server.server_close()

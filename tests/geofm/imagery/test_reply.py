@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from typing import BinaryIO
 
 import pytest
 
 from geofm.imagery.http_client import _pool
 from geofm.imagery.remote import HttpAsset
-from geofm.imagery.reply import Reply
+from geofm.imagery.reply import FAR_S, Reply
 from geofm.imagery.sent import send
 from tests.geofm.imagery.small_world import World
 from tests.geofm.imagery.test_sent import DATA, asset, connect, sent_for
@@ -39,6 +40,27 @@ def part_after(world: World, asset: HttpAsset, answer: bytes) -> int:
     assert sent is not None
     assert asset.part(START, END, sent).data == BODY
     return len(world.asked) - before
+
+
+def test_who_waits_for_an_answer_says_so(
+    world: World, asset: HttpAsset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr("geofm.imagery.reply.kept_waiting", lambda: told.append("waits"))
+    connect(asset, 1)
+    assert asset.part(START, END, asset.send(START, END)).data == BODY
+
+    def write(file: BinaryIO) -> None:
+        del world.raw["/data.bin"]
+        file.write(HEAD + LENGTH)
+        time.sleep(3 * FAR_S)
+        file.write(b"\r\n" + BODY)
+
+    before, told[:] = len(world.asked), []
+    world.raw["/data.bin"] = write
+    assert asset.part(START, END, asset.send(START, END)).data == BODY
+    assert "waits" in told
+    assert len(world.asked) == before + 1
 
 
 @pytest.mark.parametrize(
