@@ -83,16 +83,21 @@ def cut_cells(
 def _cut(
     scene: Scene, current: _Batch | None, following: Iterator[_Batch], seen: Seen | None
 ) -> Iterator[tuple[Cell, Strip]]:
-    grid, before = scene.grid, _Batch()
-    while current is not None:
-        after = next(following, None)
-        for y, first, end in current.runs:
-            row, col = grid.window((first, y))
-            strip = read_strip(scene, row, col, grid.size, (end - first) * grid.size, seen)
-            for x in range(first, end):
-                yield (x, y), strip.part((x - first) * grid.size, grid.size)
-        before.forget()
-        before, current = current, after
+    grid, before, after = scene.grid, _Batch(), None
+    try:
+        while current is not None:
+            after = next(following, None)
+            for y, first, end in current.runs:
+                row, col = grid.window((first, y))
+                strip = read_strip(scene, row, col, grid.size, (end - first) * grid.size, seen)
+                for x in range(first, end):
+                    yield (x, y), strip.part((x - first) * grid.size, grid.size)
+            before.forget()
+            before, current, after = current, after, None
+    finally:  # also of what nobody waits for any more
+        for batch in (before, current, after):
+            if batch is not None:
+                batch.forget()
 
 
 def cut_one(scene: Scene, cell: Cell) -> NDArray[Any]:

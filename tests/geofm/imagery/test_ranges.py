@@ -26,7 +26,7 @@ from geofm.imagery.reading import fetch, open_raster
 from geofm.imagery.remote import Piece, S3Asset
 from geofm.imagery.scene import open_scene
 from geofm.imagery.sent import Later, Sent
-from geofm.imagery.strips import cut_cells, to_runs
+from geofm.imagery.strips import cut_cells, cut_one, to_runs
 from geofm.settings import CutSettings
 from tests.geofm.imagery.small_world import World, add_scene, texture
 
@@ -171,6 +171,19 @@ def test_only_the_blocks_that_windows_touch_are_fetched_and_once(
     assert sum(world.sent) <= 1.02 * compressed
     assert held < 0.55 * compressed  # not the whole scene at a time
     assert len(world.asked) < 40
+
+
+def test_a_single_cell_leaves_nothing_behind(world: World) -> None:
+    """As many chips of a scene may be cut again; their blocks don't stay until it is closed."""
+    item = big_scene(world)
+    settings = CutSettings(size_px=128, bands=["red", "green"])
+    access = Access(world.url, whole_max=0)
+    source = source_named("sentinel-2")
+    with open_scene(item, shape(item["geometry"]), source, settings, access) as scene:
+        for cell in list(scene.grid.cells())[:3]:
+            cut_one(scene, cell)
+            sources = [channel.raster.source for channel in scene.channels]
+            assert not any(one.segments for one in sources if one)
 
 
 def test_what_was_asked_for_ahead_ends_with_the_scene(world: World) -> None:
