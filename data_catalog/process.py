@@ -1,4 +1,7 @@
-"""Whether a process is still there: told surely on the machine it runs on, not at all elsewhere."""
+"""A process: the cores that this one may use, and whether another is still there.
+
+The latter is told surely on the machine it runs on, not at all elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,12 @@ from functools import cache
 from pathlib import Path
 
 _PROC = Path("/proc")
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    mine = getattr(os, "sched_getaffinity", None)
+    return len(mine(0)) if mine else os.cpu_count() or 1
 
 
 def process_mark(pid: int | None = None) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import resource
 import time
 from collections import deque
@@ -25,6 +24,7 @@ from data_catalog.catalogue import Catalogue
 from data_catalog.crew import count_others, work_together
 from data_catalog.errors import RunError
 from data_catalog.manifest import Manifest, software_versions
+from data_catalog.process import cores
 from data_catalog.progress import tick
 from data_catalog.stage import Job, Part, Stage
 from data_catalog.store import Store, linked, list_files
@@ -103,12 +103,6 @@ def work_parts(stage: Stage, job: Job, parts: list[Part]) -> int:
     else:
         work_together(work, missing.clear, cores() // job.how.get("workers", 1) or 1, most)
     return count
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    mine = getattr(os, "sched_getaffinity", None)
-    return len(mine(0)) if mine else os.cpu_count() or 1
 
 
 def _work_on(stage: Stage, job: Job, missing: deque[Part]) -> None:

@@ -8,7 +8,6 @@ result does not depend on the processor.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from data_catalog.errors import RunError
+from data_catalog.process import cores
 from geofm.curation.space import MARGIN, READ, Indices, Space
 from geofm.threads import Item, Result, in_order, one_torch_thread
 
@@ -247,16 +247,16 @@ def on_every_core(function: Callable[[Item], Result], items: Sequence[Item]) -> 
     Products of small blocks and the work around them keep a core busy; torch's own threads would
     wait for each other at every block.
     """
-    cores = len(os.sched_getaffinity(0))
-    if cores == 1 or len(items) == 1:
+    threads = cores()
+    if threads == 1 or len(items) == 1:
         yield from map(function, items)
         return
     # each thread says it for itself too: MKL keeps a number per thread
     with (
         one_torch_thread(),
-        ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) as pool,
+        ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool,
     ):
-        yield from in_order(pool, function, items, AHEAD * cores)
+        yield from in_order(pool, function, items, AHEAD * threads)
 
 
 def look_at_all(space: Space, look: Callable[[int, NDArray[np.float32]], None]) -> None:

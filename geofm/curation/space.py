@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from data_catalog.process import cores
+
 Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]
 
@@ -168,7 +170,7 @@ def make_space(stored: NDArray[np.float16], rows: Indices | None = None) -> Spac
 
 def use_threads() -> None:
     """Give the search the CPUs this process may use."""
-    faiss.omp_set_num_threads(len(os.sched_getaffinity(0)))
+    faiss.omp_set_num_threads(cores())
 
 
 def nearest(

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch.utils import deterministic
 
+from data_catalog.process import cores
+
 
 def pick_device(device: str) -> str:
     """``cpu`` or ``cuda``; ``auto`` takes a GPU where there is one."""
@@ -28,7 +30,7 @@ def cpu_threads() -> int:
     wanted = os.environ.get("OMP_NUM_THREADS", "")
     if wanted.isdecimal() and int(wanted) > 0:
         return int(wanted)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores()
 
 
 def threads_each(processes: int) -> int:
