@@ -20,13 +20,13 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Engine, create_engine, event, select, text
+from sqlalchemy import Engine, Select, create_engine, event, func, select, text
 from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from data_catalog.artifact import Artifact
-from data_catalog.errors import UsageError
-from data_catalog.lease import Lease, hold
+from data_catalog.errors import RunError, UsageError
+from data_catalog.lease import Lease, database_time, hold
 from data_catalog.manifest import Manifest
 from data_catalog.schema import ArtifactRow, EdgeRow, NameRow, RunRow, ScoreRow, SourceRow
 from data_catalog.tables import records
@@ -44,8 +44,12 @@ class UnknownReference(UsageError):
     """A REF names no artifact, or more than one."""
 
 
+class PublishedMeanwhile(RunError):
+    """Another process published a version of the same name in the meantime."""
+
+
 def now() -> datetime:
-    """The current time, UTC."""
+    """The current time of this machine, UTC."""
     return datetime.now(UTC)
 
 
@@ -84,7 +88,7 @@ class Catalogue:
                     key=key,
                     url=artifact.url,
                     manifest=manifest.model_dump(mode="json"),
-                    created_at=now(),
+                    created_at=database_time(session),
                 )
             )
             session.flush()
@@ -114,7 +118,7 @@ class Catalogue:
         """The newest artifact made by a job with this key."""
         query = select(ArtifactRow).where(ArtifactRow.key == key)
         with self.session() as session:
-            row = session.scalars(query.order_by(ArtifactRow.created_at.desc())).first()
+            row = session.scalars(query.order_by(ArtifactRow.number.desc())).first()
         return None if row is None else Artifact(row.url)
 
     def last_made(self, key: str) -> Artifact | None:
@@ -125,7 +129,7 @@ class Catalogue:
         done = select(RunRow.artifact).where(RunRow.key == key, RunRow.status == "done")
         with self.session() as session:
             digest = session.scalars(
-                done.where(RunRow.artifact.is_not(None)).order_by(RunRow.finished_at.desc())
+                done.where(RunRow.artifact.is_not(None)).order_by(RunRow.number.desc())
             ).first()
             row = None if digest is None else session.get(ArtifactRow, digest)
         return None if row is None else Artifact(row.url)
@@ -135,7 +139,7 @@ class Catalogue:
         runs = select(RunRow.artifact).where(RunRow.stage == stage, RunRow.status == "done")
         with self.session() as session:
             for digest in session.scalars(
-                runs.where(RunRow.artifact.is_not(None)).order_by(RunRow.finished_at.desc())
+                runs.where(RunRow.artifact.is_not(None)).order_by(RunRow.number.desc())
             ):
                 row = session.get(ArtifactRow, digest)
                 made = {} if row is None else row.manifest
@@ -145,7 +149,7 @@ class Catalogue:
 
     def artifacts(self, kind: str | None = None) -> list[ArtifactRow]:
         """All artifacts, newest first."""
-        query = select(ArtifactRow).order_by(ArtifactRow.created_at.desc())
+        query = select(ArtifactRow).order_by(ArtifactRow.number.desc())
         if kind is not None:
             query = query.where(ArtifactRow.kind == kind)
         with self.session() as session:
@@ -159,7 +163,7 @@ class Catalogue:
         """
         name, _, version = ref.partition("@")
         with self.session() as session:
-            named = select(NameRow).where(NameRow.name == name).order_by(NameRow.created_at.desc())
+            named = _newest_first(name)
             if version:
                 named = named.where(NameRow.version == version)
             found = session.scalars(named).first()
@@ -206,33 +210,65 @@ class Catalogue:
         return None if row is None else Manifest.model_validate(row.manifest)
 
     def publish(
-        self, name: str, artifact: Artifact, day: str, difference: dict[str, Any] | None = None
+        self,
+        name: str,
+        artifact: Artifact,
+        day: str,
+        difference: dict[str, Any] | None = None,
+        after: int | None = None,
     ) -> NameRow:
         """Give an artifact a version of a name: ``name@day``, ``name@day.2`` when that is taken.
 
-        Publishing what is already the newest version changes nothing.
+        Publishing what is already the newest version changes nothing. The new version follows
+        the newest one, also when several processes publish at once.
 
         Args:
             name: of the dataset or model.
             artifact: what is published.
             day: ISO date.
             difference: what changed against the newest version, in numbers.
+            after: ``number`` of the version that ``difference`` was computed against; 0 for a
+                first version; None if there is no difference to keep right.
+
+        Raises:
+            PublishedMeanwhile: ``after`` is not the newest version any more.
         """
+        while True:
+            try:
+                return self._publish(name, artifact, day, difference, after)
+            except IntegrityError:  # another process published in the same moment: follow it
+                log.debug("publish %s: another version was published, trying again", name)
+
+    def _publish(
+        self,
+        name: str,
+        artifact: Artifact,
+        day: str,
+        difference: dict[str, Any] | None,
+        after: int | None,
+    ) -> NameRow:
+        """Publish once; an IntegrityError where another process was faster."""
         with self.session() as session:
-            versions = select(NameRow).where(NameRow.name == name)
-            rows = list(session.scalars(versions.order_by(NameRow.created_at.desc())))
+            # read before the versions: a version that is published from here on takes this number
+            number = (session.scalar(select(func.max(NameRow.number))) or 0) + 1
+            rows = list(session.scalars(_newest_first(name)))
             if rows and rows[0].digest == artifact.digest:
                 return rows[0]
+            if after is not None and after != (rows[0].number if rows else 0):
+                raise PublishedMeanwhile(
+                    f"another run published {name}@{rows[0].version} in the meantime; run again"
+                )
             taken = {row.version for row in rows}
-            version, number = day, 1
+            version, count = day, 1
             while version in taken:
-                number += 1
-                version = f"{day}.{number}"
+                count += 1
+                version = f"{day}.{count}"
             row = NameRow(
                 name=name,
                 version=version,
                 digest=artifact.digest,
-                created_at=now(),
+                created_at=database_time(session),
+                number=number,
                 predecessor=rows[0].version if rows else None,
                 difference=difference,
             )
@@ -240,10 +276,14 @@ class Catalogue:
         return row
 
     def newest(self, name: str) -> NameRow | None:
-        """The newest version of a name."""
-        query = select(NameRow).where(NameRow.name == name).order_by(NameRow.created_at.desc())
+        """The newest version of a name: the one that no other version follows."""
         with self.session() as session:
-            return session.scalars(query).first()
+            return session.scalars(_newest_first(name)).first()
+
+    def clock(self) -> datetime:
+        """The database's time, UTC: the same for every machine that uses this catalogue."""
+        with self.session() as session:
+            return database_time(session)
 
     def version_of(self, ref: str) -> NameRow:
         """The published version that a REF means: by name, or the newest with its digest.
@@ -262,7 +302,7 @@ class Catalogue:
     def names(self) -> list[NameRow]:
         """All published versions, newest first."""
         with self.session() as session:
-            return list(session.scalars(select(NameRow).order_by(NameRow.created_at.desc())))
+            return list(session.scalars(_newest_first()))
 
     def lease(self, name: str, wait: bool = True) -> AbstractContextManager[Lease]:
         """Be the only one who refreshes ``name`` while the block runs; see ``lease.hold``."""
@@ -319,11 +359,17 @@ class Catalogue:
 
     def runs(self, digests: list[str] | None = None) -> list[RunRow]:
         """Run records, oldest first; of these artifacts only where given."""
-        query = select(RunRow).order_by(RunRow.started_at)
+        query = select(RunRow).order_by(RunRow.number)
         if digests is not None:
             query = query.where(RunRow.artifact.in_(digests))
         with self.session() as session:
             return list(session.scalars(query))
+
+
+def _newest_first(name: str | None = None) -> Select[tuple[NameRow]]:
+    """Select published versions in the reverse order of their publication, of one name if given."""
+    query = select(NameRow).order_by(NameRow.number.desc())
+    return query if name is None else query.where(NameRow.name == name)
 
 
 def _sqlite_settings(connection: Any, _: Any) -> None:

@@ -111,7 +111,7 @@ def hold(
 
 def describe(row: LeaseRow) -> str:
     """Who holds a lease, in words."""
-    return f"process {row.pid} on {row.host} since {_aware(row.since):%Y-%m-%d %H:%M:%S} UTC"
+    return f"process {row.pid} on {row.host} since {aware(row.since):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def _take(lease: Lease, expiry_s: float) -> LeaseRow | None:
@@ -124,12 +124,12 @@ def _take(lease: Lease, expiry_s: float) -> LeaseRow | None:
     }
     try:
         with Session(lease.engine, expire_on_commit=False) as session, session.begin():
-            moment = _moment(session)
+            moment = database_time(session)
             held = session.get(LeaseRow, lease.name)
             if held is None:
                 session.add(LeaseRow(name=lease.name, since=moment, beat=moment, **mine))
                 return None
-            silent = moment - _aware(held.beat) > timedelta(seconds=expiry_s)
+            silent = moment - aware(held.beat) > timedelta(seconds=expiry_s)
             if not silent and not is_gone(held.process):
                 return held
             # only where it is still the same holder's: another one may be taking over as well
@@ -168,7 +168,7 @@ def _beat(engine: Engine, name: str, holder: str) -> bool:
         beaten = session.execute(
             update(LeaseRow)
             .where(LeaseRow.name == name, LeaseRow.holder == holder)
-            .values(beat=_moment(session))
+            .values(beat=database_time(session))
         )
         return bool(beaten.rowcount)  # type: ignore[attr-defined]
 
@@ -184,11 +184,11 @@ def _release(lease: Lease) -> None:
         log.warning("lease: %s could not be given back (%s)", lease.name, type(error).__name__)
 
 
-def _moment(session: Session) -> datetime:
-    """The catalogue's clock."""
-    return _aware(session.scalars(select(func.now())).one())
+def database_time(session: Session) -> datetime:
+    """The time by the database's clock, UTC."""
+    return aware(session.scalars(select(func.now())).one())
 
 
-def _aware(moment: datetime) -> datetime:
-    """SQLite keeps no time zone: its times are UTC."""
+def aware(moment: datetime) -> datetime:
+    """Add the time zone that SQLite leaves out: its times are UTC."""
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

@@ -5,12 +5,23 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
+import sqlalchemy as sa
 from sqlalchemy import JSON, DateTime, Float, ForeignKey, Index, Integer, String, Text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 
 class Base(DeclarativeBase):
     """Base of all tables."""
+
+
+def _numbered(table: str) -> Mapped[int]:
+    """Define a column that numbers the rows of a table in the order of their insertion.
+
+    "Newest" is decided by this number, never by a time: clocks of machines differ.
+    """
+    last = sa.select(sa.func.coalesce(sa.func.max(sa.column("number", Integer)), 0))
+    following = last.select_from(sa.table(table)).scalar_subquery() + 1
+    return mapped_column(Integer, default=following, index=True)
 
 
 class ArtifactRow(Base):
@@ -25,6 +36,7 @@ class ArtifactRow(Base):
     url: Mapped[str] = mapped_column(Text)
     manifest: Mapped[dict[str, Any]] = mapped_column(JSON)
     created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True))
+    number: Mapped[int] = _numbered("artifact")
 
 
 class EdgeRow(Base):
@@ -54,19 +66,27 @@ class RunRow(Base):
     artifact: Mapped[str | None] = mapped_column(String(64), index=True)
     error: Mapped[str | None] = mapped_column(Text)
     metrics: Mapped[dict[str, Any]] = mapped_column(JSON)
+    number: Mapped[int] = _numbered("run")
 
 
 class NameRow(Base):
     """A published version of a named dataset or model."""
 
     __tablename__ = "name"
-    __table_args__ = (Index("ix_name_digest", "digest"),)
+    __table_args__ = (
+        Index("ix_name_digest", "digest"),
+        Index("ix_name_number", "number", unique=True),
+    )
 
     name: Mapped[str] = mapped_column(String(64), primary_key=True)
     version: Mapped[str] = mapped_column(String(64), primary_key=True)
     digest: Mapped[str] = mapped_column(ForeignKey("artifact.digest"))
     predecessor: Mapped[str | None] = mapped_column(String(64))
+    #: Time of publication by the database's clock, for people; the order is that of ``number``.
     created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True))
+    #: Order of publication in this catalogue. It is unique, so two writers that publish at once
+    #: can't both follow the same predecessor (``Catalogue.publish``).
+    number: Mapped[int] = mapped_column(Integer)
     #: What changed against the predecessor, in numbers; empty for a first version.
     difference: Mapped[dict[str, Any] | None] = mapped_column(JSON)
 

@@ -116,7 +116,7 @@ def _published(catalogue: Catalogue, digest: str) -> tuple[str, str, str]:
     found = [name for name in catalogue.names() if name.digest == digest]
     if not found:
         return "", "", ""
-    last = max(found, key=lambda name: name.created_at)
+    last = found[0]  # the newest
     return last.name, str(last.version), f"{last.created_at:%Y-%m-%d}"
 
 

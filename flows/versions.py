@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from data_catalog.artifact import Artifact
-from data_catalog.catalogue import Catalogue, UnknownReference
+from data_catalog.catalogue import Catalogue, PublishedMeanwhile, UnknownReference
 from data_catalog.difference import Difference, compare, read_version
 from data_catalog.errors import UsageError
+from data_catalog.lease import aware
 from data_catalog.schema import NameRow
 from flows.console import out, print_table
 
@@ -18,6 +19,8 @@ log = logging.getLogger("geofm.version")
 
 #: Rows of a table that are shown.
 SHOWN = 10
+#: Difference of two clocks from which it is reported.
+CLOCK_TOLERANCE = timedelta(seconds=60)
 
 
 @dataclass(frozen=True)
@@ -48,15 +51,46 @@ class Published:
 
 
 def publish(catalogue: Catalogue, name: str, dataset: Artifact) -> Published:
-    """Publish a dataset under ``name@today``, unless it is the newest version already."""
-    newest = catalogue.newest(name)
-    if newest is not None and newest.digest == dataset.digest:
-        return Published(newest, new=False)
-    difference = _against(catalogue, newest, dataset)
-    day = datetime.now(UTC).strftime("%Y-%m-%d")
-    summary = difference.summary() if difference else None
-    row = catalogue.publish(name, dataset, day, summary)
-    return Published(row, new=True, difference=difference)
+    """Publish a dataset under ``name@today``, unless it is the newest version already.
+
+    The day is the database's, so that machines whose clocks differ agree on it.
+    """
+    while True:
+        newest = catalogue.newest(name)
+        _warn_of_clocks(catalogue, newest)
+        if newest is not None and newest.digest == dataset.digest:
+            return Published(newest, new=False)
+        difference = _against(catalogue, newest, dataset)
+        summary = difference.summary() if difference else None
+        day = catalogue.clock().strftime("%Y-%m-%d")
+        after = 0 if newest is None else newest.number
+        try:
+            row = catalogue.publish(name, dataset, day, summary, after)
+        except PublishedMeanwhile:
+            log.info("version: %s has a newer version now, comparing again", name)
+            continue
+        return Published(row, new=True, difference=difference)
+
+
+def _warn_of_clocks(catalogue: Catalogue, newest: NameRow | None) -> None:
+    """Warn when this machine's clock or that of an earlier publication is found to be off."""
+    time = catalogue.clock()
+    off = datetime.now(UTC) - time
+    if abs(off) > CLOCK_TOLERANCE:
+        log.warning(
+            "clock: this machine is %.0f s %s the database's clock; set it right (versions are "
+            "ordered by their predecessors, so none is lost)",
+            abs(off).total_seconds(),
+            "ahead of" if off > timedelta(0) else "behind",
+        )
+    ahead = timedelta(0) if newest is None else aware(newest.created_at) - time
+    if newest is not None and ahead > CLOCK_TOLERANCE:
+        log.warning(
+            "clock: %s@%s carries a time that is %.0f s ahead of the database's clock: a clock was "
+            "wrong when it was published, or is now (versions are ordered by their predecessors, "
+            "so the next one is still the newest)",
+            newest.name, newest.version, ahead.total_seconds(),
+        )  # fmt: skip
 
 
 def _against(catalogue: Catalogue, newest: NameRow | None, dataset: Artifact) -> Difference | None:
