@@ -19,7 +19,7 @@ import shutil
 import socket
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -31,9 +31,11 @@ from upath import UPath
 from data_catalog.artifact import MANIFEST, Artifact, cache_folder
 from data_catalog.canonical import canonical, digest_of, sha256_file
 from data_catalog.errors import RunError, UsageError
+from data_catalog.lock import is_abandoned, lock_file
 from data_catalog.manifest import FileEntry, Manifest
 
 PART = "part.json"
+LOCK = "lock"
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 log = logging.getLogger("geofm.store")
 
@@ -117,19 +119,33 @@ class Store:
         return artifact.path(MANIFEST).exists()
 
     def scratch(self, key: str) -> Path:
-        """A local folder of one job that survives kills."""
+        """Return a local folder of one job that survives kills."""
         folder = self.local_root / "work" / key
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
+    def lock_scratch(self, key: str, wait: bool = True) -> AbstractContextManager[None]:
+        """Let no other process on this machine use a job's scratch folder while a block runs.
+
+        Raises:
+            Locked: Another process uses it and ``wait`` is False.
+        """
+        folder = self.scratch(key)
+        return lock_file(folder / LOCK, f"the scratch folder {folder}", wait)
+
     @contextmanager
     def staging(self) -> Iterator[Path]:
-        """An empty local folder; what is left of it at the end is thrown away."""
+        """Yield an empty local folder for files being written; its rest is removed at the end.
+
+        The folder lies beside a lock, which tells ``sweep`` that this process lives.
+        """
         name = f"{socket.gethostname()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
-        folder = self.local_root / "staging" / name
+        outer = self.local_root / "staging" / name
+        folder = outer / "files"
         folder.mkdir(parents=True)
         try:
-            yield folder
+            with lock_file(outer / LOCK, str(outer)):
+                yield folder
         except OSError as error:
             if error.errno in NO_SPACE:
                 raise StoreFull(
@@ -140,12 +156,12 @@ class Store:
                 ) from error
             raise
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(outer, ignore_errors=True)
 
     def sweep(self) -> None:
-        """Remove what processes of this host left in staging when they were killed."""
-        for folder in (self.local_root / "staging").glob(f"{socket.gethostname()}.*.*"):
-            if not Path(f"/proc/{folder.name.split('.')[-2]}").exists():
+        """Remove what killed processes left in staging. Only commands that write call this."""
+        for folder in (self.local_root / "staging").glob("*"):
+            if is_abandoned(folder / LOCK):
                 shutil.rmtree(folder, ignore_errors=True)
 
     def publish(
@@ -290,5 +306,4 @@ def open_store(url: str | Path) -> Store:
             f"the store {store.url} cannot be written ({why}); give a folder "
             "you may write to, or s3://bucket/prefix, with --store or GEOFM_STORE"
         ) from error
-    store.sweep()
     return store

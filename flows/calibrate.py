@@ -30,6 +30,7 @@ def calibrate(recipe: Recipe, store: str, catalog: str, json_: bool) -> None:
     """
     started = time.perf_counter()
     place = open_place(store, catalog)
+    place.clean_up()
     made: dict[str, Any] = {}
     meter = Meter()
     names = DATA_STAGES[: DATA_STAGES.index("calibrate") + 1]

@@ -44,6 +44,7 @@ def task_runner(compute: ComputeSettings) -> TaskRunner[Any]:
 
 def _run(stages: tuple[str, ...], recipe: Recipe, store: str, catalog: str, wait: bool) -> Run:
     place = open_place(store, catalog)
+    place.clean_up()
     name = recipe.pack.name
     with serving_source(recipe.search.stac), task_runner(recipe.compute) as runner:
         run = Run(recipe, place.store, place.catalogue, runner)

@@ -16,6 +16,10 @@ class Place:
     store: Store
     catalogue: Catalogue
 
+    def clean_up(self) -> None:
+        """Clean up after killed processes. Commands that write call this when they start."""
+        self.store.sweep()
+
 
 def open_place(store: str = "", catalog: str = "") -> Place:
     """Open the store and the catalogue.

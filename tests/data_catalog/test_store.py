@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-import socket
 from pathlib import Path
 
 import pytest
@@ -49,28 +45,6 @@ def test_an_unwritable_store_is_one_clear_error(tmp_path: Path, place: str) -> N
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StoreNotWritable, match=r"cannot be written.*--store or GEOFM_STORE"):
         open_store(place if place.startswith("/") else tmp_path / place)
-
-
-def _stay(root: str, ready) -> None:
-    with open_store(root).staging() as folder:
-        (folder / "half").write_text("written")
-        ready.set()
-        signal.pause()
-
-
-def test_staging_of_a_killed_process_is_swept(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    ready = context.Event()
-    process = context.Process(target=_stay, args=(str(tmp_path), ready))
-    process.start()
-    assert ready.wait(30)
-    open_store(tmp_path)
-    assert len(list((tmp_path / "staging").iterdir())) == 1  # a living process keeps its own
-    os.kill(process.pid, signal.SIGKILL)
-    process.join()
-    open_store(tmp_path)
-    assert list((tmp_path / "staging").iterdir()) == []
-    assert socket.gethostname()
 
 
 json_values = st.recursive(
