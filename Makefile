@@ -6,10 +6,10 @@ UV := $(BIN)/uv
 INSTALL := $(UV) pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test pgstac interop lint format bench constraints clean
+.PHONY: help demo test test-slow pgstac interop lint format bench constraints clean
 
 help:  ## Show this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 $(UV):
 	$(PYTHON) -m venv $(VENV)
@@ -26,8 +26,11 @@ $(VENV)/.test: $(VENV)/.run
 demo: $(VENV)/.run  ## The whole pipeline on the embedded planet (store: ./geofm-store)
 	$(BIN)/geofm demo
 
-test: $(VENV)/.test lint  ## All tests; those that need more than is here are skipped and say so
+test: $(VENV)/.test lint  ## All tests but the long ones; what needs more than is here is skipped and says so
 	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/.test  ## The long tests: faults, nights, random sequences
+	$(BIN)/python -m pytest -m long
 
 pgstac: | $(UV)  ## A STAC server for tests in .venv-pgstac (its fastapi is not Prefect's)
 	$(UV) venv --quiet --allow-existing .venv-pgstac

@@ -26,6 +26,7 @@ import sys
 import tempfile
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -140,14 +141,36 @@ class _Enough(Exception):
     """The steps that were wanted have been taken."""
 
 
-def ours(asked: argparse.Namespace, settings: Any) -> dict[str, Any]:
-    """The training loop as it is; the clock runs between two of its ticks."""
+@dataclass(frozen=True)
+class Pace:
+    """A part of a training run by the clock.
+
+    Attributes:
+        started: When the run was started, by ``time.perf_counter`` (seconds).
+        ticks: Steps that were done, and when the loop reported them (seconds).
+        speed: Operations of an image, and of the device.
+        waited: Share of the time that the loop waited for data, first report excluded.
+    """
+
+    started: float
+    ticks: list[tuple[int, float]]
+    speed: Any
+    waited: float
+
+    def images_per_s(self, batch: int, first: int) -> float:
+        """Images per second after step ``first``."""
+        counted = [(done, at) for done, at in self.ticks if done >= first]
+        return (counted[-1][0] - counted[0][0]) * batch / (counted[-1][1] - counted[0][1])
+
+
+def run_loop(dataset: str, settings: Any, device: str, steps: int) -> Pace:
+    """Run the training loop as it is for so many steps, then leave it."""
     from data_catalog.artifact import Artifact
     from data_catalog.progress import listen
     from geofm.pretraining import loop
     from geofm.pretraining.data import open_corpus
 
-    times: list[tuple[int, float]] = []
+    ticks: list[tuple[int, float]] = []
     seen: list[Any] = []
     settle = loop._settle
 
@@ -155,27 +178,34 @@ def ours(asked: argparse.Namespace, settings: Any) -> dict[str, Any]:
         seen.append((run.speed, run.progress.waited, time.perf_counter()))
         return settle(run, *others)
 
-    loop._settle = watched
-    loop.FLUSH["cuda"] = 10
-    first = 1 if asked.device == "cpu" else 20
-
     def tick(what: str, done: int, total: int, note: str) -> None:
-        times.append((done, time.perf_counter()))
-        if done >= first + asked.steps:
-            raise _Enough
+        if what == "pretrain":
+            ticks.append((done, time.perf_counter()))
+            if done >= steps:
+                raise _Enough
 
-    corpus = open_corpus(Artifact(asked.dataset))
-    with tempfile.TemporaryDirectory() as folder, listen(tick), suppress(_Enough):
-        loop.train(corpus, settings, 0, asked.device, Path(folder))
-    counted = [(done, at) for done, at in times if done >= first]
-    steps, seconds = counted[-1][0] - counted[0][0], counted[-1][1] - counted[0][1]
-    rate = steps * asked.batch / seconds
-    speed = seen[-1][0]
-    waited = (seen[-1][1] - seen[0][1]) / (seen[-1][2] - seen[0][2])
+    corpus = open_corpus(Artifact(dataset))
+    loop.FLUSH["cuda"] = 10
+    loop._settle = watched
+    started = time.perf_counter()
+    try:
+        with tempfile.TemporaryDirectory() as folder, listen(tick), suppress(_Enough):
+            loop.train(corpus, settings, 0, device, Path(folder))
+    finally:
+        loop._settle = settle
+    waited = (seen[-1][1] - seen[0][1]) / max(seen[-1][2] - seen[0][2], 1e-9)
+    return Pace(started, ticks, seen[-1][0], waited)
+
+
+def ours(asked: argparse.Namespace, settings: Any) -> dict[str, Any]:
+    """The training loop as it is; the clock runs between two of its ticks."""
+    first = 1 if asked.device == "cpu" else 20
+    pace = run_loop(asked.dataset, settings, asked.device, first + asked.steps)
+    rate = pace.images_per_s(asked.batch, first)
     return {
-        "images_per_s": rate, "of_ceiling": speed.used(rate), "waited": waited,
-        "gflop_per_image": speed.flop_per_image / 1e9,
-        "ceiling_gflops": speed.flop_per_second / 1e9,
+        "images_per_s": rate, "of_ceiling": pace.speed.used(rate), "waited": pace.waited,
+        "gflop_per_image": pace.speed.flop_per_image / 1e9,
+        "ceiling_gflops": pace.speed.flop_per_second / 1e9,
     }  # fmt: skip
 
 

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 NAME = "swin_base_patch4_window7_224"
+#: Arguments that make student and teacher smaller or larger.
+SIZES = ("embed_dim", "depths", "num_heads")
 
 
 class Published(nn.Module):
@@ -21,13 +23,15 @@ class Published(nn.Module):
 
     def __init__(self, student_args: dict[str, Any]) -> None:
         super().__init__()
+        sizes = {name: student_args[name] for name in SIZES if name in student_args}
         self.student = timm.create_model(
             NAME, num_classes=0, img_size=192, drop_path_rate=0.0, **student_args
         )
-        self.teacher = timm.create_model(NAME, num_classes=0, drop_path_rate=0.0)
-        self.token = nn.Parameter(torch.zeros(1, 1, 1, 128))
-        self.decoder = nn.Sequential(nn.Conv2d(1024, 32 * 32 * 3, 1), nn.PixelShuffle(32))
-        self.projector = nn.Linear(1024, 1024)
+        self.teacher = timm.create_model(NAME, num_classes=0, drop_path_rate=0.0, **sizes)
+        width = self.student.num_features  # 1024 in Swin-B
+        self.token = nn.Parameter(torch.zeros(1, 1, 1, width // 8))
+        self.decoder = nn.Sequential(nn.Conv2d(width, 32 * 32 * 3, 1), nn.PixelShuffle(32))
+        self.projector = nn.Linear(width, width)
 
     def forward(self, images: Tensor, mask: Tensor) -> Tensor:
         """Masked L1 less the cosine of the pooled third stages; mask [B, 6, 6] of 0 and 1."""

@@ -35,19 +35,20 @@ Parallel = Literal["ddp", "fsdp"]
 
 def make_fabric(device: str, precision: str, processes: int, parallel: Parallel) -> Fabric:
     """Fabric for one process, or for one of several on this machine that torchrun started."""
-    strategy: Any = "auto"
-    if processes > 1 and parallel == "ddp":
-        # what buffers there are (masks, indices) never changes
-        strategy = DDPStrategy(broadcast_buffers=False)
-    elif processes > 1:
-        strategy = ModelParallelStrategy(
-            _shard, data_parallel_size=processes, tensor_parallel_size=1
-        )
+    strategy: Any = strategy_of(processes, parallel) if processes > 1 else "auto"
     fabric = Fabric(
         accelerator=device, devices=processes, precision=PRECISION[precision], strategy=strategy
     )
     fabric.launch()
     return fabric
+
+
+def strategy_of(processes: int, parallel: Parallel) -> DDPStrategy | ModelParallelStrategy:
+    """Fabric's strategy for processes that share a model."""
+    if parallel == "ddp":
+        # what buffers there are (masks, indices) never changes
+        return DDPStrategy(broadcast_buffers=False)
+    return ModelParallelStrategy(_shard, data_parallel_size=processes, tensor_parallel_size=1)
 
 
 def _shard(module: Pretrainer, mesh: Any) -> Pretrainer:
