@@ -28,8 +28,9 @@ COPIED = ("quality", "entropy", "gradient", "valid", "cloud", "saturated", "cons
 def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
     """Decide.
 
-    Writes ``decisions.parquet``; ``survival.parquet`` (who was left, by stratum);
-    ``measures.parquet`` (the choice beside others).
+    Writes ``decisions.parquet``; ``dense_pairs.parquet`` (the pairs of dense cells that name a
+    witness); ``survival.parquet`` (who was left, by stratum); ``measures.parquet`` (the choice
+    beside others).
     """
     settings: CurateSettings = job.settings
     pool = load_pool(job.inputs)
@@ -46,6 +47,7 @@ def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
     scores = scored(chips, graph.space, job.seed).set_axis(graph.nodes)
     decisions[scores.columns] = scores.reindex(decisions.index)
     write_table(decisions, folder / "decisions.parquet")
+    write_table(outcome.dense_pairs, folder / "dense_pairs.parquet")
     survival = survivors(pool, graph.nodes, outcome.leaders, outcome.kept)
     write_table(survival, folder / "survival.parquet")
     kept = np.flatnonzero(outcome.kept).astype(np.int64)
@@ -89,7 +91,7 @@ INPUTS = (
 
 STAGE = Stage(
     name="curate",
-    version="2",
+    version="3",
     kind="decisions",
     inputs=INPUTS,
     software=("faiss-cpu", "numpy", "scipy"),

@@ -1,8 +1,11 @@
 """From a pool and its graph to decisions: identical, duplicate, selection, kept.
 
-The leader rule runs over all pairs, whatever the evidence. A chip that is dropped for another
-names a chip that *stays* as its witness: so a duplicate whose leader falls to the budget is dropped
-for the budget as well, unless another chip that stays is within the threshold.
+The leader rule runs over all pairs, whatever the evidence. A chip that is dropped as a duplicate
+names a kept chip as its witness, and the two are a pair that was compared by rule and is stored:
+in ``pairs``, in ``alike``, or in ``dense_pairs.parquet`` of the decisions. Every other chip that
+is dropped here lost to the budget (rule ``selection``), also a leader that happens to be similar
+to a kept chip, and a duplicate whose leader was not chosen. Its witness is only the most similar
+kept chip.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from numpy.typing import NDArray
 from geofm.curation.choose import choose
 from geofm.curation.edges import Edges, nearest_kept
 from geofm.curation.graph import Graph
-from geofm.curation.leader import Leaders, choose_leaders
+from geofm.curation.leader import Leaders, best_hidden, choose_leaders
 from geofm.curation.pool import Pool
 from geofm.curation.space import Floats, Indices, nearest
 from geofm.settings import CurateSettings
@@ -27,9 +30,20 @@ Flags = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Outcome:
-    """Decisions by chip of the pool (``rows``), and flags by node."""
+    """Decisions by chip of the pool, and flags by node.
+
+    Attributes:
+        rows: one decision for each chip.
+        dense_pairs: pairs (left, right, similarity) of dense cells that name a witness; those of
+            other cells are in the artifact ``pairs``.
+        leaders: nodes that the leader rule keeps.
+        kept: nodes that the budget keeps as well.
+        largest_group: number of chips that the largest group of duplicates has.
+        strata: columns by which the budget was divided.
+    """
 
     rows: pd.DataFrame
+    dense_pairs: pd.DataFrame
     leaders: Flags
     kept: Flags
     largest_group: int
@@ -58,9 +72,10 @@ def decide(pool: Pool, graph: Graph, settings: CurateSettings, seed: int) -> Out
     kept[chosen.rows] = True
     leader = np.where(leaders.kept, np.arange(len(kept)), leaders.witness)
     groups = np.bincount(leader[graph.node_of[graph.node_of >= 0]], minlength=1)
-    witnesses = _witnesses(graph, leaders, kept)
+    witnesses = _find_witnesses(graph, kept)
     return Outcome(
         rows=_write(pool, graph, kept, leaders, leader, witnesses, groups, settings),
+        dense_pairs=_dense_pairs(pool, graph, witnesses),
         leaders=leaders.kept,
         kept=kept,
         largest_group=int(groups.max()),
@@ -79,35 +94,59 @@ def join(edges: list[Edges]) -> Edges:
 
 @dataclass(frozen=True)
 class _Witnesses:
-    """By node that goes: the kept node that it is most like, and how similar it is.
+    """The kept node that each dropped node is most like.
 
-    ``evidence`` is the number of the evidence, −1 where that node is just the most similar.
+    Attributes:
+        row: the kept node, shape (nodes,); -1 for nodes that are kept.
+        similarity: cosine, or likeness of pixels, shape (nodes,).
+        evidence: number of the evidence that made the two a pair, shape (nodes,); -1 if they are
+            no pair and the kept node is merely the most similar.
+        dense: whether the pair is one of a dense cell, shape (nodes,).
     """
 
     row: Indices
     similarity: Floats
     evidence: Indices
+    dense: Flags
 
 
-def _witnesses(graph: Graph, leaders: Leaders, kept: Flags) -> _Witnesses:
+def _find_witnesses(graph: Graph, kept: Flags) -> _Witnesses:
+    """Find the witness of each dropped node: by its pairs, else the most similar kept node.
+
+    A similarity above the threshold does not make a pair: embeddings of monotone chips are all
+    similar and are not compared.
+    """
     count = len(kept)
     found = _Witnesses(
-        np.full(count, -1, dtype=np.int64), np.full(count, np.nan), np.full(count, -1, np.int64)
+        np.full(count, -1, dtype=np.int64),
+        np.full(count, np.nan),
+        np.full(count, -1, dtype=np.int64),
+        np.zeros(count, dtype=np.bool_),
     )
-    for number, one in enumerate(graph.evidence):
-        gone, other, edge = nearest_kept(kept, one.edges)
+    pairs = [(number, evidence.edges, False) for number, evidence in enumerate(graph.evidence)]
+    if graph.hidden is not None and graph.dense is not None:
+        pairs.append((0, best_hidden(kept, graph.hidden, graph.dense), True))
+    for number, edges, dense in pairs:
+        gone, other, edge = nearest_kept(kept, edges)
         new = found.row[gone] < 0
         gone, other, edge = gone[new], other[new], edge[new]
-        found.row[gone], found.similarity[gone] = other, one.edges.similarity[edge]
-        found.evidence[gone] = number
+        found.row[gone], found.similarity[gone] = other, edges.similarity[edge]
+        found.evidence[gone], found.dense[gone] = number, dense
     far = np.flatnonzero(~kept & (found.row < 0)).astype(np.int64)
     if len(far):
         rows, exact = nearest(graph.space, far, np.flatnonzero(kept).astype(np.int64), 1)
         found.row[far], found.similarity[far] = rows[:, 0], exact[:, 0]
-        # pairs of dense cells are not among the edges
-        near = exact[:, 0] >= np.maximum(graph.least[far], graph.least[rows[:, 0]])
-        found.evidence[far[near]] = 0
     return found
+
+
+def _dense_pairs(pool: Pool, graph: Graph, witnesses: _Witnesses) -> pd.DataFrame:
+    """List the witness pairs of dense cells by chip id, the lower id left, sorted."""
+    ids = np.array(pool.ids, dtype=object)[graph.nodes]
+    gone = np.flatnonzero(witnesses.dense)
+    pairs = [sorted(pair) for pair in zip(ids[gone], ids[witnesses.row[gone]], strict=True)]
+    table = pd.DataFrame(pairs, columns=["left", "right"], dtype=str)
+    table["similarity"] = witnesses.similarity[gone]
+    return table.sort_values(["left", "right"], ignore_index=True)
 
 
 def _write(

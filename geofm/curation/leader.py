@@ -78,7 +78,7 @@ def choose_leaders(
         kept = decide(rank, edges)
     else:
         kept = _decide_dense(order, rank, edges, hidden, dense)
-        edges = join_edges([edges, _best_hidden(kept, hidden, dense)])
+        edges = join_edges([edges, best_hidden(kept, hidden, dense)])
     witness, similarity = _witnesses(kept, edges)
     leaders = Leaders(kept, witness, similarity, edges)
     check_leaders(leaders, edges)
@@ -173,8 +173,8 @@ def _within(block: Indices, start: Indices, target: Indices, rows: int) -> Edges
     return Edges(left[both], right[both], np.zeros(int(both.sum())))
 
 
-def _best_hidden(kept: NDArray[np.bool_], hidden: Hidden, dense: Indices) -> Edges:
-    """For each dropped row of a dense cell, the most similar kept row there."""
+def best_hidden(kept: NDArray[np.bool_], hidden: Hidden, dense: Indices) -> Edges:
+    """Find the most similar kept row of each dropped row of a dense cell, as edges."""
     found = [no_edges()]
     stay = np.sort(dense[kept[dense]])
     gone = np.sort(dense[~kept[dense]])
