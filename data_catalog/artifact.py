@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,17 +13,22 @@ from typing import Any
 import pandas as pd
 from upath import UPath
 
+from data_catalog.address import folder_setting
 from data_catalog.canonical import sha256_file
-from data_catalog.errors import CheckError
+from data_catalog.errors import CheckError, UsageError
 from data_catalog.manifest import Manifest
 from data_catalog.tables import read_table
 
 MANIFEST = "manifest.json"
 
 
+class NotInStore(UsageError):
+    """An artifact that the catalogue knows is not in the store that was opened."""
+
+
 def cache_folder() -> Path:
-    """Local copies of remote files live here (``GEOFM_CACHE``, default ~/.cache/geofm)."""
-    return Path(os.environ.get("GEOFM_CACHE", Path.home() / ".cache" / "geofm"))
+    """Return the folder for local copies of remote files (``GEOFM_CACHE``, else ~/.cache/geofm)."""
+    return folder_setting("GEOFM_CACHE", Path.home() / ".cache" / "geofm")
 
 
 @dataclass(frozen=True)
@@ -40,8 +44,19 @@ class Artifact:
 
     @cached_property
     def manifest(self) -> Manifest:
-        """The manifest, checked against its schema."""
-        return Manifest.model_validate_json(self.path(MANIFEST).read_bytes())
+        """The manifest, checked against its schema.
+
+        Raises:
+            NotInStore: There is no artifact at this address.
+        """
+        try:
+            data = self.path(MANIFEST).read_bytes()
+        except FileNotFoundError as error:
+            raise NotInStore(
+                f"there is no artifact at {self.url}: the catalogue knows it, but it is not in "
+                "this store; open the store that holds it with --store or GEOFM_STORE"
+            ) from error
+        return Manifest.model_validate_json(data)
 
     @property
     def digest(self) -> str:

@@ -10,34 +10,36 @@ import os
 import socket
 import time
 import uuid
+import weakref
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
-from alembic import command
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from sqlalchemy import Engine, Select, create_engine, event, func, select, text
-from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError, SQLAlchemyError
+from sqlalchemy import Engine, Select, func, select
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
+from data_catalog.address import shown_address, sqlite_path
 from data_catalog.artifact import Artifact
+from data_catalog.database import CatalogueUnreachable, connect
 from data_catalog.errors import RunError, UsageError
 from data_catalog.lease import Lease, database_time, hold
 from data_catalog.manifest import Manifest
 from data_catalog.schema import ArtifactRow, EdgeRow, NameRow, RunRow, ScoreRow, SourceRow
+from data_catalog.store import ARTIFACTS, Store
 from data_catalog.tables import records
 
+__all__ = [
+    "Catalogue",
+    "CatalogueUnreachable",
+    "PublishedMeanwhile",
+    "UnknownReference",
+    "now",
+    "open_catalogue",
+]
+
 log = logging.getLogger("geofm.catalogue")
-
-MIGRATIONS = Path(__file__).parent / "migrations"
-
-
-class CatalogueUnreachable(UsageError):
-    """The catalogue's address does not answer."""
 
 
 class UnknownReference(UsageError):
@@ -54,11 +56,39 @@ def now() -> datetime:
 
 
 class Catalogue:
-    """A connection to the record. Every method is one short transaction."""
+    """A connection to the record. Every method is one short transaction.
 
-    def __init__(self, url: str, engine: Engine) -> None:
+    The catalogue knows artifacts by kind and digest; they are looked for in the store that was
+    opened with it.
+    """
+
+    def __init__(self, url: str, engine: Engine, store: Store | None = None) -> None:
         self.url = url
         self.engine = engine
+        self._store = store
+        self._last: Store | None = None
+
+    @property
+    def store(self) -> Store:
+        """The store in which the artifacts are.
+
+        Raises:
+            UsageError: the catalogue was opened without one.
+        """
+        store = self._store or self._last
+        if store is None:
+            raise UsageError(
+                f"the catalogue {shown_address(self.url)} was opened without a store: give "
+                "open_catalogue the store that holds its artifacts"
+            )
+        return store
+
+    def at(self, store: Store) -> Catalogue:
+        """The same catalogue with its artifacts in another store."""
+        return Catalogue(self.url, self.engine, store)
+
+    def _artifact(self, row: ArtifactRow) -> Artifact:
+        return self.store.artifact(row.kind, row.digest)
 
     @contextmanager
     def session(self) -> Iterator[Session]:
@@ -68,6 +98,7 @@ class Catalogue:
 
     def record(self, artifact: Artifact, key: str) -> None:
         """Enter a sealed artifact with its edges, sources and scores; again is harmless."""
+        self._last = Store.of(artifact)
         try:
             self._record(artifact, key)
         except IntegrityError:  # another process entered it in the same moment
@@ -76,9 +107,7 @@ class Catalogue:
     def _record(self, artifact: Artifact, key: str) -> None:
         manifest = artifact.manifest
         with self.session() as session:
-            known = session.get(ArtifactRow, artifact.digest)
-            if known is not None:
-                known.url = artifact.url  # the same artifact, perhaps made again elsewhere
+            if session.get(ArtifactRow, artifact.digest) is not None:
                 return
             session.add(
                 ArtifactRow(
@@ -86,7 +115,6 @@ class Catalogue:
                     kind=manifest.kind,
                     stage=manifest.stage,
                     key=key,
-                    url=artifact.url,
                     manifest=manifest.model_dump(mode="json"),
                     created_at=database_time(session),
                 )
@@ -119,7 +147,7 @@ class Catalogue:
         query = select(ArtifactRow).where(ArtifactRow.key == key)
         with self.session() as session:
             row = session.scalars(query.order_by(ArtifactRow.number.desc())).first()
-        return None if row is None else Artifact(row.url)
+        return None if row is None else self._artifact(row)
 
     def last_made(self, key: str) -> Artifact | None:
         """What the newest finished run of a job with this key came to.
@@ -132,7 +160,7 @@ class Catalogue:
                 done.where(RunRow.artifact.is_not(None)).order_by(RunRow.number.desc())
             ).first()
             row = None if digest is None else session.get(ArtifactRow, digest)
-        return None if row is None else Artifact(row.url)
+        return None if row is None else self._artifact(row)
 
     def last_of(self, stage: str, version: str, settings: dict[str, Any]) -> Artifact | None:
         """What the newest finished run of a stage with these settings came to, on any input."""
@@ -144,7 +172,7 @@ class Catalogue:
                 row = session.get(ArtifactRow, digest)
                 made = {} if row is None else row.manifest
                 if row and made["version"] == version and made["settings"] == settings:
-                    return Artifact(row.url)
+                    return self._artifact(row)
         return None
 
     def artifacts(self, kind: str | None = None) -> list[ArtifactRow]:
@@ -178,7 +206,7 @@ class Catalogue:
         if len(rows) != 1:
             problem = "is ambiguous: give more digits" if rows else "names nothing"
             raise UnknownReference(f"{ref!r} {problem}; `geofm list` shows what there is")
-        return Artifact(rows[0].url)
+        return self._artifact(rows[0])
 
     def get(self, digest: str) -> Artifact:
         """The artifact with exactly this digest.
@@ -190,7 +218,7 @@ class Catalogue:
             row = session.get(ArtifactRow, digest)
         if row is None:
             raise UnknownReference(f"no artifact {digest} in this catalogue")
-        return Artifact(row.url)
+        return self._artifact(row)
 
     def parents(self, digest: str) -> dict[str, str]:
         """Digests of an artifact's inputs by role, as recorded when it was sealed."""
@@ -372,56 +400,24 @@ def _newest_first(name: str | None = None) -> Select[tuple[NameRow]]:
     return query if name is None else query.where(NameRow.name == name)
 
 
-def _sqlite_settings(connection: Any, _: Any) -> None:
-    cursor = connection.cursor()
-    cursor.execute("PRAGMA journal_mode=WAL")
-    cursor.execute("PRAGMA synchronous=NORMAL")
-    cursor.execute("PRAGMA foreign_keys=ON")
-    cursor.close()
-
-
-def open_catalogue(url: str) -> Catalogue:
+def open_catalogue(url: str, store: Store | None = None, write: bool = True) -> Catalogue:
     """Open a catalogue and bring its tables up to date.
 
     Args:
         url: a SQLAlchemy address, e.g. ``sqlite:////data/catalogue.db`` or
             ``postgresql+psycopg://user@host/geofm``.
+        store: where its artifacts are. None: the folder of a SQLite file that is in a store, else
+            the store of the artifact that was recorded last through this connection.
+        write: create the catalogue where there is none; see ``database.connect``.
 
     Raises:
         CatalogueUnreachable: with the address (no password) and the remedy.
     """
-    arguments = {"timeout": 60} if url.startswith("sqlite") else {}
-    try:
-        engine = create_engine(url, connect_args=arguments)
-        if url.startswith("sqlite"):
-            event.listen(engine, "connect", _sqlite_settings)
-        _migrate(engine)
-    except (SQLAlchemyError, ModuleNotFoundError, ValueError) as error:
-        shown = url.rsplit("@", maxsplit=1)[-1]
-        raise CatalogueUnreachable(
-            f"cannot open the catalogue {shown} ({str(error).splitlines()[0]}); give an address "
-            "SQLAlchemy knows with --catalog or GEOFM_CATALOG, e.g. sqlite:///catalogue.db"
-        ) from error
-    return Catalogue(url, engine)
-
-
-def _migrate(engine: Engine, attempts: int = 5) -> None:
-    """Run the migrations that are missing; when two processes start at once, one waits."""
-    config = Config()
-    config.set_main_option("script_location", str(MIGRATIONS))
-    head = ScriptDirectory.from_config(config).get_current_head()
-    for attempt in range(attempts):
-        try:
-            with engine.connect() as connection:
-                if MigrationContext.configure(connection).get_current_revision() == head:
-                    return
-                if engine.dialect.name == "sqlite":
-                    connection.execute(text("BEGIN IMMEDIATE"))
-                config.attributes["connection"] = connection
-                command.upgrade(config, "head")
-                connection.commit()
-                return
-        except (OperationalError, ProgrammingError):
-            if attempt == attempts - 1:
-                raise
-            time.sleep(0.2 * 2**attempt)
+    address, engine = connect(url, write)
+    path = sqlite_path(address)
+    if store is None and path is not None and (path.parent / ARTIFACTS).is_dir():
+        store = Store(str(path.parent))
+    catalogue = Catalogue(address, engine, store)
+    if engine.url.database:  # closing the last connection folds a SQLite log into its file
+        weakref.finalize(catalogue, engine.dispose)
+    return catalogue

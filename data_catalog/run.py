@@ -65,7 +65,7 @@ def find(stage: Stage, job: Job, catalogue: Catalogue) -> Artifact | None:
     One that was sealed while something outside was out of reach (``facts["retry"]``) is not
     served again: the job runs once more, for what was missing then.
     """
-    artifact = None if stage.live else catalogue.find(job.key)
+    artifact = None if stage.live else catalogue.at(job.store).find(job.key)
     if artifact is None or not job.store.has(artifact):
         return None
     return None if artifact.manifest.facts.get("retry") else artifact
@@ -73,9 +73,10 @@ def find(stage: Stage, job: Job, catalogue: Catalogue) -> Artifact | None:
 
 def with_previous(stage: Stage, job: Job, catalogue: Catalogue) -> Job:
     """The job of a live or following stage with its last result, if that is still in the store."""
-    before = catalogue.last_made(job.key) if stage.live else None
+    here = catalogue.at(job.store)
+    before = here.last_made(job.key) if stage.live else None
     if stage.follows:
-        before = catalogue.last_of(stage.name, stage.version, job.identity["settings"])
+        before = here.last_of(stage.name, stage.version, job.identity["settings"])
     return job if before is None or not job.store.has(before) else replace(job, previous=before)
 
 

@@ -25,7 +25,7 @@ def _numbered(table: str) -> Mapped[int]:
 
 
 class ArtifactRow(Base):
-    """A sealed artifact: where it is and its whole manifest."""
+    """A sealed artifact and its whole manifest; it is in the store at its kind and digest."""
 
     __tablename__ = "artifact"
 
@@ -33,7 +33,6 @@ class ArtifactRow(Base):
     kind: Mapped[str] = mapped_column(String(32), index=True)
     stage: Mapped[str] = mapped_column(String(32))
     key: Mapped[str] = mapped_column(String(64), index=True)
-    url: Mapped[str] = mapped_column(Text)
     manifest: Mapped[dict[str, Any]] = mapped_column(JSON)
     created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True))
     number: Mapped[int] = _numbered("artifact")

@@ -15,6 +15,7 @@ import errno
 import json
 import logging
 import os
+import re
 import shutil
 import socket
 import uuid
@@ -28,20 +29,28 @@ from typing import NamedTuple
 from botocore.exceptions import BotoCoreError
 from upath import UPath
 
+from data_catalog.address import store_address
 from data_catalog.artifact import MANIFEST, Artifact, cache_folder
 from data_catalog.canonical import canonical, digest_of, sha256_file
-from data_catalog.errors import RunError, UsageError
+from data_catalog.errors import CheckError, RunError, UsageError
 from data_catalog.lock import is_abandoned, lock_file
 from data_catalog.manifest import FileEntry, Manifest
 
+ARTIFACTS = "artifacts"
 PART = "part.json"
 LOCK = "lock"
+#: What a kind of artifact and a digest may be: each is the name of a folder.
+KIND, DIGEST = re.compile(r"[a-z][a-z0-9_-]{0,31}"), re.compile(r"[0-9a-f]{64}")
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 log = logging.getLogger("geofm.store")
 
 
 class StoreNotWritable(UsageError):
     """The store cannot be written."""
+
+
+class NoStore(UsageError):
+    """There is no store at the address."""
 
 
 class StoreFull(RunError):
@@ -110,9 +119,36 @@ class Store:
             return Path(self.root.path)
         return cache_folder() / "stores" / digest_of(self.url)[:16]
 
+    @staticmethod
+    def of(artifact: Artifact) -> Store:
+        """The store that an artifact is in."""
+        return Store(str(artifact.root.parent.parent.parent))
+
     def artifact(self, kind: str, digest: str) -> Artifact:
-        """The artifact with this digest, which need not exist."""
-        return Artifact(str(self.root / "artifacts" / kind / digest))
+        """The artifact with this digest, which need not exist.
+
+        Raises:
+            CheckError: The kind or the digest is no name of a folder.
+        """
+        if not KIND.fullmatch(kind) or not DIGEST.fullmatch(digest):
+            raise CheckError(f"{kind!r} {digest!r} is no kind and digest of an artifact")
+        return Artifact(str(self.root / ARTIFACTS / kind / digest))
+
+    def locate(self, digest: str) -> Artifact | None:
+        """The artifact with this digest, of whatever kind; None where the store has none."""
+        found = (self.artifact(kind, digest) for kind in self.kinds())
+        return next(filter(self.has, found), None)
+
+    def kinds(self) -> list[str]:
+        """The kinds of artifacts that there are."""
+        folder = self.root / ARTIFACTS
+        names = [path.name for path in folder.iterdir()] if folder.exists() else []
+        return sorted(name for name in names if KIND.fullmatch(name))
+
+    def digests(self) -> set[str]:
+        """The digests of all artifacts that there are."""
+        folders = [self.root / ARTIFACTS / kind for kind in self.kinds()]
+        return {path.name for folder in folders if folder.is_dir() for path in folder.iterdir()}
 
     def has(self, artifact: Artifact) -> bool:
         """Whether the artifact is there, whole (its manifest is written last)."""
@@ -285,15 +321,23 @@ class Store:
             shutil.rmtree(beside, ignore_errors=True)
 
 
-def open_store(url: str | Path) -> Store:
-    """Open a store, make its folders, and check that it can be written.
+def open_store(url: str | Path, write: bool = True) -> Store:
+    """Open a store.
+
+    Args:
+        url: Address as a user writes it: a folder or ``s3://bucket/prefix``.
+        write: Make its folders and check that it can be written. Without it nothing is written,
+            and the store must exist.
 
     Raises:
-        StoreNotWritable: with the address and the remedy.
+        StoreNotWritable: With the address and the remedy.
+        NoStore: There is none, and it is to be read.
     """
-    root = UPath(str(url))
-    store = Store(str(root.absolute()) if root.protocol in ("", "file", "local") else str(root))
-    probe = store.root / "artifacts" / f".writable.{uuid.uuid4().hex[:8]}"
+    store = Store(store_address(url))
+    if not write:
+        _require_store(store)
+        return store
+    probe = store.root / ARTIFACTS / f".writable.{uuid.uuid4().hex[:8]}"
     try:
         if store.is_local:
             probe.parent.mkdir(parents=True, exist_ok=True)
@@ -307,3 +351,14 @@ def open_store(url: str | Path) -> Store:
             "you may write to, or s3://bucket/prefix, with --store or GEOFM_STORE"
         ) from error
     return store
+
+
+def _require_store(store: Store) -> None:
+    """Raise NoStore where a local folder is no store; a remote one may hold nothing yet."""
+    if not store.is_local or (store.root / ARTIFACTS).is_dir():
+        return
+    what = "it has no folder artifacts" if store.root.is_dir() else "there is no such folder"
+    raise NoStore(
+        f"{store.url} is no store: {what}; name the store with --store or GEOFM_STORE, or make "
+        "one with `geofm run` or `geofm demo`"
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from data_catalog.artifact import Artifact
+from data_catalog.canonical import digest_of
 from data_catalog.catalogue import Catalogue
 from data_catalog.costs import lineage_costs
 from data_catalog.errors import CheckError, RunError, UsageError
@@ -40,21 +42,24 @@ RecutCount = Annotated[
 
 def list_(store: Store = "", catalog: Catalog = "", json_: Json = False) -> None:
     """Artifacts in the store, newest first, with the names they are published under."""
-    place = open_place(store, catalog)
+    place = open_place(store, catalog, write=False)
     named: dict[str, list[str]] = {}
     for name in place.catalogue.names():
         named.setdefault(name.digest, []).append(f"{name.name}@{name.version}")
-    rows = place.catalogue.artifacts()
+    rows, here = place.catalogue.artifacts(), place.store.digests()
     if json_:
         found = [
-            {"digest": r.digest, "kind": r.kind, "names": named.get(r.digest, [])} for r in rows
-        ]
+            {"digest": r.digest, "kind": r.kind, "names": named.get(r.digest, []),
+             "in_store": r.digest in here}
+            for r in rows
+        ]  # fmt: skip
         print_json({"artifacts": found})
         return
     print_table(
         "Artifacts", ["digest", "kind", "made", "rows", "names"],
         [[r.digest[:12], r.kind, f"{r.created_at:%Y-%m-%d %H:%M}",
-          str(r.manifest["counts"].get("rows_out", "")), ", ".join(named.get(r.digest, []))]
+          str(r.manifest["counts"].get("rows_out", "")),
+          ", ".join(named.get(r.digest, [])) + ("" if r.digest in here else " (not in this store)")]
          for r in rows],
     )  # fmt: skip
 
@@ -67,7 +72,7 @@ def show(ref: Ref, store: Store = "", catalog: Catalog = "", json_: Json = False
     """
     from geofm.cost import as_json, cost_table, remarks
 
-    catalogue = open_place(store, catalog).catalogue
+    catalogue = open_place(store, catalog, write=False).catalogue
     artifact = catalogue.resolve(ref)
     manifest = artifact.manifest.model_dump(mode="json")
     costs = lineage_costs(catalogue, [artifact.digest])
@@ -87,7 +92,7 @@ def show(ref: Ref, store: Store = "", catalog: Catalog = "", json_: Json = False
 
 def path(ref: Ref, store: Store = "", catalog: Catalog = "") -> None:
     """An artifact's folder, for scripts."""
-    print(open_place(store, catalog).catalogue.resolve(ref).url)
+    print(open_place(store, catalog, write=False).catalogue.resolve(ref).url)
 
 
 def diff(
@@ -98,7 +103,7 @@ def diff(
     store: Store = "", catalog: Catalog = "", json_: Json = False,
 ) -> None:  # fmt: skip
     """What changed between two dataset versions, and why; of one REF: since its predecessor."""
-    found = difference_between(open_place(store, catalog).catalogue, old, new)
+    found = difference_between(open_place(store, catalog, write=False).catalogue, old, new)
     if json_:
         print_json(asdict(found))
         return
@@ -110,7 +115,7 @@ def trace(
     store: Store = "", catalog: Catalog = "", json_: Json = False,
 ) -> None:  # fmt: skip
     """Lineage: an artifact up to its sources, or one sample up to asset, licence and window."""
-    catalogue = open_place(store, catalog).catalogue
+    catalogue = open_place(store, catalog, write=False).catalogue
     name, _, sample = ref.partition("/")
     artifact = catalogue.resolve(name)
     if sample:
@@ -128,12 +133,13 @@ def why(
     chip: Annotated[str, typer.Argument(metavar="CHIP", help="Id of a candidate chip.")],
     within: Annotated[str, typer.Option("--in", metavar="REF", help="A dataset, model or report.")],
     picture: Annotated[
-        str, typer.Option(metavar="FILE", help="Where the PNG goes. Default: a file in the store.")
+        str, typer.Option(metavar="FILE", help="Where the PNG goes. Default: in the store, or "
+                     "in the temporary folder where the store can't be written.")
     ] = "",
     store: Store = "", catalog: Catalog = "", json_: Json = False,
 ) -> None:  # fmt: skip
     """Why one candidate chip was kept or dropped: rule, scores, and its witness beside it."""
-    place = open_place(store, catalog)
+    place = open_place(store, catalog, write=False)
     artifact = place.catalogue.resolve(within)
     found = why_chip(place.catalogue, artifact, chip)
     found["picture"] = _draw_pair(place, artifact, found, picture)
@@ -159,18 +165,25 @@ def _draw_pair(place: Place, artifact: Artifact, found: dict[str, Any], target: 
     png = pair(chips, [chip for chip in (found["chip_id"], witness_of(found)) if chip])
     if png is None:
         return None
-    folder = place.store.scratch(f"why-{found['artifact'][:16]}")
-    file = Path(target) if target else folder / f"{found['chip_id']}.png"
+    if target:
+        try:
+            Path(target).write_bytes(png)
+        except OSError as error:
+            raise UsageError(f"--picture {target} can't be written ({error.strerror})") from error
+        return target
+    name = f"{digest_of(found['chip_id'])[:16]}.png"
     try:
+        file = place.store.scratch(f"why-{found['artifact'][:16]}") / name
         file.write_bytes(png)
-    except OSError as error:
-        raise UsageError(f"--picture {file} can't be written ({error.strerror})") from error
+    except OSError:  # a store that can only be read
+        file = Path(tempfile.mkdtemp(prefix="geofm-why-")) / name
+        file.write_bytes(png)
     return str(file)
 
 
 def licences(ref: Ref, store: Store = "", catalog: Catalog = "", json_: Json = False) -> None:
     """The licences in an artifact's lineage, with what brings each."""
-    catalogue = open_place(store, catalog).catalogue
+    catalogue = open_place(store, catalog, write=False).catalogue
     rows = licence_union(catalogue, catalogue.resolve(ref))
     if json_:
         print_json({"licences": rows})
@@ -186,7 +199,7 @@ def verify(
     store: Store = "", catalog: Catalog = "", json_: Json = False,
 ) -> None:  # fmt: skip
     """Re-hash an artifact; name the shard and sample where a bit differs. Exit code 4 if any."""
-    catalogue = open_place(store, catalog).catalogue
+    catalogue = open_place(store, catalog, write=False).catalogue
     artifact = catalogue.resolve(ref)
     with progress_bars():
         recorded = catalogue.manifest(artifact.digest)
@@ -254,7 +267,7 @@ def _print_tree(node: Node) -> None:
             rows = manifest.counts.get("rows_out", 0)
             label = f"[bold]{parent.artifact.kind}[/] {parent.artifact.digest[:12]}  {rows:,} rows"
             if parent.artifact.kind == "items":
-                label += f"  from {manifest.settings['stac']}"
+                label += f"  from {manifest.settings.get('stac', '')}"
             grow(parent, branch.add(label))
 
     root = Tree(f"[bold]{node.artifact.kind}[/] {node.artifact.digest}")

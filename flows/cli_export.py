@@ -52,7 +52,7 @@ def export(
     """
     if format_ not in SUFFIX:
         raise UsageError(f"--format {format_} is not known; choose {' or '.join(SUFFIX)}")
-    catalogue = open_place(store, catalog).catalogue
+    catalogue = open_place(store, catalog, write=False).catalogue
     artifact = catalogue.resolve(ref)
     known = FORMATS.get(artifact.kind, ())
     if format_ not in known:

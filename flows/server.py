@@ -21,6 +21,7 @@ from pathlib import Path
 
 import httpx
 
+from data_catalog.address import folder_setting
 from data_catalog.errors import RunError
 
 START_SECONDS = 120.0
@@ -45,7 +46,7 @@ class Server:
 
 def home() -> Path:
     """Where a server of ours keeps its database and log."""
-    folder = Path(os.environ.get("GEOFM_HOME", Path.home() / ".geofm"))
+    folder = folder_setting("GEOFM_HOME", Path.home() / ".geofm")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+from data_catalog.address import sqlite_address
 from data_catalog.catalogue import Catalogue, open_catalogue
 from data_catalog.store import Store, open_store
 
@@ -21,17 +22,21 @@ class Place:
         self.store.sweep()
 
 
-def open_place(store: str = "", catalog: str = "") -> Place:
+def open_place(store: str = "", catalog: str = "", write: bool = True) -> Place:
     """Open the store and the catalogue.
 
     Args:
         store: address; empty means ``GEOFM_STORE``, else ./geofm-store.
         catalog: SQLAlchemy address; empty means ``GEOFM_CATALOG``, else catalogue.db in the store.
+        write: create what does not exist. A command that only reads passes False: it then writes
+            nothing into the store, and a mistyped address is an error.
 
     Raises:
         StoreNotWritable: the store cannot be written.
+        NoStore: there is no store, and ``write`` is False.
         CatalogueUnreachable: the catalogue does not answer.
     """
-    opened = open_store(store or os.environ.get("GEOFM_STORE") or "geofm-store")
+    opened = open_store(store or os.environ.get("GEOFM_STORE") or "geofm-store", write)
     url = catalog or os.environ.get("GEOFM_CATALOG")
-    return Place(opened, open_catalogue(url or f"sqlite:///{opened.local_root}/catalogue.db"))
+    own = sqlite_address(opened.local_root / "catalogue.db")
+    return Place(opened, open_catalogue(url or own, opened, write))

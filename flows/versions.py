@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from data_catalog.artifact import Artifact
+from data_catalog.artifact import Artifact, NotInStore
 from data_catalog.catalogue import Catalogue, PublishedMeanwhile, UnknownReference
 from data_catalog.difference import Difference, compare, read_version
 from data_catalog.errors import UsageError
@@ -99,7 +99,7 @@ def _against(catalogue: Catalogue, newest: NameRow | None, dataset: Artifact) ->
         return None
     try:
         before = read_version(catalogue, catalogue.get(newest.digest))
-    except (OSError, UnknownReference) as error:
+    except (OSError, NotInStore, UnknownReference) as error:
         log.warning("%s@%s can't be compared with: %s", newest.name, newest.version, error)
         return None
     return compare(before, read_version(catalogue, dataset))

@@ -88,7 +88,7 @@ def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
 
 def _embeddings(job: Job) -> Artifact | None:
     """The vectors that the dataset was curated by, where the catalogue knows them."""
-    catalogue, dataset = open_catalogue(job.catalogue), job.inputs["dataset"]
+    catalogue, dataset = open_catalogue(job.catalogue, job.store), job.inputs["dataset"]
     if not catalogue.knows(dataset.digest):
         return None
     try:

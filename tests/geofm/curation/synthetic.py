@@ -106,6 +106,7 @@ def _chip_row(chip_id: str, chip: Chip, part: str, offset: int, size: int) -> di
     return {
         "chip_id": chip_id,
         "item_id": chip.item,
+        "item_sha256": item_sha256(chip.collection, chip.item),
         "collection": chip.collection,
         "cell": f"32631_{int(chip.x)}",
         "row": 0,
@@ -133,6 +134,11 @@ def _chip_row(chip_id: str, chip: Chip, part: str, offset: int, size: int) -> di
     }
 
 
+def item_sha256(collection: str, item: str) -> str:
+    """Stand in for the digest of an item's JSON."""
+    return hashlib.sha256(f"{collection}/{item}".encode()).hexdigest()
+
+
 def _asset_row(chip: Chip, band: str) -> dict[str, Any]:
     return {
         "item_id": chip.item,
@@ -156,6 +162,8 @@ def make_items(store: Store, chips: Sequence[Chip]) -> Artifact:
             {
                 "collection": collection,
                 "item_id": item,
+                "item_sha256": item_sha256(collection, item),
+                "item_json": "{}",
                 "geometry": box(2, 45, 3, 46),
                 # an older version that stands in for a newer one that could not be read
                 "status": "dropped" if item.endswith("-old") else "ok",
