@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Engine, Select, func, select
+from sqlalchemy import Engine, Select, func, select, update
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
@@ -24,8 +24,16 @@ from data_catalog.address import shown_address, sqlite_path
 from data_catalog.artifact import Artifact
 from data_catalog.database import CatalogueUnreachable, connect
 from data_catalog.errors import RunError, UsageError
-from data_catalog.lease import Lease, database_time, hold
+from data_catalog.lease import (
+    Lease,
+    call_catalogue,
+    database_time,
+    heartbeat,
+    hold,
+)
 from data_catalog.manifest import Manifest
+from data_catalog.process import process_mark
+from data_catalog.runs import LOST, how_lost, is_lost, last_sign
 from data_catalog.schema import ArtifactRow, EdgeRow, NameRow, RunRow, ScoreRow, SourceRow
 from data_catalog.store import ARTIFACTS, Store
 from data_catalog.tables import records
@@ -332,9 +340,11 @@ class Catalogue:
         with self.session() as session:
             return list(session.scalars(_newest_first()))
 
-    def lease(self, name: str, wait: bool = True) -> AbstractContextManager[Lease]:
-        """Be the only one who refreshes ``name`` while the block runs; see ``lease.hold``."""
-        return hold(self.engine, name, wait)
+    def lease(
+        self, name: str, wait: bool = True, verb: str = "refreshed"
+    ) -> AbstractContextManager[Lease]:
+        """Exclude other processes from ``name`` while the block runs; see ``lease.hold``."""
+        return hold(self.engine, name, wait, verb=verb)
 
     def sources(self, digest: str) -> list[SourceRow]:
         """Sources and licences recorded for an artifact."""
@@ -345,7 +355,8 @@ class Catalogue:
     def run(self, stage: str, key: str) -> Iterator[RunRow]:
         """Record one execution: running, then done or failed, with times, host and metrics.
 
-        The caller sets ``artifact`` and ``metrics`` on the row it is given.
+        The caller sets ``artifact`` and ``metrics`` on the row it is given. A heartbeat keeps the
+        record from being taken for that of a killed process.
         """
         row = RunRow(
             id=str(uuid.uuid4()),
@@ -355,13 +366,16 @@ class Catalogue:
             started_at=now(),
             host=socket.gethostname(),
             pid=os.getpid(),
+            process=process_mark(),
             metrics={},
         )
         with self.session() as session:
+            row.beat = database_time(session)
             session.add(row)
         started = time.perf_counter()
         try:
-            yield row
+            with heartbeat(lambda: self._beat(row.id), f"run {row.id}"):
+                yield row
             row.status = "done"
         except BaseException as error:
             row.status = "failed"
@@ -370,8 +384,23 @@ class Catalogue:
         finally:
             row.finished_at = now()
             row.seconds = time.perf_counter() - started
-            with self.session() as session:
-                session.merge(row)
+            call_catalogue(lambda: self._finish(row))
+
+    def _finish(self, row: RunRow) -> None:
+        with self.session() as session:
+            row.beat = database_time(session)
+            session.merge(row)
+
+    def _beat(self, run_id: str) -> bool:
+        """Note that a run goes on, also if it was taken for lost; False if it has finished."""
+        unfinished = RunRow.id == run_id, RunRow.status.in_(("running", LOST))
+        with self.session() as session:
+            beaten = session.execute(
+                update(RunRow)
+                .where(*unfinished)
+                .values(status="running", finished_at=None, error=None, beat=database_time(session))
+            )
+            return bool(beaten.rowcount)  # type: ignore[attr-defined]
 
     def keep(self, row: RunRow, metrics: dict[str, Any]) -> None:
         """Note what a run has come to so far, in case it is killed.
@@ -381,17 +410,41 @@ class Catalogue:
         row.metrics = metrics
         try:
             with self.session() as session:
-                session.merge(row)
+                session.execute(update(RunRow).where(RunRow.id == row.id).values(metrics=metrics))
         except SQLAlchemyError as error:
             log.warning("the catalogue could not note a run's cost: %s", str(error).splitlines()[0])
 
     def runs(self, digests: list[str] | None = None) -> list[RunRow]:
-        """Run records, oldest first; of these artifacts only where given."""
+        """Run records, oldest first; of these artifacts only where given.
+
+        A run whose process has ended without finishing it has the status ``lost``, whether or
+        not the catalogue says so yet.
+        """
         query = select(RunRow).order_by(RunRow.number)
         if digests is not None:
             query = query.where(RunRow.artifact.in_(digests))
         with self.session() as session:
-            return list(session.scalars(query))
+            rows, moment = list(session.scalars(query)), database_time(session)
+        for row in rows:
+            if is_lost(row, moment):
+                row.status, row.finished_at, row.error = LOST, last_sign(row), how_lost(row)
+        return rows
+
+    def close_lost_runs(self) -> int:
+        """Give the runs whose process was killed the status ``lost``; returns how many."""
+        with self.session() as session:
+            moment = database_time(session)
+            running = list(session.scalars(select(RunRow).where(RunRow.status == "running")))
+        lost = [row for row in running if is_lost(row, moment)]
+        closed = 0
+        for row in lost:
+            # another process may close it as well, or the run may have come back
+            same = RunRow.id == row.id, RunRow.status == "running", RunRow.beat == row.beat
+            values = {"status": LOST, "finished_at": last_sign(row), "error": how_lost(row)}
+            with self.session() as session:
+                done = session.execute(update(RunRow).where(*same).values(**values))
+                closed += done.rowcount  # type: ignore[attr-defined]
+        return closed
 
 
 def _newest_first(name: str | None = None) -> Select[tuple[NameRow]]:

@@ -1,12 +1,18 @@
-"""A lease: one at a time does a thing, such as refreshing a dataset; the others wait.
+"""Exclusive leases, kept in the catalogue.
 
-The holder's heart beats in the catalogue. It is gone when its process is (told at once on the same
-machine) or when its heart has not beaten for a while by the catalogue's clock, which is the same
-for everybody. Then the next one takes over.
+A lease makes sure that only one process at a time refreshes a dataset or works on a job that keeps
+state; the others wait. The holder renews its lease every 5 seconds. A lease is free again when its
+process has ended (noticed at once on the same machine) or when it was not renewed for 90 seconds
+by the catalogue's clock, so clocks of different machines do not matter.
+
+If the catalogue is away for a while, the lease stays with its holder unless another process has
+taken it. Before it takes a lease that was not renewed, a process watches it for two heartbeats
+itself: after an outage of the catalogue, or after the machine slept, every heartbeat looks old.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import random
@@ -14,13 +20,15 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import NamedTuple, TypeVar
 
 from sqlalchemy import Engine, delete, func, select, update
-from sqlalchemy.exc import IntegrityError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import IntegrityError, InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from data_catalog.errors import RunError
@@ -29,36 +37,53 @@ from data_catalog.progress import tick
 from data_catalog.schema import LeaseRow
 
 log = logging.getLogger("geofm.lease")
+T = TypeVar("T")
 
-#: Seconds between two heartbeats, and without one until the holder is taken for gone.
+#: Seconds between two heartbeats, and without one until a holder counts as gone.
 BEAT_S, EXPIRY_S = 5.0, 90.0
-#: Seconds between two looks of one who waits.
+#: Seconds between two attempts of a process that waits.
 LOOK_S = 1.0
+#: Seconds for which an operation is repeated while the catalogue does not answer.
+AWAY_S = 120.0
+#: Characters of a name that the table holds.
+NAME_LENGTH = 64
 
 
 class LeaseHeld(RunError):
-    """Somebody else holds the lease, and it was asked not to wait."""
+    """Another process holds the lease, and this one must not wait."""
 
 
 class LeaseLost(RunError):
-    """The lease was taken over, since the heart of this process had stopped for too long."""
+    """Another process has taken the lease, since this one did not renew it for too long."""
+
+
+class CatalogueAway(RunError):
+    """The catalogue has stopped answering."""
+
+
+class Held(NamedTuple):
+    """A lease of another process."""
+
+    row: LeaseRow
+    expired: bool
 
 
 @dataclass(frozen=True)
 class Lease:
-    """A lease that is held."""
+    """A lease that this process holds."""
 
     engine: Engine
     name: str
     holder: str
 
     def confirm(self) -> None:
-        """Make sure that the lease is still this process's, before something final is done.
+        """Check that this process still holds the lease, before a result is published.
 
         Raises:
-            LeaseLost: it is not; nothing was published.
+            LeaseLost: Another process has taken it; nothing was published.
+            CatalogueAway: The catalogue does not answer.
         """
-        if not _beat(self.engine, self.name, self.holder):
+        if not call_catalogue(lambda: _renew(self)):
             raise LeaseLost(
                 f"another run has taken over {self.name!r}, since this one did not answer for "
                 f"{EXPIRY_S:.0f} s; nothing was published, run it again"
@@ -72,116 +97,173 @@ def hold(
     wait: bool = True,
     beat_s: float = BEAT_S,
     expiry_s: float = EXPIRY_S,
+    verb: str = "refreshed",
 ) -> Iterator[Lease]:
     """Hold a lease while the block runs.
 
     Args:
-        engine: the catalogue's.
-        name: what is leased.
-        wait: wait for the holder; else an error at once.
-        beat_s: seconds between two heartbeats.
-        expiry_s: seconds without a heartbeat after which a holder is taken for gone.
+        engine: Engine of the catalogue.
+        name: What is leased; any text.
+        wait: Wait while another process holds the lease.
+        beat_s: Seconds between two heartbeats.
+        expiry_s: Seconds without a heartbeat after which a holder counts as gone.
+        verb: What the holder does to ``name``, for messages.
 
     Raises:
-        LeaseHeld: somebody holds it and ``wait`` is False.
+        LeaseHeld: Another process holds the lease and ``wait`` is False.
+        CatalogueAway: The catalogue does not answer.
     """
     lease = Lease(engine, name, uuid.uuid4().hex)
-    waited = False
-    while (other := _take(lease, expiry_s)) is not None:
-        if not wait:
+    waited, since = False, time.monotonic()
+    last: tuple[str, datetime] | None = None
+    while True:
+        # a heartbeat that looks old must also stand still while this process watches
+        watched = last is not None and time.monotonic() - since >= min(2 * beat_s, expiry_s)
+        held = call_catalogue(partial(_take, lease, expiry_s, watched))
+        if held is None:
+            break
+        if not wait and not held.expired:
             raise LeaseHeld(
-                f"{name!r} is being refreshed by {describe(other)}; run again when it has ended, "
+                f"{name!r} is being {verb} by {describe(held.row)}; run again when it has ended, "
                 "or without --no-wait to wait for it"
             )
+        if last != (held.row.holder, held.row.beat):
+            last, since = (held.row.holder, held.row.beat), time.monotonic()
         waited = True
-        tick("waiting", 0, 1, f"{name} is being refreshed by {describe(other)}")
+        tick("waiting", 0, 1, f"{name} is being {verb} by {describe(held.row)}")
         time.sleep(min(LOOK_S, beat_s) * (0.5 + random.random()))
     if waited:
         tick("waiting", 1, 1, "over")
-    ended = threading.Event()
-    heart = threading.Thread(target=_keep_beating, args=(lease, ended, beat_s), daemon=True)
-    heart.start()
     try:
-        yield lease
+        with heartbeat(lambda: _renew(lease), name, beat_s):
+            yield lease
     finally:
-        ended.set()
-        heart.join()
         _release(lease)
 
 
+@contextmanager
+def heartbeat(beat: Callable[[], bool], what: str, every_s: float = BEAT_S) -> Iterator[None]:
+    """Call a function now and then in a thread while the block runs.
+
+    Args:
+        beat: Writes to the catalogue; False ends the heartbeat.
+        what: Name for the log.
+        every_s: Seconds between two calls.
+    """
+    ended = threading.Event()
+
+    def keep_beating() -> None:
+        while not ended.wait(every_s):
+            try:
+                if not beat():
+                    log.warning("heartbeat: %s was taken over by another run", what)
+                    return
+            except SQLAlchemyError as error:  # busy or away: the next heartbeat may work
+                log.warning("heartbeat: none for %s (%s)", what, type(error).__name__)
+
+    thread = threading.Thread(target=keep_beating, name="heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join(BEAT_S)  # a catalogue that never answers must not hold up the end
+
+
+def call_catalogue(call: Callable[[], T]) -> T:
+    """Call a function, again and again for up to 120 s while the catalogue does not answer.
+
+    Raises:
+        CatalogueAway: It did not answer in this time.
+    """
+    started = time.monotonic()
+    while True:
+        try:
+            return call()
+        except (OperationalError, InterfaceError) as error:
+            if time.monotonic() - started > AWAY_S:
+                reason = str(error).partition("\n")[0]
+                raise CatalogueAway(
+                    f"the catalogue has not answered for {AWAY_S:.0f} s ({reason}); run again "
+                    "when it does"
+                ) from error
+        time.sleep(LOOK_S * (0.5 + random.random()))
+
+
 def describe(row: LeaseRow) -> str:
-    """Who holds a lease, in words."""
+    """Describe who holds a lease."""
     return f"process {row.pid} on {row.host} since {aware(row.since):%Y-%m-%d %H:%M:%S} UTC"
 
 
-def _take(lease: Lease, expiry_s: float) -> LeaseRow | None:
-    """Take the lease; None when that worked, else who holds it."""
-    mine = {
+def _take(lease: Lease, expiry_s: float, watched: bool) -> Held | None:
+    """Take the lease if it is free; else return its holder.
+
+    Args:
+        lease: What to take, and for whom.
+        expiry_s: Seconds without a heartbeat after which it has expired.
+        watched: Take it also if it has expired.
+    """
+    own = {
         "holder": lease.holder,
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "process": process_mark(),
     }
-    try:
-        with Session(lease.engine, expire_on_commit=False) as session, session.begin():
-            moment = database_time(session)
-            held = session.get(LeaseRow, lease.name)
-            if held is None:
-                session.add(LeaseRow(name=lease.name, since=moment, beat=moment, **mine))
-                return None
-            silent = moment - aware(held.beat) > timedelta(seconds=expiry_s)
-            if not silent and not is_gone(held.process):
-                return held
-            # only where it is still the same holder's: another one may be taking over as well
-            taken = session.execute(
-                update(LeaseRow)
-                .where(LeaseRow.name == lease.name, LeaseRow.holder == held.holder)
-                .values(since=moment, beat=moment, **mine)
-                .execution_options(synchronize_session=False)
-            )
-            if taken.rowcount:  # type: ignore[attr-defined]
-                log.info("lease: %s is gone; %s goes on", describe(held), lease.name)
-                return None
-            return held
-    except (IntegrityError, OperationalError):  # taken in this very moment, or the file is busy
-        with Session(lease.engine, expire_on_commit=False) as session:
-            held = session.get(LeaseRow, lease.name)
-        if held is None:
-            return _take(lease, expiry_s)
-        return held
-
-
-def _keep_beating(lease: Lease, ended: threading.Event, beat_s: float) -> None:
-    """The heart: until the block ends, or the lease is another's."""
-    while not ended.wait(beat_s):
+    name = _table_name(lease.name)
+    while True:
         try:
-            if not _beat(lease.engine, lease.name, lease.holder):
-                log.warning("lease: %s was taken over by another run", lease.name)
-                return
-        except SQLAlchemyError as error:  # the catalogue is busy or away; the next beat may work
-            log.warning("lease: no heartbeat for %s (%s)", lease.name, type(error).__name__)
+            with Session(lease.engine, expire_on_commit=False) as session, session.begin():
+                moment = database_time(session)
+                held = session.get(LeaseRow, name)
+                if held is None:
+                    session.add(LeaseRow(name=name, since=moment, beat=moment, **own))
+                    return None
+                expired = moment - aware(held.beat) > timedelta(seconds=expiry_s)
+                if not is_gone(held.process) and not (expired and watched):
+                    return Held(held, expired)
+                # a third process may be taking it as well: only one finds the old holder
+                taken = session.execute(
+                    update(LeaseRow)
+                    .where(LeaseRow.name == name, LeaseRow.holder == held.holder)
+                    .where(LeaseRow.beat == held.beat)
+                    .values(since=moment, beat=moment, **own)
+                    .execution_options(synchronize_session=False)
+                )
+                if taken.rowcount:  # type: ignore[attr-defined]
+                    log.info("lease: %s is gone; %s goes on", describe(held), lease.name)
+                    return None
+        except IntegrityError:  # another process took it in the same moment
+            log.debug("lease: %s was taken meanwhile", lease.name)
 
 
-def _beat(engine: Engine, name: str, holder: str) -> bool:
-    """One heartbeat; False when the lease is not this holder's any more."""
-    with Session(engine) as session, session.begin():
-        beaten = session.execute(
+def _renew(lease: Lease) -> bool:
+    """Renew the lease; False if another process holds it."""
+    with Session(lease.engine) as session, session.begin():
+        renewed = session.execute(
             update(LeaseRow)
-            .where(LeaseRow.name == name, LeaseRow.holder == holder)
+            .where(LeaseRow.name == _table_name(lease.name), LeaseRow.holder == lease.holder)
             .values(beat=database_time(session))
         )
-        return bool(beaten.rowcount)  # type: ignore[attr-defined]
+        return bool(renewed.rowcount)  # type: ignore[attr-defined]
 
 
 def _release(lease: Lease) -> None:
-    """Give the lease back; where the catalogue is away, it expires by itself."""
+    """Give the lease back. If the catalogue is away, it expires by itself."""
+    name = _table_name(lease.name)
     try:
         with Session(lease.engine) as session, session.begin():
             session.execute(
-                delete(LeaseRow).where(LeaseRow.name == lease.name, LeaseRow.holder == lease.holder)
+                delete(LeaseRow).where(LeaseRow.name == name, LeaseRow.holder == lease.holder)
             )
     except SQLAlchemyError as error:
         log.warning("lease: %s could not be given back (%s)", lease.name, type(error).__name__)
+
+
+def _table_name(name: str) -> str:
+    """Return a name as the table holds it: long and odd names are replaced by their digest."""
+    if len(name) <= NAME_LENGTH and name.isascii() and name.isprintable():
+        return name
+    return hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def database_time(session: Session) -> datetime:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from data_catalog.errors import RunError
 from data_catalog.process import boot_mark
@@ -27,6 +28,8 @@ RETRY_S = 0.5
 #: Age (seconds) from which a lock counts as abandoned if its process ran on another machine, or on
 #: this one before it was restarted: not every network file system shows other machines' locks.
 ABANDONED_S = 7 * 24 * 3600.0
+#: Seconds that a process may take from making a file to locking it.
+FRESH_S = 2.0
 
 
 class Locked(RunError):
@@ -64,7 +67,11 @@ def lock_file(path: Path, what: str, wait: bool = True, shared: bool = False) ->
             boot = boot_mark() if locked else ""  # without locks only its age counts
             file.write(f"process {os.getpid()} on {socket.gethostname()}\n{boot}\n")
             file.flush()
-        yield
+        try:
+            yield
+        finally:
+            if not shared:
+                file.truncate(0)
 
 
 def is_abandoned(path: Path) -> bool:
@@ -88,6 +95,25 @@ def is_abandoned(path: Path) -> bool:
     except (FileNotFoundError, ValueError):  # another process has just removed it
         return False
     return time.time() - newest > ABANDONED_S
+
+
+def mark_in_use(file: IO[bytes]) -> None:
+    """Lock an open file that no other process writes, until it is closed."""
+    try:
+        fcntl.flock(file.fileno(), fcntl.LOCK_EX)  # waits at most for a look by ``is_in_use``
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
+
+
+def is_in_use(path: Path) -> bool:
+    """Return whether a living process has locked a file, or has only just made it."""
+    try:
+        with path.open("rb") as file:
+            fresh = time.time() - os.fstat(file.fileno()).st_ctime < FRESH_S
+            return _try_lock(file.fileno(), fcntl.LOCK_SH) is False or fresh
+    except FileNotFoundError:  # finished meanwhile
+        return False
 
 
 def _try_lock(descriptor: int, mode: int) -> bool | None:

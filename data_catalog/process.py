@@ -46,6 +46,12 @@ def process_mark(pid: int | None = None) -> str:
     return "" if state in "ZX" or not _here() else f"{_here()}/{pid}/{started}"
 
 
+def is_alive(mark: str) -> bool:
+    """Return whether the process with this mark runs here; False if unknown."""
+    here, _, rest = mark.rpartition("/")[0].rpartition("/")
+    return bool(here) and here == _here() and process_mark(int(rest)) == mark
+
+
 def is_gone(mark: str) -> bool:
     """Return whether the process with this mark ran here and has ended; False if unknown."""
     here, _, rest = mark.rpartition("/")[0].rpartition("/")
@@ -68,16 +74,18 @@ def _is_hidden(pid: int) -> bool:
     return True
 
 
-def end_with_parent(parent: int | None = None, grace_s: float = 0.0) -> None:
+def end_with_parent(parent: int | None = None, grace_s: float = 0.0, kernel: bool = True) -> None:
     """End this process when the process that started it has ended, however that ended.
 
     Args:
         parent: Pid of the parent, if it may have ended already; else the present parent.
         grace_s: Seconds between SIGTERM and SIGKILL; without a grace period only SIGKILL is sent.
+        kernel: Let the kernel send SIGKILL as well (Linux), which ends a process whose interpreter
+            is busy in foreign code. The kernel does so when the *thread* that started this process
+            ends, so that thread must live as long as this process is needed.
     """
     parent = os.getppid() if parent is None else parent
-    if not grace_s and sys.platform == "linux":
-        # the kernel's signal also ends a process whose interpreter is busy in foreign code
+    if kernel and not grace_s and sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     watch = threading.Thread(target=_watch, args=(parent, grace_s), name="parent", daemon=True)
     watch.start()

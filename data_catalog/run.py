@@ -12,7 +12,7 @@ import resource
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,7 @@ from data_catalog.errors import RunError
 from data_catalog.manifest import Manifest, software_versions
 from data_catalog.process import cores
 from data_catalog.progress import tick
+from data_catalog.schema import RunRow
 from data_catalog.stage import Job, Part, Stage
 from data_catalog.store import Store, linked, list_files
 
@@ -56,6 +57,7 @@ def make_job(
         catalogue=catalogue,
         fields=stage.fields,
         reads=None if stage.reads is None else stage.reads(settings),
+        exclusive=stage.exclusive,
     )
 
 
@@ -69,6 +71,43 @@ def find(stage: Stage, job: Job, catalogue: Catalogue) -> Artifact | None:
     if artifact is None or not job.store.has(artifact):
         return None
     return None if artifact.manifest.facts.get("retry") else artifact
+
+
+@contextmanager
+def attempt(
+    stage: Stage, job: Job, catalogue: Catalogue, wait: bool = True
+) -> Iterator[tuple[RunRow, Artifact | None, Callable[[], None]]]:
+    """Record a run of a job while the block runs; of an exclusive stage, keep other processes out.
+
+    A process that had to wait finds what the other one made, or goes on where that one ended.
+
+    Args:
+        stage: The job's stage.
+        job: What is run.
+        catalogue: Keeps the record and the lease.
+        wait: Wait while another process runs the same job.
+
+    Yields:
+        The run record, the artifact if the job was done before, and a function to call before the
+        result is recorded: it raises LeaseLost if another process has taken over the job.
+
+    Raises:
+        LeaseHeld, Locked: Another process runs the job and ``wait`` is False.
+    """
+    found, confirm = find(stage, job, catalogue), _nothing
+    with ExitStack() as held:
+        if found is None and stage.exclusive:
+            # the lease excludes the machines that share the catalogue; the lock those processes of
+            # this machine that use another catalogue, or have lost the lease and don't know it yet
+            name = f"{stage.name} job {job.key[:32]}"
+            confirm = held.enter_context(catalogue.lease(name, wait, verb="run")).confirm
+            held.enter_context(job.store.lock_scratch(job.key, wait))
+            found = find(stage, job, catalogue)
+        yield held.enter_context(catalogue.run(stage.name, job.key)), found, confirm
+
+
+def _nothing() -> None:
+    """Confirm nothing: the stage is not exclusive."""
 
 
 def with_previous(stage: Stage, job: Job, catalogue: Catalogue) -> Job:
@@ -220,9 +259,8 @@ def run_stage(
     """Run one stage in this process: from the catalogue, or part by part."""
     job = make_job(stage, store, inputs, settings, seed, device, catalogue.url)
     job = with_previous(stage, job, catalogue)
-    with catalogue.run(stage.name, job.key) as run:
-        artifact = find(stage, job, catalogue)
-        if artifact is None:
+    with attempt(stage, job, catalogue) as (run, found, confirm):
+        if found is None:
             started = time.process_time()
             with meter(stage.name, partial(catalogue.keep, run)) as spent:
                 parts = plan_parts(stage, job)
@@ -231,12 +269,13 @@ def run_stage(
                     spent["parts_worked"] += work_parts(stage, job, [part])
                     tick(stage.name, number + 1, len(parts))
                 artifact, metrics = seal(stage, job, parts)
+            confirm()
             catalogue.record(artifact, job.key)
             held = {"gpu_seconds": spent["seconds"] * gpus_held(stage, job)}
             process = {"cpu_seconds": time.process_time() - started, "peak_mib": peak_memory_mib()}
             run.metrics = {**spent, **held, **metrics, **process}
         else:
-            run.metrics = {"cached": True}
+            artifact, run.metrics = found, {"cached": True}
         run.artifact = artifact.digest
     log.info("%s: %s %s", stage.name, stage.kind, artifact.digest[:12])
     return artifact

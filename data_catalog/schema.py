@@ -49,7 +49,10 @@ class EdgeRow(Base):
 
 
 class RunRow(Base):
-    """One execution of one stage: when, where, how fast, with which result."""
+    """One execution of one stage: when, where, how fast, with which result.
+
+    The status is running, done, failed, or lost: its process was killed.
+    """
 
     __tablename__ = "run"
 
@@ -62,6 +65,10 @@ class RunRow(Base):
     seconds: Mapped[float | None] = mapped_column(Float)
     host: Mapped[str] = mapped_column(String(255))
     pid: Mapped[int] = mapped_column(Integer)
+    #: Identifies the process (``process_mark``); empty in records of earlier versions.
+    process: Mapped[str | None] = mapped_column(String(255))
+    #: Time of the last heartbeat.
+    beat: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
     artifact: Mapped[str | None] = mapped_column(String(64), index=True)
     error: Mapped[str | None] = mapped_column(Text)
     metrics: Mapped[dict[str, Any]] = mapped_column(JSON)
@@ -91,7 +98,7 @@ class NameRow(Base):
 
 
 class LeaseRow(Base):
-    """Who is doing what only one may do at a time, and when its heart last beat."""
+    """A lease: who does what only one process may do at a time, with the last heartbeat."""
 
     __tablename__ = "lease"
 

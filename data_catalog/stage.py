@@ -23,6 +23,10 @@ from data_catalog.errors import RunError
 from data_catalog.store import Store
 
 
+class NotExclusive(RunError):
+    """A stage uses its job's scratch folder without being exclusive."""
+
+
 @dataclass(frozen=True)
 class Part:
     """A share of a stage's work: a key, and a small JSON payload that says what to do."""
@@ -67,6 +71,7 @@ class Job:
     fields: tuple[str, ...] | None = None
     #: Content identity of the files that its settings name (``Stage.reads``).
     reads: Any = None
+    exclusive: bool = False
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -110,7 +115,16 @@ class Job:
 
     @property
     def scratch(self) -> Path:
-        """A local folder of this very job that survives kills."""
+        """Return a local folder of this job that survives kills.
+
+        Raises:
+            NotExclusive: The stage does not say that it keeps state.
+        """
+        if not self.exclusive:
+            raise NotExclusive(
+                f"stage {self.stage} keeps state between runs: set Stage.exclusive, so that two "
+                "processes don't use it at once"
+            )
         return self.store.scratch(self.key)
 
 
@@ -147,6 +161,8 @@ class Stage:
     #: True for a stage that may take over from its last run with the same settings, whatever the
     #: inputs were then (``Job.previous``).
     follows: bool = False
+    #: True for a stage that keeps state in ``Job.scratch``: one process at a time runs a job of it.
+    exclusive: bool = False
     #: Threads of one worker that may work on parts: several where a part waits for the network.
     at_once: int = 1
     #: ``device(asked)``: where its work is done, ``cpu`` or ``cuda``; None for the processor alone.

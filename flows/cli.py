@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import sys
 import traceback
 from typing import Annotated
@@ -9,9 +10,14 @@ from typing import Annotated
 import typer
 
 from data_catalog.errors import GeofmError
+from data_catalog.process import end_with_parent
 from flows import cli_audit, cli_export, cli_server, cli_sources
 from flows.console import err, printable, set_up_logging
 from flows.options import Catalog, Json, Store
+
+if (_parent := multiprocessing.parent_process()) is not None and _parent.pid is not None:
+    # a worker that a run has spawned imports this module first, seconds before its initializer
+    end_with_parent(_parent.pid)
 
 app = typer.Typer(
     name="geofm",
@@ -76,8 +82,8 @@ NoWait = Annotated[
     bool,
     typer.Option(
         "--no-wait",
-        help="Stop at once (exit code 3) when another run refreshes the same dataset, instead of "
-        "waiting for it.",
+        help="Stop at once (exit code 3) when another run refreshes the same dataset or trains the "
+        "same model, instead of waiting for it.",
     ),
 ]
 

@@ -31,7 +31,7 @@ def launch(
         catalog: catalogue address, or empty.
         json_: end with one JSON object on stdout instead of the tables.
         data_only: stop after ``pack``.
-        wait: wait while another run refreshes the same dataset.
+        wait: wait while another run refreshes the same dataset or trains the same model.
     """
     from flows.settings import open_place
 

@@ -12,6 +12,7 @@ from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTa
 
 from data_catalog.artifact import Artifact
 from data_catalog.errors import UsageError
+from data_catalog.process import end_with_parent
 from flows.settings import open_place
 from flows.stage_flow import Run, run_stage
 from flows.summary import summary_markdown
@@ -28,7 +29,9 @@ class RunnerMissing(UsageError):
 def task_runner(compute: ComputeSettings) -> TaskRunner[Any]:
     """Prefect's task runner for ``compute.runner`` with ``compute.workers`` workers."""
     if compute.runner == "processes":
-        return ProcessPoolTaskRunner(max_workers=compute.workers)
+        return ProcessPoolTaskRunner(
+            max_workers=compute.workers, initializer=end_with_parent, initargs=(os.getpid(),)
+        )
     if compute.runner == "dask":
         try:
             from prefect_dask.task_runners import DaskTaskRunner
@@ -47,7 +50,7 @@ def _run(stages: tuple[str, ...], recipe: Recipe, store: str, catalog: str, wait
     place.clean_up()
     name = recipe.pack.name
     with serving_source(recipe.search.stac), task_runner(recipe.compute) as runner:
-        run = Run(recipe, place.store, place.catalogue, runner)
+        run = Run(recipe, place.store, place.catalogue, runner, wait=wait)
         # two refreshes of one dataset at once would compete for what comes next
         with place.catalogue.lease(name, wait) as lease:
             for stage in DATA_STAGES:
@@ -70,7 +73,8 @@ def pretrain_flow(recipe: Recipe, store: str = "", catalog: str = "", wait: bool
         recipe: What to search, cut, curate, train and evaluate.
         store: Store address; empty means GEOFM_STORE, else ./geofm-store.
         catalog: Catalogue address; empty means GEOFM_CATALOG, else the store's own.
-        wait: Wait while another run refreshes the same dataset; else stop at once.
+        wait: Wait while another run refreshes the same dataset or trains the same model; else
+            stop at once.
     """
     return _run(ALL_STAGES, recipe, store, catalog, wait)
 
@@ -83,7 +87,8 @@ def refresh_flow(recipe: Recipe, store: str = "", catalog: str = "", wait: bool 
         recipe: What to search, cut, curate and pack.
         store: Store address; empty means GEOFM_STORE, else ./geofm-store.
         catalog: Catalogue address; empty means GEOFM_CATALOG, else the store's own.
-        wait: Wait while another run refreshes the same dataset; else stop at once.
+        wait: Wait while another run refreshes the same dataset or trains the same model; else
+            stop at once.
     """
     return _run(DATA_STAGES, recipe, store, catalog, wait)
 

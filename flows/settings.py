@@ -20,6 +20,7 @@ class Place:
     def clean_up(self) -> None:
         """Clean up after killed processes. Commands that write call this when they start."""
         self.store.sweep()
+        self.catalogue.close_lost_runs()
 
 
 def open_place(store: str = "", catalog: str = "", write: bool = True) -> Place:

@@ -19,7 +19,7 @@ from prefect.task_runners import TaskRunner
 from data_catalog.artifact import Artifact
 from data_catalog.catalogue import Catalogue
 from data_catalog.progress import tick
-from data_catalog.run import find, gpus_held, make_job, peak_memory_mib, with_previous
+from data_catalog.run import attempt, gpus_held, make_job, peak_memory_mib, with_previous
 from data_catalog.schema import RunRow
 from data_catalog.stage import Job
 from data_catalog.store import Store
@@ -46,6 +46,8 @@ class Run:
     made: dict[str, Artifact] = field(default_factory=dict)
     meter: Meter = field(default_factory=Meter)
     version: Published | None = None
+    #: Wait while another process runs the same job; else stop.
+    wait: bool = True
 
 
 def count_tasks(parts: int, workers: int, at_once: int = 1) -> int:
@@ -73,13 +75,13 @@ def run_stage(name: str, run: Run) -> Artifact:
         run.catalogue.url,
     )
     job = replace(with_previous(stage, job, run.catalogue), how=recipe.compute.model_dump())
-    with run.catalogue.run(name, job.key) as record:
-        found = find(stage, job, run.catalogue)
+    with attempt(stage, job, run.catalogue, run.wait) as (record, found, confirm):
         if found is None:
             artifact, record.metrics = _make(job, run, record)
             if run.catalogue.knows(artifact.digest):
                 # a stage that looks at the outside world found it as it was
                 record.metrics = {"cached": True, **record.metrics}
+            confirm()
             run.catalogue.record(artifact, job.key)
         else:
             artifact, record.metrics = found, {"cached": True}

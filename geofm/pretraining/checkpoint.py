@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from typing import Any, BinaryIO
 import torch
 
 from data_catalog.errors import RunError
+from data_catalog.lock import is_in_use, mark_in_use
 
 NAME = "checkpoint.pt"
 #: Columns of metrics.parquet that are kept per step.
@@ -79,10 +81,14 @@ def save(folder: Path, identity: str, state: dict[str, Any], progress: Progress)
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file that is written beside its place, and put there whole or not at all."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    """Write a file beside its place, and put it there whole or not at all.
+
+    It is locked while it is written, so that ``load`` knows it from what a killed process left.
+    """
+    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
         with beside.open("wb") as file:
+            mark_in_use(file)
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -99,7 +105,8 @@ def load(folder: Path, identity: str) -> dict[str, Any] | None:
     """
     path = folder / NAME
     for stale in folder.glob(f".{NAME}.*"):
-        stale.unlink(missing_ok=True)
+        if not is_in_use(stale):
+            stale.unlink(missing_ok=True)
     if not path.exists():
         return None
     try:

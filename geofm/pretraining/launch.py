@@ -3,7 +3,8 @@
 ``train_together`` writes the task into the run's folder and starts ``torch.distributed.run`` in a
 process group of its own. Each process runs this module's ``main``; process 0 tells how far it is
 on its standard output, a line of JSON each, and all keep their state in the checkpoint. When the
-process that started them is gone they keep it and end.
+process that started them has ended, they write the checkpoint and end; a run that takes over waits
+for that (``await_others``).
 """
 
 from __future__ import annotations
@@ -11,11 +12,9 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
@@ -29,6 +28,8 @@ from numpy.typing import NDArray
 
 from data_catalog.artifact import Artifact
 from data_catalog.errors import GeofmError, RunError, UsageError
+from data_catalog.lock import lock_file
+from data_catalog.process import end_with_parent, following, is_gone, process_mark
 from data_catalog.progress import listen, tick
 from geofm.pretrain_settings import PretrainSettings
 from geofm.pretraining.arithmetic import threads_each
@@ -47,10 +48,10 @@ from geofm.pretraining.objective import build_pretrainer
 from geofm.pretraining.teacher import who_teaches
 
 TASK, FAILURE, RESULT, TAUGHT, LOG = "task.json", "failure.json", "result.json", "taught.npy", "log"
+#: Lock that the processes of a team hold together.
+TEAM = "team.lock"
 #: Seconds that processes have to keep their state after SIGTERM.
 GRACE_S = 120
-#: How often (seconds) a process looks whether the one that started all of them is still there.
-LOOK_S = 2.0
 #: How a Python error ends in the log; torch puts the process before it.
 ERROR = re.compile(r"(?:\[rank\d+\]: )?([\w.]*Error: .*)")
 
@@ -102,18 +103,23 @@ def train_together(
         "device": device,
         "threads": threads,
         "team": asdict(team),
-        "parent": os.getpid(),
+        "parent": process_mark(),
     }
     (folder / TASK).write_text(json.dumps(task), encoding="utf-8")
-    module = ["-m", __name__, str(folder)]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    torchrun += ["--shutdown-timeout", str(GRACE_S)]
-    command = [*torchrun, "--nproc-per-node", str(team.processes), *module]
+    options = ["--standalone", "--shutdown-timeout", str(GRACE_S)]
+    options += ["--nproc-per-node", str(team.processes), "-m", __name__, str(folder)]
+    command = following("torch.distributed.run", *options, grace_s=GRACE_S + 30)
     with sigterm() as stopped, (folder / LOG).open("wb") as errors:
         code = _run(command, threads, errors, stopped)
     if code or not (folder / RESULT).exists():
         raise _failure(folder, stopped())
     return _result(dataset, settings, seed, taught, folder)
+
+
+def await_others(folder: Path) -> None:
+    """Wait until the training processes of a killed run have written their checkpoint and ended."""
+    with lock_file(folder / TEAM, f"the checkpoint of a killed run in {folder}"):
+        pass
 
 
 def _run(command: list[str], threads: int, errors: Any, stopped: Callable[[], bool]) -> int:
@@ -195,16 +201,24 @@ def _result(
 
 
 def main(place: str) -> int:
-    """One of the processes; returns its exit code."""
+    """Run one of the training processes; returns its exit code."""
     folder = Path(place)
     task = json.loads((folder / TASK).read_text(encoding="utf-8"))
     team = Team(**{**task["team"], "trackers": tuple(task["team"]["trackers"])})
     first = int(os.environ["RANK"]) == 0
+    end_with_parent(grace_s=GRACE_S)  # the parent is torchrun, which ends with its own
+    with lock_file(folder / TEAM, f"the checkpoint in {folder}", shared=True):
+        if is_gone(task["parent"]):  # another run may be here already
+            return 1
+        return _train_as_one(folder, task, team, first)
+
+
+def _train_as_one(folder: Path, task: dict[str, Any], team: Team, first: bool) -> int:
+    """Train as one process of a team; returns the exit code."""
     taught = np.load(folder / TAUGHT) if (folder / TAUGHT).exists() else None
-    threading.Thread(target=_follow, args=(task["parent"],), daemon=True).start()
 
     def tell(what: str, done: int, total: int, note: str) -> None:
-        with suppress(BrokenPipeError):  # nobody listens any more: ``_follow`` sees to that
+        with suppress(BrokenPipeError):  # the parent has ended, and so will this process
             print(
                 json.dumps({"what": what, "done": done, "total": total, "note": note}), flush=True
             )
@@ -230,19 +244,6 @@ def main(place: str) -> int:
     if first:
         (folder / RESULT).write_text(json.dumps(trained.metrics), encoding="utf-8")
     return 0
-
-
-def _follow(parent: int) -> None:
-    """End this process as SIGTERM would, once the one that started it all is gone, or torchrun."""
-    torchrun = os.getppid()
-    while True:
-        try:
-            os.kill(parent, 0)
-            os.kill(torchrun, 0)
-        except ProcessLookupError:
-            os.kill(os.getpid(), signal.SIGTERM)
-            return
-        time.sleep(LOOK_S)
 
 
 if __name__ == "__main__":

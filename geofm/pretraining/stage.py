@@ -20,7 +20,7 @@ from geofm.pretraining.arithmetic import pick_device, threads_each
 from geofm.pretraining.card import write_card
 from geofm.pretraining.data import never_drawn, open_corpus
 from geofm.pretraining.export import describe, write_model
-from geofm.pretraining.launch import team_of, train_together
+from geofm.pretraining.launch import await_others, team_of, train_together
 from geofm.pretraining.loop import Trained, train
 from geofm.pretraining.taught import features_once
 from geofm.pretraining.teacher import load_teacher
@@ -34,6 +34,7 @@ def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
     """
     settings: PretrainSettings = job.settings
     dataset = job.inputs["dataset"]
+    await_others(job.scratch)
     corpus = open_corpus(dataset, settings.statistics)
     device = pick_device(job.device)
     team = team_of(job.how, device)
@@ -135,6 +136,7 @@ STAGE = Stage(
     work=no_work,
     seal=seal,
     seeded=True,
+    exclusive=True,
     fields=tuple(name for name in PretrainSettings.model_fields if name not in EXECUTION),
     device=pick_device,
 )

@@ -13,10 +13,12 @@ the layout of the shards, and memory holds only what is read ahead.
 from __future__ import annotations
 
 import math
+import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, islice, repeat
 from typing import Any
 
@@ -24,6 +26,7 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from data_catalog.errors import UsageError
+from data_catalog.process import end_with_parent
 from geofm.shards.order import BadState, Left, Numbers, deal, epoch_order, merge
 from geofm.shards.reader import DamagedShard, Sample, ShardFiles, ShardIndex
 from geofm.threads import in_order
@@ -214,7 +217,10 @@ class SampleStream(IterableDataset[Any]):
         """
         source: Any = self
         if workers:
-            source = DataLoader(self, batch_size=None, num_workers=workers, **options)
+            start = partial(_start_worker, os.getpid(), options.pop("worker_init_fn", None))
+            source = DataLoader(
+                self, batch_size=None, num_workers=workers, worker_init_fn=start, **options
+            )
         for batch, taken, skipped in source:
             self.taken += taken
             if skipped:
@@ -275,6 +281,14 @@ class SampleStream(IterableDataset[Any]):
             self.taken = int(own[0]["taken"])
             return
         self.left, self.taken = merge(states), 0
+
+
+def _start_worker(parent: int, then: Callable[[int], None] | None, worker: int) -> None:
+    """Let a reading process end with its parent, then call the caller's own function."""
+    # not by the kernel: the thread that started this process may end before the reading does
+    end_with_parent(parent, kernel=False)
+    if then is not None:
+        then(worker)
 
 
 def _by_threads(

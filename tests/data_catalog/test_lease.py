@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import make_url, update
 
+from data_catalog import lease as lease_module
 from data_catalog.catalogue import Catalogue, open_catalogue
-from data_catalog.lease import LeaseHeld, LeaseLost, hold
+from data_catalog.lease import CatalogueAway, LeaseHeld, LeaseLost, hold
 from data_catalog.process import is_gone, process_mark
 from data_catalog.progress import listen
 from data_catalog.schema import LeaseRow
@@ -144,6 +148,112 @@ def test_a_beating_heart_keeps_the_lease(url: str) -> None:
         time.sleep(2.5)  # PostgreSQL's clock is fine, SQLite's counts whole seconds
         with pytest.raises(LeaseHeld), hold(catalogue.engine, "corpus", wait=False, expiry_s=1.5):
             pass
+
+
+def test_a_heartbeat_that_only_looks_old_keeps_the_lease(url: str) -> None:
+    """After a machine has slept, or the catalogue was away, every heartbeat is old."""
+    catalogue = open_catalogue(url)
+    with hold(catalogue.engine, "corpus", beat_s=1) as lease:
+        elsewhere(catalogue)
+        long_ago = datetime.now(UTC) - timedelta(hours=8)
+        with catalogue.session() as session:
+            session.execute(update(LeaseRow).values(beat=long_ago))
+        with pytest.raises(LeaseHeld), hold(catalogue.engine, "corpus", wait=False, expiry_s=30):
+            pass
+        lease.confirm()
+
+
+def test_a_catalogue_that_was_away_costs_no_lease(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease_module, "LOOK_S", 0.1)
+    with outage(postgres_url) as (url, cut):
+        here, there = open_catalogue(url), open_catalogue(postgres_url)
+        with hold(here.engine, "corpus", beat_s=0.2) as lease:
+            elsewhere(there)
+            with cut(3):  # longer than the lease is valid below
+                pass
+            lease.confirm()
+            with pytest.raises(LeaseHeld), hold(there.engine, "corpus", wait=False, expiry_s=2):
+                pass
+            with cut(2):
+                lease.confirm()  # waits for the catalogue
+        with hold(there.engine, "corpus", wait=False):
+            pass
+
+
+def test_a_catalogue_that_stays_away_is_an_error_of_its_own(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease_module, "LOOK_S", 0.1)
+    monkeypatch.setattr(lease_module, "AWAY_S", 0.5)
+    with outage(postgres_url) as (url, cut):
+        catalogue = open_catalogue(url)
+        with cut(60), pytest.raises(CatalogueAway, match=r"has not answered for .* run again"):
+            catalogue.lease("corpus").__enter__()
+
+
+@contextmanager
+def outage(url: str) -> Iterator[tuple[str, Callable[[float], AbstractContextManager[None]]]]:
+    """A catalogue behind a proxy: its address, and a function that cuts it off for some seconds."""
+    target = make_url(url)
+    away = threading.Event()
+    pairs: list[socket.socket] = []
+
+    def pump(source: socket.socket, sink: socket.socket) -> None:
+        with suppress(OSError):
+            while (data := source.recv(65536)) and not away.is_set():
+                sink.sendall(data)
+        source.close()
+        sink.close()
+
+    def serve() -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = door.accept()
+                if away.is_set():
+                    client.close()
+                    continue
+                server = socket.create_connection(("127.0.0.1", target.port or 5432))
+                pairs.extend((client, server))
+                for ends in ((client, server), (server, client)):
+                    threading.Thread(target=pump, args=ends, daemon=True).start()
+
+    @contextmanager
+    def cut(seconds: float) -> Iterator[None]:
+        away.set()
+        while pairs:
+            with suppress(OSError):
+                pairs.pop().shutdown(socket.SHUT_RDWR)
+        timer = threading.Timer(seconds, away.clear)
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel() if seconds > 30 else timer.join()
+            away.clear()
+
+    with socket.create_server(("127.0.0.1", 0)) as door:
+        threading.Thread(target=serve, daemon=True).start()
+        port = door.getsockname()[1]
+        yield target.set(port=port).render_as_string(hide_password=False), cut
+        door.shutdown(socket.SHUT_RDWR)
+
+
+NAMES = ["", "a" * 64, "a" * 65, "a" * 66, "job " + "f" * 400, "ключ 钥匙", "nul \x00",
+         "half \ud800", "it's; \"quoted\"\n", "%s {x} \\", " corpus", "corpus ", "Corpus",
+         "corpus"]  # fmt: skip
+
+
+def test_any_name_is_a_lease_of_its_own(url: str) -> None:
+    catalogue = open_catalogue(url)
+    with ExitStack() as stack:
+        leases = [stack.enter_context(catalogue.lease(name, wait=False)) for name in NAMES]
+        for lease in leases:
+            lease.confirm()
+            with pytest.raises(LeaseHeld) as held:
+                catalogue.lease(lease.name, wait=False).__enter__()
+            assert repr(lease.name) in str(held.value)
 
 
 def test_many_that_take_it_at_once_take_turns(url: str) -> None:

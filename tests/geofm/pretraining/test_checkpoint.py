@@ -1,0 +1,49 @@
+"""Checkpoints that are being written are nobody else's to delete."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from pathlib import Path
+
+import torch
+
+from geofm.pretraining.checkpoint import NAME, Progress, load, save, whole_file
+
+
+def _write_half(folder: str, ready, go) -> None:
+    with whole_file(Path(folder) / NAME) as file:
+        torch.save({"identity": "job", "step": 7}, file)
+        ready.set()
+        go.wait(60)
+
+
+def test_loading_leaves_a_file_that_another_process_is_writing(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    ready, go = context.Event(), context.Event()
+    process = context.Process(target=_write_half, args=(str(tmp_path), ready, go))
+    process.start()
+    assert ready.wait(120)
+    time.sleep(2.1)  # it is not fresh any more: only its lock protects it
+    assert load(tmp_path, "job") is None
+    save(tmp_path, "job", {}, Progress(step=3))
+    assert load(tmp_path, "job")["step"] == 3
+    go.set()
+    process.join(60)
+    assert process.exitcode == 0
+    assert load(tmp_path, "job")["step"] == 7
+    assert list(tmp_path.iterdir()) == [tmp_path / NAME]
+
+
+def test_loading_removes_what_a_killed_process_left(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    ready, go = context.Event(), context.Event()
+    process = context.Process(target=_write_half, args=(str(tmp_path), ready, go))
+    process.start()
+    assert ready.wait(120)
+    process.kill()
+    process.join(60)
+    assert len(list(tmp_path.iterdir())) == 1
+    time.sleep(2.1)
+    assert load(tmp_path, "job") is None
+    assert list(tmp_path.iterdir()) == []
