@@ -170,8 +170,11 @@ class Catalogue:
             row = None if digest is None else session.get(ArtifactRow, digest)
         return None if row is None else self._artifact(row)
 
-    def last_of(self, stage: str, version: str, settings: dict[str, Any]) -> Artifact | None:
-        """What the newest finished run of a stage with these settings came to, on any input."""
+    def last_of(
+        self, stage: str, version: str, settings: dict[str, Any], seed: int = 0
+    ) -> Artifact | None:
+        """The result of the newest finished run of a stage with these settings, on any input."""
+        sought = [version, settings, seed]
         runs = select(RunRow.artifact).where(RunRow.stage == stage, RunRow.status == "done")
         with self.session() as session:
             for digest in session.scalars(
@@ -179,7 +182,7 @@ class Catalogue:
             ):
                 row = session.get(ArtifactRow, digest)
                 made = {} if row is None else row.manifest
-                if row and made["version"] == version and made["settings"] == settings:
+                if row and [made[name] for name in ("version", "settings", "seed")] == sought:
                     return self._artifact(row)
         return None
 

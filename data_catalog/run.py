@@ -115,7 +115,8 @@ def with_previous(stage: Stage, job: Job, catalogue: Catalogue) -> Job:
     here = catalogue.at(job.store)
     before = here.last_made(job.key) if stage.live else None
     if stage.follows:
-        before = here.last_of(stage.name, stage.version, job.identity["settings"])
+        settings = job.identity["settings"]
+        before = here.last_of(stage.name, stage.version, settings, job.seed)
     return job if before is None or not job.store.has(before) else replace(job, previous=before)
 
 

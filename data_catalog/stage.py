@@ -158,8 +158,8 @@ class Stage:
     reads: Callable[[Any], Any] | None = None
     #: True for a stage that asks the outside world: it runs every time, its result decides.
     live: bool = False
-    #: True for a stage that may take over from its last run with the same settings, whatever the
-    #: inputs were then (``Job.previous``).
+    #: True for a stage that may take over from its last run with the same settings and seed,
+    #: whatever the inputs were then (``Job.previous``).
     follows: bool = False
     #: True for a stage that keeps state in ``Job.scratch``: one process at a time runs a job of it.
     exclusive: bool = False

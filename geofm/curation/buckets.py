@@ -2,15 +2,21 @@
 
 The frame (centre and cells, see ``frame.py``) is made before the parts are planned and kept in
 the store as a part of its own. The frame of a large pool is inherited: when the same stage ran
-before with the same settings and its pool was of a like size, its frame serves again, so that
-yesterday's pairs are still those of today's vectors (``incremental.py``), and only new vectors
-are assigned. The manifest says where the frame is from; whoever wants the pairs of a frame of
-today's own runs the stage with another seed or in an empty catalogue.
+before with the same settings and seed and its pool was of a like size, its frame serves again, so
+that yesterday's pairs are still those of today's vectors (``incremental.py``), and only new
+vectors are assigned. The manifest says where the frame is from. Another seed, or an empty
+catalogue, gives a frame of its own.
+
+The margin of a frame is measured on a sample, so it can be too small. Before the stage seals, it
+compares a random sample of rows with all others (``audit.py``; this is also the certificate of
+the search). If the cells leave out a pair of the sample, the margin is widened to the complete
+one and all rows are assigned again. The wider margin is part of the frame, so it is inherited.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +28,7 @@ from data_catalog.artifact import Artifact
 from data_catalog.canonical import digest_of
 from data_catalog.errors import RunError
 from data_catalog.stage import Job, Part, Sealed, Stage, link, prepared
+from geofm.curation import audit
 from geofm.curation.duplicates import hash_rows
 from geofm.curation.frame import (
     Cells,
@@ -41,13 +48,17 @@ from geofm.curation.incremental import (
     match_rows,
     turn_round,
 )
+from geofm.curation.join import searched
+from geofm.curation.newcomers import factors_of, pairs_of
 from geofm.curation.parts import file_digests
 from geofm.curation.sketch import WIDTH, Sketches, sketch_all
 from geofm.curation.space import Indices, Space, make_space, take_rows
 from geofm.curation.vectors import open_vectors, rows_of
 from geofm.settings import CurateSettings
 
-VERSION = "2"
+log = logging.getLogger("geofm.buckets")
+
+VERSION = "3"
 #: Rows of a part.
 RANGE = 250_000
 #: A frame is inherited while the pool is between this part and this multiple of its first pool.
@@ -55,6 +66,7 @@ GROWTH = 2.0
 FRAME = ("centre.npy", "centroids.npy", "margin.npy", "axes.npy")
 CELLS = ("home.npy", "visit_row.npy", "visit_begin.npy")
 POOL = ("hashes.npy", "same.npy")
+AUDIT = "audit.npz"
 
 
 def joined_rows(job: Job) -> Indices:
@@ -120,7 +132,10 @@ def frame_key(job: Job, rows: Indices) -> str:
 
 
 def inherited(job: Job, rows: int) -> Artifact | None:
-    """The earlier artifact whose frame serves again, if there is one."""
+    """The earlier artifact whose frame serves again, if there is one.
+
+    It has this job's settings and seed (``Catalogue.last_of``).
+    """
     before = job.previous
     if before is None or is_small(rows):
         return None
@@ -202,9 +217,10 @@ def _save(cells: Cells, folder: Path) -> None:
 
 
 def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
-    """Put the ranges together; the frame's files beside them."""
+    """Put the ranges together, audit the margin, and write the frame's files beside them."""
     rows = joined_rows(job)
     made = _fetch(job, frame_key(job, rows))
+    threshold, source = threshold_of(job)
     frame, same = read_frame(made), np.load(made / "same.npy")
     pool = same == np.arange(len(same))
     before = inherited(job, len(rows))
@@ -217,10 +233,26 @@ def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
         cells = carry_cells(old, of, to, new, _together(folders, frame.count))
         if len(frame.axes):
             _write_sketches(before, of, pool, new, folders, folder / "sketches.npy")
+    space = Space(open_vectors(job.inputs["embeddings"]), frame.centre)
+    if before is None:
+        hashes = np.load(made / "hashes.npy")
+        found = audit.audit_rows(space, hashes, np.flatnonzero(pool), threshold, job.seed)
+    else:
+        found = _audit_again(job, before, made, space, cells, folder)
+    np.savez(folder / AUDIT, **vars(found))
+    left_out = int((~searched(space, frame, cells.home, found.low, found.high)).sum())
+    if left_out:
+        frame = replace(frame, margin=complete_margin(threshold))
+        log.info(
+            "buckets: the estimated margin leaves out %d of %d pairs of the audit; the complete "
+            "margin %.4f is used", left_out, len(found.low), frame.margin,
+        )  # fmt: skip
+        cells = assign(frame, space, 0, len(space), pool)
     _save(cells, folder)
+    np.save(folder / "margin.npy", np.float64(frame.margin))
     for name in (*FRAME, *POOL):
-        link(made / name, folder / name)
-    threshold, source = threshold_of(job)
+        if name != "margin.npy":
+            link(made / name, folder / name)
     sizes = np.bincount(cells.home[pool], minlength=frame.count) if pool.any() else np.zeros(1)
     groups = np.bincount(same[same >= 0]) if len(rows) else np.zeros(1, dtype=np.int64)
     return Sealed(
@@ -235,6 +267,7 @@ def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
             "cells": frame.count,
             "margin": round(frame.margin, 9),
             "complete_margin": round(complete_margin(threshold), 9),
+            "margin_widened_for": left_out,
             "largest_cell": int(sizes.max(initial=0)),
             "largest_identical": int(groups.max(initial=0)),
             "visits": len(cells.row),
@@ -242,6 +275,39 @@ def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
             "frame_from": "trained" if before is None else _origin(before),
         },
     )  # fmt: skip
+
+
+def _audit_again(
+    job: Job, before: Artifact, made: Path, space: Space, cells: Cells, folder: Path
+) -> audit.Audited:
+    """Audit a pool whose frame is inherited: only pairs with a row that is new are searched.
+
+    Args:
+        job: of the stage.
+        before: the earlier artifact.
+        made: folder of the part that ``_prepare`` wrote.
+        space: the vectors.
+        cells: of the vectors.
+        folder: of the new artifact, with the sketches where vectors are long.
+    """
+    threshold = threshold_of(job)[0]
+    pool = np.flatnonzero(cells.home >= 0)
+    to = turn_round(np.load(made / "of.npy"), len(np.load(before.local("home.npy"))),
+                    cells.home >= 0)  # fmt: skip
+    queries = pool[audit.choose_queries(np.load(made / "hashes.npy")[pool], job.seed)]
+    new = np.load(made / "new.npy")
+    known, rest = audit.carry_audit(space, read_audit(before), to, queries, new, threshold)
+    sketches = np.empty((len(space), 0), dtype=np.int16)
+    if (folder / "sketches.npy").exists():
+        sketches = np.load(folder / "sketches.npy", mmap_mode="c")
+    pairs = pairs_of(space, factors_of(space, sketches, threshold), rest, threshold)
+    return audit.merge_audit(known, rest, *pairs, cells.home)
+
+
+def read_audit(buckets: Artifact) -> audit.Audited:
+    """The audited rows of a pool and all their pairs."""
+    with np.load(buckets.local(AUDIT), allow_pickle=False) as data:
+        return audit.Audited(data["asked"], data["low"], data["high"])
 
 
 def _write_sketches(

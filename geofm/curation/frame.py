@@ -8,9 +8,12 @@ frame alone, not of the pool around them, its order, or how the work was divided
 
 Of a pair with homes a and b, the two margins add up to its displacement across the plane between
 a and b. No pair at cosine t can have a displacement above its distance sqrt(2 - 2 t), so with
-half of that as margin the search is complete. In many dimensions the displacement in one
-direction is far smaller: how much is measured on the pool, and the margin is set at half of
-three and a half standard deviations. So how many cells a vector visits differs per vector.
+half of that as margin the search is complete (``complete_margin``). In many dimensions the
+displacement in one direction is usually far smaller, so the margin is estimated on a sample, at
+half of three and a half standard deviations of the displacement. The estimate is too small where
+the displacements have heavy tails or lie along the direction in which cells differ (one scene
+brighter than another). So the stage ``buckets`` holds it against the pairs of a random sample and
+takes the complete margin if it leaves one of them out.
 """
 
 from __future__ import annotations
@@ -46,6 +49,8 @@ AXES_FROM = 4096
 SEARCHED, FEWEST, MOST_SHARES = 512, 30, 20_000
 #: Rows assigned at once; how near two products are to be compared in float64.
 ROWS, TIE = 1024, 1e-5
+#: Squared distance by which float64 may misjudge a pair.
+ROUNDING = 4e-12
 Units = NDArray[np.float32]
 
 
@@ -161,8 +166,11 @@ def train_frame(
 
 
 def complete_margin(threshold: float) -> float:
-    """The margin with which no pair at or above a threshold can be missed."""
-    return float(np.sqrt(2 - 2 * threshold)) / 2 if threshold < 1 else 1e-6
+    """Compute the margin with which no pair at or above a threshold can be missed.
+
+    ``ROUNDING`` covers what float64 loses of a cosine near 1.
+    """
+    return float(np.sqrt(max(0.0, 2 - 2 * threshold) + ROUNDING)) / 2
 
 
 def _merge(centroids: Units, similarity: float) -> Units:
@@ -339,8 +347,9 @@ def _assign(frame: Frame, units: Units) -> tuple[NDArray[np.int32], Indices, NDA
     products = multiply(torch.from_numpy(units), torch.from_numpy(frame.centroids)).numpy()
     home = products.argmax(axis=1)
     best = products[np.arange(len(home)), home]
-    most = np.float32(frame.margin + TIE)
-    floor = best - np.maximum(most * frame.widest[home], 2 * TIE)
+    # float32 products are off by less than TIE: no cell within the margin is left out
+    margin = np.float32(frame.margin)
+    floor = best - (margin * frame.widest[home] + np.float32(2 * TIE))
     row, cell = np.divmod(np.flatnonzero(products >= floor[:, None]), products.shape[1])
     gap = best[row] - products[row, cell]
     tie = (gap <= TIE) & (cell != home[row])
@@ -348,5 +357,6 @@ def _assign(frame: Frame, units: Units) -> tuple[NDArray[np.int32], Indices, NDA
         among = np.flatnonzero(best[number] - products[number] <= TIE)
         exact = frame.centroids[among].astype(np.float64) @ units[number].astype(np.float64)
         home[number] = among[exact.argmax()]
-    visits = (cell != home[row]) & (gap <= most * frame.apart[home[row], cell])
+    near = gap <= margin * frame.apart[home[row], cell] + np.float32(TIE)
+    visits = (cell != home[row]) & near
     return home.astype(np.int32), row[visits].astype(np.int64), cell[visits].astype(np.int32)

@@ -1,5 +1,8 @@
 """Stage ``pairs``: all searched pairs of chips at or above the threshold, with a certificate.
 
+The certificate holds the pairs that were found against the audit of ``buckets``. The cells cover
+every pair of the audit, so a pair that is missed is a defect of the search, and the stage fails.
+
 A part is a group of cells. A run that follows another over the same frame takes over its pairs
 and searches only what is new (``incremental.py``): the pairs, and so the decisions, are the same.
 """
@@ -21,6 +24,7 @@ from data_catalog.tables import write_table
 from geofm.curation import audit
 from geofm.curation.buckets import (
     frame_identity,
+    read_audit,
     read_cells,
     read_frame,
     read_sketches,
@@ -34,25 +38,23 @@ from geofm.curation.incremental import (
     turn_round,
 )  # fmt: skip
 from geofm.curation.join import join_cells
-from geofm.curation.newcomers import factors_of, join_new, pairs_of
+from geofm.curation.newcomers import factors_of, join_new
 from geofm.curation.parts import file_digests
 from geofm.curation.sketch import Sketches
 from geofm.curation.space import Indices, Space
 from geofm.curation.vectors import open_vectors
 
-VERSION = "2"
+VERSION = "3"
 #: Homes and visits of the cells of one part, about.
 PART_ROWS = 6_000_000
 #: Share of new rows up to which they are searched against the pairs that are known.
 MOST_NEW = 0.25
 #: Files that pairs depend on.
-COVERED = ("centre.npy", "centroids.npy", "home.npy", "visit_row.npy", "visit_begin.npy",
-           "embeddings.npy")  # fmt: skip
+COVERED = ("centre.npy", "centroids.npy", "margin.npy", "home.npy", "visit_row.npy",
+           "visit_begin.npy", "embeddings.npy")  # fmt: skip
 #: Facts of the buckets that are the search's as well.
-FROM_BUCKETS = ("threshold_from", "cells", "margin", "complete_margin", "frame_from",
-                "largest_identical")  # fmt: skip
-#: Recall below which a search by cells is refused, when the audit is sure of it.
-LEAST_RECALL = 0.9999
+FROM_BUCKETS = ("threshold_from", "cells", "margin", "complete_margin", "margin_widened_for",
+                "frame_from", "largest_identical")  # fmt: skip
 
 
 def threshold_of(job: Job) -> float:
@@ -93,13 +95,12 @@ def work(job: Job, part: Part, folder: Path) -> None:
     space, frame, cells = read_pool(job)
     threshold = threshold_of(job)
     first, last = part.payload["first"], part.payload["last"]
-    carried = carry(job, space, cells) if part.payload["carried"] else None
+    carried = carry(job) if part.payload["carried"] else None
     if carried is not None:
         sketches = read_sketches(job.inputs["buckets"], len(space))
-        edges, audited = _join_new(space, frame, cells, sketches, carried, threshold)
+        edges = _join_new(space, frame, cells, sketches, carried, threshold)
         if edges is not None:
-            nothing = np.empty(0, np.int64)
-            np.savez(folder / "edges.npz", **vars(edges), dense=nothing, **vars(audited))
+            np.savez(folder / "edges.npz", **vars(edges), dense=np.empty(0, np.int64))
             return
     found = join_cells(space, frame, cells, range(first, last), threshold)
     np.savez(folder / "edges.npz", **vars(found.edges), dense=np.array(found.dense, np.int64))
@@ -112,33 +113,24 @@ def _join_new(
     sketches: Sketches,
     carried: Carried,
     threshold: float,
-) -> tuple[Edges | None, audit.Audited]:
-    """All edges and the audit, of which only what concerns new rows is searched.
-
-    No edges if a cell may be dense.
-    """
-    factors = factors_of(space, sketches, threshold)
-    edges: Edges | None = carried.edges
+) -> Edges | None:
+    """Find all edges by searching only those of new rows; None if a cell may be dense."""
+    edges = carried.edges
     if len(carried.new):
+        factors = factors_of(space, sketches, threshold)
         found = join_new(space, frame, cells, threshold, carried.new, factors)
-        edges = None if found is None else join_edges([carried.edges, found])
-    rest = pairs_of(space, factors, carried.rest, threshold)
-    audited = audit.merge_audit(carried.known, carried.rest, *rest, cells.home)
-    dense = edges is not None and could_be_dense(edges, cells.home)
-    return None if dense else edges, audited
+        if found is None:
+            return None
+        edges = join_edges([edges, found])
+    return None if could_be_dense(edges, cells.home) else edges
 
 
 @dataclass(frozen=True)
 class Carried:
-    """What an earlier run over the same frame knows of the pool of now, by rows of now.
-
-    ``known`` is its audit, ``rest`` the rows that are to be audited besides.
-    """
+    """Edges that an earlier search over the same frame found, by current rows; the new rows."""
 
     edges: Edges
     new: Indices
-    known: audit.Audited
-    rest: Indices
 
 
 @dataclass(frozen=True)
@@ -171,19 +163,14 @@ def known_rows(job: Job) -> KnownRows | None:
     return KnownRows(before, turn_round(of, len(home), searched), new)
 
 
-def carry(job: Job, space: Space, cells: Cells) -> Carried | None:
+def carry(job: Job) -> Carried | None:
     """What is taken over from the last run; None where everything is searched."""
     known = known_rows(job)
     if known is None:
         return None
     with np.load(known.before.local("rows.npz"), allow_pickle=False) as data:
         edges = Edges(data["left"], data["right"], data["similarity"])
-        then = audit.Audited(data["asked"], data["low"], data["high"])
-    pool = np.flatnonzero(cells.home >= 0)
-    hashes = np.load(job.inputs["buckets"].local("hashes.npy"))
-    asked = pool[audit.choose_queries(hashes[pool], job.seed)]
-    audited, rest = audit.carry_audit(space, then, known.to, asked, known.new, threshold_of(job))
-    return Carried(carry_edges(edges, known.to), known.new, audited, rest)
+    return Carried(carry_edges(edges, known.to), known.new)
 
 
 def read_pool(job: Job) -> tuple[Space, Frame, Cells]:
@@ -199,20 +186,13 @@ def read_edges(folder: Path) -> tuple[Edges, Indices]:
         return Edges(data["left"], data["right"], data["similarity"]), data["dense"]
 
 
-def read_audit(folders: list[Path]) -> audit.Audited | None:
-    """The audit that a part made on its way, if there is one."""
-    if len(folders) != 1:
-        return None
-    with np.load(folders[0] / "edges.npz", allow_pickle=False) as data:
-        if "asked" not in data:
-            return None
-        return audit.Audited(data["asked"], data["low"], data["high"])
-
-
 def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
     """``pairs.parquet``, ``identical.parquet``, ``dense.parquet``, and the certificate.
 
-    ``rows.npz`` has the pairs and the audit by row, for the run that follows.
+    ``rows.npz`` has the pairs by row, for the run that follows.
+
+    Raises:
+        MissedPairs: the search did not find a pair that the audit found.
     """
     space, frame, cells = read_pool(job)
     parts = [read_edges(part) for part in folders]
@@ -220,16 +200,12 @@ def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
     dense = np.unique(np.concatenate([np.empty(0, np.int64), *(part[1] for part in parts)]))
     same = np.load(job.inputs["buckets"].local("same.npy"))
     threshold = threshold_of(job)
-    pool = np.flatnonzero(cells.home >= 0)
-    audited = read_audit(folders)
-    if audited is None:
-        hashes = np.load(job.inputs["buckets"].local("hashes.npy"))
-        audited = audit.audit_rows(space, hashes, pool, threshold, job.seed)
+    audited = read_audit(job.inputs["buckets"])
     certificate = audit.certify(audited, edges, len(space), in_dense(cells, dense))
-    audit.require_complete(certificate, 1.0 if frame.whole else LEAST_RECALL)
+    audit.require_complete(certificate)
     ids = job.inputs["embeddings"].table("ids.parquet")["chip_id"].astype(str).to_numpy()
     write_table(_named(ids, edges), folder / "pairs.parquet")
-    np.savez(folder / "rows.npz", **vars(edges), **vars(audited))
+    np.savez(folder / "rows.npz", **vars(edges))
     copies = np.flatnonzero((same >= 0) & (same != np.arange(len(same))))
     identical = pd.DataFrame({"chip_id": ids[copies], "same_as": ids[same[copies]]})
     write_table(identical.sort_values("chip_id"), folder / "identical.parquet")

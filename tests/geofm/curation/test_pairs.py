@@ -13,7 +13,7 @@ import pytest
 from data_catalog.catalogue import open_catalogue
 from data_catalog.run import make_job, plan_parts, run_stage, seal, with_previous, work_parts
 from data_catalog.store import open_store
-from geofm.curation import audit, buckets, frame, join, newcomers, pairs, products
+from geofm.curation import buckets, frame, join, newcomers, pairs, products
 from geofm.curation.edges import sort_edges
 from geofm.curation.leader import choose_leaders
 from geofm.curation.sketch import WIDTH, sketch_all
@@ -135,13 +135,6 @@ def test_two_vectors_with_one_hash_are_told_apart():
     stored = np.array([[1, 2], [3, 4], [1, 2], [3, 4]], dtype=np.float16)
     same = collapse_vectors(stored, np.zeros(4, dtype=np.uint64))
     assert same.tolist() == [0, 1, 0, 1]
-
-
-@pytest.mark.usefixtures("cells")
-def test_a_search_that_misses_pairs_is_refused(store, catalogue, monkeypatch):
-    monkeypatch.setattr(frame, "DEVIATIONS", 1e-4)
-    with pytest.raises(audit.MissedPairs, match="duplicate pairs that the search had missed"):
-        search(store, catalogue, names(3000), clusters(3000))
 
 
 def test_float32_and_bfloat16_decide_alike(monkeypatch):
