@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from data_catalog import catalogue as catalogue_module
 from data_catalog.artifact import Artifact
-from data_catalog.catalogue import MIGRATIONS, Catalogue, PublishedMeanwhile, open_catalogue
+from data_catalog.catalogue import Catalogue, PublishedMeanwhile, open_catalogue
+from data_catalog.database import MIGRATIONS
 from data_catalog.run import make_job, run_stage, with_previous
 from data_catalog.schema import ArtifactRow, NameRow, RunRow
 from data_catalog.store import Store
