@@ -1,17 +1,26 @@
-"""Commands for the standing server: ``geofm up`` and ``geofm down``."""
+"""Commands for the standing server: ``geofm up``, ``geofm down`` and ``geofm env``."""
 
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from typing import Annotated
 
 import typer
 
-from flows.console import err, out
-from flows.options import Catalog, Store
-from flows.server import find_or_launch, note_worker, stop_server, stop_worker, wait_for
+from flows.console import err, out, print_json
+from flows.options import Catalog, Json, Store
+from flows.server import (
+    HOST,
+    client_variables,
+    find_or_launch,
+    note_worker,
+    stop_server,
+    stop_worker,
+    wait_for,
+)
 
 
 def up(
@@ -20,10 +29,26 @@ def up(
     detach: Annotated[
         bool, typer.Option("--detach", help="Leave the worker in the background.")
     ] = False,
+    host: Annotated[
+        str,
+        typer.Option(
+            "--host",
+            metavar="ADDRESS",
+            envvar=HOST,
+            help="Where a new server listens; 0.0.0.0 is every interface, without encryption. "
+            "[default: 127.0.0.1, this machine only]",
+        ),
+    ] = "",
 ) -> None:
-    """Prefect server, work pool, worker and deployments: then one click in the UI starts a run."""
+    """Prefect server, work pool, worker and deployments: then one click in the UI starts a run.
+
+    The UI asks for a password once per browser: the value of PREFECT_API_AUTH_STRING that
+    `geofm env` prints.
+    """
     from flows.settings import open_place
 
+    if host:
+        os.environ[HOST] = host
     place = open_place(store, catalog)
     server = find_or_launch()
     wait_for(server)
@@ -35,6 +60,10 @@ def up(
     for name in names:
         out.print(f"deployment  {name}", highlight=False)
     out.print(f"Prefect     {server.ui}", highlight=False)
+    if server.pid:
+        out.print(
+            "password    `geofm env` prints it; the UI asks once per browser", highlight=False
+        )
     command = [
         sys.executable,
         "-m",
@@ -69,7 +98,21 @@ def down() -> None:
     out.print("stopped" if worker or server else "no server of geofm's is running")
 
 
+def env(json_: Json = False) -> None:
+    """Address and password of the Prefect server, for the `prefect` command and the UI.
+
+    Example: `eval "$(geofm env)"`, then `prefect flow-run ls`.
+    """
+    variables = client_variables()
+    if json_:
+        print_json(variables)
+        return
+    pairs = (f"{name}={shlex.quote(value)}" for name, value in variables.items())
+    typer.echo(f"export {' '.join(pairs)}")
+
+
 def add_to(app: typer.Typer) -> None:
     """Add the server's commands."""
     app.command()(up)
     app.command()(down)
+    app.command()(env)

@@ -38,13 +38,13 @@ def launch(
     started = time.perf_counter()
     recipe = load_recipe(name, overrides)
     place = open_place(store, catalog)  # a store that cannot be written fails here, at once
-    server = find_or_launch()
-    # an address may hold a password: it goes by the environment, not as a parameter in the UI
-    os.environ["GEOFM_CATALOG"] = place.catalogue.url
     # the terminal is ours; Prefect's lines and ours go to the UI
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "geofm")
     os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
+    server = find_or_launch()
+    # an address may hold a password: it goes by the environment, not as a parameter in the UI
+    os.environ["GEOFM_CATALOG"] = place.catalogue.url
     with progress_bars():
         tick("server", 0, 1, "starting Prefect" if server.pid else "")
         wait_for(server)
@@ -87,4 +87,8 @@ def launch(
         out.print(f"report   {page}", highlight=False)
     out.print(f"Prefect  {server.ui}", highlight=False)
     if server.pid:
-        err.print("The Prefect server keeps running; `geofm down` stops it.", highlight=False)
+        err.print(
+            "The Prefect server keeps running; `geofm down` stops it, and `geofm env` prints the "
+            "password of its UI.",
+            highlight=False,
+        )

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
-from flows import server
+from flows import home, server
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,13 @@ class Outcome:
         return json.loads(self.stdout.strip().splitlines()[-1])
 
 
+#: What pointing at a server sets in this process.
+SET_BY_SERVER = (
+    "PREFECT_API_URL", "PREFECT_API_AUTH_STRING", "PREFECT_CLIENT_CSRF_SUPPORT_ENABLED",
+    "NO_PROXY", "no_proxy",
+)  # fmt: skip
+
+
 @pytest.fixture(scope="session")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """Environment of a user with a home and a cache of their own, and a server that runs."""
@@ -40,8 +50,10 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
         # the same services, looking more often than once a minute
         "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "3",
         "PREFECT_WORKER_QUERY_SECONDS": "2",
+        # logs say all they can, so that a test can look for the secret in them
+        "PREFECT_SERVER_LOGGING_LEVEL": "DEBUG",
     }
-    before = {name: os.environ.pop(name, None) for name in ("PREFECT_API_URL", *mine)}
+    before = {name: os.environ.pop(name, None) for name in (*SET_BY_SERVER, *mine)}
     os.environ.update(mine)
     started = server.find_or_launch()
     server.wait_for(started)
@@ -51,6 +63,33 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
         os.environ.pop(name, None)
         if value is not None:
             os.environ[name] = value
+
+
+@pytest.fixture
+def api(environment: dict[str, str]) -> Iterator[httpx.Client]:
+    """A client of the server's API that has what the server asks for."""
+    user, _, password = environment["PREFECT_API_AUTH_STRING"].partition(":")
+    url = environment["PREFECT_API_URL"]
+    with httpx.Client(base_url=url, auth=(user, password), trust_env=False, timeout=60) as client:
+        token = client.get("/csrf-token", params={"client": "test"}).raise_for_status().json()
+        client.headers["Prefect-Csrf-Client"] = "test"
+        client.headers["Prefect-Csrf-Token"] = token["token"]
+        yield client
+
+
+def files_with_secret(*folders: Path) -> list[str]:
+    """Files and command lines that hold the secret of the home, plain or in base64."""
+    secret = home.auth_string()
+    wanted = [secret.encode(), secret.partition(":")[2].encode()]
+    wanted += [base64.b64encode(secret.encode()).rstrip(b"=")]
+    files = [p for folder in folders for p in folder.rglob("*") if p.is_file()]
+    files += list(Path("/proc").glob("[0-9]*/cmdline"))
+    found = []
+    for path in files:
+        with suppress(OSError):  # a process or a temporary file may be gone by now
+            text = path.read_bytes()
+            found += [str(path)] if any(w in text for w in wanted) else []
+    return [path for path in found if Path(path).name != home.AUTH_FILE]
 
 
 @pytest.fixture

@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import inspect
-import json
-import os
-import threading
-import time
-from pathlib import Path
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from flows import deployments, server
+from flows import deployments
 from flows.cli import app
 from flows.console import printable
 from flows.stage_flow import MOST_TASKS, count_tasks
@@ -39,8 +33,8 @@ def test_every_command_explains_itself() -> None:
     runner = CliRunner()
     names = {c.name or c.callback.__name__.rstrip("_") for c in app.registered_commands}
     expected = {
-        "demo", "run", "refresh", "calibrate", "recipes", "up", "down", "list", "show", "path",
-        "diff",
+        "demo", "run", "refresh", "calibrate", "recipes", "up", "down", "env", "list", "show",
+        "path", "diff",
         "trace", "why", "licences", "verify", "sources", "export",
     }  # fmt: skip
     assert names == expected
@@ -63,28 +57,3 @@ def test_nothing_a_catalogue_says_reaches_the_terminal_as_an_order(text: str) ->
 def test_a_password_is_in_no_deployment() -> None:
     source = inspect.getsource(deployments)
     assert "catalog" not in source
-
-
-def test_only_one_of_two_commands_starts_a_server(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("GEOFM_HOME", str(tmp_path))
-    monkeypatch.delenv("PREFECT_API_URL", raising=False)
-    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "none"))
-    started: list[int] = []
-
-    def pretend() -> server.Server:
-        started.append(1)
-        time.sleep(0.1)
-        mine = server.Server("http://127.0.0.1:1", os.getpid())
-        (tmp_path / "server.json").write_text(json.dumps({"ui": mine.ui, "pid": mine.pid}))
-        return mine
-
-    monkeypatch.setattr(server, "launch_server", pretend)
-    monkeypatch.setattr(server, "_alive", lambda pid: pid == os.getpid())
-    threads = [threading.Thread(target=server.find_or_launch) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert started == [1]

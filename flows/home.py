@@ -1,0 +1,115 @@
+"""The home folder of geofm's own Prefect server: ``GEOFM_HOME``, by default ~/.geofm.
+
+It holds the secret that the server asks for, the server's address, its database and its log. Only
+the user may read it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import stat
+from pathlib import Path
+from typing import Any
+
+from data_catalog.address import folder_setting
+from data_catalog.errors import UsageError
+
+#: File with the secret.
+AUTH_FILE = "server.auth"
+
+
+class HomeUnusable(UsageError):
+    """The home folder cannot be kept to the user alone."""
+
+    def __init__(self, path: Path, what: str) -> None:
+        super().__init__(
+            f"GEOFM_HOME={path} {what}; set GEOFM_HOME to a folder of your own, for geofm alone"
+        )
+
+
+def home() -> Path:
+    """Return the home folder; it is created, and closed to other users.
+
+    Raises:
+        HomeUnusable: the folder belongs to another user, is shared, or cannot be written.
+    """
+    folder = _path()
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = folder.stat()
+        if status.st_uid != os.geteuid():
+            raise HomeUnusable(folder, "belongs to another user")
+        if status.st_mode & stat.S_ISVTX or folder == Path("/"):
+            raise HomeUnusable(folder, "is a folder for other things too")
+        if status.st_mode & 0o077:
+            folder.chmod(0o700)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise HomeUnusable(folder, "cannot be written")
+    except OSError as error:
+        raise HomeUnusable(folder, f"cannot be used ({error.strerror})") from error
+    return folder
+
+
+def _path() -> Path:
+    return folder_setting("GEOFM_HOME", Path.home() / ".geofm")
+
+
+def home_mark() -> str:
+    """Return a text that a copy of the home folder does not share."""
+    status = home().stat()
+    return f"{status.st_dev}:{status.st_ino}"
+
+
+def auth_string() -> str:
+    """Return the home's secret: ``geofm:`` and 43 random characters. It is made where missing.
+
+    A secret that another user could have read or written is replaced. Callers hold the home's lock
+    where two commands may start at once.
+    """
+    folder = home()
+    if not (text := known_auth_string()):
+        text = f"geofm:{secrets.token_urlsafe(32)}"
+        write_private(folder / AUTH_FILE, text)
+    return text
+
+
+def known_auth_string() -> str:
+    """Return the home's secret; empty where there is none, or it is not the user's alone."""
+    path = _path() / AUTH_FILE
+    try:
+        status = path.lstat()
+        private = status.st_uid == os.geteuid() and not status.st_mode & 0o077
+        text = path.read_text().strip() if stat.S_ISREG(status.st_mode) and private else ""
+    except (OSError, UnicodeError):
+        return ""
+    user, _, password = text.partition(":")
+    plain = text.isascii() and text.isprintable() and " " not in text
+    return text if plain and user and len(password) >= 20 else ""
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file that only the user may read; readers see the old file or the new one."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    try:
+        with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(text)
+        beside.replace(path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise HomeUnusable(path.parent, f"cannot be written ({error})") from error
+
+
+def read_note(name: str) -> dict[str, Any]:
+    """Return the JSON object in a file of the home; empty where there is none, or it is damaged."""
+    try:
+        note = json.loads((home() / name).read_text())
+    except (OSError, ValueError, RecursionError):  # UnicodeError is a ValueError
+        return {}
+    return note if isinstance(note, dict) else {}
+
+
+def write_note(name: str, note: dict[str, Any]) -> None:
+    """Write a JSON object to a file of the home."""
+    write_private(home() / name, json.dumps(note))
