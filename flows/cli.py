@@ -5,19 +5,23 @@ from __future__ import annotations
 import multiprocessing
 import sys
 import traceback
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
 from data_catalog.errors import GeofmError
 from data_catalog.process import end_with_parent
 from flows import cli_audit, cli_export, cli_server, cli_sources
-from flows.console import err, printable, set_up_logging
+from flows.console import err, print_failure, printable, set_up_logging
 from flows.options import Catalog, Json, Store
 
 if (_parent := multiprocessing.parent_process()) is not None and _parent.pid is not None:
     # a worker that a run has spawned imports this module first, seconds before its initializer
     end_with_parent(_parent.pid)
+
+#: Exit code of a command that was stopped by Ctrl-C.
+STOPPED = 130
+UNFORESEEN = "This was not foreseen. `geofm -v …` shows the traceback; please report it."
 
 app = typer.Typer(
     name="geofm",
@@ -209,23 +213,52 @@ def _changes(stac: str, overrides: list[str] | None) -> list[str]:
 
 
 def main() -> None:
-    """Entry point: run a command, and give each failure one clear message and its exit code."""
+    """Run a command; each failure has one clear message and its exit code.
+
+    With ``--json``, a failure also prints one JSON object as the last line of stdout: ``error``,
+    ``kind`` and ``exit_code``.
+    """
     try:
         app()  # exits by itself: 0 done, 2 bad usage, 130 stopped
+    except SystemExit as stop:
+        if stop.code:  # typer has shown the message: it is that of the error being handled
+            _print_failure(stop.__context__, int(stop.code))
+        raise
     except GeofmError as error:
-        _show(error)
-        sys.exit(error.exit_code)
+        _fail(error, error.exit_code)
     except Exception as error:  # noqa: BLE001  the one boundary: an unforeseen failure is exit code 3
-        _show(error)
-        err.print("This was not foreseen. `geofm -v …` shows the traceback; please report it.")
-        sys.exit(3)
+        _fail(
+            error, 3, "This was not foreseen. `geofm -v …` shows the traceback; please report it."
+        )
 
 
-def _show(error: BaseException) -> None:
+def _fail(error: Exception, exit_code: int, more: str = "") -> NoReturn:
     if "-v" in sys.argv or "--verbose" in sys.argv:
         traceback.print_exception(error)
     err.print("[bold red]geofm:[/] ", end="")
     err.print(printable(str(error)) or type(error).__name__, markup=False, highlight=False)
+    if more:
+        err.print(more)
+    _print_failure(error, exit_code)
+    sys.exit(exit_code)
+
+
+def _print_failure(error: BaseException | None, exit_code: int) -> None:
+    """Print a failure as JSON where the command line has ``--json``."""
+    arguments = sys.argv[1:]
+    if "--" in arguments:
+        arguments = arguments[: arguments.index("--")]
+    if "--json" not in arguments:
+        return
+    if exit_code == STOPPED:
+        print_failure("the command was stopped", "Interrupted", exit_code)
+        return
+    if error is None or isinstance(error, typer.Exit):
+        print_failure(f"the command ended with exit code {exit_code}", "Exit", exit_code)
+        return
+    usage = getattr(error, "format_message", None)  # of typer's errors
+    message = usage() if callable(usage) else str(error)
+    print_failure(message or type(error).__name__, type(error).__name__, exit_code)
 
 
 if __name__ == "__main__":

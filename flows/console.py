@@ -109,6 +109,25 @@ def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     out.print(table)
 
 
-def print_json(value: Any) -> None:
-    """One JSON object on one line of stdout."""
+#: The object that this command has printed with ``print_json``, if any.
+_printed: dict[str, Any] = {}
+
+
+def print_json(value: dict[str, Any]) -> None:
+    """Print one JSON object on one line of stdout."""
+    _printed.update(value)
     print(json.dumps(value, ensure_ascii=False, default=str), flush=True)
+
+
+def print_failure(message: str, kind: str, exit_code: int) -> None:
+    """Print a failure as one JSON object, the last line of stdout.
+
+    Fields that the command printed before it failed are repeated, such as the problems that
+    ``verify`` found: a program needs to read the last line only.
+
+    Args:
+        message: what happened and what to do, as on stderr.
+        kind: name of the error's class.
+        exit_code: of the process.
+    """
+    print_json({**_printed, "error": printable(message), "kind": kind, "exit_code": exit_code})
