@@ -30,15 +30,39 @@ class Node:
     parents: list[Node] = field(default_factory=list)
 
 
-def ancestry(catalogue: Catalogue, artifact: Artifact, role: str = "", depth: int = 0) -> Node:
-    """The tree of everything an artifact was made from."""
+#: Roles of inputs that are weights: a model's lineage goes through them, a chip's does not.
+WEIGHTS = ("encoder", "teacher", "student")
+#: Weights whose training data went into a model; an encoder only decides what is selected.
+LEARNED_FROM = ("teacher", "student")
+
+
+def ancestry(
+    catalogue: Catalogue,
+    artifact: Artifact,
+    role: str = "",
+    depth: int = 0,
+    seen: set[str] | None = None,
+) -> Node:
+    """The tree of everything an artifact was made from.
+
+    The lineage of weights is listed once, however many stages read them.
+    """
+    seen = set() if seen is None else seen
     inputs = catalogue.parents(artifact.digest)
-    parents = [ancestry(catalogue, catalogue.get(d), r, depth + 1) for r, d in inputs.items()]
+    if role in WEIGHTS:
+        inputs = {} if artifact.digest in seen else inputs
+        seen.add(artifact.digest)
+    parents = [ancestry(catalogue, catalogue.get(d), r, depth + 1, seen) for r, d in inputs.items()]
     return Node(artifact, role, depth, parents)
 
 
-def walk(node: Node) -> Iterator[Node]:
-    """A lineage's nodes, each artifact once, nearest first."""
+def walk(node: Node, through_weights: bool = True) -> Iterator[Node]:
+    """A lineage's nodes, each artifact once, nearest first.
+
+    Args:
+        node: where it begins.
+        through_weights: whether models are followed that were read as encoder, teacher or student.
+    """
     seen: set[str] = set()
     queue = [node]
     while queue:
@@ -46,7 +70,7 @@ def walk(node: Node) -> Iterator[Node]:
         if current.artifact.digest not in seen:
             seen.add(current.artifact.digest)
             yield current
-        queue.extend(current.parents)
+        queue.extend(p for p in current.parents if through_weights or p.role not in WEIGHTS)
 
 
 def ancestor(catalogue: Catalogue, artifact: Artifact, kind: str) -> Artifact:
@@ -55,7 +79,7 @@ def ancestor(catalogue: Catalogue, artifact: Artifact, kind: str) -> Artifact:
     Raises:
         UnknownReference: the lineage has none.
     """
-    for node in walk(ancestry(catalogue, artifact)):
+    for node in walk(ancestry(catalogue, artifact), through_weights=False):
         if catalogue.kind(node.artifact.digest) == kind:
             return node.artifact
     mine = catalogue.kind(artifact.digest)
@@ -145,12 +169,49 @@ def why(catalogue: Catalogue, artifact: Artifact, chip_id: str) -> dict[str, Any
 
 
 def licence_union(catalogue: Catalogue, artifact: Artifact) -> list[dict[str, Any]]:
-    """Every licence in the lineage with the collections that bring it and their chip counts."""
-    dataset = ancestor(catalogue, artifact, "dataset")
-    samples = dataset.table("samples.parquet", ["licence", "collection", "item_id"])
-    groups = samples.groupby(["licence", "collection"], sort=True, dropna=False)
+    """Every licence in the lineage, with what brings it.
+
+    One row for each licence and collection of each dataset, those of models that were read as
+    encoder, teacher or student included; and one row for each teacher's and initial student's
+    weights that are published elsewhere. ``dataset`` and ``weights`` say which.
+    """
+    rows: list[dict[str, Any]] = []
+    own = ancestor(catalogue, artifact, "dataset")
+    nodes = [node.artifact for node in walk(ancestry(catalogue, artifact))]
+    datasets = [a for a in nodes if catalogue.kind(a.digest) == "dataset"]
+    for dataset in sorted(datasets, key=lambda a: a.digest != own.digest):
+        samples = dataset.table("samples.parquet", ["licence", "collection", "item_id"])
+        groups = samples.groupby(["licence", "collection"], sort=True, dropna=False)
+        rows += [
+            {"licence": str(licence), "collection": str(collection), "samples": len(found),
+             "items": int(found["item_id"].nunique()), "dataset": dataset.digest, "weights": ""}
+            for (licence, collection), found in groups
+        ]  # fmt: skip
+    for made in nodes:
+        for row in weights_read(made):
+            terms = row["licence"] or "not stated"
+            read = row["role"] in LEARNED_FROM and not row["model"]
+            known = {(r["licence"], r["weights"]) for r in rows}
+            if read and (terms, row["network"]) not in known:
+                rows.append(
+                    {"licence": terms, "collection": "", "samples": 0, "items": 0,
+                     "dataset": "", "weights": row["network"]}
+                )  # fmt: skip
+    return rows
+
+
+def weights_read(artifact: Artifact) -> list[dict[str, str]]:
+    """The weights that an artifact's stage read: role, network, sha256, licence, model."""
+    manifest = artifact.manifest
+    found = manifest.facts.get("weights", {})
     return [
-        {"licence": str(licence), "collection": str(collection), "samples": len(rows),
-         "items": int(rows["item_id"].nunique())}
-        for (licence, collection), rows in groups
-    ]  # fmt: skip
+        {
+            "role": str(role),
+            "network": str(weights["network"]),
+            "sha256": str(weights["sha256"]),
+            "licence": str(weights["licence"]),
+            "model": manifest.inputs.get(role, ""),
+        }
+        for role, weights in found.items()
+        if weights["origin"] != "random"
+    ]

@@ -44,8 +44,8 @@ def make_job(
     device: str = "auto",
     catalogue: str = "",
 ) -> Job:
-    """A stage's job with exactly the inputs that the stage names."""
-    return Job(
+    """A stage's job with the inputs that the stage names, and those that its settings name."""
+    job = Job(
         stage=stage.name,
         version=stage.version,
         seeded=stage.seeded,
@@ -59,6 +59,7 @@ def make_job(
         reads=None if stage.reads is None else stage.reads(settings),
         exclusive=stage.exclusive,
     )
+    return job if stage.resolve is None else stage.resolve(job)
 
 
 def find(stage: Stage, job: Job, catalogue: Catalogue) -> Artifact | None:

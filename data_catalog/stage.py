@@ -69,7 +69,7 @@ class Job:
     previous: Artifact | None = None
     #: The settings that the stage depends on; None for all of its section.
     fields: tuple[str, ...] | None = None
-    #: Content identity of the files that its settings name (``Stage.reads``).
+    #: Content identity of the files that its settings name (``Stage.reads``, ``Stage.resolve``).
     reads: Any = None
     exclusive: bool = False
 
@@ -156,6 +156,9 @@ class Stage:
     fields: tuple[str, ...] | None = None
     #: ``reads(settings)``: what is in the files that the settings name, as JSON for the key.
     reads: Callable[[Any], Any] | None = None
+    #: ``resolve(job)``: the job before it is looked up, with names in its settings replaced by the
+    #: digests of what they name; it may add inputs of other roles and set ``Job.reads``.
+    resolve: Callable[[Job], Job] | None = None
     #: True for a stage that asks the outside world: it runs every time, its result decides.
     live: bool = False
     #: True for a stage that may take over from its last run with the same settings and seed,

@@ -15,7 +15,15 @@ from data_catalog.canonical import digest_of
 from data_catalog.catalogue import Catalogue
 from data_catalog.costs import lineage_costs
 from data_catalog.errors import CheckError, RunError, UsageError
-from data_catalog.lineage import Node, ancestor, ancestry, licence_union, trace_sample
+from data_catalog.lineage import (
+    WEIGHTS,
+    Node,
+    ancestor,
+    ancestry,
+    licence_union,
+    trace_sample,
+    weights_read,
+)
 from data_catalog.lineage import why as why_chip
 from data_catalog.verify import sealed_manifest, verify_artifact, verify_chain
 from flows.console import out, print_json, print_table, progress_bars
@@ -188,8 +196,13 @@ def licences(ref: Ref, store: Store = "", catalog: Catalog = "", json_: Json = F
     if json_:
         print_json({"licences": rows})
         return
-    columns = ["licence", "collection", "samples", "items"]
-    print_table("Licences", columns, [[str(row[c]) for c in columns] for row in rows])
+    columns = ["licence", "collection", "samples", "items", "brought by"]
+    print_table(
+        "Licences", columns,
+        [[row["licence"], row["collection"], str(row["samples"] or ""), str(row["items"] or ""),
+          f"dataset {row['dataset'][:12]}" if row["dataset"] else f"weights {row['weights']}"]
+         for row in rows],
+    )  # fmt: skip
 
 
 def verify(
@@ -254,6 +267,7 @@ def _node(node: Node) -> dict[str, Any]:
     return {
         "kind": node.artifact.kind, "digest": node.artifact.digest, "role": node.role,
         "settings": manifest.settings, "counts": manifest.counts,
+        "weights": weights_read(node.artifact),
         "parents": [_node(parent) for parent in node.parents],
     }  # fmt: skip
 
@@ -263,16 +277,31 @@ def _print_tree(node: Node) -> None:
 
     def grow(current: Node, branch: Tree) -> None:
         for parent in current.parents:
-            manifest = parent.artifact.manifest
-            rows = manifest.counts.get("rows_out", 0)
-            label = f"[bold]{parent.artifact.kind}[/] {parent.artifact.digest[:12]}  {rows:,} rows"
-            if parent.artifact.kind == "items":
-                label += f"  from {manifest.settings.get('stac', '')}"
-            grow(parent, branch.add(label))
+            rows = parent.artifact.manifest.counts.get("rows_out", 0)
+            grow(parent, branch.add(f"{_label(parent, 12)}  {rows:,} rows{_origin(parent)}"))
 
-    root = Tree(f"[bold]{node.artifact.kind}[/] {node.artifact.digest}")
+    root = Tree(f"{_label(node, 64)}{_origin(node)}")
     grow(node, root)
     out.print(root)
+
+
+def _label(node: Node, digits: int) -> str:
+    """Kind and digest of an artifact, for a tree."""
+    return f"[bold]{node.artifact.kind}[/] {node.artifact.digest[:digits]}"
+
+
+def _origin(node: Node) -> str:
+    """Where items come from, the role of a model, and weights that are no artifact."""
+    manifest, said = node.artifact.manifest, ""
+    if node.artifact.kind == "items":
+        said += f"  from {manifest.settings.get('stac', '')}"
+    if node.role in WEIGHTS:
+        said += f"  as {node.role}"
+    for weights in weights_read(node.artifact):
+        if not weights["model"]:
+            terms = weights["licence"] or "licence not stated"
+            said += f"  {weights['role']} {weights['network']} ({terms})"
+    return said
 
 
 def add_to(app: typer.Typer) -> None:

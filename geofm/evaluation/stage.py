@@ -30,6 +30,8 @@ from geofm.evaluation.tasks import (
 from geofm.evaluation.trial import SPLIT_SEED, run_trial
 from geofm.pretraining.arithmetic import pick_device
 from geofm.settings import EvaluateSettings
+from geofm.weight_inputs import inherit_weights, inherited_weights, weights_facts
+from geofm.weights import Weights, WeightsMissing
 
 PLANET = "planet"
 #: Unreadable images named in the manifest; all are counted.
@@ -76,17 +78,33 @@ def _used(job: Job, task: Task) -> tuple[LabelledImage, ...]:
     return cap_images(task, _settings(job).max_images, SPLIT_SEED)
 
 
+def resolve(job: Job) -> Job:
+    """The job with the model's teacher among its inputs, if that is a geofm model."""
+    return inherit_weights(job, "model", "teacher")
+
+
+def _teacher(job: Job) -> Weights | None:
+    """The weights of the model's teacher; None where it taught nothing and is not to be had."""
+    try:
+        return inherited_weights(job, "model", "teacher")
+    except WeightsMissing:
+        if float(job.inputs["model"].manifest.settings["alpha"]) > 0:
+            raise
+        return None
+
+
 def plan(job: Job) -> list[Part]:
     """One part per task and subject, the teacher first."""
     model, parts = job.inputs["model"], []
-    subjects = subjects_of(model)
+    teacher = _teacher(job)
+    subjects = subjects_of(model, teacher)
     for number, task in enumerate(tasks_of(job)):
         content = task_digest(task, _used(job, task))
         for who in subjects:
             parts.append(
                 job.part(
                     {"task": number, "who": who, "content": content},
-                    [content, *covers(model, who)],
+                    [content, *covers(model, who, teacher)],
                 )
             )
     return parts
@@ -96,7 +114,9 @@ def work(job: Job, part: Part, folder: Path) -> None:
     """``predictions.parquet`` and ``trial.json`` of one subject on one task."""
     task = tasks_of(job)[int(part.payload["task"])]
     device = pick_device(job.device)
-    subject = load_subject(job.inputs["model"], part.payload["who"], device)
+    who = part.payload["who"]
+    teacher = _teacher(job) if who == "teacher" else None
+    subject = load_subject(job.inputs["model"], who, device, teacher)
     used = _used(job, task)
     trial = run_trial(task, used, subject, _settings(job), job.seed)
     write_table(trial.predictions, folder / "predictions.parquet")
@@ -133,6 +153,7 @@ def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
     write_table(scores, folder / "scores.parquet")
     write_table(predictions, folder / "predictions.parquet")
     seen = _training_pixels(job)
+    teacher = _teacher(job) if "teacher" in labels else None
     tasks = [_task_facts(t, seen) for t in trials if t["who"] == "model"]
     listed = sum(t["listed"] for t in tasks)
     unreadable = sum(len(t["unreadable"]) for t in tasks)
@@ -159,6 +180,7 @@ def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
             "intervals": f"95 % percentile bootstrap over test images, {resamples} resamples; "
             "they do not cover the chance in training",
             "training_seeds": 1,
+            "weights": {"teacher": weights_facts(teacher)} if teacher else {},
             "decontamination": job.inputs["dataset"].manifest.facts.get("decontamination"),
         },
         deterministic=all(t["device"] == "cpu" for t in trials),
@@ -198,5 +220,6 @@ STAGE = Stage(
     seal=seal,
     seeded=True,
     live=True,
+    resolve=resolve,
     device=pick_device,
 )

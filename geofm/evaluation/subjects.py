@@ -15,8 +15,9 @@ import faiss  # noqa: F401  before torch: both bring an OpenMP
 import torch
 
 from data_catalog.artifact import Artifact
-from geofm.encoders import WeightsMissing, encode, load_encoder
+from geofm.encoders import encode, load_encoder
 from geofm.imagery.radiometry import rgb_index
+from geofm.weights import Weights, WeightsMissing
 
 log = logging.getLogger("geofm.evaluation")
 
@@ -45,11 +46,11 @@ class Subject:
 
 
 def teacher_name(model: Artifact) -> str:
-    """The frozen teacher of the model's recipe, the file of local weights included."""
+    """The frozen teacher of the model's recipe, as the manifest has it."""
     return str(model.manifest.settings["teacher"])
 
 
-def subjects_of(model: Artifact) -> list[Who]:
+def subjects_of(model: Artifact, teacher: Weights | None = None) -> list[Who]:
     """The rows of a model's table, in their order.
 
     A model that was trained without distillation is still compared with its recipe's teacher,
@@ -57,7 +58,7 @@ def subjects_of(model: Artifact) -> list[Who]:
     """
     if float(model.manifest.settings["alpha"]) == 0:
         try:
-            load_encoder(teacher_name(model))
+            load_encoder(teacher or teacher_name(model))
         except WeightsMissing as error:
             log.warning("no row for a frozen teacher: %s", error)
             return [who for who in ORDER if who != "teacher"]
@@ -67,16 +68,25 @@ def subjects_of(model: Artifact) -> list[Who]:
 def describe(model: Artifact, who: Who) -> str:
     """What a row of the table is, in words."""
     if who == "teacher":
-        return f"frozen teacher, {teacher_name(model).partition('@')[0]}"
+        return f"frozen teacher, {_named(model, 'teacher')}"
     settings = model.manifest.settings
     if who == "random":
-        return f"random init, {settings['student']}"
+        return f"random init, {_named(model, 'student')}"
     parts = []
     if float(settings["mim_weight"]) > 0:
         parts.append("masked modelling")
     if float(settings["alpha"]) > 0:
         parts.append("distillation")
     return f"this model, {' + '.join(parts)}"
+
+
+def _named(model: Artifact, role: str) -> str:
+    """The network of a role; of a geofm model with the first digits of its digest."""
+    manifest = model.manifest
+    named = str(manifest.settings[role]).partition("@")[0]
+    if role in manifest.inputs:
+        return f"{manifest.facts[role] or named} of model {manifest.inputs[role][:12]}"
+    return named
 
 
 def bands_of(model: Artifact) -> tuple[tuple[str, ...], tuple[float, ...]]:
@@ -86,7 +96,7 @@ def bands_of(model: Artifact) -> tuple[tuple[str, ...], tuple[float, ...]]:
     return tuple(config["geofm"]["bands"]), tuple(float(mean) for mean in means)
 
 
-def covers(model: Artifact, who: Who) -> list[Any]:
+def covers(model: Artifact, who: Who, teacher: Weights | None = None) -> list[Any]:
     """What a subject's features depend on: the key of its part of the work.
 
     A teacher's rows are found again for every model that was distilled from it.
@@ -95,13 +105,19 @@ def covers(model: Artifact, who: Who) -> list[Any]:
     if who == "teacher":
         bands, fill = bands_of(model)
         size = settings["teacher_size_px"]
-        weights = facts.get("teacher_weights_sha256", "")
+        weights = teacher.sha256 if teacher else facts.get("teacher_weights_sha256", "")
         return [who, teacher_name(model), weights, size, [*bands], [*fill]]
     return [who, model.digest]
 
 
-def load_subject(model: Artifact, who: Who, device: str) -> Subject:
+def load_subject(model: Artifact, who: Who, device: str, teacher: Weights | None = None) -> Subject:
     """Build a subject on a device.
+
+    Args:
+        model: an artifact of kind ``model``.
+        who: the row of the table.
+        device: ``cpu`` or ``cuda``.
+        teacher: the teacher's weights, if they are resolved already.
 
     The random student starts from the seed that training started from: it is the very network
     that the model was before its first step.
@@ -112,15 +128,14 @@ def load_subject(model: Artifact, who: Who, device: str) -> Subject:
         size = int(model.manifest.settings["teacher_size_px"])
         rgb = rgb_index(bands)
         wanted = tuple(bands[i] for i in rgb)
-        return Subject(
-            who, label, wanted, tuple(fill[i] for i in rgb), size, _teacher(model, size, device)
-        )
+        extract = _teacher(teacher or teacher_name(model), size, device)
+        return Subject(who, label, wanted, tuple(fill[i] for i in rgb), size, extract)
     size = int(model.json("config.json")["pretrained_cfg"]["input_size"][-1])
     return Subject(who, label, bands, fill, size, _student(model, who, device))
 
 
-def _teacher(model: Artifact, size_px: int, device: str) -> Extract:
-    encoder = load_encoder(teacher_name(model), size_px=size_px)
+def _teacher(weights: Weights | str, size_px: int, device: str) -> Extract:
+    encoder = load_encoder(weights, size_px=size_px)
     encoder.model.to(device)
 
     def extract(images: torch.Tensor) -> Mapping[str, torch.Tensor]:

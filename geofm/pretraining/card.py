@@ -87,6 +87,10 @@ def write_card(
     data = dataset.manifest
     rows = [("dataset", dataset.digest), *sorted(data.inputs.items())]
     rows.append(("teacher weights", facts["teacher_weights_sha256"] or "none"))
+    for role, weights in facts["weights"].items():
+        rows.append((f"{role} file ({weights['origin']})", weights["sha256"] or "none"))
+        if "model" in weights:
+            rows.append((f"{role} model", weights["model"]))
     told = {
         "epochs", "batch", "precision", "mask_ratio", "mask_patch_px", "size_px",
     }  # fmt: skip
@@ -112,7 +116,7 @@ def write_card(
         lineage="\n".join(f"| {role} | `{digest}` |" for role, digest in rows),
         terms=", ".join(sorted({str(s["licence"]) for s in facts["sources"]})) or "none named",
         sources=_sources(facts["sources"]),
-        weights=_weights(facts["weights_licences"]),
+        weights=_weights(facts["weights"]),
     )
     path.write_text(text, encoding="utf-8")
 
@@ -151,11 +155,12 @@ def _sources(sources: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _weights(licences: dict[str, str]) -> str:
+def _weights(weights: dict[str, dict[str, Any]]) -> str:
     """The terms of the weights that training began with or looked at."""
-    said = [
-        f"The {who}'s {'first ' if who == 'student' else ''}weights are under "
-        f"{stated or 'terms that are not stated with them'}.\n"
-        for who, stated in licences.items()
-    ]
-    return "".join(said)
+    said = ""
+    for role, found in weights.items():
+        terms = found["licence"] or "terms that are not stated with them"
+        if "model" in found:
+            terms = f"the terms of geofm model {found['model'][:12]} (`geofm licences`)"
+        said += f"The {role}'s {'first ' if role == 'student' else ''}weights are under {terms}.\n"
+    return said

@@ -36,7 +36,9 @@ from geofm.pretraining.arithmetic import threads_each
 from geofm.pretraining.checkpoint import NAME, load, progress_of
 from geofm.pretraining.data import open_corpus, steps_per_epoch
 from geofm.pretraining.loop import (
+    BY_NAME,
     Interrupted,
+    Sources,
     Team,
     Trained,
     history_of,
@@ -46,6 +48,7 @@ from geofm.pretraining.loop import (
 )
 from geofm.pretraining.objective import build_pretrainer
 from geofm.pretraining.teacher import who_teaches
+from geofm.weights import Weights
 
 TASK, FAILURE, RESULT, TAUGHT, LOG = "task.json", "failure.json", "result.json", "taught.npy", "log"
 #: Lock that the processes of a team hold together.
@@ -83,6 +86,7 @@ def train_together(
     folder: Path,
     team: Team,
     taught: NDArray[np.float32] | None = None,
+    sources: Sources = BY_NAME,
 ) -> Trained:
     """As ``loop.train``, by ``team.processes`` processes of this machine.
 
@@ -103,6 +107,7 @@ def train_together(
         "device": device,
         "threads": threads,
         "team": asdict(team),
+        "sources": asdict(sources),
         "parent": process_mark(),
     }
     (folder / TASK).write_text(json.dumps(task), encoding="utf-8")
@@ -113,7 +118,7 @@ def train_together(
         code = _run(command, threads, errors, stopped)
     if code or not (folder / RESULT).exists():
         raise _failure(folder, stopped())
-    return _result(dataset, settings, seed, taught, folder)
+    return _result(dataset, settings, seed, taught, folder, sources)
 
 
 def await_others(folder: Path) -> None:
@@ -185,6 +190,7 @@ def _result(
     seed: int,
     taught: NDArray[np.float32] | None,
     folder: Path,
+    sources: Sources,
 ) -> Trained:
     """The finished run, from its last checkpoint."""
     corpus = open_corpus(dataset, settings.statistics)
@@ -192,8 +198,8 @@ def _result(
     content = load(folder, identity_of(corpus, settings, seed))
     if content is None:
         raise TogetherFailed(f"the last checkpoint in {folder} is gone; start the same run again")
-    teacher, width = who_teaches(settings, "cpu", taught)
-    module = build_pretrainer(settings, len(corpus.bands), seed, width)
+    teacher, width = who_teaches(settings, "cpu", taught, sources.teacher)
+    module = build_pretrainer(settings, len(corpus.bands), seed, width, sources.student)
     module.load_state_dict(content["module"])
     module.load_state_dict(content.get("mean", {}), strict=False)
     history = history_of(progress_of(content), steps_per_epoch(corpus, settings.batch))
@@ -215,6 +221,8 @@ def main(place: str) -> int:
 
 def _train_as_one(folder: Path, task: dict[str, Any], team: Team, first: bool) -> int:
     """Train as one process of a team; returns the exit code."""
+    given = {who: w and Weights(**{**w, "channels": tuple(w["channels"])})
+             for who, w in task["sources"].items()}  # fmt: skip
     taught = np.load(folder / TAUGHT) if (folder / TAUGHT).exists() else None
 
     def tell(what: str, done: int, total: int, note: str) -> None:
@@ -235,6 +243,7 @@ def _train_as_one(folder: Path, task: dict[str, Any], team: Team, first: bool) -
                 task["threads"],
                 team,
                 taught,
+                Sources(**given),
             )
     except GeofmError as error:
         kind = "stopped" if isinstance(error, Interrupted) else "run"

@@ -42,6 +42,7 @@ from geofm.pretraining.speed import Speed, freeze_what_never_learns, measure
 from geofm.pretraining.step import Stepper
 from geofm.pretraining.teacher import Teacher, who_teaches
 from geofm.pretraining.trackers import tracking
+from geofm.weights import Weights
 
 log = logging.getLogger("geofm.pretraining")
 
@@ -65,6 +66,17 @@ class Team:
 
 
 ALONE = Team()
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Resolved weights of a run; None: they are found by the names in the settings."""
+
+    teacher: Weights | None = None
+    student: Weights | None = None
+
+
+BY_NAME = Sources()
 
 
 @dataclass(frozen=True)
@@ -116,6 +128,7 @@ def train(
     threads: int | None = None,
     team: Team = ALONE,
     taught: NDArray[np.float32] | None = None,
+    sources: Sources = BY_NAME,
 ) -> Trained:
     """Pretrain a student; goes on from the checkpoint in ``folder`` if there is one.
 
@@ -128,6 +141,7 @@ def train(
         threads: of the CPU; all that this process may use when not given.
         team: more processes than one must have been started by torchrun (``launch``).
         taught: the teacher's feature of every sample [N, C]; then no teacher is loaded.
+        sources: weights of the teacher and of the student's start, if they are resolved already.
 
     Raises:
         TooFewSamples, BadStudent, WeightsMissing: before the first step, with the remedy.
@@ -141,8 +155,8 @@ def train(
         plan = schedule(settings, per_epoch)
         # first of all: it gives each process its device
         fabric = make_fabric(device, settings.precision, team.processes, team.parallel)
-        teacher, width = who_teaches(settings, fabric.device, taught)
-        module = build_pretrainer(settings, len(corpus.bands), seed, width)
+        teacher, width = who_teaches(settings, fabric.device, taught, sources.teacher)
+        module = build_pretrainer(settings, len(corpus.bands), seed, width, sources.student)
         check_pieces(module, settings, team.processes)
         module.to(fabric.device)
         speed = measure(module, teacher, settings, team.processes)
@@ -170,7 +184,7 @@ def train(
         weights = whole_weights(module)
         history = history_of(progress, per_epoch)
         metrics = _metrics(run)
-    finished = build_pretrainer(settings, len(corpus.bands), seed, width)
+    finished = build_pretrainer(settings, len(corpus.bands), seed, width, sources.student)
     finished.load_state_dict(weights)
     return Trained(finished.eval(), teacher, history, metrics)
 

@@ -12,6 +12,7 @@ from geofm.pretraining.decoder import FillingDecoder, PixelDecoder
 from geofm.pretraining.masking import spread
 from geofm.pretraining.student import Student, build_student, derived_seed
 from geofm.threads import own_random_state
+from geofm.weights import Weights
 
 
 class Losses(NamedTuple):
@@ -89,14 +90,18 @@ def distillation_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def build_pretrainer(
-    settings: PretrainSettings, bands: int, seed: int, teacher_width: int | None
+    settings: PretrainSettings,
+    bands: int,
+    seed: int,
+    teacher_width: int | None,
+    student_weights: Weights | None = None,
 ) -> Pretrainer:
     """The module at step 0. Every piece is drawn from a seed of its own.
 
     Raises:
-        BadStudent: as ``build_student``.
+        BadStudent, WeightsMissing, WeightsMismatch, WeightsChanged: as ``build_student``.
     """
-    student = build_student(settings, bands, seed)
+    student = build_student(settings, bands, seed, student_weights)
     backbone = student.backbone
     with own_random_state(derived_seed(seed, "decoder")):
         decoder = _decoder(settings, backbone, bands)

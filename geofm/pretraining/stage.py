@@ -14,16 +14,54 @@ from data_catalog.catalogue import UnknownReference, open_catalogue
 from data_catalog.lineage import ancestor
 from data_catalog.stage import Job, Sealed, Stage, no_parts, no_work
 from data_catalog.tables import write_table
-from geofm.encoders import weights_licence
 from geofm.pretrain_settings import EXECUTION, PretrainSettings
 from geofm.pretraining.arithmetic import pick_device, threads_each
 from geofm.pretraining.card import write_card
-from geofm.pretraining.data import never_drawn, open_corpus
+from geofm.pretraining.data import Corpus, never_drawn, open_corpus
 from geofm.pretraining.export import describe, write_model
 from geofm.pretraining.launch import await_others, team_of, train_together
-from geofm.pretraining.loop import Trained, train
+from geofm.pretraining.loop import Sources, Trained, train
+from geofm.pretraining.student import as_timm_student
 from geofm.pretraining.taught import features_once
 from geofm.pretraining.teacher import load_teacher
+from geofm.weight_inputs import (
+    bands_of,
+    find_weights,
+    is_network,
+    keep_file,
+    own_weights,
+    use_weights,
+    weights_facts,
+)
+from geofm.weights import WeightsMissing
+
+
+def resolve(job: Job) -> Job:
+    """The job with the digests of the weights that training reads.
+
+    Without distillation the teacher is no input: evaluation alone may look at it.
+    """
+    settings: PretrainSettings = job.settings
+    fields = ["teacher"] if settings.alpha > 0 else []
+    fields += ["student"] if settings.student_init == "pretrained" else []
+    if settings.alpha == 0:
+        job = replace(job, settings=settings.model_copy(update={"teacher": _unused(job)}))
+    return use_weights(job, *fields)
+
+
+def _unused(job: Job) -> str:
+    """The teacher's setting where nothing is distilled: no path, and nothing is fetched for it."""
+    named: PretrainSettings = job.settings
+    base, _, after = named.teacher.partition("@")
+    if named.teacher.startswith("random:") or (is_network(base) and not after):
+        return named.teacher
+    try:
+        catalogue = open_catalogue(job.catalogue, job.store) if job.catalogue else None
+        weights = find_weights(named.teacher, catalogue)
+    except WeightsMissing:
+        return base
+    keep_file(job, weights)
+    return weights.setting
 
 
 def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
@@ -32,16 +70,16 @@ def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
     Raises:
         TooFewSamples, BadStudent, WeightsMissing, Diverged, Interrupted: see ``loop.train``.
     """
-    settings: PretrainSettings = job.settings
     dataset = job.inputs["dataset"]
     await_others(job.scratch)
-    corpus = open_corpus(dataset, settings.statistics)
+    corpus = open_corpus(dataset, job.settings.statistics)
+    settings, sources = _sources(job, corpus)
     device = pick_device(job.device)
     team = team_of(job.how, device)
     teacher = taught = None
     features, asking = "live", 0.0
     if settings.alpha > 0 and settings.teacher_features == "once":
-        teacher = load_teacher(settings, device)
+        teacher = load_teacher(settings, device, sources.teacher)
         started = time.perf_counter()
         taught, features = features_once(corpus, teacher, _embeddings(job), device, job.scratch)
         asking = time.perf_counter() - started
@@ -49,15 +87,17 @@ def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
         if device == "cuda":
             torch.cuda.empty_cache()
     if team.processes == 1:
-        trained = train(corpus, settings, job.seed, device, job.scratch, team=team, taught=taught)
+        trained = train(
+            corpus, settings, job.seed, device, job.scratch, None, team, taught, sources
+        )
     else:
         trained = train_together(
-            dataset, settings, job.seed, device, job.scratch, team, taught=taught
+            dataset, settings, job.seed, device, job.scratch, team, taught, sources
         )
     trained = replace(trained, teacher=trained.teacher or teacher)
     unseen = never_drawn(corpus, job.seed, settings.epochs, settings.batch)
     facts = {
-        **_facts(trained, settings),
+        **_facts(trained, settings, sources),
         **({"teacher_features": features} if trained.teacher else {}),
         "bands": list(corpus.bands),
         "samples": len(corpus),
@@ -87,6 +127,18 @@ def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
     )
 
 
+def _sources(job: Job, corpus: Corpus) -> tuple[PretrainSettings, Sources]:
+    """The settings with timm names in place of resolved weights, and these weights."""
+    settings: PretrainSettings = job.settings
+    teacher = own_weights(job, "teacher") if settings.alpha > 0 else None
+    if teacher is not None:
+        settings = settings.model_copy(update={"teacher": teacher.network})
+    if settings.student_init == "random":
+        return settings, Sources(teacher)
+    student = bands_of(own_weights(job, "student"), corpus.bands)
+    return as_timm_student(settings, student), Sources(teacher, student)
+
+
 def _embeddings(job: Job) -> Artifact | None:
     """The vectors that the dataset was curated by, where the catalogue knows them."""
     catalogue, dataset = open_catalogue(job.catalogue, job.store), job.inputs["dataset"]
@@ -105,19 +157,18 @@ def _arithmetic(device: str, processes: int) -> str:
     return where if processes == 1 else f"{where}, in each of {processes} processes"
 
 
-def _facts(trained: Trained, settings: PretrainSettings) -> dict[str, Any]:
-    backbone = trained.module.student.backbone
-    teacher, starts_trained = trained.teacher, settings.student_init == "pretrained"
+def _facts(trained: Trained, settings: PretrainSettings, sources: Sources) -> dict[str, Any]:
+    backbone, teacher = trained.module.student.backbone, trained.teacher
+    used = {"teacher": sources.teacher, "student": sources.student}
+    weights = {role: weights_facts(found) for role, found in used.items() if found is not None}
     return {
         "student": settings.student.partition("@")[0],
         "student_init": settings.student_init,
         "parameters": sum(p.numel() for p in backbone.parameters()),
         "teacher": settings.teacher.partition("@")[0] if teacher else "",
         "teacher_weights_sha256": teacher.encoder.weights_sha256 if teacher else "",
-        "weights_licences": {
-            **({"teacher": weights_licence(settings.teacher)} if teacher else {}),
-            **({"student": weights_licence(settings.student)} if starts_trained else {}),
-        },
+        "weights": weights,
+        "weights_licences": {role: found["licence"] for role, found in weights.items()},
         "teacher_width": teacher.width if teacher else 0,
         "alpha": settings.alpha,
         "mim_weight": settings.mim_weight,
@@ -138,5 +189,6 @@ STAGE = Stage(
     seeded=True,
     exclusive=True,
     fields=tuple(name for name in PretrainSettings.model_fields if name not in EXECUTION),
+    resolve=resolve,
     device=pick_device,
 )

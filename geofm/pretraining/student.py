@@ -25,6 +25,7 @@ from geofm.pretraining.backbone import (
 )
 from geofm.pretraining.masking import masked_patches
 from geofm.threads import own_random_state
+from geofm.weights import Weights, unchanged
 
 #: timm modules whose networks are built for one size of input.
 SIZED = tuple(
@@ -116,12 +117,35 @@ def random_backbone(name: str, arguments: dict[str, Any], seed: int) -> nn.Modul
     return model
 
 
-def build_student(settings: PretrainSettings, bands: int, seed: int) -> Student:
+def as_timm_student(settings: PretrainSettings, weights: Weights) -> PretrainSettings:
+    """The settings with a timm network in place of resolved weights of the student.
+
+    The arguments of a geofm model are those of its own config, where the settings give no other.
+    """
+    arguments = weights.about()["model_args"] if weights.origin == "model" else {}
+    decided = {name: value for name, value in arguments.items() if name not in RESERVED}
+    update = {
+        "student": weights.network,
+        "student_args": {**decided, **settings.student_args},
+    }
+    return settings.model_copy(update=update)
+
+
+def build_student(
+    settings: PretrainSettings, bands: int, seed: int, weights: Weights | None = None
+) -> Student:
     """A student at its first step.
+
+    Args:
+        settings: the recipe's section; ``student`` is a timm name, or ``NAME@FILE``.
+        bands: number of input bands.
+        seed: seed of a random student.
+        weights: what it starts from, if that is resolved already (``student_init: pretrained``).
 
     Raises:
         BadStudent: it cannot be built, or its grid does not fit size_px or mask_patch_px.
         WeightsMissing: ``student_init: pretrained`` and no weights.
+        WeightsMismatch, WeightsChanged: the weights are of another network, or were replaced.
     """
     arguments = backbone_arguments(settings, bands)
     name, at, file = settings.student.partition("@")
@@ -132,6 +156,10 @@ def build_student(settings: PretrainSettings, bands: int, seed: int) -> Student:
                 "set it to pretrained, or leave out the file"
             )
         backbone = random_backbone(name, arguments, seed)
+    elif weights is not None:
+        with own_random_state(seed), unchanged(weights) as found:
+            channels = weights.channels or None
+            backbone = load_file(name, found, channels=channels, **arguments)
     else:
         with own_random_state(seed):
             backbone = load_file(name, Path(file) if at else pretrained_file(name), **arguments)

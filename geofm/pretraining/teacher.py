@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from geofm.encoders import Encoder, load_encoder, normalise, resize
 from geofm.pretrain_settings import PretrainSettings
 from geofm.pretraining.backbone import PAPERS_POOLING, Pooling, family, stage_width, walk
+from geofm.weights import Weights
 
 
 @dataclass(frozen=True)
@@ -45,15 +46,22 @@ def as_teacher(encoder: Encoder, stage: int, size_px: int | None = None) -> Teac
     return Teacher(encoder, stage, edge, width)
 
 
-def load_teacher(settings: PretrainSettings, device: str | torch.device) -> Teacher:
+def load_teacher(
+    settings: PretrainSettings, device: str | torch.device, weights: Weights | None = None
+) -> Teacher:
     """Load the frozen teacher onto a device; see ``geofm.encoders.load_encoder`` for names.
+
+    Args:
+        settings: the recipe's section.
+        device: where the teacher runs.
+        weights: the teacher's weights, if they are resolved already.
 
     Raises:
         UnknownEncoder, WeightsMissing, WeightsMismatch: as ``load_encoder``.
         NoSuchStage: the network has fewer stages.
     """
     size = settings.teacher_size_px
-    encoder = load_encoder(settings.teacher, size_px=size)
+    encoder = load_encoder(weights or settings.teacher, size_px=size)
     # Convolutions run a third faster when channels lie side by side.
     half = (settings.teacher_precision or settings.precision) == "bf16"
     model = encoder.model.to(device).to(memory_format=torch.channels_last)
@@ -69,7 +77,10 @@ def load_teacher(settings: PretrainSettings, device: str | torch.device) -> Teac
 
 
 def who_teaches(
-    settings: PretrainSettings, device: str | torch.device, taught: NDArray[np.float32] | None
+    settings: PretrainSettings,
+    device: str | torch.device,
+    taught: NDArray[np.float32] | None,
+    weights: Weights | None = None,
 ) -> tuple[Teacher | None, int | None]:
     """The teacher to ask, and the channels of what is taught; None where there is none of it.
 
@@ -82,7 +93,7 @@ def who_teaches(
         return None, taught.shape[1]
     if settings.alpha == 0:
         return None, None
-    teacher = load_teacher(settings, device)
+    teacher = load_teacher(settings, device, weights)
     return teacher, teacher.width
 
 
