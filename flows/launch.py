@@ -9,6 +9,7 @@ import typer
 
 from data_catalog.progress import tick
 from flows.console import err, out, print_json, print_table, progress_bars
+from flows.preflight import check_once
 from flows.server import find_or_launch, wait_for
 from geofm.recipe_book import load_recipe
 
@@ -38,6 +39,7 @@ def launch(
     started = time.perf_counter()
     recipe = load_recipe(name, overrides)
     place = open_place(store, catalog)  # a store that cannot be written fails here, at once
+    check_once(recipe, place, data_only, keep=True)
     # the terminal is ours; Prefect's lines and ours go to the UI
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "geofm")
@@ -65,6 +67,7 @@ def launch(
                 "artifacts": {stage: artifact.digest for stage, artifact in run.made.items()},
                 "counts": run_counts(run),
                 **(run.version.to_json() if run.version else {}),
+                **({"model": run.model.to_json()["version"]} if run.model else {}),
                 "seconds": round(seconds, 2),
                 "ui": server.ui,
                 "report": str(page) if page else None,

@@ -11,8 +11,8 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
 
 from data_catalog.artifact import Artifact
-from data_catalog.errors import UsageError
 from data_catalog.process import end_with_parent
+from flows.preflight import check_once, check_runner
 from flows.settings import open_place
 from flows.stage_flow import Run, run_stage
 from flows.summary import summary_markdown
@@ -22,10 +22,6 @@ from geofm.settings import ComputeSettings, Recipe
 from geofm.stages import ALL_STAGES, DATA_STAGES
 
 
-class RunnerMissing(UsageError):
-    """The task runner asked for is not installed."""
-
-
 def task_runner(compute: ComputeSettings) -> TaskRunner[Any]:
     """Prefect's task runner for ``compute.runner`` with ``compute.workers`` workers."""
     if compute.runner == "processes":
@@ -33,12 +29,9 @@ def task_runner(compute: ComputeSettings) -> TaskRunner[Any]:
             max_workers=compute.workers, initializer=end_with_parent, initargs=(os.getpid(),)
         )
     if compute.runner == "dask":
-        try:
-            from prefect_dask.task_runners import DaskTaskRunner
-        except ImportError as error:
-            raise RunnerMissing(
-                "compute.runner is dask, which is not installed: pip install 'geofm[dask]'"
-            ) from error
+        check_runner(compute)
+        from prefect_dask.task_runners import DaskTaskRunner
+
         local = {"n_workers": compute.workers, "threads_per_worker": 1, "dashboard_address": None}
         address = os.environ.get("GEOFM_DASK")
         return DaskTaskRunner(address=address) if address else DaskTaskRunner(cluster_kwargs=local)
@@ -49,6 +42,7 @@ def _run(stages: tuple[str, ...], recipe: Recipe, store: str, catalog: str, wait
     place = open_place(store, catalog)
     place.clean_up()
     name = recipe.pack.name
+    check_once(recipe, place, data_only=stages == DATA_STAGES)
     with serving_source(recipe.search.stac), task_runner(recipe.compute) as runner:
         run = Run(recipe, place.store, place.catalogue, runner, wait=wait)
         # two refreshes of one dataset at once would compete for what comes next
@@ -61,6 +55,9 @@ def _run(stages: tuple[str, ...], recipe: Recipe, store: str, catalog: str, wait
         for stage in stages:
             if stage not in DATA_STAGES:
                 run_stage(stage, run)
+            if stage == "pretrain":
+                run.model = publish(place.catalogue, recipe.model_name, run.made[stage])
+                create_markdown_artifact(version_markdown(run.model), key="geofm-model")
     create_markdown_artifact(summary_markdown(run), key="geofm-summary")
     return run
 

@@ -46,6 +46,7 @@ class Run:
     made: dict[str, Artifact] = field(default_factory=dict)
     meter: Meter = field(default_factory=Meter)
     version: Published | None = None
+    model: Published | None = None
     #: Wait while another process runs the same job; else stop.
     wait: bool = True
 

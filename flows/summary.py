@@ -31,6 +31,8 @@ def summary_rows(run: Run) -> list[tuple[str, str]]:
         rows.append(("shards", f"{len(shards)} ({size:.1f} MiB)"))
     if run.version is not None:
         rows.append(("dataset", run.version.headline()))
+    if run.model is not None:
+        rows.append(("model", run.model.headline()))
     for cost in spent:
         if cost.stage == "pretrain" and "images_per_second" in cost.metrics:
             rows.append(("training", f"{cost.metrics['images_per_second']:,.0f} images/s"))

@@ -1,4 +1,4 @@
-"""Dataset versions: published only when something is new, each with what it changed."""
+"""Versions of datasets and models: published only when new, each with what it changed."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from data_catalog.catalogue import Catalogue, PublishedMeanwhile, UnknownReferen
 from data_catalog.difference import Difference, compare, read_version
 from data_catalog.errors import UsageError
 from data_catalog.lease import aware
+from data_catalog.model_difference import ModelDifference, compare_models
 from data_catalog.schema import NameRow
 from flows.console import out, print_table
 
@@ -25,11 +26,11 @@ CLOCK_TOLERANCE = timedelta(seconds=60)
 
 @dataclass(frozen=True)
 class Published:
-    """A dataset version at the end of a run: whether it is new, and what it changed."""
+    """A version at the end of a run: whether it is new, and what it changed."""
 
     row: NameRow
     new: bool
-    difference: Difference | None = None
+    difference: Difference | ModelDifference | None = None
 
     @property
     def ref(self) -> str:
@@ -50,22 +51,51 @@ class Published:
         return {"version": version, "diff": self.difference.summary() if self.difference else None}
 
 
-def publish(catalogue: Catalogue, name: str, dataset: Artifact) -> Published:
-    """Publish a dataset under ``name@today``, unless it is the newest version already.
+class NameTaken(UsageError):
+    """A name is that of an artifact of another kind."""
+
+
+def check_name(catalogue: Catalogue, name: str, kind: str) -> None:
+    """Refuse a name under which something of another kind is published.
+
+    Args:
+        catalogue: where it would be published.
+        name: of the dataset or model.
+        kind: ``dataset`` or ``model``.
+
+    Raises:
+        NameTaken: names the field and the remedy.
+    """
+    newest = catalogue.newest(name)
+    taken = kind if newest is None else catalogue.kind(newest.digest)
+    if newest is not None and taken != kind:
+        field = "pack.name" if kind == "dataset" else "pretrain.name"
+        raise NameTaken(
+            f"{field}: {name!r} is the name of a {taken} ({newest.name}@{newest.version}); give "
+            f"the {kind} another name with --set {field}=…"
+        )
+
+
+def publish(catalogue: Catalogue, name: str, artifact: Artifact) -> Published:
+    """Publish a dataset or model under ``name@today``, unless it is the newest version already.
+
+    Raises:
+        NameTaken: the name is that of something of another kind.
 
     The day is the database's, so that machines whose clocks differ agree on it.
     """
+    check_name(catalogue, name, artifact.kind)
     while True:
         newest = catalogue.newest(name)
         _warn_of_clocks(catalogue, newest)
-        if newest is not None and newest.digest == dataset.digest:
+        if newest is not None and newest.digest == artifact.digest:
             return Published(newest, new=False)
-        difference = _against(catalogue, newest, dataset)
+        difference = _against(catalogue, newest, artifact)
         summary = difference.summary() if difference else None
         day = catalogue.clock().strftime("%Y-%m-%d")
         after = 0 if newest is None else newest.number
         try:
-            row = catalogue.publish(name, dataset, day, summary, after)
+            row = catalogue.publish(name, artifact, day, summary, after)
         except PublishedMeanwhile:
             log.info("version: %s has a newer version now, comparing again", name)
             continue
@@ -93,19 +123,28 @@ def _warn_of_clocks(catalogue: Catalogue, newest: NameRow | None) -> None:
         )  # fmt: skip
 
 
-def _against(catalogue: Catalogue, newest: NameRow | None, dataset: Artifact) -> Difference | None:
+def _against(
+    catalogue: Catalogue, newest: NameRow | None, artifact: Artifact
+) -> Difference | ModelDifference | None:
     """The difference to the newest version; None where there is none, or not in the store."""
     if newest is None:
         return None
     try:
-        before = read_version(catalogue, catalogue.get(newest.digest))
+        return _compare(catalogue, catalogue.get(newest.digest), artifact)
     except (OSError, NotInStore, UnknownReference) as error:
         log.warning("%s@%s can't be compared with: %s", newest.name, newest.version, error)
         return None
-    return compare(before, read_version(catalogue, dataset))
 
 
-def difference_between(catalogue: Catalogue, old: str, new: str) -> Difference:
+def _compare(
+    catalogue: Catalogue, before: Artifact, after: Artifact
+) -> Difference | ModelDifference:
+    if before.kind == after.kind == "model":
+        return compare_models(catalogue, before, after)
+    return compare(read_version(catalogue, before), read_version(catalogue, after))
+
+
+def difference_between(catalogue: Catalogue, old: str, new: str) -> Difference | ModelDifference:
     """The difference from one REF to another; from its predecessor to one where ``new`` is empty.
 
     Raises:
@@ -119,12 +158,30 @@ def difference_between(catalogue: Catalogue, old: str, new: str) -> Difference:
                 "`geofm diff OLD NEW`"
             )
         old, new = f"{version.name}@{version.predecessor}", f"{version.name}@{version.version}"
-    before, after = (read_version(catalogue, catalogue.resolve(ref)) for ref in (old, new))
-    return compare(before, after)
+    return _compare(catalogue, catalogue.resolve(old), catalogue.resolve(new))
 
 
-def tables_of(found: Difference) -> list[tuple[str, list[str], list[list[str]]]]:
+def _model_tables(found: ModelDifference) -> list[tuple[str, list[str], list[list[str]]]]:
+    """A difference of models as tables: title, columns, rows."""
+    tables = [
+        ("Settings", found.settings), ("Inputs", found.inputs), ("Weights", found.weights),
+        ("Facts", found.facts), ("Software", found.software),
+    ]  # fmt: skip
+    shown = [
+        (title, ["what", "from", "to"],
+         [[name, *(str(value) for value in pair)] for name, pair in pairs.items()])
+        for title, pairs in tables
+        if pairs
+    ]  # fmt: skip
+    return [*shown, *(tables_of(found.dataset) if found.dataset else [])]
+
+
+def tables_of(
+    found: Difference | ModelDifference,
+) -> list[tuple[str, list[str], list[list[str]]]]:
     """A difference as tables: title, columns, rows."""
+    if isinstance(found, ModelDifference):
+        return _model_tables(found)
     by_source = [[r["source"], r["collection"], r["added"], r["removed"], r["kept"]]
                  for r in found.by_source]  # fmt: skip
     why = [["+", n, reason] for reason, n in found.why_added.items()]
@@ -146,9 +203,10 @@ def tables_of(found: Difference) -> list[tuple[str, list[str], list[list[str]]]]
     ]  # fmt: skip
 
 
-def print_difference(found: Difference) -> None:
+def print_difference(found: Difference | ModelDifference) -> None:
     """A difference in the terminal."""
-    out.print(f"{found.headline()}, kept {found.kept:,}", highlight=False)
+    kept = f", kept {found.kept:,}" if isinstance(found, Difference) else ""
+    out.print(f"{found.headline()}{kept}", highlight=False)
     for title, columns, rows in tables_of(found):
         print_table(title, columns, rows)
 

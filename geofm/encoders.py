@@ -238,6 +238,45 @@ def pretrained_file(name: str) -> Path:
         UnknownEncoder: timm has no such model, or no such weights for it.
         WeightsMissing: not in the hub's cache, and the hub does not answer or does not have them.
     """
+    repository, file = _hub_file(name)
+    cached = huggingface_hub.try_to_load_from_cache(repository, file)
+    if isinstance(cached, str):
+        return Path(cached)
+    reason = _hub_problem()
+    if not reason:
+        try:
+            return Path(huggingface_hub.hf_hub_download(repository, file))
+        except (OSError, EntryNotFoundError, httpx.HTTPError) as error:
+            reason = _refusal(error)
+    raise _absent(name, reason)
+
+
+def check_pretrained(name: str) -> bool:
+    """Check that the weights of a timm model can be had; nothing is fetched.
+
+    Returns:
+        Whether they are on this machine already.
+
+    Raises:
+        UnknownEncoder, WeightsMissing: as ``pretrained_file``.
+    """
+    repository, file = _hub_file(name)
+    if isinstance(huggingface_hub.try_to_load_from_cache(repository, file), str):
+        return True
+    reason = _hub_problem()
+    if not reason:
+        address = huggingface_hub.hf_hub_url(repository, file)
+        try:
+            huggingface_hub.get_hf_file_metadata(address, timeout=HUB_TIMEOUT_S)
+        except (OSError, EntryNotFoundError, httpx.HTTPError) as error:
+            reason = _refusal(error)
+    if reason:
+        raise _absent(name, reason)
+    return False
+
+
+def _hub_file(name: str) -> tuple[str, str]:
+    """Repository and file of the hub that timm names for a model's weights."""
     check_model_name(name)
     cfg = timm.models.get_pretrained_cfg(name, allow_unregistered=False)
     if cfg is None or not cfg.hf_hub_id:
@@ -246,18 +285,17 @@ def pretrained_file(name: str) -> Path:
             f"timm.list_pretrained('{name.partition('.')[0]}*') lists those there are"
         )
     given = cfg.hf_hub_filename or ""
-    file = given if given.endswith(".safetensors") else "model.safetensors"
-    cached = huggingface_hub.try_to_load_from_cache(cfg.hf_hub_id, file)
-    if isinstance(cached, str):
-        return Path(cached)
-    reason = _hub_problem()
-    if not reason:
-        try:
-            return Path(huggingface_hub.hf_hub_download(cfg.hf_hub_id, file))
-        except (OSError, EntryNotFoundError, httpx.HTTPError) as error:
-            reason = f"{hub.ENDPOINT} did not give them ({str(error).splitlines()[0]})"
-    raise WeightsMissing(
-        f"the weights of {name} ({cfg.hf_hub_id}/{file}) are not on this machine, and {reason}. "
+    return cfg.hf_hub_id, given if given.endswith(".safetensors") else "model.safetensors"
+
+
+def _refusal(error: Exception) -> str:
+    return f"{hub.ENDPOINT} did not give them ({str(error).splitlines()[0]})"
+
+
+def _absent(name: str, reason: str) -> WeightsMissing:
+    repository, file = _hub_file(name)
+    return WeightsMissing(
+        f"the weights of {name} ({repository}/{file}) are not on this machine, and {reason}. "
         f"Use {LITE0} instead (--set pretrain.teacher={LITE0}; it needs no network), set HF_HOME "
         f"to a cache that has them, or give a local file: {name}@/path/to/file.safetensors"
     )

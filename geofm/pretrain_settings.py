@@ -9,16 +9,27 @@ from pydantic import Field, model_validator
 
 from geofm.section import Section
 
-#: How a run is carried out, not what it computes (but for last bits): no part of its identity.
-EXECUTION = ("checkpoint_steps", "spike_steps", "microbatch", "activation_checkpointing", "compile")
+#: What a run is called and how it is carried out, not what it computes (but for last bits): no
+#: part of its identity.
+EXECUTION = (
+    "name", "checkpoint_steps", "spike_steps", "microbatch", "activation_checkpointing", "compile",
+)  # fmt: skip
 
 
 class PretrainSettings(Section):
     """The GFM objective (Mendieta et al. 2023, section 4) and its optimisation."""
 
+    name: str = Field(
+        "",
+        pattern=r"^([a-z0-9][a-z0-9._-]{0,63})?$",
+        description="Name under which the model is published (name@date); no name of a timm model. "
+        "Empty: the recipe's name and `-model`.",
+    )
     student: str = Field(
         "swin_base_patch4_window7_224",
-        description="timm backbone to pretrain: Swin, ViT, Hiera, or any that gives feature maps.",
+        description="timm backbone to pretrain: Swin, ViT, Hiera, or any that gives feature maps. "
+        "With student_init pretrained also NAME@FILE.safetensors, or a geofm model by NAME, "
+        "NAME@VERSION or digest.",
     )
     student_args: dict[str, int | float | str | list[int]] = Field(
         {}, description="Extra arguments of the timm model, e.g. embed_dim, depths, window_size."
@@ -28,7 +39,8 @@ class PretrainSettings(Section):
     )
     teacher: str = Field(
         "swin_base_patch4_window7_224.ms_in22k",
-        description="Frozen teacher: any timm model, or `efficientnet-lite0` (offline). It sees "
+        description="Frozen teacher: any timm model, `efficientnet-lite0` (offline), "
+        "NAME@FILE.safetensors, or a geofm model by NAME, NAME@VERSION or digest. It sees "
         "red, green and blue; without them the first three bands, or one band three times.",
     )
     teacher_size_px: int = Field(224, ge=32, le=1024, description="Teacher's input edge (pixels).")
@@ -83,7 +95,9 @@ class PretrainSettings(Section):
         "linear", description="From the student's feature to the teacher's; the paper's is linear."
     )
     epochs: int = Field(100, ge=1, le=10_000, description="Passes over the dataset.")
-    warmup_epochs: float = Field(10.0, ge=0, description="Epochs of linear warm-up.")
+    warmup_epochs: float = Field(
+        10.0, ge=0, description="Epochs of linear warm-up; at most all of them."
+    )
     batch: int = Field(128, ge=1, le=65_536, description="Global batch size (images).")
     microbatch: int | None = Field(
         None,
@@ -140,8 +154,6 @@ class PretrainSettings(Section):
             )
         if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
             raise ValueError("crop_scale: give two shares of the area, e.g. 0.67,1")
-        if self.warmup_epochs > self.epochs:
-            raise ValueError("warmup_epochs exceeds epochs")
         if self.alpha == 0 and self.alpha_end:
             raise ValueError("alpha is 0, so alpha_end has nothing to change; set alpha above 0")
         cells = (self.size_px // self.mask_patch_px) ** 2

@@ -217,8 +217,9 @@ class EmbedSettings(Section):
 
     encoder: str = Field(
         "efficientnet-lite0",
-        description="`efficientnet-lite0` (ImageNet weights from a package, works offline) or any "
-        "timm model with pretrained weights.",
+        description="`efficientnet-lite0` (ImageNet weights from a package, works offline), any "
+        "timm model with pretrained weights, NAME@FILE.safetensors for local weights of one, or a "
+        "geofm model by NAME, NAME@VERSION or digest.",
     )
     size_px: int = Field(128, ge=32, le=1024, description="Chips are resized to this for encoding.")
     batch: int = Field(64, ge=1, le=4096, description="Chips per forward pass.")
@@ -405,6 +406,11 @@ class Recipe(Section):
     evaluate: EvaluateSettings = Field(default_factory=EvaluateSettings)
     report: ReportSettings = Field(default_factory=ReportSettings)
     compute: ComputeSettings = Field(default_factory=ComputeSettings)
+
+    @property
+    def model_name(self) -> str:
+        """The name under which the model is published."""
+        return self.pretrain.name or f"{self.name}-model"
 
 
 RECIPES = Path(__file__).parent / "recipes"

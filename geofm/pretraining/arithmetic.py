@@ -10,7 +10,22 @@ from typing import Any
 import torch
 from torch.utils import deterministic
 
+from data_catalog.errors import UsageError
 from data_catalog.process import cores
+
+
+def check_device(device: str) -> None:
+    """Refuse a GPU that PyTorch does not find.
+
+    Raises:
+        UsageError: names the field and the remedy.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        built = f"was built for CUDA {torch.version.cuda}" if torch.version.cuda else "has no CUDA"
+        raise UsageError(
+            f"compute.device is cuda, but PyTorch {torch.__version__}, which {built}, finds no GPU "
+            "here; set compute.device to auto or cpu, or check the driver with nvidia-smi"
+        )
 
 
 def pick_device(device: str) -> str:

@@ -7,7 +7,7 @@ is all that an exact resume needs.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -96,12 +96,8 @@ def open_corpus(dataset: Artifact, statistics: str = "dataset") -> Corpus:
     index = index.take(np.argsort(keys, kind="stable"))  # a sample's number is not its place
     samples = dataset.table("samples.parquet", ["chip_id", "scale"]).set_index("chip_id")
     stats = dataset.json("stats.json")
+    check_statistics(statistics, stats["bands"])
     if statistics == "imagenet":
-        if stats["bands"] != ["red", "green", "blue"]:
-            raise NotRgb(
-                f"pretrain.statistics is imagenet, but the dataset has {', '.join(stats['bands'])}"
-                "; set it to dataset, or cut.bands=red,green,blue"
-            )
         stats = {**stats, "mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
     return Corpus(
         index=index,
@@ -111,6 +107,19 @@ def open_corpus(dataset: Artifact, statistics: str = "dataset") -> Corpus:
         std=tuple(max(float(s), 1e-6) for s in stats["std"]),
         scales=np.stack([np.asarray(s) for s in samples.loc[index.keys.to_pylist(), "scale"]]),
     )
+
+
+def check_statistics(statistics: str, bands: Sequence[str]) -> None:
+    """Refuse ImageNet's statistics for other bands than red, green and blue.
+
+    Raises:
+        NotRgb: names the field and the remedy.
+    """
+    if statistics == "imagenet" and list(bands) != ["red", "green", "blue"]:
+        raise NotRgb(
+            f"pretrain.statistics is imagenet, but the dataset has {', '.join(bands)}; set it to "
+            "dataset, or cut.bands=red,green,blue"
+        )
 
 
 def steps_per_epoch(corpus: Corpus, batch: int) -> int:

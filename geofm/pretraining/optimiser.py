@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,8 @@ from torch import nn
 
 from geofm.pretrain_settings import PretrainSettings
 from geofm.pretraining.objective import Pretrainer
+
+log = logging.getLogger("geofm.pretraining")
 
 #: Learning rates in the settings are per this many images of batch.
 REFERENCE_BATCH = 512
@@ -54,13 +57,23 @@ def alpha_at(settings: PretrainSettings, step: int, steps: int) -> float:
 
 
 def schedule(settings: PretrainSettings, steps_per_epoch: int) -> Schedule:
-    """The schedule of a run: rates times batch / 512, warm-up counted in steps."""
+    """The schedule of a run: rates times batch / 512, warm-up counted in steps.
+
+    A warm-up that is longer than the run is cut to the run.
+    """
     factor = settings.batch / REFERENCE_BATCH
+    warmup = min(settings.warmup_epochs, float(settings.epochs))
+    if warmup < settings.warmup_epochs:
+        log.warning(
+            "pretrain: warmup_epochs %g is cut to the %d epochs of the run",
+            settings.warmup_epochs,
+            settings.epochs,
+        )
     return Schedule(
         start=WARMUP_LR * factor,
         peak=settings.base_lr * factor,
         end=settings.min_lr * factor,
-        warmup_steps=round(settings.warmup_epochs * steps_per_epoch),
+        warmup_steps=round(warmup * steps_per_epoch),
         steps=settings.epochs * steps_per_epoch,
     )
 

@@ -5,11 +5,14 @@ They are told what ``metrics.parquet`` will hold; nothing that a run yields depe
 
 from __future__ import annotations
 
+import netrc
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from data_catalog.errors import UsageError
 
@@ -47,6 +50,46 @@ def tracking(
                 one(step, values)
 
         yield log
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Check that every tracker is installed and can log; nothing is sent.
+
+    Raises:
+        TrackerMissing: a package is not installed.
+        UsageError: the folder of logs cannot be written, or wandb has no key to log in with.
+    """
+    for name in names:
+        if find_spec(name) is None:
+            raise _missing(name)
+    if names and not os.access(_writable_parent(Path(os.environ.get("GEOFM_LOGS", LOGS))), os.W_OK):
+        raise UsageError(
+            f"compute.trackers: the folder of logs {os.environ.get('GEOFM_LOGS', LOGS)} cannot be "
+            "written; set GEOFM_LOGS to another folder"
+        )
+    online = os.environ.get("WANDB_MODE") == "online"
+    if "wandb" in names and online and not os.environ.get("WANDB_API_KEY") and not _logged_in():
+        raise UsageError(
+            "compute.trackers names wandb and WANDB_MODE is online, but there is no key: set "
+            "WANDB_API_KEY, run `wandb login`, or set WANDB_MODE=offline"
+        )
+
+
+def _writable_parent(folder: Path) -> Path:
+    """The folder, or the nearest one above it that exists."""
+    return next(
+        place for place in (folder.absolute(), *folder.absolute().parents) if place.exists()
+    )
+
+
+def _logged_in() -> bool:
+    """Whether ``wandb login`` has left a key for its service on this machine."""
+    try:
+        found = netrc.netrc(os.environ.get("NETRC"))
+    except (OSError, netrc.NetrcParseError):
+        return False
+    service = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
+    return found.authenticators(urlsplit(service).hostname or "") is not None
 
 
 def logs_folder() -> Path:

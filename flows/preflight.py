@@ -1,0 +1,212 @@
+"""Checks before the first stage: a run that cannot end well does not begin.
+
+Each check is a function of the room that owns the thing. Networks are built only if the quick
+checks pass. Nothing is fetched, trained or published.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Iterable
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from data_catalog.canonical import digest_of
+from data_catalog.errors import GeofmError, UsageError
+from flows.settings import Place
+from flows.versions import check_name
+from geofm.recipe_check import check_batch, check_budget, check_names
+from geofm.settings import ComputeSettings, Recipe
+
+if TYPE_CHECKING:  # torch loads only when it is needed
+    from geofm.weights import Weights
+
+#: Weights up to this size (bytes) are loaded and tried on a blank image; of larger ones the header
+#: is read.
+TRIED_BYTES = 2 * 2**30
+#: Seconds that a Dask scheduler has to accept a connection.
+DASK_TIMEOUT_S = 3.0
+
+Check = tuple[str, Callable[[], None]]
+_passed: set[str] = set()
+
+
+class CannotBegin(UsageError):
+    """Settings with which the run would fail later."""
+
+
+class RunnerMissing(UsageError):
+    """The task runner named in the recipe is not installed or does not answer."""
+
+
+def check_run(recipe: Recipe, place: Place, data_only: bool) -> None:
+    """Check everything that a run needs besides its imagery.
+
+    Args:
+        recipe: the run's.
+        place: its store and catalogue.
+        data_only: the run ends with the dataset (``geofm refresh``).
+
+    Raises:
+        CannotBegin: lists every problem with its field and the remedy.
+    """
+    light: list[Check] = [
+        ("pack.name", partial(check_name, place.catalogue, recipe.pack.name, "dataset")),
+        ("curate.budget", partial(check_budget, recipe)),
+        ("compute.runner", partial(check_runner, recipe.compute)),
+        ("curate.evaluation_sets", partial(_check_sets, recipe)),
+    ]
+    if not data_only:
+        light += [
+            ("pretrain.name", partial(check_names, recipe)),
+            ("pretrain.name", partial(check_name, place.catalogue, recipe.model_name, "model")),
+            ("pretrain.batch", partial(check_batch, recipe)),
+            ("evaluate.tasks", partial(_check_tasks, recipe)),
+            ("compute.trackers", partial(_check_trackers, recipe)),
+        ]
+    _report(light)
+    heavy: list[Check] = [
+        ("embed.encoder", partial(_check_encoder, recipe, place)),
+        ("compute.device", partial(_check_device, recipe)),
+    ]
+    if not data_only:
+        heavy += [
+            ("pretrain.name", partial(_check_title, recipe)),
+            ("pretrain", partial(_check_training, recipe, place)),
+        ]
+    _report(heavy)
+
+
+def check_once(recipe: Recipe, place: Place, data_only: bool, keep: bool = False) -> None:
+    """Check a run, unless the command that starts it in this process has just done so.
+
+    Args:
+        recipe: the run's.
+        place: its store and catalogue.
+        data_only: the run ends with the dataset.
+        keep: remember that the checks passed, for the flow that is called next.
+    """
+    key = digest_of([recipe.model_dump(mode="json"), place.store.url, data_only])
+    if key in _passed:
+        _passed.discard(key)
+        return
+    check_run(recipe, place, data_only)
+    if keep:
+        _passed.add(key)
+
+
+def _report(checks: Iterable[Check]) -> None:
+    """Run checks and raise one error with all their problems."""
+    problems = []
+    for field, check in checks:
+        try:
+            check()
+        except (GeofmError, OSError) as error:
+            text = str(error)
+            problems.append(text if field in text else f"{field}: {text}")
+    if len(problems) == 1:
+        raise CannotBegin(problems[0])
+    if problems:
+        lines = "\n  ".join(dict.fromkeys(problems))
+        raise CannotBegin(f"the run would fail later, so it does not begin:\n  {lines}")
+
+
+def check_runner(compute: ComputeSettings) -> None:
+    """Check that the task runner is installed, and that its scheduler accepts connections.
+
+    Raises:
+        RunnerMissing: says what to install or to start.
+    """
+    if compute.runner != "dask":
+        return
+    if find_spec("prefect_dask") is None:
+        raise RunnerMissing(
+            "compute.runner is dask, which is not installed: pip install 'geofm[dask]'"
+        )
+    address = urlsplit(os.environ.get("GEOFM_DASK", ""))
+    if address.scheme in ("tcp", "tls") and address.hostname and address.port:
+        try:
+            socket.create_connection((address.hostname, address.port), DASK_TIMEOUT_S).close()
+        except OSError as error:
+            raise RunnerMissing(
+                f"compute.runner is dask, but the scheduler {address.hostname}:{address.port} "
+                f"(GEOFM_DASK) does not answer ({error}); start it, or unset GEOFM_DASK"
+            ) from error
+
+
+def _check_sets(recipe: Recipe) -> None:
+    from geofm.curation.registry import check_registry
+
+    if recipe.curate.evaluation_sets:
+        check_registry(recipe.curate.evaluation_sets)
+
+
+def _check_trackers(recipe: Recipe) -> None:
+    from geofm.pretraining.trackers import check_trackers
+
+    check_trackers(recipe.compute.trackers)
+
+
+def _check_tasks(recipe: Recipe) -> None:
+    from geofm.evaluation.check import check_tasks
+
+    check_tasks(recipe.evaluate)
+
+
+def _check_device(recipe: Recipe) -> None:
+    from geofm.pretraining.arithmetic import check_device
+
+    check_device(recipe.compute.device)
+
+
+def _check_title(recipe: Recipe) -> None:
+    from geofm.weight_inputs import check_model_title
+
+    check_model_title(recipe.model_name)
+
+
+def _check_encoder(recipe: Recipe, place: Place) -> None:
+    from geofm.curation.embed import check_encoder
+
+    weights = _weights("embed.encoder", recipe.embed.encoder, recipe, place)
+    if _small(weights):
+        check_encoder(recipe.embed, weights)
+
+
+def _check_training(recipe: Recipe, place: Place) -> None:
+    from geofm.pretraining.check import check_training
+
+    settings, teacher, student = recipe.pretrain, None, None
+    if settings.alpha > 0:
+        teacher = _weights("pretrain.teacher", settings.teacher, recipe, place)
+    if settings.student_init == "pretrained":
+        student = _weights("pretrain.student", settings.student, None, place)
+        if student.origin == "random":  # of the hub, and not here yet
+            settings = settings.model_copy(update={"student_init": "random"})
+            student = None
+    for weights in (teacher, student):
+        if weights is not None and not _small(weights):
+            return
+    check_training(settings, recipe.cut.bands, recipe.compute.model_dump(), teacher, student)
+
+
+def _small(weights: Weights) -> bool:
+    return not weights.path or Path(weights.path).stat().st_size <= TRIED_BYTES
+
+
+def _weights(field: str, name: str, recipe: Recipe | None, place: Place) -> Weights:
+    """The weights that a field names; an untrained network where the hub's are not here yet."""
+    from geofm.weight_inputs import check_bands, look_up
+
+    try:
+        weights = look_up(name, place.catalogue.at(place.store))
+    except GeofmError as error:
+        text = str(error)
+        raise UsageError(text if field in text else f"{field}: {text}") from error
+    if recipe is not None:
+        check_bands(weights, recipe.cut.bands, field)
+    return weights
