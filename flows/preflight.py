@@ -10,7 +10,7 @@ import os
 import socket
 from collections.abc import Callable, Iterable
 from functools import partial
-from importlib.util import find_spec
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -123,10 +123,12 @@ def check_runner(compute: ComputeSettings) -> None:
     """
     if compute.runner != "dask":
         return
-    if find_spec("prefect_dask") is None:
+    try:
+        import_module("prefect_dask.task_runners")
+    except ImportError as error:
         raise RunnerMissing(
             "compute.runner is dask, which is not installed: pip install 'geofm[dask]'"
-        )
+        ) from error
     address = urlsplit(os.environ.get("GEOFM_DASK", ""))
     if address.scheme in ("tcp", "tls") and address.hostname and address.port:
         try:

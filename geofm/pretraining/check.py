@@ -50,7 +50,10 @@ def check_training(
     width, taught = None, None
     if teacher is not None:
         width, taught = _teach(settings, teacher)
-    module = build_pretrainer(settings, len(bands), 0, width, student).eval()
+    try:
+        module = build_pretrainer(settings, len(bands), 0, width, student).eval()
+    except WeightsMismatch as error:
+        raise WeightsMismatch(f"pretrain.student: {error}") from error
     check_pieces(module, settings, team.processes)
     grid = settings.size_px // settings.mask_patch_px
     mask = draw_mask(np.random.default_rng(0), grid, settings.mask_ratio)
@@ -74,6 +77,8 @@ def _teach(settings: PretrainSettings, weights: Weights) -> tuple[int, torch.Ten
     try:
         teacher = load_teacher(settings.model_copy(update={"compile": False}), "cpu", weights)
         taught = teach(teacher, torch.zeros(1, 3, teacher.size_px, teacher.size_px))
+    except WeightsMismatch as error:
+        raise WeightsMismatch(f"pretrain.teacher: {error}") from error
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
         raise UsageError(
             f"pretrain.teacher: {weights.network} cannot see images of pretrain.teacher_size_px "

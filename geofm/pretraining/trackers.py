@@ -9,7 +9,7 @@ import netrc
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from importlib.util import find_spec
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,6 +18,9 @@ from data_catalog.errors import UsageError
 
 #: Where logs go when GEOFM_LOGS does not say.
 LOGS = "geofm-logs"
+
+#: What a tracker's module is called.
+_PACKAGES = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb"}
 
 Log = Callable[[int, Mapping[str, float]], None]
 
@@ -60,8 +63,10 @@ def check_trackers(names: Sequence[str]) -> None:
         UsageError: the folder of logs cannot be written, or wandb has no key to log in with.
     """
     for name in names:
-        if find_spec(name) is None:
-            raise _missing(name)
+        try:
+            import_module(_PACKAGES[name])
+        except ImportError as error:
+            raise _missing(name) from error
     if names and not os.access(_writable_parent(Path(os.environ.get("GEOFM_LOGS", LOGS))), os.W_OK):
         raise UsageError(
             f"compute.trackers: the folder of logs {os.environ.get('GEOFM_LOGS', LOGS)} cannot be "
