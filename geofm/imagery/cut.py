@@ -215,4 +215,5 @@ STAGE = Stage(
     work=work,
     seal=seal,
     at_once=THREADS,
+    exclusive=True,
 )

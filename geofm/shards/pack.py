@@ -174,4 +174,5 @@ STAGE = Stage(
     work=work,
     seal=seal,
     seeded=True,
+    exclusive=True,
 )
