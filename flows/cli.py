@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import sys
 import traceback
 from typing import Annotated, NoReturn
@@ -10,14 +9,9 @@ from typing import Annotated, NoReturn
 import typer
 
 from data_catalog.errors import GeofmError
-from data_catalog.process import end_with_parent
 from flows import cli_audit, cli_export, cli_server, cli_sources
 from flows.console import err, print_failure, printable, set_up_logging
 from flows.options import Catalog, Json, Store
-
-if (_parent := multiprocessing.parent_process()) is not None and _parent.pid is not None:
-    # a worker that a run has spawned imports this module first, seconds before its initializer
-    end_with_parent(_parent.pid)
 
 #: Exit code of a command that was stopped by Ctrl-C.
 STOPPED = 130

@@ -72,6 +72,22 @@ def list_(store: Store = "", catalog: Catalog = "", json_: Json = False) -> None
     )  # fmt: skip
 
 
+def runs(store: Store = "", catalog: Catalog = "", json_: Json = False) -> None:
+    """Executions of stages, newest first: running, done, failed, or lost (killed)."""
+    rows = open_place(store, catalog, write=False).catalogue.runs()[::-1]
+    if json_:
+        columns = ("id", "stage", "status", "started_at", "finished_at", "seconds", "host", "pid",
+                   "artifact", "error")  # fmt: skip
+        print_json({"runs": [{name: getattr(row, name) for name in columns} for row in rows]})
+        return
+    print_table(
+        "Runs", ["started", "stage", "status", "seconds", "process", "result"],
+        [[f"{row.started_at:%Y-%m-%d %H:%M:%S}", row.stage, row.status,
+          "" if row.seconds is None else f"{row.seconds:.1f}", f"{row.pid} on {row.host}",
+          (row.artifact or "")[:12] or (row.error or "").partition("\n")[0]] for row in rows],
+    )  # fmt: skip
+
+
 def show(ref: Ref, store: Store = "", catalog: Catalog = "", json_: Json = False) -> None:
     """An artifact's manifest, and what it cost with all it was made from.
 
@@ -307,5 +323,5 @@ def _origin(node: Node) -> str:
 def add_to(app: typer.Typer) -> None:
     """Add the auditor's commands."""
     app.command(name="list")(list_)
-    for command in (show, path, diff, trace, why, licences, verify):
+    for command in (runs, show, path, diff, trace, why, licences, verify):
         app.command()(command)

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from data_catalog.process import following
 from flows.console import err, out, print_json
 from flows.options import Catalog, Json, Store
 from flows.server import (
@@ -21,6 +22,9 @@ from flows.server import (
     stop_worker,
     wait_for,
 )
+
+#: Seconds that a worker has to sign off when `geofm up` has ended.
+WORKER_GRACE_S = 30.0
 
 
 def up(
@@ -89,7 +93,8 @@ def up(
         out.print(f"worker      pid {worker.pid}, log {log.name}", highlight=False)
         return
     err.print("The worker runs until Ctrl-C; the server stays until `geofm down`.", highlight=False)
-    raise typer.Exit(subprocess.call(command, env=os.environ))  # noqa: S603
+    following_worker = following("prefect", *command[3:], grace_s=WORKER_GRACE_S)
+    raise typer.Exit(subprocess.call(following_worker, env=os.environ))  # noqa: S603
 
 
 def down() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, cast
@@ -18,6 +19,7 @@ from prefect.task_runners import TaskRunner
 
 from data_catalog.artifact import Artifact
 from data_catalog.catalogue import Catalogue
+from data_catalog.errors import RunError
 from data_catalog.progress import tick
 from data_catalog.run import attempt, gpus_held, make_job, peak_memory_mib, with_previous
 from data_catalog.schema import RunRow
@@ -33,6 +35,10 @@ log = logging.getLogger("geofm.flow")
 
 #: Task runs per stage at most: the server's database grows by rows per task, not per part.
 MOST_TASKS = 32
+
+
+class WorkerLost(RunError):
+    """A worker process ended before its work did."""
 
 
 @dataclass
@@ -108,7 +114,14 @@ def _make(job: Job, run: Run, record: RunRow) -> tuple[Artifact, dict[str, Any]]
             for k in range(tasks)
         }
         for future in as_completed(list(futures)):
-            spent["parts_worked"] += future.result()
+            try:
+                spent["parts_worked"] += future.result()
+            except BrokenExecutor as error:
+                raise WorkerLost(
+                    f"a worker process ended in the middle of {job.stage} (killed by the system, "
+                    "perhaps for want of memory?): run again, which goes on with the parts that "
+                    "are there; fewer compute.workers need less memory"
+                ) from error
             done += len(range(futures[future], parts, tasks))
             tick(job.stage, done, parts + 1, "parts")
             update_progress_artifact(bar, 100.0 * done / (parts + 1))

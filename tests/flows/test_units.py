@@ -34,7 +34,7 @@ def test_every_command_explains_itself() -> None:
     names = {c.name or c.callback.__name__.rstrip("_") for c in app.registered_commands}
     expected = {
         "demo", "run", "refresh", "calibrate", "recipes", "up", "down", "env", "list", "show",
-        "path", "diff",
+        "path", "diff", "runs",
         "trace", "why", "licences", "verify", "sources", "export",
     }  # fmt: skip
     assert names == expected
