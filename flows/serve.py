@@ -70,8 +70,6 @@ async def _respond(send: Any, status: int, body: bytes, *headers: tuple[bytes, b
 
 def main(arguments: list[str]) -> None:
     """Serve on a listening socket that was inherited (``--fd N``), else on Prefect's own port."""
-    import uvicorn
-    from prefect.server.api.server import create_app
     from prefect.settings import get_current_settings
 
     api = get_current_settings().server.api
@@ -87,6 +85,9 @@ def main(arguments: list[str]) -> None:
             "PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS lets every web page in: list the addresses "
             "at which the UI is opened, such as http://localhost:4200"
         )
+    import uvicorn
+    from prefect.server.api.server import create_app
+
     # uvicorn logs headers and web socket frames, and so the secret, at the levels below "info"
     level = get_current_settings().server.logging_level.lower()
     config = uvicorn.Config(

@@ -16,7 +16,9 @@ from typing import Any
 import httpx
 import pytest
 
-from flows import home, server
+from data_catalog.errors import UsageError
+from flows import home, serve, server
+from tests.flows.homes import Enter
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,33 @@ def files_with_secret(*folders: Path) -> list[str]:
             text = path.read_bytes()
             found += [str(path)] if any(w in text for w in wanted) else []
     return [path for path in found if Path(path).name != home.AUTH_FILE]
+
+
+@pytest.fixture
+def enter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Enter]:
+    """Make a home the current one; servers of all homes entered are stopped at the end."""
+    for name in (*SET_BY_SERVER, "PREFECT_PROFILE", server.HOST, "HTTP_PROXY", "http_proxy"):
+        monkeypatch.setenv(name, "")  # so that monkeypatch restores what the code sets
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "no-profiles"))
+    stand_in = Path(__file__).with_name("stand_in_server.py")
+    monkeypatch.setattr(serve, "__file__", str(stand_in))
+    monkeypatch.setenv("PYTHONPATH", str(stand_in.parents[2]))
+    entered: set[Path] = set()
+
+    def change(name: str) -> Path:
+        folder = tmp_path / name
+        entered.add(folder)
+        monkeypatch.setenv("GEOFM_HOME", str(folder))
+        for variable in ("PREFECT_API_URL", "PREFECT_API_AUTH_STRING"):
+            monkeypatch.delenv(variable, raising=False)
+        return folder
+
+    yield change
+    for folder in entered:
+        monkeypatch.setenv("GEOFM_HOME", str(folder))
+        with suppress(UsageError):  # a home that a test made unusable
+            server.stop_server()
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import WebSocketException
 
 from tests.flows.browser import browser
-from tests.flows.conftest import Outcome, files_with_secret
+from tests.flows.conftest import SET_BY_SERVER, Outcome, files_with_secret
 
 pytestmark = pytest.mark.slow
 
@@ -298,6 +298,40 @@ def test_the_prefect_command_works_with_geofm_env(
     assert files_with_secret(tmp_path) == []
     outcome: Outcome = geofm("env", "--json")
     assert outcome.json["PREFECT_API_URL"] == f"{root}/api"
+
+
+def test_two_homes_that_start_at_once_have_each_their_own_prefect(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    code = "from flows import server; server.wait_for(server.find_or_launch())"
+    reach = {name: "" for name in SET_BY_SERVER if name.startswith("PREFECT")}
+    homes = [{**environment, **reach, "GEOFM_HOME": str(tmp_path / name)} for name in "ab"]
+    command = [sys.executable, "-m", "flows.cli"]
+
+    def ask(variables: dict[str, str]) -> tuple[str, tuple[str, ...]]:
+        done = subprocess.run(
+            [*command, "env", "--json"], env=variables, text=True, capture_output=True, check=True
+        )
+        found = json.loads(done.stdout)
+        secret = tuple(found["PREFECT_API_AUTH_STRING"].split(":"))
+        return f"{found['PREFECT_API_URL']}/admin/version", secret
+
+    try:
+        starts = [subprocess.Popen([sys.executable, "-c", code], env=home) for home in homes]
+        assert [start.wait(300) for start in starts] == [0, 0]
+        (first, secret_a), (second, secret_b) = map(ask, homes)
+        assert first != second and secret_a != secret_b
+        grid = [
+            httpx.get(url, auth=secret, trust_env=False, timeout=30).status_code
+            for url in (first, second)
+            for secret in (secret_a, secret_b)
+        ]
+        assert grid == [200, 401, 401, 200]
+        subprocess.run([*command, "down"], env=homes[0], check=True, stdout=subprocess.DEVNULL)
+        assert httpx.get(second, auth=secret_b, trust_env=False, timeout=30).is_success
+    finally:
+        for home in homes:
+            subprocess.run([*command, "down"], env=home, check=True, stdout=subprocess.DEVNULL)
 
 
 def test_compose_asks_for_its_secrets() -> None:

@@ -11,8 +11,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -27,74 +25,8 @@ from data_catalog.errors import UsageError
 from data_catalog.process import process_mark
 from flows import home, serve, server
 from flows.cli import app
-from tests.flows.conftest import SET_BY_SERVER, files_with_secret
-
-Enter = Callable[[str], Path]
-
-
-@pytest.fixture
-def enter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Enter]:
-    """Make a home the current one; servers of all homes entered are stopped at the end."""
-    for name in (*SET_BY_SERVER, "PREFECT_PROFILE", server.HOST, "HTTP_PROXY", "http_proxy"):
-        monkeypatch.setenv(name, "")  # so that monkeypatch restores what the code sets
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "no-profiles"))
-    stand_in = Path(__file__).with_name("stand_in_server.py")
-    monkeypatch.setattr(serve, "__file__", str(stand_in))
-    monkeypatch.setenv("PYTHONPATH", str(stand_in.parents[2]))
-    entered: set[Path] = set()
-
-    def change(name: str) -> Path:
-        folder = tmp_path / name
-        entered.add(folder)
-        monkeypatch.setenv("GEOFM_HOME", str(folder))
-        for variable in ("PREFECT_API_URL", "PREFECT_API_AUTH_STRING"):
-            monkeypatch.delenv(variable, raising=False)
-        return folder
-
-    yield change
-    for folder in entered:
-        monkeypatch.setenv("GEOFM_HOME", str(folder))
-        with suppress(UsageError):  # a home that a test made unusable
-            server.stop_server()
-
-
-def start() -> server.Server:
-    started = server.find_or_launch()
-    server.wait_for(started)
-    return started
-
-
-@contextmanager
-def stranger(port: int = 0) -> Iterator[tuple[str, list[dict[str, str]]]]:
-    """A program on loopback that says yes to everything and keeps the headers sent to it."""
-    heard: list[dict[str, str]] = []
-
-    class Yes(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            heard.append(dict(self.headers))
-            self.send_response(200)
-            self.send_header(serve.PROOF_HEADER, "ü" * 8)
-            self.end_headers()
-            self.wfile.write(b"true")
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    listener = ThreadingHTTPServer(("127.0.0.1", port), Yes)
-    thread = threading.Thread(target=listener.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{listener.server_port}", heard
-    finally:
-        listener.shutdown()
-        thread.join()
-        listener.server_close()
-
-
-def status(address: str, secret: str = "") -> int:
-    auth = tuple(secret.split(":")) if secret else None
-    return httpx.get(address, auth=auth, trust_env=False).status_code
+from tests.flows.conftest import files_with_secret
+from tests.flows.homes import Enter, start, status, stranger
 
 
 def test_secret_and_notes_are_the_users_alone(enter: Enter, tmp_path: Path) -> None:
@@ -366,106 +298,17 @@ def test_a_server_that_ends_while_it_starts_is_reported_at_once(
     assert "no such database" in (tmp_path / "home" / "server.log").read_text()
 
 
-@pytest.mark.parametrize("others", ["", "intranet.example", "*"])
-def test_a_proxy_does_not_cut_us_off(
-    enter: Enter, monkeypatch: pytest.MonkeyPatch, others: str
-) -> None:
-    enter("home")
-    with stranger() as (proxy, heard):
-        for name in ("HTTP_PROXY", "http_proxy"):
-            monkeypatch.setenv(name, proxy)
-        monkeypatch.setenv("NO_PROXY", others)
-        started = start()
-        code = "import httpx, os; print(httpx.get(os.environ['A'], timeout=5).text)"
-        done = subprocess.run(
-            [sys.executable, "-c", code], env={**os.environ, "A": f"{started.api}/health"},
-            capture_output=True, text=True, check=True,
-        )  # fmt: skip
-        assert done.stdout.strip() == "true" and heard == []
-        exported = server.client_variables()
-    assert "NO_PROXY" in exported
-    assert exported["NO_PROXY"].split(",")[0] == (others or "127.0.0.1")
-
-
-def test_geofm_env_is_for_a_shell(enter: Enter, monkeypatch: pytest.MonkeyPatch) -> None:
-    enter("home")
-    none = CliRunner().invoke(app, ["env"])
-    assert isinstance(none.exception, server.NoServer) and none.exception.exit_code == 3
-    assert "geofm up" in str(none.exception) and none.stdout == ""
+def test_a_server_in_another_container_is_used_but_not_ended(enter: Enter) -> None:
+    folder = enter("home")
     started = start()
-    line = CliRunner().invoke(app, ["env"]).stdout
-    expected = [started.api, home.auth_string()]
-    assert line == "export PREFECT_API_URL={} PREFECT_API_AUTH_STRING={}\n".format(*expected)
-    show = 'eval "$1"; printf "%s\n" "$PREFECT_API_URL" "$PREFECT_API_AUTH_STRING"'
-
-    def evaluated(text: str) -> list[str]:
-        command = ["sh", "-c", show, "sh", text]
-        done = subprocess.run(command, capture_output=True, text=True, check=True, env={})
-        return done.stdout.splitlines()
-
-    assert evaluated(line) == expected
-    assert json.loads(CliRunner().invoke(app, ["env", "--json"]).stdout) == {
-        "PREFECT_API_URL": expected[0], "PREFECT_API_AUTH_STRING": expected[1],
-    }  # fmt: skip
-    # what it set in a shell does not make the home's own server a configured one
-    assert server.configured_server() == {} and start() == started
-    server.stop_server()
-    assert start().alive
-    odd = 'me:it\'s $(id) `id` \\ "x" & ; *'
-    monkeypatch.setenv("PREFECT_API_URL", "https://prefect.example/api/")
-    monkeypatch.setenv("PREFECT_API_AUTH_STRING", odd)
-    line = CliRunner().invoke(app, ["env"]).stdout
-    assert evaluated(line) == ["https://prefect.example/api", odd]
-
-
-def test_a_configured_server_is_found_with_its_credentials(
-    enter: Enter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    enter("home")
-    assert server.configured_server() == {}
-    profiles = tmp_path / "no-profiles" / "profiles.toml"
-    profiles.parent.mkdir()
-    profiles.write_text(
-        'active = "team"\n[profiles.team]\nPREFECT_API_URL = "http://team/api"\n'
-        'PREFECT_API_AUTH_STRING = "a:b"\n[profiles.other]\n'
-    )
-    team = {"PREFECT_API_URL": "http://team/api", "PREFECT_API_AUTH_STRING": "a:b"}
-    assert server.configured_server() == team
-    monkeypatch.setenv("PREFECT_API_AUTH_STRING", "c:d")
-    assert server.configured_server() == {**team, "PREFECT_API_AUTH_STRING": "c:d"}
-    monkeypatch.setenv("PREFECT_PROFILE", "other")
-    assert server.configured_server() == {}
-    for damaged in ("active = [", 'active = "x"\n[profiles]\nx = 1\n', "profiles = 3", "\0"):
-        profiles.write_text(damaged)
-        monkeypatch.delenv("PREFECT_PROFILE", raising=False)
-        assert server.configured_server() == {}
-    assert not (tmp_path / "home").exists(), "a team's server needs no home"
-
-
-def test_a_server_listens_where_the_user_says(
-    enter: Enter, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    enter("home")
-    monkeypatch.setenv(server.HOST, "0.0.0.0")
-    started = start()
-    port = started.ui.rpartition(":")[2]
-    assert started.ui == f"http://127.0.0.1:{port}" and started.host == "0.0.0.0"
-    lines = Path(f"/proc/{started.pid}/environ").read_bytes().decode().split("\0")
-    variables = dict(line.partition("=")[::2] for line in lines)
-    origins = variables["PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS"].split(",")
-    assert {f"http://127.0.0.1:{port}", f"http://localhost:{port}"} < set(origins)
-    assert all(origin.endswith(f":{port}") and "*" not in origin for origin in origins)
-    monkeypatch.setenv(server.HOST, "127.0.0.1")
-    with pytest.raises(UsageError, match=r"listens on 0\.0\.0\.0, not on 127\.0\.0\.1.*down"):
-        server.find_or_launch()
-    server.stop_server()
-    for wrong in ("192.0.2.1", "no such host", "256.1.1.1"):
-        monkeypatch.setenv(server.HOST, wrong)
-        with pytest.raises(UsageError, match=server.HOST):
-            server.find_or_launch()
-    monkeypatch.setenv(server.HOST, "::1")
-    if Path("/proc/net/if_inet6").exists():
-        assert start().ui.startswith("http://[::1]:")
+    note = json.loads((folder / "server.json").read_text())
+    elsewhere = {**note, "pid": os.getpid(), "mark": f"other-boot/pid:[1]/{os.getpid()}/1"}
+    (folder / "server.json").write_text(json.dumps(elsewhere))
+    assert start().ui == started.ui
+    with pytest.raises(UsageError, match="another container"):
+        server.stop_server()
+    assert (folder / "server.json").exists() and started.alive
+    (folder / "server.json").write_text(json.dumps(note))
 
 
 @settings(
