@@ -18,6 +18,7 @@ from data_catalog.errors import CheckError, RunError, UsageError
 from data_catalog.lineage import (
     WEIGHTS,
     Node,
+    UnknownSample,
     ancestor,
     ancestry,
     licence_union,
@@ -25,6 +26,7 @@ from data_catalog.lineage import (
     weights_read,
 )
 from data_catalog.lineage import why as why_chip
+from data_catalog.past import last_sample_in, why_left
 from data_catalog.verify import sealed_manifest, verify_artifact, verify_chain
 from flows.console import out, print_json, print_table, progress_bars
 from flows.options import Catalog, Json, Ref, Store
@@ -165,12 +167,24 @@ def why(
     """Why one candidate chip was kept or dropped: rule, scores, and its witness beside it."""
     place = open_place(store, catalog, write=False)
     artifact = place.catalogue.resolve(within)
-    found = why_chip(place.catalogue, artifact, chip)
+    try:
+        found = why_chip(place.catalogue, artifact, chip)
+    except UnknownSample:
+        found = why_left(place.catalogue, artifact, chip) or {}
+        if not found:
+            raise
+        artifact = place.catalogue.get(found["artifact"])  # its pixels are in the earlier version
+    else:
+        if found.get("decision") != "keep":
+            found["was_in"] = last_sample_in(place.catalogue, artifact, chip)
     found["picture"] = _draw_pair(place, artifact, found, picture)
     if json_:
         print_json(found)
         return
     out.print(f"{found.get('decision', found.get('status'))}: {found.get('rule', found['reason'])}")
+    if found.get("was_in"):
+        out.print(found["reason"] if found["decision"] == "left" else f"was in {found['was_in']}",
+                  highlight=False)  # fmt: skip
     out.print_json(data=found)
     if found["picture"]:
         out.print(f"the chip{' and its witness' if witness_of(found) else ''}: {found['picture']}")
