@@ -255,11 +255,11 @@ def verify(
             problems += verify_shards(artifact, sealed_manifest(artifact, recorded))
         again = _recut(catalogue, artifact, recut) if recut else []
     same = [one for one in again if one.got == one.expected]
-    away = [one for one in again if one.problem]
+    away = [one for one in again if one.problem and not one.changed]
     problems += [
-        f"sample {one.chip_id}: cut again from the source it has other pixels"
+        _other_pixels(one)
         for one in again
-        if not one.problem and one.got != one.expected
+        if one.changed or (not one.problem and one.got != one.expected)
     ]
     if json_:
         checked = {"recut": len(again), "recut_identical": len(same), "recut_away": len(away)}
@@ -275,6 +275,16 @@ def verify(
         files = len(artifact.manifest.files)
         more = f", {len(again)} samples cut again with identical pixels" if again else ""
         out.print(f"{ref}: {files} files as sealed{', whole chain' if deep else ''}{more}")
+
+
+def _other_pixels(one: Recut) -> str:
+    """Say why a sample that was cut again is not what was sealed."""
+    what = f"it can't be cut again ({one.problem})"
+    if not one.problem:
+        what = "cut again from the source it has other pixels"
+    if one.changed:
+        what += f"; the source has changed since it was sealed: {one.changed}"
+    return f"sample {one.chip_id}: {what}"
 
 
 def _recut(catalogue: Catalogue, artifact: Artifact, count: int) -> list[Recut]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from data_catalog.artifact import Artifact
 from data_catalog.errors import UsageError
@@ -12,6 +13,7 @@ from geofm.imagery.chips import pixel_sha256
 from geofm.imagery.listed import access_of, every_item
 from geofm.imagery.quarantine import Quarantine
 from geofm.imagery.scene import open_scene
+from geofm.imagery.source_changes import source_changes
 from geofm.imagery.strips import cut_one
 from geofm.settings import CutSettings
 
@@ -24,12 +26,14 @@ class Recut:
         expected: ``pixel_sha256`` as sealed.
         got: what its pixels have now; None where the source could not be read.
         problem: why not, empty otherwise.
+        changed: how the source's files differ from those that were sealed, empty if they do not.
     """
 
     chip_id: str
     expected: str
     got: str | None
     problem: str
+    changed: str = ""
 
 
 def recut(chips: Artifact, items: Artifact, chip_ids: Sequence[str]) -> list[Recut]:
@@ -51,6 +55,9 @@ def recut(chips: Artifact, items: Artifact, chip_ids: Sequence[str]) -> list[Rec
     settings = CutSettings.model_validate(chips.manifest.settings)
     access = access_of(items, settings)
     listed = {(one.item_id, one.item_sha256): one for one in every_item(items).values()}
+    assets: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in records(chips.table("assets.parquet")):
+        assets.setdefault((row["item_id"], row["item_sha256"]), []).append(row)
     results: dict[str, Recut] = {}
     by_item: dict[tuple[str, str], list[str]] = {}
     for name in dict.fromkeys(chip_ids):
@@ -69,4 +76,9 @@ def recut(chips: Artifact, items: Artifact, chip_ids: Sequence[str]) -> list[Rec
             for name in names:
                 expected = rows[name]["pixel_sha256"]
                 results.setdefault(name, Recut(name, expected, None, str(problem)))
+        if any(results[name].got != results[name].expected for name in names):
+            sealed = assets.get(item, [])
+            changed = "; ".join(source_changes(one, sealed, settings, access))
+            for name in names:
+                results[name] = replace(results[name], changed=changed)
     return [results[name] for name in dict.fromkeys(chip_ids)]

@@ -90,6 +90,11 @@ def test_versions_come_with_their_difference(world: World, recipe: str, geofm: G
     back = geofm("diff", "small", version["ref"], "--json").json
     assert (len(back["added"]), len(back["removed"]), back["kept"]) == (4, 8, 0)
     assert geofm("diff", "small", "nothing").code == 2
+    gone = geofm("why", back["added"][0], "--in", "small", "--json").json
+    assert (gone["was_in"], gone["left_in"]) == (version["ref"], third.json["version"]["ref"])
+    assert (gone["rule"], gone["superseded_by"]) == ("item superseded", new)
+    assert Path(gone["picture"]).read_bytes().startswith(b"\x89PNG")
+    assert geofm("why", "0" * 24, "--in", "small", "--json").json["kind"] == "UnknownSample"
 
     world.items = [item for item in world.items if item["id"] != more]
     fourth = geofm("refresh", recipe)

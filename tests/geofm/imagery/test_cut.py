@@ -334,6 +334,8 @@ def test_chips_can_be_cut_again(run: Run) -> None:
     gone = recut(chips, items, names[:1])[0]
     assert gone.got is None
     assert gone.problem.startswith("not_found")
+    assert "asset red (" in gone.changed
+    assert "can't be read any more" in gone.changed
     with pytest.raises(UsageError, match="no chip with pixels"):
         recut(chips, items, ["0" * 24])
 
