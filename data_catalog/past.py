@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from data_catalog.artifact import Artifact
+from data_catalog.artifact import Artifact, NotInStore
 from data_catalog.catalogue import Catalogue, UnknownReference
 from data_catalog.difference import Version, compare, item_changes, read_version
 from data_catalog.lineage import ancestor
@@ -100,7 +100,7 @@ def _earlier(catalogue: Catalogue, dataset: Artifact) -> list[NameRow]:
 
     They are those of the names that the dataset has; of all names if it was not published.
     """
-    names = catalogue.names()
+    names = [row for row in catalogue.names() if catalogue.kind(row.digest) == "dataset"]
     own = [row for row in names if row.digest == dataset.digest]
     if not own:
         return names
@@ -132,7 +132,7 @@ def _table(
     try:
         artifact = ancestor(catalogue, catalogue.get(version.digest), kind)
         return artifact.table(file, columns)
-    except (OSError, UnknownReference):
+    except (OSError, NotInStore, UnknownReference):
         return None
 
 
