@@ -10,12 +10,13 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, quote_plus, unquote, urlsplit
 
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from data_catalog.errors import UsageError
+from data_catalog.redaction import MASK, mask, secrets_in
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 _HOME = re.compile(r"\$(HOME\b|\{HOME\})")
@@ -58,11 +59,21 @@ def folder_setting(name: str, default: Path) -> Path:
 
 
 def store_address(text: str | Path) -> str:
-    """Return the address of a store: an absolute path, or ``scheme://…`` without a last slash."""
+    """Return the address of a store: an absolute path, or ``scheme://…`` without a last slash.
+
+    Raises:
+        BadAddress: The address holds a secret, which the catalogue and Prefect would keep.
+    """
     address = str(text)
     scheme = _SCHEME.match(address)
     if scheme is None or scheme[1].lower() in ("file", "local"):
         return str(local_folder(text))
+    if set(secrets_in(address)) - {"user info"}:
+        raise BadAddress(
+            f"the store's address {mask(address)} holds a secret, which the catalogue and Prefect "
+            "would keep: leave it out, and give it as the storage's own library reads it, e.g. "
+            "AWS_SECRET_ACCESS_KEY, or FSSPEC_SFTP_PASSWORD for sftp"
+        )
     return address.rstrip("/")
 
 
@@ -99,10 +110,56 @@ def catalogue_address(text: str) -> str:
     return text if path is None or make_url(text).query else sqlite_address(path)
 
 
-def shown_address(text: str) -> str:
-    """Return the address of a catalogue without its password, for people."""
+def parse_database(text: str) -> URL:
+    """Take the address of a catalogue apart.
+
+    Raises:
+        ValueError: It is none, or a character of its password is not percent-encoded. The message
+            holds nothing of the address, since it is not known which part is the password.
+    """
+    encode = "percent-encode special characters of a password (@ is %40, : is %3A, / is %2F)"
     try:
         url = make_url(text)
     except (ValueError, SQLAlchemyError):
-        return text.partition("://")[0] + "://…"
+        raise ValueError(f"its address can't be parsed; {encode}") from None
+    rest = (url.host, url.database, *url.query)
+    if url.password is not None and any("@" in (part or "") for part in rest):
+        raise ValueError(
+            f"its address has more than one @, so the end of the password is not clear; {encode}"
+        )
+    return url
+
+
+def shown_address(text: str) -> str:
+    """Return the address of a catalogue without its password, for people."""
+    try:
+        url = parse_database(text)
+    except ValueError:
+        scheme = _SCHEME.match(text)
+        return f"{scheme[0]}…" if scheme else "…"
     return url.set(query={}).render_as_string(hide_password=True)
+
+
+def holds_password(text: str) -> bool:
+    """Whether the address of a catalogue holds a password, or can't be parsed and may hold one."""
+    try:
+        return bool(_secrets(parse_database(text)))
+    except ValueError:
+        return True
+
+
+def hide_password(text: str, url: URL) -> str:
+    """Mask the secrets of a catalogue's address in a text of its driver, which may quote them."""
+    for secret in sorted(_secrets(url), key=len, reverse=True):
+        for written in (secret, quote(secret, safe=""), quote_plus(secret)):
+            text = text.replace(written, MASK)
+    return mask(text)
+
+
+def _secrets(url: URL) -> set[str]:
+    """The secrets of a catalogue's address, decoded."""
+    secrets = {str(url.password)} if url.password else set()
+    for name, value in url.query.items():
+        values = (value,) if isinstance(value, str) else value
+        secrets |= {one for one in values if secrets_in(f"?{name}={quote(one, safe='')}")}
+    return secrets

@@ -33,6 +33,7 @@ from data_catalog.lease import (
 )
 from data_catalog.manifest import Manifest
 from data_catalog.process import process_mark
+from data_catalog.redaction import mask
 from data_catalog.runs import LOST, how_lost, is_lost, last_sign
 from data_catalog.schema import ArtifactRow, EdgeRow, NameRow, RunRow, ScoreRow, SourceRow
 from data_catalog.store import ARTIFACTS, Store
@@ -382,7 +383,7 @@ class Catalogue:
             row.status = "done"
         except BaseException as error:
             row.status = "failed"
-            row.error = f"{type(error).__name__}: {error}"[:2000]
+            row.error = mask(f"{type(error).__name__}: {error}")[:2000]
             raise
         finally:
             row.finished_at = now()
@@ -415,7 +416,8 @@ class Catalogue:
             with self.session() as session:
                 session.execute(update(RunRow).where(RunRow.id == row.id).values(metrics=metrics))
         except SQLAlchemyError as error:
-            log.warning("the catalogue could not note a run's cost: %s", str(error).splitlines()[0])
+            said = mask(str(error).splitlines()[0])
+            log.warning("the catalogue could not note a run's cost: %s", said)
 
     def runs(self, digests: list[str] | None = None) -> list[RunRow]:
         """Run records, oldest first; of these artifacts only where given.

@@ -23,7 +23,14 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, StaticPool, create_engine, event, text
 from sqlalchemy.exc import OperationalError, ProgrammingError, SQLAlchemyError
 
-from data_catalog.address import BadAddress, catalogue_address, shown_address, sqlite_path
+from data_catalog.address import (
+    BadAddress,
+    catalogue_address,
+    hide_password,
+    parse_database,
+    shown_address,
+    sqlite_path,
+)
 from data_catalog.errors import UsageError
 
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -53,6 +60,13 @@ def connect(address: str, write: bool = True) -> tuple[str, Engine]:
     Raises:
         CatalogueUnreachable: With the address (no password) and the remedy.
     """
+    remedy = "SQLAlchemy knows with --catalog or GEOFM_CATALOG, e.g. sqlite:///catalogue.db"
+    try:
+        parsed = parse_database(address)
+    except ValueError as error:
+        raise CatalogueUnreachable(
+            f"cannot open the catalogue: {error}, and give an address {remedy}"
+        ) from None
     try:
         found = catalogue_address(address)
         path = sqlite_path(found)
@@ -60,11 +74,12 @@ def connect(address: str, write: bool = True) -> tuple[str, Engine]:
             return found, _opened(found)
         return found, _opened_for_reading(found, path)
     except (SQLAlchemyError, sqlite3.Error, ModuleNotFoundError, ValueError, BadAddress) as error:
+        reason = str(error).splitlines()[0]
+        shown = hide_password(reason, parsed)
         raise CatalogueUnreachable(
-            f"cannot open the catalogue {shown_address(address)} ({str(error).splitlines()[0]}); "
-            "give an address SQLAlchemy knows with --catalog or GEOFM_CATALOG, e.g. "
-            "sqlite:///catalogue.db"
-        ) from error
+            f"cannot open the catalogue {shown_address(address)} ({shown}); "
+            f"give an address {remedy}"
+        ) from (error if shown == reason else None)
     except OSError as error:
         raise CatalogueUnreachable(
             f"cannot read the catalogue {shown_address(address)} ({error.strerror})"

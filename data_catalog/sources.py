@@ -22,6 +22,7 @@ from license_expression import get_spdx_licensing
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from data_catalog.errors import UsageError
+from data_catalog.redaction import secrets_in
 
 PROFILES = Path(__file__).parent / "sources"
 #: Environment variable with files or folders of the user's own profiles.
@@ -122,6 +123,8 @@ class Source(Profile):
         sign: URL that signs ``{href}``; ``{api}`` stands for the API's address.
         sign_when: ``always``, or ``refused`` to sign only what answers 401 or 403.
         requester_pays: whether whoever reads the bucket pays for it (AWS credentials needed).
+        credentials_for: buckets (``bucket`` or ``bucket/prefix``) for which the user's AWS
+            credentials are used; all others are read without.
         endpoint: address of the S3 service of ``s3://`` assets, where it is not AWS.
         region: region of the bucket, where a client must be told.
     """
@@ -145,6 +148,7 @@ class Source(Profile):
     sign: str = ""
     sign_when: Literal["always", "refused"] = "refused"
     requester_pays: bool = False
+    credentials_for: tuple[str, ...] = ()
     endpoint: str = Field("", pattern=r"^(https?://.+)?$")
     region: str = ""
     notes: str = ""
@@ -266,9 +270,18 @@ def read_sources(path: Path) -> list[Source]:
                 "licence (docs/sources.md)"
             )
         try:
-            profiles.append(Source.model_validate(one))
+            source = Source.model_validate(one)
         except ValidationError as error:
             raise BadSource(f"{path}: {_explain(error, where)}; see docs/sources.md") from error
+        for name in ("sign", "endpoint", "licence_url"):
+            if secrets := secrets_in(getattr(source, name)):
+                raise BadSource(
+                    f"{path}: {where}{name} holds a secret ({', '.join(secrets)}), which every "
+                    "dataset would keep; write ${NAME} in its place in `sign`, which stands for "
+                    "the environment variable NAME, and give the S3 service its credentials by "
+                    "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+                )
+        profiles.append(source)
     return profiles
 
 

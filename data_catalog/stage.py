@@ -65,7 +65,7 @@ class Job:
     seed: int = 0
     device: str = "auto"
     how: dict[str, Any] = field(default_factory=dict)
-    catalogue: str = ""
+    catalogue: str = field(default="", repr=False)  # it may hold a password
     previous: Artifact | None = None
     #: The settings that the stage depends on; None for all of its section.
     fields: tuple[str, ...] | None = None

@@ -9,6 +9,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from data_catalog.errors import GeofmError
+from data_catalog.redaction import mask
 from flows import cli_audit, cli_export, cli_server, cli_sources
 from flows.console import err, print_failure, printable, set_up_logging
 from flows.options import Catalog, Json, Store
@@ -228,9 +229,9 @@ def main() -> None:
 
 def _fail(error: Exception, exit_code: int, more: str = "") -> NoReturn:
     if "-v" in sys.argv or "--verbose" in sys.argv:
-        traceback.print_exception(error)
+        sys.stderr.write(mask("".join(traceback.format_exception(error))))
     err.print("[bold red]geofm:[/] ", end="")
-    err.print(printable(str(error)) or type(error).__name__, markup=False, highlight=False)
+    err.print(printable(mask(str(error))) or type(error).__name__, markup=False, highlight=False)
     if more:
         err.print(more)
     _print_failure(error, exit_code)
@@ -251,7 +252,7 @@ def _print_failure(error: BaseException | None, exit_code: int) -> None:
         print_failure(f"the command ended with exit code {exit_code}", "Exit", exit_code)
         return
     usage = getattr(error, "format_message", None)  # of typer's errors
-    message = usage() if callable(usage) else str(error)
+    message = mask(usage() if callable(usage) else str(error))
     print_failure(message or type(error).__name__, type(error).__name__, exit_code)
 
 

@@ -25,6 +25,7 @@ from rich.progress import (
 from rich.table import Table
 
 from data_catalog.progress import listen
+from data_catalog.redaction import mask
 
 out = Console(soft_wrap=True)
 err = Console(stderr=True, soft_wrap=True)
@@ -46,10 +47,10 @@ def printable(text: str) -> str:
 
 
 class _Printable(logging.Filter):
-    """Makes what is logged printable."""
+    """Makes what is logged printable, without secrets of addresses (urllib3 logs whole ones)."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        record.msg, record.args = printable(record.getMessage()), None
+        record.msg, record.args = printable(mask(record.getMessage())), None
         return True
 
 

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
+from pydantic import Field
 
 from data_catalog.artifact import Artifact
 from data_catalog.process import end_with_parent
+from data_catalog.redaction import NO_PASSWORD
 from flows.preflight import check_once, check_runner
-from flows.settings import open_place
+from flows.settings import open_place, refuse_typed_password
 from flows.stage_flow import Run, run_stage
 from flows.summary import summary_markdown
 from flows.versions import publish, version_markdown
 from geofm.planet.serving import serving_source
 from geofm.settings import ComputeSettings, Recipe
 from geofm.stages import ALL_STAGES, DATA_STAGES
+
+#: An address in the form. Prefect refuses a password in it before it stores the parameters.
+Address = Annotated[str, Field(json_schema_extra={"pattern": NO_PASSWORD})]
 
 
 def task_runner(compute: ComputeSettings) -> TaskRunner[Any]:
@@ -39,6 +44,7 @@ def task_runner(compute: ComputeSettings) -> TaskRunner[Any]:
 
 
 def _run(stages: tuple[str, ...], recipe: Recipe, store: str, catalog: str, wait: bool) -> Run:
+    refuse_typed_password(catalog)
     place = open_place(store, catalog)
     place.clean_up()
     name = recipe.pack.name
@@ -63,13 +69,16 @@ def _run(stages: tuple[str, ...], recipe: Recipe, store: str, catalog: str, wait
 
 
 @flow(name="geofm-pretrain", flow_run_name="{recipe.name}", persist_result=False)
-def pretrain_flow(recipe: Recipe, store: str = "", catalog: str = "", wait: bool = True) -> Run:
+def pretrain_flow(
+    recipe: Recipe, store: Address = "", catalog: Address = "", wait: bool = True
+) -> Run:
     """From a STAC search to a pretrained model with scores and a report.
 
     Args:
         recipe: What to search, cut, curate, train and evaluate.
         store: Store address; empty means GEOFM_STORE, else ./geofm-store.
-        catalog: Catalogue address; empty means GEOFM_CATALOG, else the store's own.
+        catalog: Catalogue address without a password (set GEOFM_CATALOG for one); empty means
+            GEOFM_CATALOG, else the store's own.
         wait: Wait while another run refreshes the same dataset or trains the same model; else
             stop at once.
     """
@@ -77,13 +86,16 @@ def pretrain_flow(recipe: Recipe, store: str = "", catalog: str = "", wait: bool
 
 
 @flow(name="geofm-refresh", flow_run_name="{recipe.name}", persist_result=False)
-def refresh_flow(recipe: Recipe, store: str = "", catalog: str = "", wait: bool = True) -> Run:
+def refresh_flow(
+    recipe: Recipe, store: Address = "", catalog: Address = "", wait: bool = True
+) -> Run:
     """The data half: find what is new, fetch only that, publish a dataset version.
 
     Args:
         recipe: What to search, cut, curate and pack.
         store: Store address; empty means GEOFM_STORE, else ./geofm-store.
-        catalog: Catalogue address; empty means GEOFM_CATALOG, else the store's own.
+        catalog: Catalogue address without a password (set GEOFM_CATALOG for one); empty means
+            GEOFM_CATALOG, else the store's own.
         wait: Wait while another run refreshes the same dataset or trains the same model; else
             stop at once.
     """

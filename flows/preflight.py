@@ -19,6 +19,7 @@ from data_catalog.canonical import digest_of
 from data_catalog.errors import GeofmError, UsageError
 from flows.settings import Place
 from flows.versions import check_name
+from geofm.imagery.credentials import check_variables
 from geofm.recipe_check import check_batch, check_budget, check_names
 from geofm.settings import ComputeSettings, Recipe
 
@@ -56,6 +57,7 @@ def check_run(recipe: Recipe, place: Place, data_only: bool) -> None:
     """
     light: list[Check] = [
         ("pack.name", partial(check_name, place.catalogue, recipe.pack.name, "dataset")),
+        ("search.stac", partial(check_variables, recipe.search.stac)),
         ("curate.budget", partial(check_budget, recipe)),
         ("compute.runner", partial(check_runner, recipe.compute)),
         ("curate.evaluation_sets", partial(_check_sets, recipe)),

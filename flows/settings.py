@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from data_catalog.address import sqlite_address
+from data_catalog.address import holds_password, sqlite_address
 from data_catalog.catalogue import Catalogue, open_catalogue
+from data_catalog.errors import UsageError
 from data_catalog.store import Store, open_store
 
 
@@ -33,6 +34,7 @@ def open_place(store: str = "", catalog: str = "", write: bool = True) -> Place:
             nothing into the store, and a mistyped address is an error.
 
     Raises:
+        BadAddress: the store's address means nothing, or holds a secret.
         StoreNotWritable: the store cannot be written.
         NoStore: there is no store, and ``write`` is False.
         CatalogueUnreachable: the catalogue does not answer.
@@ -41,3 +43,16 @@ def open_place(store: str = "", catalog: str = "", write: bool = True) -> Place:
     url = catalog or os.environ.get("GEOFM_CATALOG")
     own = sqlite_address(opened.local_root / "catalogue.db")
     return Place(opened, open_catalogue(url or own, opened, write))
+
+
+def refuse_typed_password(catalog: str) -> None:
+    """Refuse a catalogue's password in a parameter of a flow, which Prefect stores.
+
+    Raises:
+        UsageError: with the remedy.
+    """
+    if catalog and holds_password(catalog):
+        raise UsageError(
+            "catalog: the address holds a password, and Prefect stores the parameters of a run: "
+            "leave the field empty, and set GEOFM_CATALOG where the worker runs"
+        )

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from data_catalog.redaction import NO_SECRET
 from geofm.pretrain_settings import PretrainSettings
 from geofm.section import Section
 
@@ -27,7 +28,9 @@ class SearchSettings(Section):
         title="STAC catalogue",
         description="A STAC API (http or https), a static catalogue's catalog.json or "
         "collection.json or a stac-geoparquet file (http, https, s3 or a local path), or `planet` "
-        "for the embedded procedural Earth.",
+        "for the embedded procedural Earth. It may hold no password or token: write ${NAME} in its "
+        "place, which stands for the environment variable NAME.",
+        json_schema_extra={"pattern": NO_SECRET},
     )
     collections: list[str] = Field(
         [],
@@ -80,6 +83,19 @@ class SearchSettings(Section):
         description="Hosts that assets may be read from. Empty: any public host, "
         "and the STAC API's own host.",
     )
+    credentials_for: list[str] = Field(
+        [],
+        description="Buckets (bucket or bucket/prefix) that your AWS credentials may be used for, "
+        "beside those that the source profile names. All others are read without credentials.",
+    )
+
+    @field_validator("credentials_for")
+    @classmethod
+    def _buckets(cls, buckets: list[str]) -> list[str]:
+        for text in buckets:
+            if not re.fullmatch(r"(s3://)?[A-Za-z0-9*][A-Za-z0-9.*_-]{0,62}(/[^?#]*)?", text):
+                raise ValueError("give bucket or bucket/prefix, e.g. usgs-landsat")
+        return [text.removeprefix("s3://").rstrip("/") for text in buckets]
 
     @field_validator("bbox")
     @classmethod
@@ -117,6 +133,9 @@ class SearchSettings(Section):
     @field_validator("stac")
     @classmethod
     def _address(cls, address: str) -> str:
+        from geofm.imagery.credentials import check_address
+
+        check_address(address)
         address = address.rstrip("/")
         if address == "planet" or re.match(r"(https?|s3)://.", address):
             return address

@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Iterator
 from typing import Any
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urlencode, urljoin, urlsplit
 
 import pystac
 from pystac_client import Client
@@ -17,10 +17,15 @@ from pystac_client.errors import ClientTypeError
 from pystac_client.exceptions import APIError
 from pystac_client.stac_api_io import StacApiIO
 from urllib3 import BaseHTTPResponse, Retry
+from urllib3.exceptions import HTTPError, ProtocolError
 
 from data_catalog.canonical import canonical
 from data_catalog.errors import RunError, UsageError
+from data_catalog.redaction import mask, without_secrets, without_secrets_in
+from geofm.imagery.credentials import base_address
 from geofm.imagery.deep_json import shallow
+from geofm.imagery.hosts import Access, check_redirect
+from geofm.imagery.http_client import BLOCK, SLOWEST, Request, final_response
 from geofm.imagery.items import check_id
 from geofm.imagery.quarantine import Quarantine, printable
 from geofm.planet.serving import ADDRESS as PLANET_ENV
@@ -33,6 +38,8 @@ PAGE = 100
 ATTEMPTS = 5
 #: Seconds to connect (an address where nobody answers is soon told) and between two bytes.
 TIMEOUT = (5.0, 60.0)
+#: Bytes that an answer may have.
+MAX_BYTES = 512 * 2**20
 #: Longest pause (seconds) that the API may ask for.
 MAX_PAUSE = 30.0
 MAX_PAGES = 1000
@@ -71,7 +78,7 @@ def planet_url() -> str:
 
 def api_url(settings: SearchSettings) -> str:
     """The address to ask."""
-    return planet_url() if settings.stac == "planet" else settings.stac
+    return planet_url() if settings.stac == "planet" else base_address(settings.stac)
 
 
 class BoundedRetry(Retry):
@@ -83,27 +90,46 @@ class BoundedRetry(Retry):
         return None if seconds is None else min(seconds, MAX_PAUSE)
 
 
-class PatientIO(StacApiIO):  # type: ignore[misc, unused-ignore]
-    """Retries refusals (429, 5xx), lost connections, and answers cut off half way.
+def retries() -> BoundedRetry:
+    """How often a request is sent again."""
+    return BoundedRetry(
+        total=2 * ATTEMPTS,
+        connect=2,
+        read=ATTEMPTS,
+        other=0,
+        status=ATTEMPTS,
+        backoff_factor=0.2,
+        backoff_max=MAX_PAUSE,
+        status_forcelist=[429, 500, 502, 503, 504],
+        allowed_methods=None,
+        respect_retry_after_header=True,
+        raise_on_status=False,
+    )
 
-    ``asked`` counts the requests.
+
+class PatientIO(StacApiIO):  # type: ignore[misc, unused-ignore]
+    """Requests of pystac-client, sent by our own HTTP client.
+
+    So each address and each redirect is checked by the host policy, names are checked again when
+    the connection is made, and neither ``~/.netrc`` nor cookies are used. Refusals (429, 5xx), lost
+    connections and answers that are cut off are retried.
+
+    Attributes:
+        access: what may be asked.
+        asked: number of requests.
     """
 
-    def __init__(self) -> None:
-        retry = BoundedRetry(
-            total=2 * ATTEMPTS,
-            connect=2,
-            read=ATTEMPTS,
-            status=ATTEMPTS,
-            backoff_factor=0.2,
-            backoff_max=MAX_PAUSE,
-            status_forcelist=[429, 500, 502, 503, 504],
-            allowed_methods=None,
-            respect_retry_after_header=True,
-            raise_on_status=False,
-        )
-        super().__init__(timeout=TIMEOUT, max_retries=retry)
+    def __init__(self, access: Access) -> None:
+        super().__init__(max_retries=None)
+        self.access = access
         self.asked = 0
+
+    def read_text(self, source: Any, *args: Any, **kwargs: Any) -> str:
+        """Read an address by http(s); pystac would read any other text as a file's name."""
+        if isinstance(source, pystac.Link):
+            text: str = super().read_text(source, *args, **kwargs)
+            return text
+        return self.request(str(source), *args, **kwargs)
 
     def request(
         self,
@@ -112,21 +138,61 @@ class PatientIO(StacApiIO):  # type: ignore[misc, unused-ignore]
         headers: dict[str, str] | None = None,
         parameters: dict[str, Any] | None = None,
     ) -> str:
-        """One request; an answer that ends too early is asked for again."""
-        for attempt in range(ATTEMPTS):
-            self.asked += 1
-            try:
-                text: str = super().request(href, method, headers, parameters)
-                return text
-            except APIError as error:
-                cut_off = status_of(error) is None and any(
-                    word in str(error) for word in ("IncompleteRead", "ChunkedEncoding", "broken")
-                )
-                if not cut_off or attempt == ATTEMPTS - 1:
-                    raise
-                log.info("search: asking again, %s", short(error))
-                time.sleep(0.1 * 2**attempt)
-        raise AssertionError("unreachable")
+        """Send one request and return the text of its answer; one that ends too early is repeated.
+
+        Raises:
+            APIError: no answer, or one with an error status.
+            RunError: the host policy refuses the address or a redirect.
+        """
+        try:
+            request = self._request(href, method or "GET", headers or {}, parameters or {})
+            for attempt in range(ATTEMPTS):
+                self.asked += 1
+                try:
+                    response, _ = final_response(request, self.access, without_secrets(href))
+                    status, text = response.status, _read(response)
+                    break
+                except ProtocolError as error:
+                    if attempt == ATTEMPTS - 1:
+                        raise
+                    log.info("search: asking again, %s", short(error))
+                    time.sleep(0.1 * 2**attempt)
+        except Quarantine as problem:
+            raise RunError(
+                f"the STAC API {self.access.base} leads to an address that is not asked "
+                f"({problem.detail}); check search.stac and search.allow_hosts"
+            ) from problem
+        except HTTPError as error:
+            reason = getattr(error, "reason", None) or error  # a MaxRetryError quotes the address
+            raise APIError(mask(f"{type(reason).__name__}: {reason}")) from None
+        if 200 <= status < 300:
+            return text
+        failure = APIError(mask(text[:500]))
+        failure.status_code = status
+        raise failure
+
+    def _request(
+        self, href: str, method: str, headers: dict[str, str], parameters: dict[str, Any]
+    ) -> Request:
+        """A request to an address that is allowed.
+
+        Raises:
+            Quarantine: the address is refused, or the method is neither GET nor POST.
+        """
+        url = check_redirect(self.access.base, href, self.access)
+        method = method.upper()
+        if method not in ("GET", "POST"):
+            raise Quarantine("bad_href", f"the method {method!a:.20} for {href!a:.80}")
+        told = {str(name).lower(): str(value) for name, value in headers.items()}
+        told |= {"accept-encoding": "gzip, deflate", "accept": "application/json, */*"}
+        body = None
+        if method == "POST":
+            body = json.dumps(parameters).encode()
+            told["content-type"] = "application/json"
+        elif parameters:
+            given = {name: value for name, value in parameters.items() if value is not None}
+            url += ("&" if "?" in url else "?") + urlencode(given, doseq=True)
+        return Request(url, told, method, body, retries(), TIMEOUT)
 
     def json_loads(self, txt: str, *args: Any, **kwargs: Any) -> Json:
         """JSON by the standard library, whatever else is installed.
@@ -163,6 +229,29 @@ class PatientIO(StacApiIO):  # type: ignore[misc, unused-ignore]
             yield page
 
 
+def _read(response: Any) -> str:
+    """The body of an answer, decompressed; the connection goes back to its pool.
+
+    Raises:
+        ProtocolError: it ends too early or comes too slowly.
+        ValueError: it is too long, or no UTF-8.
+    """
+    began, blocks, size = time.monotonic(), [], 0
+    try:
+        while block := response.read(BLOCK, decode_content=True):
+            blocks.append(block)
+            size += len(block)
+            if size > MAX_BYTES:
+                raise ValueError(f"an answer of more than {MAX_BYTES} bytes")
+            if time.monotonic() - began > TIMEOUT[1] + size / SLOWEST:
+                raise ProtocolError(f"only {size} bytes came in {time.monotonic() - began:.0f} s")
+    except (ProtocolError, ValueError):
+        response.close()
+        raise
+    response.release_conn()
+    return b"".join(blocks).decode("utf-8")
+
+
 def _whole(text: str) -> int | float:
     """An integer; one of thousands of digits, which Python refuses to read, is infinite."""
     return int(text) if len(text) <= MAX_DIGITS else math.inf
@@ -183,13 +272,13 @@ def status_of(error: APIError) -> int | None:
     return getattr(error, "status_code", None)
 
 
-def read_root(url: str) -> Json:
+def read_root(url: str, access: Access | None = None) -> Json:
     """What an address answers: an API's landing page, or a static catalogue.
 
     Raises:
         RunError: when nobody answers, or not with a JSON object.
     """
-    io = PatientIO()
+    io = PatientIO(access or Access(url))
     try:
         root = io.json_loads(io.request(url))
         if not isinstance(root, dict):
@@ -208,14 +297,14 @@ def is_api(root: Json) -> bool:
     return root.get("type") != "Collection" and asks
 
 
-def open_api(url: str) -> Client:
+def open_api(url: str, access: Access | None = None) -> Client:
     """Connect to a STAC API.
 
     Raises:
         RunError: when nobody answers or the answer is no STAC API.
     """
     try:
-        return Client.open(url, stac_io=PatientIO())
+        return Client.open(url, stac_io=PatientIO(access or Access(url)))
     except STRANGE as error:
         raise RunError(_no_answer(url, error)) from error
 
@@ -239,7 +328,7 @@ def _no_answer(url: str, error: BaseException) -> str:
 
 def short(error: BaseException) -> str:
     """An error in at most 160 characters, without line breaks."""
-    return printable(" ".join(f"{type(error).__name__}: {error}".split())[:160])
+    return mask(printable(" ".join(f"{type(error).__name__}: {error}".split())))[:160]
 
 
 def list_collections(client: Client, url: str) -> dict[str, Json]:
@@ -250,11 +339,13 @@ def list_collections(client: Client, url: str) -> dict[str, Json]:
     """
     found: dict[str, Json] = {}
     try:
-        pages = client._stac_io.get_pages(f"{url.rstrip('/')}/collections")  # type: ignore[union-attr]
+        path, mark, query = url.partition("?")
+        address = f"{path.rstrip('/')}/collections{mark}{query}"
+        pages = client._stac_io.get_pages(address)  # type: ignore[union-attr]
         for number, page in enumerate(pages, start=1):
             for collection in page.get("collections", []):
                 if isinstance(collection, dict) and has_name(collection):
-                    found.setdefault(collection["id"], collection)
+                    found.setdefault(collection["id"], without_secrets_in(collection))
             if number == MAX_PAGES:
                 raise ValueError(f"more than {MAX_PAGES} pages")
     except STRANGE as error:

@@ -7,6 +7,7 @@ address that was really reached is looked at before anything is sent to it.
 
 from __future__ import annotations
 
+import os
 import socket
 import ssl
 from collections.abc import Callable
@@ -42,6 +43,9 @@ def pools(timeout_s: float, proxy: str, public: bool, process: int) -> urllib3.P
     """
     trusted = ssl.create_default_context()
     trusted.load_verify_locations(certifi.where())
+    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):  # the default has SSL_CERT_FILE
+        if os.environ.get(name):
+            trusted.load_verify_locations(os.environ[name])
     make: Callable[..., urllib3.PoolManager] = urllib3.PoolManager
     if proxy:
         login = parse_url(proxy).auth

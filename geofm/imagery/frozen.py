@@ -14,9 +14,9 @@ import re
 from dataclasses import dataclass
 from datetime import UTC
 from typing import Any
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from data_catalog.canonical import canonical
+from data_catalog.redaction import without_secrets, without_secrets_in
 from geofm.imagery.items import MAX_ID_LENGTH, Json, instant
 from geofm.imagery.quarantine import Quarantine
 
@@ -31,7 +31,6 @@ TIMES = (
     "datetime", "start_datetime", "end_datetime", "created", "updated", "published", "expires",
     "unpublished",
 )  # fmt: skip
-_SAS = {"se", "sig", "sp", "sr", "st", "sv", "skoid", "sktid", "skt", "ske", "sks", "skv", "spr"}
 #: A time with a zone and no more digits than Python keeps.
 _FULL_TIME = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,6})?(Z|z|[+-]\d\d:\d\d)")
 
@@ -100,7 +99,7 @@ def plain(value: Any) -> str:
     """A text that Parquet can hold; nothing else is turned into one."""
     if not isinstance(value, str):
         return ""
-    return value.encode("utf-8", errors="replace").decode("utf-8")
+    return without_secrets(value).encode("utf-8", errors="replace").decode("utf-8")
 
 
 def freeze(item: Json, base: str = "", scheme: str = "planet") -> str:
@@ -119,8 +118,9 @@ def freeze(item: Json, base: str = "", scheme: str = "planet") -> str:
 
 
 def lasting(item: Json, base: str = "", scheme: str = "planet") -> Json:
-    """What of an item stays the same: no links, unsigned hrefs, one way to write each value."""
-    frozen: Json = normal({key: value for key, value in item.items() if key != "links"})
+    """What of an item stays the same: no links, no credentials, one way to write each value."""
+    kept = {key: value for key, value in item.items() if key != "links"}
+    frozen: Json = normal(without_secrets_in(kept))
     assets, properties = frozen.get("assets"), frozen.get("properties")
     if isinstance(assets, dict):
         frozen["assets"] = {
@@ -173,34 +173,17 @@ def stamp(text: str) -> str:
     return f"{whole}{dot if fraction else ''}{fraction}Z"
 
 
-def unsigned(href: str) -> str:
-    """The address without credentials: user info, Azure SAS and AWS query signatures."""
-    parts = urlsplit(href)
-    query = parse_qsl(parts.query, keep_blank_values=True)
-    names = {name for name, _ in query}
-    drop = _SAS if {"sig", "se"} <= names else set()
-    if any(name.startswith("X-Amz-Signature") for name in names):
-        drop = drop | {name for name in names if name.startswith("X-Amz-")}
-    host = parts.netloc.rpartition("@")[2]
-    if not drop and host == parts.netloc:
-        return href
-    kept = urlencode([(name, value) for name, value in query if name not in drop])
-    return urlunsplit((parts.scheme, host, parts.path, kept, parts.fragment))
-
-
 def _freeze_href(href: str, base: str, scheme: str) -> str:
     """One address as it is stored."""
     base = base.rstrip("/")
     if base and href.startswith(base + "/"):
         return f"{scheme}:" + href.removeprefix(base)
-    try:
-        return unsigned(href)
-    except ValueError:  # not an address at all; check_item says so
-        return href
+    return href
 
 
 def stub(item: Json) -> str:
     """What is kept of an item that can't be frozen: its id and collection, cut to length."""
-    texts = {key: item[key] for key in ("id", "collection") if isinstance(item.get(key), str)}
+    names = [key for key in ("id", "collection") if isinstance(item.get(key), str)]
+    texts = {key: without_secrets(item[key]) for key in names}
     cut = {key: text[:MAX_ID_LENGTH].encode("ascii", "replace") for key, text in texts.items()}
     return canonical({key: text.decode("ascii") for key, text in cut.items()}).decode("utf-8")

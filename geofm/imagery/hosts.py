@@ -11,7 +11,7 @@ import ipaddress
 import os
 import re
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from urllib.parse import quote
@@ -19,19 +19,34 @@ from urllib.request import getproxies
 
 import httpx
 
+from data_catalog.errors import UsageError
+from data_catalog.redaction import resolve
 from data_catalog.sources import Source
+from geofm.imagery.credentials import base_address
 from geofm.imagery.items import scheme_of
 from geofm.imagery.quarantine import Quarantine
 from geofm.planet.serving import ADDRESS as PLANET_ENV
+from geofm.settings import SearchSettings
 
 PORTS = {"http": 80, "https": 443}
 #: Longest address (characters) that is asked.
 MAX_URL = 8192
 _HOST = re.compile(r"[a-z0-9._-]+|[0-9a-f:.]+")
-_BUCKET = re.compile(r"s3://([A-Za-z0-9][A-Za-z0-9._-]{0,62})/.+", re.DOTALL)
+_BUCKET = re.compile(r"s3://([A-Za-z0-9][A-Za-z0-9._-]{0,62})/(.+)", re.DOTALL)
 #: IPv6 addresses are public only in here, but for IPv4 addresses in NAT64's own prefix.
 _UNICAST = ipaddress.IPv6Network("2000::/3")
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+#: Addresses that no public host has: special purposes by IANA, metadata services of clouds, relays.
+_SPECIAL = tuple(
+    ipaddress.ip_network(text)
+    for text in (
+        "0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "168.63.129.16/32",
+        "169.254.0.0/16", "172.16.0.0/12", "192.0.0.0/24", "192.0.2.0/24", "192.31.196.0/24",
+        "192.52.193.0/24", "192.88.99.0/24", "192.168.0.0/16", "192.175.48.0/24",
+        "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24", "224.0.0.0/3",
+        "2001::/23", "2001:db8::/32", "2002::/16", "2620:4f:8000::/48", "3fff::/20",
+    )
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -39,12 +54,14 @@ class Access:
     """How a run may read assets.
 
     Attributes:
-        stac: address of the STAC API that listed them, or ``planet``.
+        stac: address of the STAC API that listed them, or ``planet``; it may hold references to
+            credentials (``credentials.py``), but no secret.
         allow_hosts: the only hosts to read from (``*`` matches); empty for any public one.
         retries: attempts after the first for faults that pass.
         timeout_s: network timeout, seconds.
         whole_max: assets up to this size (bytes) are read whole and hashed.
         requests_per_s: most requests a second to one host from one process; None for any number.
+        credentials_for: buckets, or ``bucket/prefix``, that AWS credentials may be used for.
     """
 
     stac: str
@@ -53,12 +70,33 @@ class Access:
     timeout_s: float = 30.0
     whole_max: int = 64 * 2**20
     requests_per_s: float | None = None
+    credentials_for: tuple[str, ...] = ()
+
+    @property
+    def base(self) -> str:
+        """Address of the catalogue itself, without references to credentials."""
+        return os.environ.get(PLANET_ENV, "") if self.stac == "planet" else base_address(self.stac)
 
     @property
     def home(self) -> str:
-        """Origin (``host:port``) of the catalogue itself, which it may well point to."""
-        url = os.environ.get(PLANET_ENV, "") if self.stac == "planet" else self.stac
-        return origin(url) if scheme_of(url) in PORTS else ""
+        """Origin (``host:port``) of the catalogue itself, to which its links may well lead."""
+        return origin(self.base) if scheme_of(self.base) in PORTS else ""
+
+    def is_home(self, place: str) -> bool:
+        """Whether an origin is the catalogue's own server; http and https are one server."""
+        host, _, port = place.rpartition(":")
+        own, _, own_port = self.home.rpartition(":")
+        return host == own and (port == own_port or {port, own_port} == {"80", "443"})
+
+
+def catalogue_access(settings: SearchSettings) -> Access:
+    """How the catalogue itself may be read: its own server always, others by the host policy."""
+    access = Access(settings.stac, credentials_for=tuple(settings.credentials_for))
+    if not settings.allow_hosts:
+        return access
+    bucket = _BUCKET.fullmatch(settings.stac)
+    own = f"s3://{bucket[1]}" if bucket else access.home
+    return replace(access, allow_hosts=(*filter(None, (own,)), *settings.allow_hosts))
 
 
 @dataclass(frozen=True)
@@ -71,6 +109,7 @@ class Signing:
         requester_pays: the reader of a bucket pays.
         endpoint: address of the S3 service; empty for AWS.
         region: region of the buckets; empty where the client finds out.
+        credentials_for: buckets, or ``bucket/prefix``, that AWS credentials may be used for.
     """
 
     url: str = ""
@@ -78,6 +117,7 @@ class Signing:
     requester_pays: bool = False
     endpoint: str = ""
     region: str = ""
+    credentials_for: tuple[str, ...] = ()
 
 
 def signing_of(source: Source) -> Signing:
@@ -88,18 +128,53 @@ def signing_of(source: Source) -> Signing:
         source.requester_pays,
         source.endpoint,
         source.region,
+        source.credentials_for,
     )
 
 
-def s3_options(signing: Signing) -> tuple[bool, bool, str, str]:
-    """Anonymous, requester pays, endpoint, region: the environment's word, else the profile's."""
-    told = os.environ.get
-    anonymous = told("AWS_NO_SIGN_REQUEST", "").upper() in ("YES", "TRUE", "1")
-    payer = told("AWS_REQUEST_PAYER")
+def s3_options(signing: Signing, credentials: bool = True) -> tuple[bool, bool, str, str]:
+    """Anonymous, requester pays, endpoint, region: as the environment says, else the profile.
+
+    Args:
+        signing: of the source profile.
+        credentials: whether AWS credentials may be used for the bucket.
+    """
+    variable = os.environ.get
+    never = variable("AWS_NO_SIGN_REQUEST", "").upper() in ("YES", "TRUE", "1")
+    anonymous = never or not credentials
+    payer = variable("AWS_REQUEST_PAYER")
     pays = signing.requester_pays if payer is None else payer == "requester"
-    endpoint = told("AWS_ENDPOINT_URL_S3") or told("AWS_ENDPOINT_URL") or signing.endpoint
-    region = told("AWS_REGION") or told("AWS_DEFAULT_REGION") or signing.region
+    endpoint = variable("AWS_ENDPOINT_URL_S3") or variable("AWS_ENDPOINT_URL") or signing.endpoint
+    region = variable("AWS_REGION") or variable("AWS_DEFAULT_REGION") or signing.region
     return anonymous, pays and not anonymous, endpoint, region
+
+
+def credentials_allowed(href: str, access: Access, signing: Signing) -> bool:
+    """Whether the user's AWS credentials may be used to read an ``s3://`` address.
+
+    They are used for buckets that the source profile or ``search.credentials_for`` names, and
+    below the folder of a catalogue that lies in a bucket itself. An item could otherwise have any
+    bucket read that the user can read.
+    """
+    found = _BUCKET.fullmatch(href)
+    if found is None:
+        return False
+    named = [*signing.credentials_for, *access.credentials_for]
+    if scheme_of(access.stac) == "s3":
+        named.append(access.stac.rpartition("/")[0])
+    return any(_names(pattern, found[1], found[2]) for pattern in named)
+
+
+def _names(pattern: str, bucket: str, key: str) -> bool:
+    """Whether ``bucket`` or ``bucket/prefix`` (``*`` matches in the bucket's name) covers a key."""
+    name, _, prefix = pattern.removeprefix("s3://").partition("/")
+    if not fnmatchcase(bucket, name):
+        return False
+    prefix = prefix.rstrip("/*")
+    if not prefix:
+        return True
+    steps = key.split("/")
+    return (key == prefix or key.startswith(prefix + "/")) and not {".", ".."} & set(steps)
 
 
 @lru_cache(maxsize=4096)
@@ -174,7 +249,7 @@ def matches(name: str, patterns: tuple[str, ...]) -> bool:
 
 
 def check_host(url: str, access: Access) -> None:
-    """Allow a host by the list; without a list, public hosts and the catalogue's own origin.
+    """Allow a host by the list; without a list, public hosts and the catalogue's own server.
 
     Raises:
         Quarantine: ``host_refused``; ``unreachable`` for a name that nobody knows.
@@ -187,7 +262,7 @@ def check_host(url: str, access: Access) -> None:
         if not (matches(host, access.allow_hosts) or matches(place, access.allow_hosts)):
             raise Quarantine("host_refused", f"{place} is not in search.allow_hosts")
         return
-    if place == access.home:
+    if access.is_home(place):
         return
     if any(not is_public(address) for address in addresses(host)):
         raise Quarantine(
@@ -197,13 +272,40 @@ def check_host(url: str, access: Access) -> None:
         )
 
 
+def check_redirect(url: str, target: str, access: Access) -> str:
+    """Check an address that another one leads to; returns the one to ask.
+
+    From https a redirect or link to http on the same host is asked by https.
+
+    Raises:
+        Quarantine: the host policy refuses it, or it leaves https.
+    """
+    if scheme_of(url) == "https" and scheme_of(target) == "http":
+        host, _, port = origin(target).rpartition(":")
+        if host != origin(url).rpartition(":")[0] or port != "80":
+            raise Quarantine("host_refused", f"a redirect leaves https for {origin(target)}")
+        parts = httpx.URL(target)
+        target = str(parts.copy_with(scheme="https", port=httpx.URL(url).port))
+    check_host(target, access)
+    return target
+
+
 def addresses(host: str) -> list[str]:
-    """IP addresses of a host; none where only a proxy can resolve names."""
+    """IP addresses of a host.
+
+    Raises:
+        Quarantine: ``unreachable`` where nobody knows the name, ``host_refused`` where perhaps
+            a proxy does: it could lead anywhere, such as to a cloud's metadata service.
+    """
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
-        if getproxies():
-            return []
+        if set(getproxies()) - {"no"}:
+            raise Quarantine(
+                "host_refused",
+                f"the host {host!a:.80} is not known here and only a proxy could resolve it; name "
+                "it in search.allow_hosts if it may be asked",
+            ) from error
         raise Quarantine("unreachable", f"nobody knows the host {host!a:.80}", True) from error
     return sorted({str(entry[4][0]) for entry in found})
 
@@ -212,19 +314,30 @@ def is_public(address: str) -> bool:
     """Whether an IP address is on the public internet (IPv4 inside IPv6 is looked through)."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
-        inner = ip.ipv4_mapped or ip.sixtofour
-        if ip in _NAT64:
-            inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
-        if inner is None:
-            return ip in _UNICAST and ip.is_global
-        ip = inner
-    return ip.is_global and not ip.is_multicast
+        if ip.ipv4_mapped is not None:
+            ip = ip.ipv4_mapped
+        elif ip in _NAT64:
+            ip = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+        elif ip not in _UNICAST:
+            return False
+    return not any(ip in network for network in _SPECIAL)
 
 
 def sign_url(href: str, signing: Signing, access: Access) -> str:
-    """Address that signs ``href``, empty where nobody can: a catalogue signs only its own host."""
+    """Address that signs ``href``, empty where nobody can: a catalogue signs only its own host.
+
+    Raises:
+        UsageError: the profile's address refers to an environment variable that is not set.
+    """
     if not signing.url:
         return ""
     if "{api}" in signing.url and (access.stac == "planet" or origin(href) != access.home):
         return ""
-    return signing.url.format(api=access.stac.rstrip("/"), href=quote(href, safe=""))
+    try:
+        url = resolve(signing.url, lambda secret: quote(secret, safe=""))
+    except KeyError as error:
+        raise UsageError(
+            f"`sign` of the source profile refers to ${{{error.args[0]}}}, which is not set: set "
+            "this environment variable where geofm and its workers run"
+        ) from None
+    return url.replace("{api}", access.base.rstrip("/")).replace("{href}", quote(href, safe=""))

@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from urllib.parse import urljoin
 
@@ -18,7 +19,8 @@ import urllib3
 from urllib3.exceptions import HTTPError
 
 from geofm.imagery.connections import pools, proxy_for
-from geofm.imagery.hosts import Access, check_host, origin
+from geofm.imagery.credentials import credentials_of
+from geofm.imagery.hosts import Access, check_redirect, origin
 from geofm.imagery.items import scheme_of
 from geofm.imagery.patience import Fault, Host, host_of, retry_after
 from geofm.imagery.quarantine import Quarantine
@@ -34,6 +36,8 @@ SLOWEST = 10_000
 BLOCK = 2**20
 #: Headers of every request.
 COMMON = {"accept-encoding": "identity", "user-agent": "geofm"}
+#: Headers of the caller that another server may see.
+HARMLESS = ("range", "content-type", "accept", "accept-encoding")
 #: The rest of an answer nobody needs is read up to here (bytes), so that its connection lives on.
 LEFT_OVER = 16 * 1024
 
@@ -72,6 +76,27 @@ class Answer:
         return blocks[0] if len(blocks) == 1 else b"".join(blocks)
 
 
+@dataclass(frozen=True)
+class Request:
+    """One http(s) request.
+
+    Attributes:
+        url: an address whose host has been checked.
+        headers: of the caller; they are not sent on to another server.
+        method: GET or POST.
+        body: of a POST.
+        retries: urllib3's, none by default.
+        timeout_s: to connect and between two bytes; by default ``Access.timeout_s``.
+    """
+
+    url: str
+    headers: dict[str, str] = field(default_factory=dict)
+    method: str = "GET"
+    body: bytes | None = None
+    retries: urllib3.Retry | bool = False
+    timeout_s: tuple[float, float] | None = None
+
+
 @contextmanager
 def ask(
     url: str,
@@ -96,17 +121,7 @@ def ask(
     """
     answered = False
     try:
-        for _ in range(REDIRECTS + 1):
-            response = _answer_of(sent) or _send(url, headers, access, trusted)
-            sent = None
-            location = response.headers.get("location", "")
-            if response.status not in (301, 302, 303, 307, 308) or not location:
-                break
-            _done(response, access.timeout_s)
-            url, trusted = _follow(url, location), False
-            check_host(url, access)
-        else:
-            raise Quarantine("too_many_redirects", f"{where} redirects on and on")
+        response, url = final_response(Request(url, headers), access, where, trusted, sent)
         try:
             problem = _problem(response, where)
             if not isinstance(problem, Fault):
@@ -122,6 +137,45 @@ def ask(
         raise Fault(detail, refused=not answered) from error
 
 
+def final_response(
+    request: Request,
+    access: Access,
+    where: str,
+    trusted: bool = False,
+    sent: Sent | None = None,
+) -> tuple[Response, str]:
+    """Send a request and follow its redirects, each of which is checked before it is followed.
+
+    Args:
+        request: to a host that has been checked.
+        access: what may be read, and how.
+        where: the address in messages.
+        trusted: the address is the user's own and may lie in a private network.
+        sent: this very request, by ``send_ahead``.
+
+    Returns:
+        The response, whose body is still to come, and the address that gave it.
+
+    Raises:
+        HTTPError: no response came; Quarantine: a redirect is refused, or there are too many.
+    """
+    for _ in range(REDIRECTS + 1):
+        response = _answer_of(sent) or _send(request, access, trusted)
+        sent = None
+        location = response.headers.get("location", "")
+        if response.status not in (301, 302, 303, 307, 308) or not location:
+            return response, request.url
+        _done(response, access.timeout_s)
+        target = check_redirect(request.url, _follow(request.url, location), access)
+        if origin(target) != origin(request.url):
+            kept = {name: value for name, value in request.headers.items() if name in HARMLESS}
+            request = replace(request, headers=kept)
+        if response.status == 303:
+            request = replace(request, method="GET", body=None)
+        request, trusted = replace(request, url=target), False
+    raise Quarantine("too_many_redirects", f"{where} redirects on and on")
+
+
 def _answer_of(sent: Sent | None) -> Response | None:
     """The answer to what was sent; None where none begins, as when a connection's time was over."""
     with suppress(HTTPError):
@@ -129,35 +183,49 @@ def _answer_of(sent: Sent | None) -> Response | None:
     return None
 
 
-def _send(
-    url: str, headers: dict[str, str], access: Access, trusted: bool
-) -> urllib3.BaseHTTPResponse:
+def _send(request: Request, access: Access, trusted: bool) -> urllib3.BaseHTTPResponse:
     """One request, when it is its turn; the body of the answer is left to come."""
-    scheme, host, port, target = address(url)
-    record(url).take_turn(access.requests_per_s)
+    scheme, host, port, _ = address(request.url)
+    target, own = _with_credentials(request.url, access)
+    connect, read = request.timeout_s or (min(access.timeout_s, 10.0), access.timeout_s)
+    record(request.url).take_turn(access.requests_per_s)
     proxy = proxy_for(scheme, host)
     urlopen: Callable[..., urllib3.BaseHTTPResponse]
     if proxy:
         urlopen = pools(access.timeout_s, proxy, False, os.getpid()).urlopen
         target = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}{target}"
     else:
-        urlopen = _pool(url, access, trusted).urlopen
+        urlopen = _pool(request.url, access, trusted).urlopen
     return urlopen(
-        "GET",
+        request.method,
         target,
-        headers=COMMON | headers,
-        retries=False,
+        body=request.body,
+        headers=COMMON | request.headers | own,
+        retries=request.retries,
         redirect=False,
         assert_same_host=False,  # host and port come from the checked address, not from target
         preload_content=False,
         decode_content=False,
+        timeout=urllib3.Timeout(connect=connect, read=read),
     )
+
+
+def _with_credentials(url: str, access: Access) -> tuple[str, dict[str, str]]:
+    """The target of a request, and headers, with the user's credentials for the catalogue.
+
+    They go to the catalogue's own server alone, and by https if its address says so.
+    """
+    scheme, host, port, target = address(url)
+    if f"{host}:{port}" != access.home or scheme != scheme_of(access.base):
+        return target, {}
+    credentials = credentials_of(access.stac)
+    return credentials.add_to(target), credentials.headers
 
 
 def _pool(url: str, access: Access, trusted: bool = False) -> urllib3.HTTPConnectionPool:
     """The connections to the host of an address, which no proxy stands before."""
     scheme, host, port, _ = address(url)
-    public = not (trusted or access.allow_hosts or f"{host}:{port}" == access.home)
+    public = not (trusted or access.allow_hosts or access.is_home(f"{host}:{port}"))
     connections = pools(access.timeout_s, "", public, os.getpid())
     return connections.connection_from_host(host, port, scheme)
 
@@ -169,11 +237,12 @@ def send_ahead(
 
     That is without an idle connection, with a proxy or a rate, and after a failure on the host.
     """
-    scheme, host, _, target = address(url)
+    scheme, host, _, _ = address(url)
     if access.requests_per_s is not None or record(url).lost or proxy_for(scheme, host):
         return None
     pool = _pool(url, access)
-    return send(pool, target, COMMON | headers, access.timeout_s, url if signed else "")
+    target, own = _with_credentials(url, access)
+    return send(pool, target, COMMON | headers | own, access.timeout_s, url if signed else "")
 
 
 @lru_cache(maxsize=4096)

@@ -10,7 +10,9 @@ import pyarrow.parquet as pq
 import stac_geoparquet.arrow as sga
 
 from data_catalog.errors import RunError
+from data_catalog.redaction import without_secrets_in
 from geofm.imagery.catalogue_api import has_name, short
+from geofm.imagery.hosts import Access
 from geofm.imagery.items import Json
 from geofm.imagery.quarantine import Quarantine
 from geofm.imagery.static_catalogue import Place, Walk, read_file, take_item
@@ -26,8 +28,12 @@ def is_table(stac: str) -> bool:
     return stac.partition("?")[0].lower().endswith(SUFFIXES)
 
 
-def read_items(stac: str) -> Walk:
+def read_items(stac: str, access: Access | None = None) -> Walk:
     """All items of a stac-geoparquet file, by http(s), s3 or a local path.
+
+    Args:
+        stac: address of the file.
+        access: how it may be read.
 
     Raises:
         RunError: it can't be read, or is no stac-geoparquet.
@@ -35,9 +41,9 @@ def read_items(stac: str) -> Walk:
     found = Walk(stac, [])
     place = Place(stac, "", 0)
     try:
-        file = pq.ParquetFile(pa.BufferReader(read_file(stac, stac, MAX_BYTES)))
+        file = pq.ParquetFile(pa.BufferReader(read_file(stac, stac, MAX_BYTES, access)))
         for name, collection in _collections(file).items():
-            found.collections[name] = collection
+            found.collections[name] = without_secrets_in(collection)
         for batch in file.iter_batches(ROWS):
             for item in sga.stac_table_to_items(pa.Table.from_batches([batch])):
                 take_item(found, item, place)

@@ -10,6 +10,7 @@ import geopandas as gpd
 from shapely.geometry.base import BaseGeometry
 
 from data_catalog.sources import Source, source_for, spdx_licence
+from geofm.imagery.credentials import base_address
 from geofm.imagery.frozen import Frozen, plain
 from geofm.imagery.identity import Scene, scene_of, superseded
 from geofm.imagery.items import Json, check_item, is_number
@@ -53,7 +54,8 @@ def judge(
         own: scheme of hrefs in the catalogue itself (``planet``, ``catalog`` or empty).
         gone: items that were listed once and no longer are.
     """
-    rows = [judge_alone(one, settings.stac, collections, own) for one in listed]
+    api = base_address(settings.stac)
+    rows = [judge_alone(one, api, collections, own) for one in listed]
     rows.sort(key=_order)
     mark_doubles(rows)
     # before the versions are compared: a scene too cloudy to be used stands for no other
@@ -62,7 +64,7 @@ def judge(
             row.update(status="dropped", reason="cloud_cover")
     mark_superseded(rows)
     for one in gone:
-        row = judge_alone(one, settings.stac, collections, own)
+        row = judge_alone(one, api, collections, own)
         rows.append({**row, "status": "dropped", "reason": WITHDRAWN, "detail": ""})
     rows.sort(key=_order)
     return rows

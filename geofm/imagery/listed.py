@@ -141,4 +141,5 @@ def access_of(items: Artifact, settings: CutSettings) -> Access:
         timeout_s=settings.timeout_s,
         whole_max=int(settings.whole_max_mib * 2**20),
         requests_per_s=settings.requests_per_s,
+        credentials_for=tuple(search.get("credentials_for", ())),
     )

@@ -19,6 +19,7 @@ from geofm.imagery.catalogue_api import (
     read_root,
 )
 from geofm.imagery.frozen import Frozen, frozen_item
+from geofm.imagery.hosts import catalogue_access
 from geofm.imagery.item_table import is_table, read_items
 from geofm.imagery.items import Json, scheme_of
 from geofm.imagery.local import SCHEME, is_local
@@ -57,12 +58,12 @@ def list_catalogue(settings: SearchSettings, before: Before) -> Listing:
         RunError: the catalogue can't be read.
         UsageError: it has none of the collections, or too many items.
     """
-    url = api_url(settings)
+    url, access = api_url(settings), catalogue_access(settings)
     if is_table(url):
-        return _static(read_items(url), settings)
-    if scheme_of(url) not in ("http", "https") or not is_api(read_root(url)):
-        return _static(walk_catalogue(url, settings.collections), settings)
-    return _api(open_api(url), url, settings, before)
+        return _static(read_items(url, access), settings)
+    if scheme_of(url) not in ("http", "https") or not is_api(read_root(url, access)):
+        return _static(walk_catalogue(url, settings.collections, access), settings)
+    return _api(open_api(url, access), url, settings, before)
 
 
 def _static(walk: Walk, settings: SearchSettings) -> Listing:

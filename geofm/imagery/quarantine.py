@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from data_catalog.errors import GeofmError
+from data_catalog.redaction import mask
 
 #: What is stored of a fault that passes: how it showed differs from run to run.
 PASSING = "the source did not answer as it should; run again to ask for this item once more"
@@ -24,7 +25,7 @@ class Quarantine(GeofmError):
 
     def __init__(self, reason: str, detail: str, passing: bool = False) -> None:
         self.reason = reason
-        self.detail = printable(detail)
+        self.detail = mask(printable(detail))
         self.passing = passing
         super().__init__(f"{reason}: {self.detail}")
 

@@ -20,7 +20,15 @@ from urllib.parse import parse_qsl, urlsplit
 
 import fsspec.asyn
 
-from geofm.imagery.hosts import Access, Signing, locate, s3_options, sign_url
+from data_catalog.redaction import without_secrets
+from geofm.imagery.hosts import (
+    Access,
+    Signing,
+    credentials_allowed,
+    locate,
+    s3_options,
+    sign_url,
+)
 from geofm.imagery.http_client import Answer, Refused, address, ask, record, send_ahead
 from geofm.imagery.items import instant, scheme_of
 from geofm.imagery.patience import Fault, host_of, patiently
@@ -141,7 +149,7 @@ class HttpAsset:
     @property
     def where(self) -> str:
         """The stored href without its query, for messages."""
-        return (self.name or self.href).partition("?")[0][:200]
+        return without_secrets(self.name or self.href).partition("?")[0][:200]
 
     def _retry(self, attempt: Callable[[], T]) -> T:
         return patiently(attempt, self.access.retries, self.where, record(self.href))
@@ -211,7 +219,8 @@ class HttpAsset:
                 self.href
             )
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise Quarantine("forbidden", f"{url.partition('?')[0]} does not sign") from error
+            service = without_secrets(url).partition("?")[0]
+            raise Quarantine("forbidden", f"{service} does not sign") from error
         if not same:
             raise Quarantine("forbidden", f"{self.where} was signed as another address")
         self._signed, self._expires = signed, expiry(signed, told.get("msft:expiry"))
@@ -279,7 +288,7 @@ def _content_range(text: str) -> tuple[int, int]:
     return first, total
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=8)
 def s3_files(
     anonymous: bool, requester_pays: bool, endpoint: str, region: str, process: int
 ) -> Any:
@@ -337,19 +346,22 @@ class S3Asset:
         )
 
         host = host_of("s3://" + urlsplit(self.href).netloc)
+        allowed = credentials_allowed(self.href, self.access, self.signing)
 
         def attempt() -> T:
             host.take_turn(self.access.requests_per_s)
             try:
-                found = call(s3_files(*s3_options(self.signing), os.getpid()))
+                found = call(s3_files(*s3_options(self.signing, allowed), os.getpid()))
             except FileNotFoundError as error:
                 raise Quarantine("not_found", f"{self.href} does not exist") from error
             except (PermissionError, NoCredentialsError) as error:
-                raise Quarantine(
-                    "forbidden",
-                    f"{self.href}: access denied; give AWS credentials, or AWS_NO_SIGN_REQUEST=YES "
-                    "for a public bucket",
-                ) from error
+                remedy = (
+                    "give AWS credentials, or AWS_NO_SIGN_REQUEST=YES for a public bucket"
+                    if allowed
+                    else "it was read without credentials; name its bucket in "
+                    "search.credentials_for if your AWS credentials may be used for it"
+                )
+                raise Quarantine("forbidden", f"{self.href}: access denied; {remedy}") from error
             except (ParamValidationError, ValueError) as error:
                 raise Quarantine("bad_href", f"no bucket and key: {self.href!a:.80}") from error
             except (OSError, BotoCoreError) as error:

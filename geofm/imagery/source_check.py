@@ -147,6 +147,7 @@ def _look_at_access(source: Source, report: Json) -> None:
         "schemes": schemes,
         "signing": when if signing.url else "never",
         "requester_pays": signing.requester_pays,
+        "credentials_for": list(signing.credentials_for),
         "endpoint": signing.endpoint,
         "region": signing.region,
     }

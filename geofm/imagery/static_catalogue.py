@@ -18,6 +18,7 @@ from urllib.parse import unquote, urljoin, urlsplit
 
 from data_catalog.errors import RunError, UsageError
 from data_catalog.progress import tick
+from data_catalog.redaction import without_secrets, without_secrets_in
 from geofm.imagery.catalogue_api import Json, has_name, same_server
 from geofm.imagery.frozen import Frozen, broken_link, frozen_item
 from geofm.imagery.hosts import Access
@@ -49,10 +50,11 @@ class Place:
 
 @dataclass
 class Walk:
-    """What a walk has found so far."""
+    """What a walk has found so far; ``access`` says how its files may be read."""
 
     root: str
     wanted: list[str]
+    access: Access | None = None
     items: list[Any] = field(default_factory=list)
     broken: list[Frozen] = field(default_factory=list)
     collections: dict[str, Json] = field(default_factory=dict)
@@ -69,8 +71,14 @@ def root_of(stac: str) -> str:
     return str(found)
 
 
-def read_file(address: str, root: str, most: int) -> bytes:
+def read_file(address: str, root: str, most: int, access: Access | None = None) -> bytes:
     """A file of a catalogue, by http(s), s3 or from its own folder.
+
+    Args:
+        address: of the file.
+        root: address of the catalogue's root file.
+        most: bytes that it may have.
+        access: how it may be read; by default as the host policy allows.
 
     Raises:
         Quarantine: when it can't be read, or has more than ``most`` bytes.
@@ -78,7 +86,7 @@ def read_file(address: str, root: str, most: int) -> bytes:
     href = address
     if is_local(root):
         href = f"{SCHEME}:" + address.removeprefix(folder_of(root))
-    piece = remote(href, Access(root)).whole(most)
+    piece = remote(href, access or Access(root)).whole(most)
     if piece is None:
         raise Quarantine("item_too_large", f"it has more than {most} bytes")
     return piece.data
@@ -108,13 +116,18 @@ def belongs(root: str, address: str) -> bool:
     return scheme_of(address) in ("http", "https") and same_server(root, address)
 
 
-def walk_catalogue(stac: str, wanted: list[str]) -> Walk:
+def walk_catalogue(stac: str, wanted: list[str], access: Access | None = None) -> Walk:
     """Read a whole static catalogue, level by level; ``wanted`` collections only, if any.
+
+    Args:
+        stac: its address.
+        wanted: ids of collections; empty for all.
+        access: how its files may be read.
 
     Raises:
         RunError: the root can't be read, a file can't be read just now, or there is no end.
     """
-    found = Walk(root_of(stac), wanted)
+    found = Walk(root_of(stac), wanted, access)
     seen = {found.root}
     level, documents = [Place(found.root, "", 0)], 0
     with ThreadPoolExecutor(READERS) as readers:
@@ -124,7 +137,7 @@ def walk_catalogue(stac: str, wanted: list[str]) -> Walk:
                 raise RunError(f"{stac} has more than {MAX_DOCUMENTS} files; search a part of it")
             following: list[Place] = []
             for number, (place, content) in enumerate(
-                zip(level, readers.map(lambda p: _document(found.root, p), level), strict=True)
+                zip(level, readers.map(lambda p: _document(found, p), level), strict=True)
             ):
                 following += _take(found, place, content)
                 tick("search", number + 1, len(level), f"files read, {len(found.items)} items")
@@ -136,10 +149,10 @@ def walk_catalogue(stac: str, wanted: list[str]) -> Walk:
     return found
 
 
-def _document(root: str, place: Place) -> Json | Quarantine:
+def _document(found: Walk, place: Place) -> Json | Quarantine:
     """One JSON file, or why it can't be used."""
     try:
-        content = json.loads(read_file(place.address, root, MAX_BYTES))
+        content = json.loads(read_file(place.address, found.root, MAX_BYTES, found.access))
     except Quarantine as problem:
         if problem.passing or place.depth == 0:
             raise RunError(
@@ -171,7 +184,7 @@ def _take(found: Walk, place: Place, content: Json | Quarantine) -> list[Place]:
     if content.get("type") == "Collection" or "extent" in content:
         if not has_name(content):
             return []
-        found.collections.setdefault(str(name), content)
+        found.collections.setdefault(str(name), without_secrets_in(content))
         collection = str(name)
         if found.wanted and collection not in found.wanted:
             return []
@@ -233,7 +246,7 @@ def _links(found: Walk, content: Json, place: Place) -> Iterator[Place]:
 def _broken(found: Walk, address: str, collection: str, problem: Quarantine) -> None:
     """A link that leads nowhere: named from the catalogue's root on, as that may be moved."""
     base = found.root.rpartition("/")[0] + "/"
-    one = broken_link(address.removeprefix(base), collection, problem)
+    one = broken_link(without_secrets(address.removeprefix(base)), collection, problem)
     log.warning("search: %s", one.problem.detail if one.problem else "")
     found.broken.append(one)
 

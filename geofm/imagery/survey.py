@@ -166,7 +166,7 @@ def look_at(job: Job, listed: Sequence[Listed]) -> dict[int, Grid | Quarantine]:
 def look_once(one: Listed, settings: CutSettings, access: Access, kept: Path) -> Grid | Quarantine:
     """Open one scene, or remember what came of it; an outage is not remembered."""
     profile = one.profile.model_dump(mode="json")
-    may = [access.stac, access.allow_hosts]
+    may = [access.stac, access.allow_hosts, access.credentials_for]
     name = digest_of([one.collection, one.item_sha256, one.item_id, profile, may])
     file = kept / f"{name}.json"
     if file.exists():

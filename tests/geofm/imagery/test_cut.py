@@ -34,9 +34,10 @@ class Run:
 
     def __init__(self, store: Store, catalogue: Catalogue, world: World) -> None:
         self.store, self.catalogue, self.world = store, catalogue, world
+        self.search: dict[str, Any] = {}
 
     def items(self) -> Artifact:
-        found = SearchSettings(stac=self.world.url)
+        found = SearchSettings.model_validate({"stac": self.world.url, **self.search})
         return run_stage(search.STAGE, self.store, self.catalogue, {}, found)
 
     def chips(self, **settings: Any) -> Artifact:

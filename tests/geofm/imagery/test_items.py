@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
+from data_catalog.redaction import without_secrets
 from data_catalog.sources import source_for
 from geofm.imagery.bands import find_band
-from geofm.imagery.frozen import freeze, unsigned
+from geofm.imagery.frozen import freeze
 from geofm.imagery.items import check_item
 from geofm.imagery.quarantine import Quarantine
 
@@ -93,7 +94,7 @@ def test_freezing_drops_links_and_credentials() -> None:
     assert "links" not in frozen
     assert frozen["assets"]["a"]["href"] == "https://h/x.tif?keep=4"
     assert frozen["assets"]["b"]["href"] == "planet:/assets/x.tif"
-    assert unsigned("https://h/x?X-Amz-Signature=1&X-Amz-Date=2") == "https://h/x"
+    assert without_secrets("https://h/x?X-Amz-Signature=1&X-Amz-Date=2") == "https://h/x"
 
 
 def test_what_cannot_be_frozen() -> None:

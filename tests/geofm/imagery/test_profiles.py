@@ -121,7 +121,7 @@ def test_a_profiles_endpoint_is_where_its_assets_are_read(
     s3fs.S3FileSystem(skip_instance_cache=True).pipe_file(f"{s3}/profile/red.tif", b"pixels")
     for name in AWS:
         monkeypatch.delenv(name, raising=False)
-    mine = Signing(endpoint=endpoint, region="us-east-1", requester_pays=True)
+    mine = Signing("", False, True, endpoint, "us-east-1", credentials_for=("bucket/profile",))
     asset = remote.remote(f"{s3}/profile/red.tif", Access("http://any", retries=0), mine)
     found = asset.whole(100)
     assert found is not None

@@ -210,7 +210,7 @@ def test_buckets_that_cannot_be_read_are_told_apart(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    access = Access(stac="http://example.com", retries=0)
+    access = Access(stac="http://example.com", retries=0, credentials_for=("bucket",))
     with pytest.raises(Quarantine, match="forbidden"):
         S3Asset("s3://bucket/red.tif", access).whole(10)
     monkeypatch.setenv("AWS_NO_SIGN_REQUEST", "YES")

@@ -169,6 +169,9 @@ def test_chips_from_a_bucket_are_the_chips_from_http(
         files.pipe_file(place, run.world.files[f"/files/a/{key}.tif"])
         asset["href"] = place
     run.world.files.clear()
+    with pytest.raises(RunError, match=r"forbidden 1.*search\.credentials_for"):
+        run.chips(**settings)
+    run.search = {"credentials_for": [f"bucket/scenes-{whole_max_mib:g}"]}
     chips = run.chips(**settings)
     from_bucket = good(chips).set_index("cell")
     assert len(from_bucket) == 36
