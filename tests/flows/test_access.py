@@ -304,8 +304,8 @@ def test_two_homes_that_start_at_once_have_each_their_own_prefect(
     environment: dict[str, str], tmp_path: Path
 ) -> None:
     code = "from flows import server; server.wait_for(server.find_or_launch())"
-    reach = {name: "" for name in SET_BY_SERVER if name.startswith("PREFECT")}
-    homes = [{**environment, **reach, "GEOFM_HOME": str(tmp_path / name)} for name in "ab"]
+    plain = {name: value for name, value in environment.items() if name not in SET_BY_SERVER}
+    homes = [{**plain, "GEOFM_HOME": str(tmp_path / name)} for name in "ab"]
     command = [sys.executable, "-m", "flows.cli"]
 
     def ask(variables: dict[str, str]) -> tuple[str, tuple[str, ...]]:
