@@ -41,7 +41,7 @@ from flows.home import (
     write_note,
 )
 
-START_SECONDS = 120.0
+START_SECONDS = 300.0
 STOP_SECONDS = 15.0
 LOOPBACK = "127.0.0.1"
 #: Variable with the address that the server listens on; "0.0.0.0" is every interface.
@@ -114,7 +114,7 @@ def configured_server() -> dict[str, str]:
 
     Returns:
         ``PREFECT_API_URL`` and, if there is one, ``PREFECT_API_AUTH_STRING``. Empty where no
-        server is set, and where ``geofm env`` set this home's own.
+        server is set, and where the variables name this home's own (``geofm env`` sets them so).
     """
     names = ("PREFECT_API_URL", "PREFECT_API_AUTH_STRING")
     prefect_home = Path(os.environ.get("PREFECT_HOME", Path.home() / ".prefect"))
@@ -126,10 +126,18 @@ def configured_server() -> dict[str, str]:
         profile = {}
     settings = {**profile, **os.environ}
     found = {name: str(settings[name]) for name in names if settings.get(name)}
-    own = known_auth_string()
-    if "PREFECT_API_URL" not in found or (own and found.get("PREFECT_API_AUTH_STRING") == own):
+    if "PREFECT_API_URL" not in found or _is_own(*(found.get(name, "") for name in names)):
         return {}
     return {**found, "PREFECT_API_URL": found["PREFECT_API_URL"].rstrip("/")}
+
+
+def _is_own(url: str, secret: str) -> bool:
+    """Whether an address and a secret, which may be missing, are those of this home's server."""
+    own = known_auth_string()
+    if not own or secret:
+        return secret == own != ""
+    noted = read_note("server.json").get("ui")
+    return url.rstrip("/").replace("//localhost:", f"//{LOOPBACK}:") == f"{noted}/api"
 
 
 def _check_configured(api: str) -> None:
@@ -207,6 +215,7 @@ def launch_server() -> Server:
         "PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS": ",".join(sorted(origins)),
         "PREFECT_SERVER_API_BASE_PATH": "/api",
     }
+    environment.pop("PREFECT_PROFILE", None)  # the home has no profiles
     with (home() / "server.log").open("ab") as log, listener:
         process = subprocess.Popen(  # noqa: S603
             # by path and with -P: a folder "flows" in the current folder must not be run instead
@@ -239,9 +248,9 @@ def wait_for(server: Server) -> None:
         if proven is False:
             raise NoServer(f"{server.ui} is not the Prefect server of {home()}; {log}")
         if is_gone(server.mark):
-            raise NoServer(f"the Prefect server ended while it started; {log}")
+            raise NoServer(f"The Prefect server ended while it started; {log}")
         if time.monotonic() > deadline:
-            raise NoServer(f"the Prefect server did not start within {START_SECONDS:.0f} s; {log}")
+            raise NoServer(f"The Prefect server did not start within {START_SECONDS:.0f} s; {log}")
         time.sleep(0.25)
     os.environ["PREFECT_API_URL"] = server.api
     os.environ["PREFECT_API_AUTH_STRING"] = auth_string()

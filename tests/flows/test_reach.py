@@ -87,6 +87,14 @@ def test_geofm_env_is_for_a_shell(enter: Enter, monkeypatch: pytest.MonkeyPatch)
     }  # fmt: skip
     # what it set in a shell does not make the home's own server a configured one
     assert server.configured_server() == {} and start() == started
+    for host in ("127.0.0.1", "localhost"):  # set by hand, as before there was a secret
+        monkeypatch.delenv("PREFECT_API_AUTH_STRING")
+        monkeypatch.setenv("PREFECT_API_URL", started.api.replace("127.0.0.1", host) + "/")
+        assert server.configured_server() == {} and start() == started
+    monkeypatch.delenv("PREFECT_API_AUTH_STRING")
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:1/api")
+    assert server.configured_server() == {"PREFECT_API_URL": "http://127.0.0.1:1/api"}
+    monkeypatch.setenv("PREFECT_API_AUTH_STRING", home.auth_string())
     server.stop_server()
     assert start().alive
     odd = 'me:it\'s $(id) `id` \\ "x" & ; *'
