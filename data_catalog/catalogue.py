@@ -22,8 +22,8 @@ from sqlalchemy.orm import Session
 
 from data_catalog.address import shown_address, sqlite_path
 from data_catalog.artifact import Artifact
-from data_catalog.database import CatalogueUnreachable, connect
-from data_catalog.errors import RunError, UsageError
+from data_catalog.database import CatalogueUnreachable, connect, rows_that_read
+from data_catalog.errors import CheckError, RunError, UsageError
 from data_catalog.lease import (
     Lease,
     call_catalogue,
@@ -101,8 +101,16 @@ class Catalogue:
 
     @contextmanager
     def session(self) -> Iterator[Session]:
-        """A transaction that commits at the end of the block."""
-        with Session(self.engine, expire_on_commit=False) as session, session.begin():
+        """A transaction that commits at the end of the block.
+
+        Raises:
+            CheckError: a row cannot be read.
+        """
+        with (
+            rows_that_read(self.url),
+            Session(self.engine, expire_on_commit=False) as session,
+            session.begin(),
+        ):
             yield session
 
     def record(self, artifact: Artifact, key: str) -> None:
@@ -214,8 +222,13 @@ class Catalogue:
             else:
                 begins = ArtifactRow.digest.startswith(ref, autoescape=True)
                 digests = list(session.scalars(select(ArtifactRow.digest).where(begins).limit(3)))
-            rows = [session.get_one(ArtifactRow, digest) for digest in digests]
-        if len(rows) != 1:
+            rows = [session.get(ArtifactRow, digest) for digest in digests]
+        if len(rows) == 1 and rows[0] is None:
+            raise CheckError(
+                f"the catalogue {shown_address(self.url)} is damaged: {ref!r} means {digests[0]}, "
+                "of which it has no row; restore it from another copy"
+            )
+        if len(rows) != 1 or rows[0] is None:
             problem = "is ambiguous: give more digits" if rows else "names nothing"
             raise UnknownReference(f"{ref!r} {problem}; `geofm list` shows what there is")
         return self._artifact(rows[0])
@@ -241,7 +254,10 @@ class Catalogue:
     def kind(self, digest: str) -> str:
         """The kind of an artifact, as recorded when it was sealed."""
         with self.session() as session:
-            return session.get_one(ArtifactRow, digest).kind
+            row = session.get(ArtifactRow, digest)
+        if row is None:
+            raise UnknownReference(f"no artifact {digest} in this catalogue")
+        return row.kind
 
     def manifest(self, digest: str) -> Manifest | None:
         """The manifest as recorded when the artifact was sealed: a second copy of it."""

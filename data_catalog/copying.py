@@ -9,8 +9,9 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from data_catalog.artifact import MANIFEST, Artifact
+from data_catalog.artifact import Artifact
 from data_catalog.errors import CheckError, UsageError
+from data_catalog.manifest import MANIFEST
 from data_catalog.progress import tick
 from data_catalog.verify import verify_artifact
 

@@ -7,11 +7,14 @@ memory, which is also where its tables are brought up to date.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sqlite3
 import tempfile
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from json import JSONDecodeError
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -21,7 +24,7 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, StaticPool, create_engine, event, text
-from sqlalchemy.exc import OperationalError, ProgrammingError, SQLAlchemyError
+from sqlalchemy.exc import DatabaseError, OperationalError, ProgrammingError, SQLAlchemyError
 
 from data_catalog.address import (
     BadAddress,
@@ -31,11 +34,13 @@ from data_catalog.address import (
     shown_address,
     sqlite_path,
 )
-from data_catalog.errors import UsageError
+from data_catalog.errors import CheckError, UsageError
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 #: Seconds to wait for another process that writes to a SQLite file.
 BUSY_S = 60
+#: How a database says that its file is damaged.
+_DAMAGED = re.compile("malformed|not a database|corrupt", re.IGNORECASE)
 
 
 class CatalogueUnreachable(UsageError):
@@ -83,6 +88,25 @@ def connect(address: str, write: bool = True) -> tuple[str, Engine]:
     except OSError as error:
         raise CatalogueUnreachable(
             f"cannot read the catalogue {shown_address(address)} ({error.strerror})"
+        ) from error
+
+
+@contextmanager
+def rows_that_read(address: str) -> Iterator[None]:
+    """Turn the errors of a damaged database, whose rows cannot be read, into one clear error.
+
+    Raises:
+        CheckError: A row cannot be read.
+    """
+    try:
+        yield
+    except (JSONDecodeError, UnicodeDecodeError, DatabaseError) as error:
+        why = str(error).splitlines()[0]
+        if isinstance(error, DatabaseError) and not _DAMAGED.search(why):
+            raise
+        raise CheckError(
+            f"the catalogue {shown_address(address)} is damaged: a row cannot be read ({why}); "
+            "restore it from another copy"
         ) from error
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,12 +23,13 @@ class UnknownSample(UsageError):
 
 @dataclass(frozen=True)
 class Node:
-    """An artifact in a lineage: at which depth, in which role, made from what."""
+    """An artifact in a lineage, and what it was made from, by role.
+
+    A lineage is a graph: two nodes may have one parent. Each artifact is one node.
+    """
 
     artifact: Artifact
-    role: str
-    depth: int
-    parents: list[Node] = field(default_factory=list)
+    parents: dict[str, Node] = field(default_factory=dict)
 
 
 #: Roles of inputs that are weights: a model's lineage goes through them, a chip's does not.
@@ -36,24 +38,18 @@ WEIGHTS = ("encoder", "teacher", "student")
 LEARNED_FROM = ("teacher", "student")
 
 
-def ancestry(
-    catalogue: Catalogue,
-    artifact: Artifact,
-    role: str = "",
-    depth: int = 0,
-    seen: set[str] | None = None,
-) -> Node:
-    """The tree of everything an artifact was made from.
-
-    The lineage of weights is listed once, however many stages read them.
-    """
-    seen = set() if seen is None else seen
-    inputs = catalogue.parents(artifact.digest)
-    if role in WEIGHTS:
-        inputs = {} if artifact.digest in seen else inputs
-        seen.add(artifact.digest)
-    parents = [ancestry(catalogue, catalogue.get(d), r, depth + 1, seen) for r, d in inputs.items()]
-    return Node(artifact, role, depth, parents)
+def ancestry(catalogue: Catalogue, artifact: Artifact) -> Node:
+    """Everything an artifact was made from, as the catalogue has it; each artifact is read once."""
+    root = Node(artifact)
+    nodes, queue = {artifact.digest: root}, deque([root])
+    while queue:
+        node = queue.popleft()
+        for role, digest in catalogue.parents(node.artifact.digest).items():
+            if digest not in nodes:
+                nodes[digest] = Node(catalogue.get(digest))
+                queue.append(nodes[digest])
+            node.parents[role] = nodes[digest]
+    return root
 
 
 def walk(node: Node, through_weights: bool = True) -> Iterator[Node]:
@@ -63,14 +59,15 @@ def walk(node: Node, through_weights: bool = True) -> Iterator[Node]:
         node: where it begins.
         through_weights: whether models are followed that were read as encoder, teacher or student.
     """
-    seen: set[str] = set()
-    queue = [node]
+    seen, queue = {node.artifact.digest}, deque([node])
     while queue:
-        current = queue.pop(0)
-        if current.artifact.digest not in seen:
-            seen.add(current.artifact.digest)
-            yield current
-        queue.extend(p for p in current.parents if through_weights or p.role not in WEIGHTS)
+        current = queue.popleft()
+        yield current
+        for role, parent in current.parents.items():
+            followed = through_weights or role not in WEIGHTS
+            if followed and parent.artifact.digest not in seen:
+                seen.add(parent.artifact.digest)
+                queue.append(parent)
 
 
 def ancestor(catalogue: Catalogue, artifact: Artifact, kind: str) -> Artifact:

@@ -2,18 +2,71 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+from unicodedata import normalize
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+)
 
 from data_catalog.canonical import canonical, digest_of
 from data_catalog.errors import RunError
 
+MANIFEST = "manifest.json"
+#: A kind of artifact, which is the name of a folder.
+KIND = r"^[a-z][a-z0-9_-]{0,31}$"
+#: Folders of a path in an artifact at most.
+MAX_DEPTH = 32
+_UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\\]|^[A-Za-z]:")
+
+
+def what_is_wrong(error: Exception) -> str:
+    """Return the first thing that is wrong with a manifest, in one line."""
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        return f"{place}: {first['msg']}" if place else str(first["msg"])
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
 
 class ConservationError(RunError):
     """Rows went missing or were doubled in a stage."""
+
+
+def safe_name(name: str) -> str:
+    """Return the path of a file in an artifact, if it can only mean a file inside it.
+
+    Raises:
+        ValueError: It is empty, absolute or too long, goes upwards, or has a backslash, a drive
+            letter or a control character.
+    """
+    parts = name.split("/")
+    if (
+        any(part in ("", ".", "..") or len(part.encode(errors="replace")) > 255 for part in parts)
+        or len(parts) > MAX_DEPTH
+        or _UNSAFE.search(name)
+    ):
+        shown = repr(name) if len(name) < 200 else f"{name[:200]!r}…"
+        raise ValueError(f"{shown} is no path of a file in an artifact")
+    return name
+
+
+def folders_of(names: Iterable[str]) -> set[str]:
+    """Return every folder that these paths go through."""
+    found: set[str] = set()
+    for name in names:
+        while (name := name.rpartition("/")[0]) and name not in found:
+            found.add(name)
+    return found
 
 
 class FileEntry(BaseModel):
@@ -21,9 +74,9 @@ class FileEntry(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    path: str
-    sha256: str
-    size: int
+    path: Annotated[str, AfterValidator(safe_name)]
+    sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+    size: Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class Manifest(BaseModel):
@@ -37,7 +90,7 @@ class Manifest(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: Literal["geofm/1"] = "geofm/1"
-    kind: str
+    kind: Annotated[str, StringConstraints(pattern=KIND)]
     stage: str
     version: str
     inputs: dict[str, str]
@@ -49,6 +102,20 @@ class Manifest(BaseModel):
     facts: dict[str, Any]
     deterministic: bool
     files: list[FileEntry]
+
+    @field_validator("files")
+    @classmethod
+    def _each_file_once(cls, files: list[FileEntry]) -> list[FileEntry]:
+        """Refuse paths that are one file, or a file and a folder, on some file system."""
+        names = {normalize("NFC", entry.path).casefold() for entry in files}
+        if len(names) != len(files):
+            raise ValueError("two files have one path, perhaps in other letters")
+        if MANIFEST in names:
+            raise ValueError(f"{MANIFEST} lists itself")
+        both = folders_of(names) & names
+        if both:
+            raise ValueError(f"{min(both)!r} is a file and a folder")
+        return files
 
     def to_bytes(self) -> bytes:
         """The canonical bytes that are written and hashed."""

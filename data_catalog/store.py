@@ -30,17 +30,17 @@ from botocore.exceptions import BotoCoreError
 from upath import UPath
 
 from data_catalog.address import store_address
-from data_catalog.artifact import MANIFEST, Artifact, cache_folder
+from data_catalog.artifact import Artifact, cache_folder
 from data_catalog.canonical import canonical, digest_of, sha256_file
 from data_catalog.errors import CheckError, RunError, UsageError
 from data_catalog.lock import is_abandoned, lock_file
-from data_catalog.manifest import FileEntry, Manifest
+from data_catalog.manifest import KIND, MANIFEST, FileEntry, Manifest
+from data_catalog.reach import exists, reach, read_file
 
 ARTIFACTS = "artifacts"
 PART = "part.json"
 LOCK = "lock"
-#: What a kind of artifact and a digest may be: each is the name of a folder.
-KIND, DIGEST = re.compile(r"[a-z][a-z0-9_-]{0,31}"), re.compile(r"[0-9a-f]{64}")
+DIGEST = re.compile(r"[0-9a-f]{64}")
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 log = logging.getLogger("geofm.store")
 
@@ -96,6 +96,29 @@ def linked(folders: Iterable[Path]) -> dict[Inode, PartFile]:
     return found
 
 
+def _noted(note: bytes) -> list[FileEntry] | None:
+    """The files that a part's note lists; None where the note is damaged."""
+    try:
+        return [FileEntry.model_validate(entry) for entry in json.loads(note)["files"]]
+    except (ValueError, TypeError, LookupError, RecursionError):
+        return None
+
+
+def _is_whole(place: Path) -> bool:
+    """Whether a part's local folder has the files of its note, and no others.
+
+    Raises:
+        OutOfReach: A file cannot be read; whether it is whole is not known.
+    """
+    path = UPath(place)
+    try:
+        noted = _noted(read_file(path / PART))
+        found = reach(path, lambda: [f for f in list_files(place) if f.path != PART])
+    except (OSError, ValueError):  # a folder in the place of a file, a name that none can have
+        return False
+    return noted == found
+
+
 @dataclass(frozen=True)
 class Store:
     """A store by its address. Cheap to make and to pickle; ``open_store`` checks it once."""
@@ -130,7 +153,7 @@ class Store:
         Raises:
             CheckError: The kind or the digest is no name of a folder.
         """
-        if not KIND.fullmatch(kind) or not DIGEST.fullmatch(digest):
+        if not re.fullmatch(KIND, kind) or not DIGEST.fullmatch(digest):
             raise CheckError(f"{kind!r} {digest!r} is no kind and digest of an artifact")
         return Artifact(str(self.root / ARTIFACTS / kind / digest))
 
@@ -143,7 +166,7 @@ class Store:
         """The kinds of artifacts that there are."""
         folder = self.root / ARTIFACTS
         names = [path.name for path in folder.iterdir()] if folder.exists() else []
-        return sorted(name for name in names if KIND.fullmatch(name))
+        return sorted(name for name in names if re.fullmatch(KIND, name))
 
     def digests(self) -> set[str]:
         """The digests of all artifacts that there are."""
@@ -152,7 +175,7 @@ class Store:
 
     def has(self, artifact: Artifact) -> bool:
         """Whether the artifact is there, whole (its manifest is written last)."""
-        return artifact.path(MANIFEST).exists()
+        return exists(artifact.path(MANIFEST))
 
     def scratch(self, key: str) -> Path:
         """Return a local folder of one job that survives kills."""
@@ -235,7 +258,7 @@ class Store:
 
     def has_part(self, key: str) -> bool:
         """Whether the part is finished."""
-        return (self.part_folder(key) / PART).exists()
+        return exists(self.part_folder(key) / PART)
 
     def publish_part(self, key: str, folder: Path) -> None:
         """Keep a finished part under its key, with the digests of its files."""
@@ -247,18 +270,22 @@ class Store:
     def fetch_part(self, key: str) -> Path | None:
         """A local folder with the files of a finished part; None, and it is gone, if damaged."""
         folder = self.part_folder(key)
-        place = Path(folder.path)
-        if not self.is_local:
+        if self.is_local:
+            place = Path(folder.path)
+            if _is_whole(place):
+                return place
+        else:
             place = cache_folder() / "parts" / key
-            if not (place / PART).exists():
-                self._download(folder, place)
-        note = json.loads((place / PART).read_bytes())
-        found = [f.model_dump() for f in list_files(place) if f.path != PART]
-        if note["files"] == found:
-            return place
+            for _ in range(2):  # a damaged copy in the cache is fetched once more
+                if not (place / PART).exists():
+                    self._download(folder, place)
+                if _is_whole(place):
+                    return place
+                shutil.rmtree(place)
         log.warning("part %s is damaged; it is thrown away and worked on again", key)
-        shutil.rmtree(place)
-        if not self.is_local:
+        if self.is_local:
+            shutil.rmtree(place)
+        else:
             folder.fs.rm_file((folder / PART).path)
         return None
 
@@ -300,16 +327,14 @@ class Store:
         Only what its note lists: an upload that died may have left other files beside it.
         """
         beside = place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}")
-        note = (remote / PART).read_bytes()
+        note = read_file(remote / PART)
         try:
-            for name in (entry["path"] for entry in json.loads(note)["files"]):
-                (beside / name).parent.mkdir(parents=True, exist_ok=True)
+            for file in _noted(note) or ():
+                (beside / file.path).parent.mkdir(parents=True, exist_ok=True)
                 try:
-                    (beside / name).write_bytes((remote / name).read_bytes())
-                except FileNotFoundError:
-                    log.warning(
-                        "%s is missing", remote / name
-                    )  # a damaged part, as the caller sees
+                    (beside / file.path).write_bytes(read_file(remote / file.path))
+                except FileNotFoundError:  # a damaged part, as the caller sees
+                    log.warning("%s is missing", remote / file.path)
             beside.mkdir(parents=True, exist_ok=True)
             (beside / PART).write_bytes(note)
             try:

@@ -1,23 +1,64 @@
-"""Proof by hashing: an artifact's manifest against its name, its files against the manifest."""
+"""Proof by hashing: an artifact's manifest against its name, its files against the manifest.
+
+The chain of an artifact is that of its manifests: each names its inputs by digest. The catalogue
+is a copy of what they say, so it is checked against them (``cross_check``) and never believed.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import os
+import stat
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
 
-from data_catalog.artifact import MANIFEST, Artifact
+from data_catalog.artifact import Artifact, kind_of_file
 from data_catalog.canonical import sha256_file
 from data_catalog.catalogue import Catalogue
-from data_catalog.lineage import ancestry, walk
-from data_catalog.manifest import Manifest
+from data_catalog.cross_check import check_names, check_rows
+from data_catalog.errors import CheckError, UsageError
+from data_catalog.manifest import MANIFEST, FileEntry, Manifest, folders_of, what_is_wrong
 from data_catalog.progress import tick
+from data_catalog.reach import OutOfReach, file_size, out_of_reach, reach
+from data_catalog.store import Store
+
+#: Problems of one artifact that are listed; the others are counted.
+LISTED = 50
+#: Entries of a folder that are looked at beyond those of the manifest.
+MOST_EXTRA = 10_000
+
+
+@dataclass
+class Findings:
+    """What a verification found.
+
+    Attributes:
+        problems: What is damaged, missing or contradictory, one sentence each.
+        unread: What could not be read, which says nothing about its content.
+    """
+
+    problems: list[str] = field(default_factory=list)
+    unread: list[str] = field(default_factory=list)
+
+    def add(self, other: Findings) -> None:
+        """Add the findings on something else, each at most ``LISTED`` times."""
+        self.problems.extend(_bounded(other.problems))
+        self.unread.extend(_bounded(other.unread))
+
+
+def _bounded(texts: list[str]) -> list[str]:
+    more = len(texts) - LISTED
+    return [*texts[:LISTED], f"… and {more:,} more like these"] if more > 0 else texts
 
 
 def sealed_manifest(artifact: Artifact, recorded: Manifest | None = None) -> Manifest | None:
     """The manifest whose digest is the artifact's: its own, or the catalogue's copy of it."""
     try:
-        if artifact.manifest.digest == artifact.digest:
+        if hashlib.sha256(artifact.manifest_bytes()).hexdigest() == artifact.digest:
             return artifact.manifest
-    except (OSError, ValueError):
+    except (OSError, CheckError, OutOfReach):
         pass
     return recorded if recorded is not None and recorded.digest == artifact.digest else None
 
@@ -28,54 +69,227 @@ def verify_artifact(artifact: Artifact, recorded: Manifest | None = None) -> lis
     Args:
         artifact: what is verified.
         recorded: the catalogue's copy of the manifest: tells where a damaged one differs.
+
+    Raises:
+        OutOfReach: something could not be read, and no problem was found in the rest.
     """
-    problems = _verify_manifest(artifact, recorded)
-    manifest = sealed_manifest(artifact, recorded)
+    return _or_out_of_reach(check_artifact(artifact, recorded))
+
+
+def verify_chain(catalogue: Catalogue, artifact: Artifact) -> list[str]:
+    """Problems of an artifact and of everything it was made from; raises as the above."""
+    return _or_out_of_reach(check_chain(catalogue, artifact))
+
+
+def _or_out_of_reach(found: Findings) -> list[str]:
+    if found.unread and not found.problems:
+        raise OutOfReach("\n  ".join(found.unread))
+    return found.problems
+
+
+def check_chain(catalogue: Catalogue, artifact: Artifact) -> Findings:
+    """Check an artifact and everything it was made from, as the sealed manifests say.
+
+    What the catalogue says otherwise is a problem as well.
+    """
+    found, store = Findings(), Store.of(artifact)
+    seen, queue = {artifact.digest}, deque([artifact])
+    while queue:
+        current = queue.popleft()
+        recorded = recorded_manifest(catalogue, current.digest)
+        found.add(check_artifact(current, recorded))
+        manifest = sealed_manifest(current, recorded) or _as_it_is(current)
+        if manifest is None:
+            continue
+        found.add(Findings(check_rows(catalogue, current, manifest)))
+        for role, digest in sorted(manifest.inputs.items()):
+            if digest in seen:
+                continue
+            seen.add(digest)
+            try:
+                parent = store.locate(digest)
+            except (CheckError, OutOfReach) as error:
+                found.add(_failed(error, f"input {role} of {current.digest[:12]}: "))
+                continue
+            if parent is None:
+                found.problems.append(
+                    f"{manifest.kind} {current.digest[:12]}: its input {role} {digest} is not in "
+                    "the store; restore it from another copy"
+                )
+            else:
+                queue.append(parent)
+    found.add(Findings(check_names(catalogue)))
+    return found
+
+
+def _failed(error: CheckError | OutOfReach, where: str = "") -> Findings:
+    """A check that ended with an error, as a finding."""
+    text = f"{where}{error}"
+    return Findings(unread=[text]) if isinstance(error, OutOfReach) else Findings([text])
+
+
+def recorded_manifest(catalogue: Catalogue, digest: str) -> Manifest | None:
+    """The catalogue's copy of a manifest; None where it has none that can be read."""
+    try:
+        return catalogue.manifest(digest)
+    except (CheckError, ValueError):  # a problem that check_rows names
+        return None
+
+
+def _as_it_is(artifact: Artifact) -> Manifest | None:
+    """A manifest that is not as sealed, if it can be read at all."""
+    try:
+        return artifact.manifest
+    except (UsageError, CheckError, OutOfReach):
+        return None
+
+
+def check_artifact(artifact: Artifact, recorded: Manifest | None = None) -> Findings:
+    """Check one artifact's manifest, each of its files, and that there is nothing else."""
+    found = Findings()
+    if artifact.is_local and Path(artifact.root.path).is_symlink():
+        found.problems.append(f"{artifact.url} is a symbolic link, not a folder of the store")
+    found.add(_check_manifest(artifact, recorded))
+    manifest = sealed_manifest(artifact, recorded) or _as_it_is(artifact)
     if manifest is None:
-        try:
-            manifest = artifact.manifest
-        except (OSError, ValueError):
-            return problems
+        return found
+    try:
+        there = _listing(artifact, {entry.path for entry in manifest.files} | {MANIFEST})
+    except OutOfReach as error:
+        found.unread.append(str(error))
+        there = None
+    files = Findings(unread=[])
     for number, entry in enumerate(manifest.files):
         tick("verify", number + 1, len(manifest.files), entry.path)
-        path = artifact.path(entry.path)
-        if not path.exists():
-            problems.append(f"{path}: missing")
-            continue
-        size = path.stat().st_size
-        if size != entry.size:
-            problems.append(f"{path}: {size} bytes instead of {entry.size}")
-        elif sha256_file(path) != entry.sha256:  # the file itself, not a cached copy
-            problems.append(f"{path}: content altered, its sha256 is not {entry.sha256}")
-    known = {entry.path for entry in manifest.files} | {MANIFEST}
-    for found in artifact.root.rglob("*"):
-        name = found.path.removeprefix(artifact.root.path).lstrip("/")
-        if found.is_file() and name not in known:
-            problems.append(f"{found}: not in the manifest")
-    return problems
+        patient = len(files.problems) + len(files.unread) < 3  # then the store is not asked again
+        try:
+            files.problems += _check_file(artifact, entry, there, patient)
+        except OutOfReach as error:
+            files.unread.append(str(error))
+    found.add(files)
+    found.add(Findings([] if there is None else there.extra))
+    return found
 
 
-def _verify_manifest(artifact: Artifact, recorded: Manifest | None) -> list[str]:
-    """What is wrong with the manifest's bytes, and from which on."""
+@dataclass
+class _Listing:
+    """What lies in an artifact's folder.
+
+    Attributes:
+        sizes: Size of each regular file or object that the manifest names.
+        wrong: What each other thing is that the manifest names.
+        extra: Problems: what it does not name.
+    """
+
+    sizes: dict[str, int] = field(default_factory=dict)
+    wrong: dict[str, str] = field(default_factory=dict)
+    extra: list[str] = field(default_factory=list)
+
+
+def _listing(artifact: Artifact, known: set[str]) -> _Listing:
+    """List an artifact's folder, once; links are never followed.
+
+    Raises:
+        OutOfReach: It cannot be listed.
+    """
+    there = _Listing()
+    if not artifact.is_local:
+        root = artifact.root
+        objects = reach(root, lambda: root.fs.find(root.path, detail=True))
+        for address, about in objects.items():
+            name = address.removeprefix(root.path).lstrip("/")
+            if name in known:
+                there.sizes[name] = int(about["size"])
+            else:
+                there.extra.append(f"{root}/{name}: not in the manifest")
+        return there
+    folders = folders_of(known)
+    top = Path(artifact.root.path)
+    for name, about in _entries(top, folders):
+        if stat.S_ISREG(about.st_mode) and name in known:
+            there.sizes[name] = about.st_size
+        elif name in known:
+            there.wrong[name] = kind_of_file(about.st_mode)
+        elif not (stat.S_ISDIR(about.st_mode) and name in folders):
+            is_file = stat.S_ISREG(about.st_mode)
+            what = "" if is_file else f" ({kind_of_file(about.st_mode)})"
+            there.extra.append(f"{top / name}{what}: not in the manifest")
+            if len(there.extra) >= MOST_EXTRA:
+                break
+    return there
+
+
+def _entries(top: Path, folders: set[str]) -> Iterator[tuple[str, os.stat_result]]:
+    """Everything in a folder and in those of its folders that the manifest knows."""
+    queue = [""]
+    while queue:
+        inner = queue.pop()
+        try:
+            with os.scandir(top / inner) as entries:
+                for entry in entries:
+                    name = f"{inner}/{entry.name}".lstrip("/")
+                    about = entry.stat(follow_symlinks=False)
+                    yield name, about
+                    if stat.S_ISDIR(about.st_mode) and name in folders:
+                        queue.append(name)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise out_of_reach(top / inner, error) from error
+
+
+def _check_file(
+    artifact: Artifact, entry: FileEntry, there: _Listing | None, patient: bool
+) -> list[str]:
+    """Problems of one file."""
+    where = f"{artifact.url}/{entry.path}"
+    size = None
+    if there is not None:
+        size = there.sizes.get(entry.path)
+        if entry.path in there.wrong:
+            return [f"{where}: is {there.wrong[entry.path]}, not a file"]
+        if size is None and artifact.is_local:
+            return [f"{where}: missing"]
+    path = artifact.path(entry.path)
     try:
-        found = artifact.path(MANIFEST).read_bytes()
+        if size is None:  # an object store is asked again before an object counts as missing
+            size = file_size(path, patient)
+        if size != entry.size:
+            return [f"{where}: {size} bytes instead of {entry.size}"]
+        if reach(path, lambda: sha256_file(path), patient) != entry.sha256:
+            return [f"{where}: content altered, its sha256 is not {entry.sha256}"]
+    except FileNotFoundError:
+        return [f"{where}: missing"]
     except OSError as error:
-        return [f"{artifact.url}/{MANIFEST}: missing or damaged ({error})"]
+        return [f"{where}: is no file that can be read ({error.strerror or error})"]
+    return []
+
+
+def _check_manifest(artifact: Artifact, recorded: Manifest | None) -> Findings:
+    """What is wrong with the manifest's bytes, and from which on."""
+    where = f"{artifact.url}/{MANIFEST}"
+    try:
+        found = artifact.manifest_bytes()
+    except OutOfReach as error:
+        return _failed(error)
+    except (OSError, CheckError) as error:
+        return Findings([f"{where}: missing or damaged ({error})"])
     digest = hashlib.sha256(found).hexdigest()
-    if digest == artifact.digest:
-        return []
-    where = ""
-    if recorded is not None and recorded.digest == artifact.digest:
+    differs = ""
+    if digest != artifact.digest and recorded is not None and recorded.digest == artifact.digest:
         wanted = recorded.to_bytes()
         at = first_difference(found, wanted)
         near = wanted[max(0, at - 20) : at + 20].decode(errors="replace")
-        where = f"; byte {at} differs from the catalogue's copy, which says …{near}…"
+        differs = f"; byte {at} differs from the catalogue's copy, which says …{near}…"
     try:
+        if digest == artifact.digest:
+            _ = artifact.manifest  # parsed once, however large it is
+            return Findings()
         Manifest.model_validate_json(found)
-    except ValueError as error:
-        first = str(error).splitlines()[0]
-        return [f"{artifact.url}/{MANIFEST}: missing or damaged ({first}){where}"]
-    return [f"{artifact.url}/{MANIFEST}: altered, its digest is {digest}{where}"]
+    except (ValueError, CheckError) as error:
+        cause = error.__cause__ if isinstance(error.__cause__, ValueError) else error
+        return Findings([f"{where}: missing or damaged ({what_is_wrong(cause)}){differs}"])
+    return Findings([f"{where}: altered, its digest is {digest}{differs}"])
 
 
 def first_difference(found: bytes, wanted: bytes) -> int:
@@ -88,12 +302,3 @@ def first_difference(found: bytes, wanted: bytes) -> int:
         else:
             high = middle - 1
     return low
-
-
-def verify_chain(catalogue: Catalogue, artifact: Artifact) -> list[str]:
-    """Problems of an artifact and of everything it was made from."""
-    problems = []
-    for node in walk(ancestry(catalogue, artifact)):
-        recorded = catalogue.manifest(node.artifact.digest)
-        problems += verify_artifact(node.artifact, recorded)
-    return problems

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
+import secrets
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,20 +15,28 @@ from data_catalog.artifact import Artifact
 from data_catalog.canonical import digest_of
 from data_catalog.catalogue import Catalogue
 from data_catalog.costs import lineage_costs
+from data_catalog.cross_check import check_rows
 from data_catalog.errors import CheckError, RunError, UsageError
 from data_catalog.lineage import (
-    WEIGHTS,
     Node,
     UnknownSample,
     ancestor,
     ancestry,
     licence_union,
     trace_sample,
+    walk,
     weights_read,
 )
 from data_catalog.lineage import why as why_chip
 from data_catalog.past import last_sample_in, why_left
-from data_catalog.verify import sealed_manifest, verify_artifact, verify_chain
+from data_catalog.reach import OutOfReach
+from data_catalog.verify import (
+    Findings,
+    check_artifact,
+    check_chain,
+    recorded_manifest,
+    sealed_manifest,
+)
 from flows.console import out, print_json, print_table, progress_bars
 from flows.options import Catalog, Json, Ref, Store
 from flows.settings import Place, open_place
@@ -42,10 +51,22 @@ SampleRef = Annotated[
 Deep = Annotated[
     bool, typer.Option("--deep", help="Follow the chain to everything it was made from.")
 ]
+RecutSeed = Annotated[
+    int | None,
+    typer.Option(
+        "--seed",
+        metavar="S",
+        help="Which samples --recut takes. Default: at random; the number is printed.",
+    ),
+]
 RecutCount = Annotated[
     int,
     typer.Option(
-        "--recut", min=0, metavar="N", help="Cut N samples again from the source, compare pixels."
+        "--recut",
+        min=0,
+        metavar="N",
+        help="Cut N samples again from the source; compare their pixels with the chip table and "
+        "the shards.",
     ),
 ]
 
@@ -150,9 +171,9 @@ def trace(
         return
     tree = ancestry(catalogue, artifact)
     if json_:
-        print_json(_node(tree))
+        print_json(_lineage(tree, "", set()))
         return
-    _print_tree(tree)
+    _print_lineage(tree)
 
 
 def why(
@@ -239,33 +260,37 @@ def verify(
     ref: Ref,
     deep: Deep = False,
     recut: RecutCount = 0,
+    seed: RecutSeed = None,
     store: Store = "", catalog: Catalog = "", json_: Json = False,
 ) -> None:  # fmt: skip
-    """Re-hash an artifact; name the shard and sample where a bit differs. Exit code 4 if any."""
+    """Re-hash an artifact; name the shard and sample where a bit differs.
+
+    Exit code 4: something is damaged or contradicts the manifests. 3: something could not be read,
+    and no damage was found in the rest.
+    """
     catalogue = open_place(store, catalog, write=False).catalogue
     artifact = catalogue.resolve(ref)
+    seed = secrets.randbelow(2**32) if seed is None else seed
     with progress_bars():
-        recorded = catalogue.manifest(artifact.digest)
-        problems = (
-            verify_chain(catalogue, artifact) if deep else verify_artifact(artifact, recorded)
-        )
-        if catalogue.kind(artifact.digest) == "dataset" and problems:
-            from geofm.shards.check import verify_shards
-
-            problems += verify_shards(artifact, sealed_manifest(artifact, recorded))
-        again = _recut(catalogue, artifact, recut) if recut else []
-    same = [one for one in again if one.got == one.expected]
+        found = _findings(catalogue, artifact, deep)
+        again = _recut(catalogue, artifact, recut, seed) if recut else []
+    same = [one for one in again if one.is_same]
     away = [one for one in again if one.problem and not one.changed]
-    problems += [
-        _other_pixels(one)
-        for one in again
-        if one.changed or (not one.problem and one.got != one.expected)
-    ]
+    problems = found.problems + [text for one in again for text in one.differences()]
     if json_:
-        checked = {"recut": len(again), "recut_identical": len(same), "recut_away": len(away)}
-        print_json({"digest": artifact.digest, "problems": problems, **checked})
+        checked = {"recut": len(again), "recut_identical": len(same), "recut_away": len(away),
+                   "recut_seed": seed if recut else None}  # fmt: skip
+        print_json(
+            {"digest": artifact.digest, "problems": problems, "unread": found.unread, **checked}
+        )
     if problems:
-        raise CheckError("\n  ".join([f"{len(problems)} problems in {ref}:", *problems]))
+        raise CheckError(
+            "\n  ".join([f"{len(problems)} problems in {ref}:", *problems, *found.unread])
+        )
+    if found.unread:
+        raise OutOfReach(
+            "\n  ".join([f"{ref} could not be read in full, so it is not verified:", *found.unread])
+        )
     if away:
         raise RunError(
             f"all bytes are as sealed, but {len(away)} of {len(again)} samples could not be cut "
@@ -273,75 +298,94 @@ def verify(
         )
     if not json_:
         files = len(artifact.manifest.files)
-        more = f", {len(again)} samples cut again with identical pixels" if again else ""
-        out.print(f"{ref}: {files} files as sealed{', whole chain' if deep else ''}{more}")
+        more = f", {len(again)} samples (--seed {seed}) cut again with identical pixels"
+        out.print(
+            f"{ref}: {files} files as sealed{', whole chain' if deep else ''}"
+            f"{more if again else ''}"
+        )
 
 
-def _other_pixels(one: Recut) -> str:
-    """Say why a sample that was cut again is not what was sealed."""
-    what = f"it can't be cut again ({one.problem})"
-    if not one.problem:
-        what = "cut again from the source it has other pixels"
-    if one.changed:
-        what += f"; the source has changed since it was sealed: {one.changed}"
-    return f"sample {one.chip_id}: {what}"
+def _findings(catalogue: Catalogue, artifact: Artifact, deep: bool) -> Findings:
+    """Check an artifact, with its chain if ``deep``; of a dataset also the index and shards."""
+    recorded = recorded_manifest(catalogue, artifact.digest)
+    found = check_chain(catalogue, artifact) if deep else check_artifact(artifact, recorded)
+    sealed = sealed_manifest(artifact, recorded)
+    if sealed is None:
+        return found
+    if not deep:
+        found.add(Findings(check_rows(catalogue, artifact, sealed)))
+    if sealed.kind == "dataset":
+        from geofm.shards.check import check_index, verify_shards
+
+        try:
+            if found.problems:
+                found.add(Findings(verify_shards(artifact, sealed)))
+            else:
+                found.add(Findings(check_index(artifact)))
+        except OutOfReach as error:
+            found.unread.append(str(error))
+    return found
 
 
-def _recut(catalogue: Catalogue, artifact: Artifact, count: int) -> list[Recut]:
-    """Cut ``count`` samples of a dataset again, chosen at random but the same ones each time."""
+def _recut(catalogue: Catalogue, artifact: Artifact, count: int, seed: int) -> list[Recut]:
+    """Cut ``count`` samples of a dataset again, and compare them with its shards as well.
+
+    The inputs are those of the sealed manifests, whatever the catalogue says.
+    """
     from geofm.imagery.recut import recut
     from geofm.planet.serving import serving_source
+    from geofm.shards.check import packed_pixels
 
     dataset = ancestor(catalogue, artifact, "dataset")
-    chips, items = (ancestor(catalogue, dataset, kind) for kind in ("chips", "items"))
+    chips = catalogue.store.artifact("chips", dataset.manifest.inputs["chips"])
+    items = catalogue.store.artifact("items", chips.manifest.inputs["items"])
     ids = sorted(dataset.table("index.parquet", ["chip_id"])["chip_id"])
     if not ids:
         raise UsageError(f"{dataset.digest[:12]} holds no samples to cut again")
-    chosen = random.Random(0).sample(ids, min(count, len(ids)))
+    chosen = random.Random(seed).sample(ids, min(count, len(ids)))
+    packed = packed_pixels(dataset, chosen)
     with serving_source(str(items.manifest.settings["stac"])):
-        return recut(chips, items, chosen)
+        return [replace(one, packed=packed[one.chip_id]) for one in recut(chips, items, chosen)]
 
 
-def _node(node: Node) -> dict[str, Any]:
-    manifest = node.artifact.manifest
+def _lineage(node: Node, role: str, seen: set[str]) -> dict[str, Any]:
+    """A lineage as JSON: each artifact in full once, then by its digest alone."""
+    artifact = node.artifact
+    found = {"kind": artifact.kind, "digest": artifact.digest, "role": role}
+    if artifact.digest in seen:
+        return found
+    seen.add(artifact.digest)
+    manifest = artifact.manifest
+    parents = [_lineage(parent, name, seen) for name, parent in node.parents.items()]
     return {
-        "kind": node.artifact.kind, "digest": node.artifact.digest, "role": node.role,
-        "settings": manifest.settings, "counts": manifest.counts,
-        "weights": weights_read(node.artifact),
-        "parents": [_node(parent) for parent in node.parents],
+        **found, "settings": manifest.settings, "counts": manifest.counts,
+        "weights": weights_read(artifact), "parents": parents,
     }  # fmt: skip
 
 
-def _print_tree(node: Node) -> None:
-    from rich.tree import Tree
-
-    def grow(current: Node, branch: Tree) -> None:
-        for parent in current.parents:
-            rows = parent.artifact.manifest.counts.get("rows_out", 0)
-            grow(parent, branch.add(f"{_label(parent, 12)}  {rows:,} rows{_origin(parent)}"))
-
-    root = Tree(f"{_label(node, 64)}{_origin(node)}")
-    grow(node, root)
-    out.print(root)
-
-
-def _label(node: Node, digits: int) -> str:
-    """Kind and digest of an artifact, for a tree."""
-    return f"[bold]{node.artifact.kind}[/] {node.artifact.digest[:digits]}"
+def _print_lineage(tree: Node) -> None:
+    """A lineage as a table, each artifact once."""
+    rows = []
+    for node in walk(tree):
+        manifest = node.artifact.manifest
+        rows.append(
+            [manifest.kind, node.artifact.digest[:12], f"{manifest.counts.get('rows_out', 0):,}",
+             ", ".join(_origins(node))]
+        )  # fmt: skip
+    title = f"Lineage of {tree.artifact.kind} {tree.artifact.digest}"
+    print_table(title, ["kind", "digest", "rows", "made from"], rows)
 
 
-def _origin(node: Node) -> str:
-    """Where items come from, the role of a model, and weights that are no artifact."""
-    manifest, said = node.artifact.manifest, ""
+def _origins(node: Node) -> list[str]:
+    """What an artifact was made from: inputs by role, the API of items, published weights."""
+    found = [f"{role} {parent.artifact.digest[:12]}" for role, parent in node.parents.items()]
     if node.artifact.kind == "items":
-        said += f"  from {manifest.settings.get('stac', '')}"
-    if node.role in WEIGHTS:
-        said += f"  as {node.role}"
+        found.append(str(node.artifact.manifest.settings.get("stac", "")))
     for weights in weights_read(node.artifact):
         if not weights["model"]:
             terms = weights["licence"] or "licence not stated"
-            said += f"  {weights['role']} {weights['network']} ({terms})"
-    return said
+            found.append(f"{weights['role']} {weights['network']} ({terms})")
+    return found
 
 
 def add_to(app: typer.Typer) -> None:

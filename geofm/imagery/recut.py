@@ -23,10 +23,13 @@ class Recut:
     """A chip cut again.
 
     Attributes:
-        expected: ``pixel_sha256`` as sealed.
-        got: what its pixels have now; None where the source could not be read.
-        problem: why not, empty otherwise.
-        changed: how the source's files differ from those that were sealed, empty if they do not.
+        chip_id: Its id.
+        expected: ``pixel_sha256`` in the sealed chip table.
+        got: That of the pixels cut now; None where the source could not be read.
+        problem: Why not, empty otherwise.
+        changed: How the source's files differ from those that were sealed, empty if they do not.
+        packed: That of the pixels in the dataset's shard, or what is wrong there; None if the
+            shard was not compared.
     """
 
     chip_id: str
@@ -34,6 +37,27 @@ class Recut:
     got: str | None
     problem: str
     changed: str = ""
+    packed: str | None = None
+
+    @property
+    def is_same(self) -> bool:
+        """Whether source, chip table and shard have the same pixels."""
+        return not self.problem and not self.differences()
+
+    def differences(self) -> list[str]:
+        """What is not as the chip table says, one sentence each."""
+        found = []
+        if self.changed or (not self.problem and self.got != self.expected):
+            what = f"it can't be cut again ({self.problem})"
+            if not self.problem:
+                what = "cut again from the source it has other pixels"
+            if self.changed:
+                what += f"; the source has changed since it was sealed: {self.changed}"
+            found.append(f"sample {self.chip_id}: {what}")
+        if self.packed is not None and self.packed != self.expected:
+            what = "" if len(self.packed) == len(self.expected) else f" ({self.packed})"
+            found.append(f"sample {self.chip_id}: its shard has other pixels than its chip{what}")
+        return found
 
 
 def recut(chips: Artifact, items: Artifact, chip_ids: Sequence[str]) -> list[Recut]:

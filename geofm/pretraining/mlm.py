@@ -17,8 +17,9 @@ from shapely.geometry import mapping
 from shapely.geometry.base import BaseGeometry
 from shapely.geometry.polygon import orient
 
-from data_catalog.artifact import MANIFEST, Artifact
+from data_catalog.artifact import Artifact
 from data_catalog.canonical import sha256_file
+from data_catalog.manifest import MANIFEST
 from geofm.pretraining.export import CONFIG, MODEL, read_config
 from geofm.shards.croissant import licences
 from geofm.shards.split import TRAIN

@@ -10,22 +10,28 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from upath import UPath
 
 from data_catalog.artifact import Artifact
 from data_catalog.canonical import sha256_file
+from data_catalog.errors import CheckError
 from data_catalog.manifest import Manifest
 from data_catalog.progress import tick
+from data_catalog.reach import reach
 from data_catalog.tables import records
 from data_catalog.verify import first_difference
-from geofm.shards.index import INDEX, in_order, index_of_tar, write_index
+from geofm.imagery.chips import pixel_sha256
+from geofm.shards.index import INDEX, find_outside, in_order, index_of_tar, write_index
+from geofm.shards.reader import DamagedShard, NoSuchSplit, ShardFiles, open_index
 from geofm.shards.tar import BLOCK, END, DamagedTar, header, padding, tar_size
 
 
@@ -58,7 +64,7 @@ def verify_shards(dataset: Artifact, sealed: Manifest | None = None) -> list[str
         return _verify_index(dataset, in_order(tars), wrong, digests[INDEX])
     try:
         index = dataset.table(INDEX)
-    except (pa.ArrowException, OSError, ValueError) as error:
+    except (pa.ArrowException, OSError, ValueError, CheckError) as error:
         return [f"{INDEX} cannot be read ({error}); restore it from another copy"]
     problems = [f"{name}: not in {INDEX}" for name in sorted(tars - set(index["shard"]))]
     for name, rows in index.groupby("shard", sort=True):
@@ -67,15 +73,47 @@ def verify_shards(dataset: Artifact, sealed: Manifest | None = None) -> list[str
     return problems
 
 
+def check_index(dataset: Artifact) -> list[str]:
+    """Problems of an index that was sealed wrong: shards and bytes that the dataset has not.
+
+    Raises:
+        OutOfReach: it could not be read.
+    """
+    try:
+        open_index(dataset, "all", digests=True)
+        files = {entry.path: entry.size for entry in dataset.manifest.files}
+        rows = dataset.table(INDEX, ["key", "shard", "json_offset", "json_size"])
+        ends = rows["shard"].map(files).fillna(-1).to_numpy(np.int64)
+        offsets, sizes = (rows[f"json_{name}"].to_numpy(np.int64) for name in ("offset", "size"))
+        wrong = find_outside(offsets, sizes, ends)
+    except NoSuchSplit:
+        return []
+    except CheckError as error:
+        return [str(error)]
+    except (pa.ArrowException, ValueError, KeyError, TypeError) as error:
+        return [f"{INDEX}: it is no index of a dataset ({str(error).splitlines()[0]})"]
+    if wrong is None:
+        return []
+    return [f"{INDEX}: the JSON of sample {rows['key'][wrong]!r} is not inside its shard"]
+
+
 def _tars(dataset: Artifact) -> set[str]:
     """The tars that are there."""
-    return {f"shards/{path.name}" for path in (dataset.root / "shards").glob("*.tar")}
+    folder = dataset.path("shards")
+    try:
+        names = reach(folder, lambda: [path.name for path in folder.iterdir()])
+    except OSError:  # no folder
+        return set()
+    return {f"shards/{name}" for name in names if name.endswith(".tar")}
 
 
 def _is_altered(dataset: Artifact, name: str, digests: Mapping[str, str]) -> bool:
     """Whether a file is not there, or not as sealed."""
-    path = dataset.path(name)
-    return not path.exists() or sha256_file(path) != digests.get(name)
+    try:
+        path = UPath(dataset.local(name)) if dataset.is_local else dataset.path(name)
+        return reach(path, lambda: sha256_file(path)) != digests.get(name)
+    except (OSError, CheckError):
+        return True
 
 
 def _verify_index(dataset: Artifact, tars: list[str], wrong: set[str], sha256: str) -> list[str]:
@@ -143,10 +181,42 @@ def _expected(row: dict[str, Any], suffix: str, prefix: str) -> Expected:
 
 def _verify_shard(dataset: Artifact, shard: str, members: list[Expected]) -> list[str]:
     try:
-        with dataset.path(shard).open("rb") as file:
-            return [f"{shard}: {problem}" for problem in compare(file, members)]
+        path = UPath(dataset.local(shard)) if dataset.is_local else dataset.path(shard)
+        return reach(path, lambda: _compared(path, shard, members))
     except FileNotFoundError:
         return [f"{shard}: missing; restore it from another copy, or pack again"]
+    except (OSError, CheckError) as error:
+        return [f"{shard}: {error}"]
+
+
+def _compared(path: UPath, shard: str, members: list[Expected]) -> list[str]:
+    with path.open("rb") as file:
+        return [f"{shard}: {problem}" for problem in compare(file, members)]
+
+
+def packed_pixels(dataset: Artifact, chip_ids: Sequence[str]) -> dict[str, str]:
+    """Digests of samples' pixels as they are in the shards.
+
+    Args:
+        dataset: an artifact of kind ``dataset``.
+        chip_ids: ids of its samples.
+
+    Returns:
+        ``pixel_sha256`` of each; what is wrong in its place where the shard holds no pixels.
+
+    Raises:
+        OutOfReach: a shard could not be read.
+    """
+    index = open_index(dataset, "all")
+    numbers = {key: number for number, key in enumerate(index.keys.to_pylist())}
+    found = {}
+    with ShardFiles(index) as files:
+        for name in chip_ids:
+            try:
+                found[name] = pixel_sha256(files.pixels(numbers[name]))
+            except DamagedShard as error:
+                found[name] = str(error)
+    return found
 
 
 def compare(file: BinaryIO, members: list[Expected]) -> Iterator[str]:

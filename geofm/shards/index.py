@@ -9,9 +9,12 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from upath import UPath
 
 from geofm.shards.split import HOLDOUT, TRAIN
@@ -87,6 +90,21 @@ def _with_shard(one: ShardRows) -> pa.Table:
 def split_of(shard: str) -> str:
     """The split that a shard's name tells (``shards/NAME-SPLIT-00000.tar``)."""
     return HOLDOUT if shard.rsplit("-", 2)[-2:-1] == [HOLDOUT] else TRAIN
+
+
+def find_outside(
+    offsets: NDArray[np.int64], sizes: NDArray[np.int64], ends: NDArray[Any]
+) -> int | None:
+    """Find the first row whose bytes are not all in its shard.
+
+    Args:
+        offsets: First byte of each row's member.
+        sizes: Bytes of each member.
+        ends: Bytes of the shard that each row names; -1 where the dataset has no such shard.
+    """
+    # subtracted, since the sum of two large numbers of a hostile index would overflow
+    wrong = (offsets < 0) | (sizes <= 0) | (sizes > ends) | (offsets > ends - sizes)
+    return int(wrong.argmax()) if wrong.any() else None
 
 
 def in_order(shards: Iterable[str]) -> list[str]:

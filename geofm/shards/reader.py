@@ -22,11 +22,14 @@ from upath import UPath
 
 from data_catalog.artifact import Artifact
 from data_catalog.errors import CheckError, UsageError
+from data_catalog.reach import is_away, out_of_reach, read_range
 from geofm.imagery.chips import HEAD, chip_from_bytes
-from geofm.shards.index import INDEX, release_memory
+from geofm.shards.index import INDEX, find_outside, release_memory
 
 #: Tars held open: a quarter of what this process may open, within these limits.
 OPEN_FILES = (64, 4096)
+#: A tar that was replaced by a link is not followed, by a pipe not waited for.
+FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
 #: Samples whose places become Python numbers at a time.
 SCAN = 256
 
@@ -106,7 +109,24 @@ def open_index(
 
     Raises:
         NoSuchSplit: no sample is in it.
+        DamagedShard: the index is no index, or names other shards or bytes than there are.
+        CheckError: it is missing, or a link or special file.
+        OutOfReach: it could not be read.
     """
+    try:
+        return _read_index(dataset, split, digests, fetch)
+    except FileNotFoundError as error:
+        raise _damaged_index(dataset, "it is missing") from error
+    except (pa.ArrowException, ValueError, KeyError, TypeError, OverflowError) as error:
+        raise _damaged_index(dataset, str(error).splitlines()[0]) from error
+    except OSError as error:
+        if is_away(error):
+            raise out_of_reach(dataset.path(INDEX), error) from error
+        raise _damaged_index(dataset, str(error)) from error
+
+
+def _read_index(dataset: Artifact, split: str, digests: bool, fetch: bool) -> ShardIndex:
+    """As ``open_index``, with the errors of Arrow."""
     file = pq.ParquetFile(dataset.local(INDEX), buffer_size=2**20)
     by_split = split != "all" and "split" in file.schema_arrow.names
     if split not in ("train", "all") and not by_split:
@@ -123,6 +143,8 @@ def open_index(
     count = 0
     for group in range(file.num_row_groups):
         rows = file.read_row_group(group, columns, use_threads=False)
+        if lacking := [name for name in columns if rows[name].null_count]:
+            raise ValueError(f"column {lacking[0]} has no value in some rows")
         if by_split:
             rows = rows.filter(pc.equal(rows["split"], split))
         here = slice(count, count + len(rows))
@@ -145,6 +167,17 @@ def open_index(
         )
     joined = pa.LargeStringArray.from_buffers(count, pa.py_buffer(ends), pa.py_buffer(text))
     release_memory()
+    bytes_of = {entry.path: entry.size for entry in dataset.manifest.files}
+    ends = np.array([bytes_of.get(name, -1) for name in numbers], np.int64)[shards[:count]]
+    wrong = find_outside(offsets[:count], sizes[:count], ends)
+    if wrong is not None:
+        shard = list(numbers)[shards[wrong]]
+        raise _damaged_index(
+            dataset,
+            f"it has sample {joined[wrong].as_py()!r} in bytes {offsets[wrong]} to "
+            f"{int(offsets[wrong]) + int(sizes[wrong]) - 1} of {shard!r}, "
+            + ("which has fewer" if shard in bytes_of else "which is no file of this dataset"),
+        )
     local = dataset.is_local or fetch
     return ShardIndex(
         digest=dataset.digest,
@@ -215,7 +248,7 @@ class ShardFiles:
         opened = self._opened()
         found = opened.get(shard)
         if found is None:
-            found = opened[shard] = os.open(self.index.files[shard], os.O_RDONLY)
+            found = opened[shard] = os.open(self.index.files[shard], FLAGS)
             while len(opened) > max(1, self._most // len(self._all)):
                 os.close(opened.popitem(last=False)[1])
         return found
@@ -233,7 +266,8 @@ class ShardFiles:
 
         Args:
             numbers: of the samples.
-            damaged: gives what comes in the place of a damaged one, or raises.
+            damaged: gives what comes in the place of a damaged one, or raises. Not called for
+                a sample that is out of reach: that is an error.
             epoch: what the samples are told.
             check: compare their SHA-256.
             decode: give pixels; else the ``.npy`` bytes.
@@ -272,7 +306,7 @@ class ShardFiles:
                 except DamagedShard as damage:
                     found = damaged(damage)
                 except (OSError, ValueError) as error:
-                    found = damaged(_damaged(index, number, error))
+                    found = damaged(_damaged_or_away(index, number, error))
                 if waits:
                     self._will_need(next(coming, None))
                 yield found
@@ -309,7 +343,8 @@ class ShardFiles:
         """The bytes of one sample.
 
         Raises:
-            DamagedShard: it cannot be read, or (with ``check``) its SHA-256 is another.
+            DamagedShard: it is not there, or (with ``check``) its SHA-256 is another.
+            OutOfReach: it could not be read, which says nothing about its content.
         """
         index = self.index
         shard, start, size = (
@@ -318,12 +353,11 @@ class ShardFiles:
         try:
             if self.is_remote:
                 # made anew after a fork: fsspec's connections do not survive one, its cache knows
-                path = UPath(index.files[shard])
-                data: bytes = path.fs.cat_file(path.path, start=start, end=start + size)
+                data = read_range(UPath(index.files[shard]), start, size)
             else:
                 data = os.pread(self.descriptor(shard), size, start)
         except OSError as error:
-            raise _damaged(index, number, error) from error
+            raise _damaged_or_away(index, number, error) from error
         self._require_whole(number, data, check)
         return data
 
@@ -360,6 +394,20 @@ def _let_go(everyone: dict[int, OrderedDict[int, int]], opened: OrderedDict[int,
 def _close(opened: OrderedDict[int, int]) -> None:
     while opened:
         os.close(opened.popitem()[1])
+
+
+def _damaged_index(dataset: Artifact, why: str) -> DamagedShard:
+    return DamagedShard(
+        f"{INDEX} of dataset {dataset.digest[:12]} is damaged: {why}; run `geofm verify "
+        f"{dataset.digest[:12]}` and restore it from another copy"
+    )
+
+
+def _damaged_or_away(index: ShardIndex, number: int, error: Exception) -> DamagedShard:
+    """The damage of a sample; raises OutOfReach where it could not be looked at."""
+    if isinstance(error, OSError) and is_away(error):
+        raise out_of_reach(index.says(number), error) from error
+    return _damaged(index, number, error)
 
 
 def _damaged(index: ShardIndex, number: int, why: str | Exception) -> DamagedShard:

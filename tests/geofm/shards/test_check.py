@@ -5,8 +5,9 @@ import os
 import numpy as np
 import pytest
 
-from data_catalog.artifact import MANIFEST, Artifact
+from data_catalog.artifact import Artifact
 from data_catalog.errors import CheckError
+from data_catalog.manifest import MANIFEST
 from data_catalog.verify import verify_artifact
 from flows.cli_audit import verify
 from geofm.shards.check import verify_shards
