@@ -100,9 +100,9 @@ def recut(chips: Artifact, items: Artifact, chip_ids: Sequence[str]) -> list[Rec
             for name in names:
                 expected = rows[name]["pixel_sha256"]
                 results.setdefault(name, Recut(name, expected, None, str(problem)))
-        if any(results[name].got != results[name].expected for name in names):
-            sealed = assets.get(item, [])
-            changed = "; ".join(source_changes(one, sealed, settings, access))
-            for name in names:
+        other = [name for name in names if results[name].got != results[name].expected]
+        if other:
+            changed = "; ".join(source_changes(one, assets.get(item, []), settings, access))
+            for name in other:
                 results[name] = replace(results[name], changed=changed)
     return [results[name] for name in dict.fromkeys(chip_ids)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -57,6 +58,19 @@ def test_a_replaced_file_is_named_with_both_digests(run: Run, checksum: bool) ->
         assert PATH in one.changed
 
 
+def test_a_chip_whose_pixels_the_replaced_file_still_has_is_the_same(run: Run) -> None:
+    add(run, checksum=False)
+    chips, items = run.chips(), run.items()
+    pixels, listed_items = texture(70, 100), run.world.items[:]
+    pixels[:32, :32] += 7
+    add_scene(run.world, "a", {"red": pixels})
+    run.world.items[:] = listed_items
+    results = recut(chips, items, list(good(chips).chip_id))
+    assert 0 < sum(one.is_same for one in results) < len(results)
+    assert all(one.is_same == (one.changed == "") for one in results)
+    assert all(bool(one.differences()) == bool(one.changed) for one in results)
+
+
 def test_a_replaced_file_that_can_not_be_cut_is_named_as_well(run: Run) -> None:
     add_scene(run.world, "a", {"red": texture(70, 100)})
     chips, items = run.chips(), run.items()
@@ -80,11 +94,12 @@ def test_a_file_that_is_read_in_ranges_is_named_by_etag_or_size(
     run.world.headers[PATH] = {"ETag": '"first"'}
     add(run, checksum=False)
     chips, items = run.chips(), run.items()
-    assert list(chips.table("assets.parquet")["etag"]) == ['"1", "first"']
+    # some answers of this server also have an ETag of its own
+    assert all('"first"' in etag for etag in chips.table("assets.parquet")["etag"])
     run.world.headers[PATH] = {"ETag": '"second"'}
     replace_file(run)
     one = recut(chips, items, [good(chips).chip_id.iloc[0]])[0]
-    assert 'etag is "second", was "1", "first" when' in one.changed
+    assert re.search(r'etag is .*"second", was .*"first" when it was sealed', one.changed)
 
 
 def test_a_source_that_does_not_answer_has_not_changed(run: Run) -> None:
