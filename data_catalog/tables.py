@@ -52,6 +52,28 @@ def read_table(path: str | Path, columns: Sequence[str] | None = None) -> pd.Dat
     return pd.read_parquet(path, columns=wanted)
 
 
+def find_unreadable(path: Path) -> str:
+    """Find the first place of a damaged Parquet file that cannot be read.
+
+    Returns:
+        Column and rows in words; empty where all of it can be read.
+    """
+    first = 0
+    try:
+        file = pq.ParquetFile(path)
+    except (pa.ArrowException, OSError, ValueError):
+        return "its header or footer cannot be read"
+    for number in range(file.num_row_groups):
+        last = first + file.metadata.row_group(number).num_rows - 1
+        for column in file.schema_arrow.names:
+            try:
+                file.read_row_group(number, [column], use_threads=False).validate(full=True)
+            except (pa.ArrowException, OSError, ValueError):
+                return f"column {column} of rows {first} to {last} cannot be read"
+        first = last + 1
+    return ""
+
+
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """Rows as dictionaries with string keys."""
     return [{str(k): v for k, v in row.items()} for row in frame.to_dict("records")]

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from upath import UPath
+
 from data_catalog.artifact import Artifact, kind_of_file
 from data_catalog.canonical import sha256_file
 from data_catalog.catalogue import Catalogue
@@ -21,8 +23,9 @@ from data_catalog.cross_check import check_names, check_rows
 from data_catalog.errors import CheckError, UsageError
 from data_catalog.manifest import MANIFEST, FileEntry, Manifest, folders_of, what_is_wrong
 from data_catalog.progress import tick
-from data_catalog.reach import OutOfReach, file_size, out_of_reach, reach
+from data_catalog.reach import OutOfReach, file_size, is_remote, out_of_reach, reach
 from data_catalog.store import Store
+from data_catalog.tables import find_unreadable
 
 #: Problems of one artifact that are listed; the others are counted.
 LISTED = 50
@@ -257,12 +260,21 @@ def _check_file(
         if size != entry.size:
             return [f"{where}: {size} bytes instead of {entry.size}"]
         if reach(path, lambda: sha256_file(path), patient) != entry.sha256:
-            return [f"{where}: content altered, its sha256 is not {entry.sha256}"]
+            place = _place_of_damage(path)
+            return [f"{where}: content altered, its sha256 is not {entry.sha256}{place}"]
     except FileNotFoundError:
         return [f"{where}: missing"]
     except OSError as error:
         return [f"{where}: is no file that can be read ({error.strerror or error})"]
     return []
+
+
+def _place_of_damage(path: UPath) -> str:
+    """Which rows of a damaged table cannot be read, as the end of a sentence."""
+    if is_remote(path) or path.suffix != ".parquet":
+        return ""
+    found = find_unreadable(Path(path.path))
+    return f"; {found}" if found else "; all its rows can be read, so the altered one is not known"
 
 
 def _check_manifest(artifact: Artifact, recorded: Manifest | None) -> Findings:

@@ -184,3 +184,17 @@ def test_a_damaged_index_beside_a_damaged_tar(pack, store, catalogue):
     found = told(catalogue, store, dataset)
     assert f"{row.shard}: the tar header" in found or f"{row.shard}: no tar header" in found
     assert f"{INDEX}: damaged as well" in found
+
+
+def test_a_damaged_table_names_the_rows_that_cannot_be_read(pack):
+    dataset = pack(some_chips())
+    whole = dataset.path("samples.parquet").read_bytes()
+    named = 0
+    for byte in range(6, len(whole) - 6, len(whole) // 40):
+        _flip(dataset, "samples.parquet", byte, 5)
+        (problem,) = verify_artifact(dataset)
+        assert "samples.parquet: content altered" in problem
+        named += "of rows 0 to 23 cannot be read" in problem or "footer cannot be read" in problem
+        assert "read" in problem.rpartition(";")[2]
+        dataset.path("samples.parquet").write_bytes(whole)
+    assert named > 10
