@@ -10,6 +10,7 @@ import pandas as pd
 from data_catalog.artifact import Artifact, NotInStore
 from data_catalog.catalogue import Catalogue, UnknownReference
 from data_catalog.difference import Version, compare, item_changes, read_version
+from data_catalog.errors import CheckError
 from data_catalog.lineage import ancestor
 from data_catalog.schema import NameRow
 from data_catalog.tables import records
@@ -132,7 +133,7 @@ def _table(
     try:
         artifact = ancestor(catalogue, catalogue.get(version.digest), kind)
         return artifact.table(file, columns)
-    except (OSError, NotInStore, UnknownReference):
+    except (CheckError, NotInStore, UnknownReference):
         return None
 
 

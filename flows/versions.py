@@ -10,7 +10,7 @@ from typing import Any
 from data_catalog.artifact import Artifact, NotInStore
 from data_catalog.catalogue import Catalogue, PublishedMeanwhile, UnknownReference
 from data_catalog.difference import Difference, compare, read_version
-from data_catalog.errors import UsageError
+from data_catalog.errors import CheckError, UsageError
 from data_catalog.lease import aware
 from data_catalog.model_difference import ModelDifference, compare_models
 from data_catalog.schema import NameRow
@@ -131,7 +131,7 @@ def _against(
         return None
     try:
         return _compare(catalogue, catalogue.get(newest.digest), artifact)
-    except (OSError, NotInStore, UnknownReference) as error:
+    except (CheckError, OSError, NotInStore, UnknownReference) as error:
         log.warning("%s@%s can't be compared with: %s", newest.name, newest.version, error)
         return None
 

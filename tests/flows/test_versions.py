@@ -69,3 +69,15 @@ def test_a_version_of_another_run_in_the_meantime_is_followed(
     assert seen == [None, "2026-11-30", "2026-11-30.2"]
     assert published.row.predecessor == "2026-11-30.2"
     assert catalogue.resolve("demo").digest == first.digest
+
+
+def test_a_predecessor_whose_tables_are_missing_does_not_stop_a_publication(
+    store: Store, catalogue: Catalogue, caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    old, new = (run_stage(NUMBERS, store, catalogue, {}, Settings(count=n)) for n in (1, 2))
+    versions.publish(catalogue, "demo", old)
+    old.path("numbers.json").unlink()
+    monkeypatch.setattr(versions, "_compare", lambda _, before, __: before.table("numbers.json"))
+    assert versions.publish(catalogue, "demo", new).new
+    assert "can't be compared" in caplog.text
