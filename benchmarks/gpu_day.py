@@ -16,7 +16,7 @@ needed, and the arithmetic is the same.
     python benchmarks/gpu_day.py --only smoke presets
 
 It needs torch, timm and lightning, and the packages of ``CARRY`` where they are not installed
-(about 30 MiB): ``pip download --no-deps -d wheels $(python benchmarks/gpu_day.py --carry)``.
+(about 54 MiB): ``pip download --no-deps -d wheels $(python benchmarks/gpu_day.py --carry)``.
 """
 
 from __future__ import annotations
