@@ -55,7 +55,8 @@ def check_run(recipe: Recipe, place: Place, data_only: bool) -> None:
     Raises:
         CannotBegin: lists every problem with its field and the remedy.
     """
-    light: list[Check] = [
+    # these need no torch, whose import takes seconds
+    quick: list[Check] = [
         ("pack.name", partial(check_name, place.catalogue, recipe.pack.name, "dataset")),
         ("search.stac", partial(check_variables, recipe.search.stac)),
         ("curate.budget", partial(check_budget, recipe)),
@@ -63,14 +64,18 @@ def check_run(recipe: Recipe, place: Place, data_only: bool) -> None:
         ("curate.evaluation_sets", partial(_check_sets, recipe)),
     ]
     if not data_only:
-        light += [
+        quick += [
             ("pretrain.name", partial(check_names, recipe)),
             ("pretrain.name", partial(check_name, place.catalogue, recipe.model_name, "model")),
             ("pretrain.batch", partial(check_batch, recipe)),
-            ("evaluate.tasks", partial(_check_tasks, recipe)),
-            ("compute.trackers", partial(_check_trackers, recipe)),
+            ("evaluate.tasks", partial(_check_folders, recipe)),
         ]
-    _report(light)
+    _report(quick)
+    light: list[Check] = [
+        ("evaluate.tasks", partial(_check_tasks, recipe)),
+        ("compute.trackers", partial(_check_trackers, recipe)),
+    ]
+    _report([] if data_only else light)
     heavy: list[Check] = [
         ("embed.encoder", partial(_check_encoder, recipe, place)),
         ("compute.device", partial(_check_device, recipe)),
@@ -153,6 +158,12 @@ def _check_trackers(recipe: Recipe) -> None:
     from geofm.pretraining.trackers import check_trackers
 
     check_trackers(recipe.compute.trackers)
+
+
+def _check_folders(recipe: Recipe) -> None:
+    from geofm.evaluation.tasks import open_folders
+
+    open_folders(recipe.evaluate.tasks)
 
 
 def _check_tasks(recipe: Recipe) -> None:

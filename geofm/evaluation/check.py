@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import faiss  # noqa: F401  before torch: both bring an OpenMP
 
 from geofm.evaluation.images import ImageUnreadable, read_image
-from geofm.evaluation.stage import PLANET, refuse_twins
+from geofm.evaluation.stage import refuse_twins
 from geofm.evaluation.tasks import (
+    PLANET,
     LabelledImage,
     Task,
     TaskError,
     cap_images,
-    open_task,
+    open_folders,
     split_images,
 )
 from geofm.evaluation.trial import SPLIT_SEED
@@ -33,10 +33,7 @@ def check_tasks(settings: EvaluateSettings) -> None:
         TaskError: a folder cannot be used, two tasks have one name, or a class has no two images
             that can be read.
     """
-    folders = [Path(name).expanduser() for name in settings.tasks if name != PLANET]
-    if not settings.tasks:
-        raise TaskError("evaluate.tasks is empty; name a folder, or `planet`")
-    tasks = [open_task(folder) for folder in folders]
+    tasks = open_folders(settings.tasks)
     refuse_twins([task.name for task in tasks] + [PLANET] * settings.tasks.count(PLANET))
     for task in tasks:
         used = cap_images(task, settings.max_images, SPLIT_SEED)

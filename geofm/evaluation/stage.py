@@ -20,6 +20,7 @@ from data_catalog.tables import write_table
 from geofm.evaluation.compare import differences, score_rows
 from geofm.evaluation.subjects import bands_of, covers, load_subject, subjects_of
 from geofm.evaluation.tasks import (
+    PLANET,
     LabelledImage,
     Task,
     TaskError,
@@ -33,7 +34,6 @@ from geofm.settings import EvaluateSettings
 from geofm.weight_inputs import inherit_weights, inherited_weights, weights_facts
 from geofm.weights import Weights, WeightsMissing
 
-PLANET = "planet"
 #: Unreadable images named in the manifest; all are counted.
 MOST_LISTED = 20
 

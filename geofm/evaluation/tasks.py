@@ -23,6 +23,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from data_catalog.canonical import digest_of, sha256_file
 from data_catalog.errors import UsageError
 
+#: The task that the planet draws, in the settings.
+PLANET = "planet"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 Side = Literal["train", "test"]
 
@@ -97,6 +99,17 @@ def open_task(folder: Path) -> Task:
         images += [LabelledImage(f"{name}/{p.name}", p, label) for p in files]
     ordered = tuple(sorted(images, key=lambda image: image.id))
     return Task(card.name or folder.resolve().name, folder, tuple(classes), ordered, card)
+
+
+def open_folders(names: Sequence[str]) -> list[Task]:
+    """Open the task folders that settings name, the planet's left out.
+
+    Raises:
+        TaskError: as ``open_task``, or nothing is named.
+    """
+    if not names:
+        raise TaskError("evaluate.tasks is empty; name a folder, or `planet`")
+    return [open_task(Path(name).expanduser()) for name in names if name != PLANET]
 
 
 def _card(folder: Path) -> TaskCard:
