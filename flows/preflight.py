@@ -22,6 +22,7 @@ from flows.versions import check_name
 from geofm.imagery.credentials import check_variables
 from geofm.recipe_check import check_batch, check_budget, check_names
 from geofm.settings import ComputeSettings, Recipe
+from geofm.weights import check_named_file
 
 if TYPE_CHECKING:  # torch loads only when it is needed
     from geofm.weights import Weights
@@ -62,6 +63,7 @@ def check_run(recipe: Recipe, place: Place, data_only: bool) -> None:
         ("curate.budget", partial(check_budget, recipe)),
         ("compute.runner", partial(check_runner, recipe.compute)),
         ("curate.evaluation_sets", partial(_check_sets, recipe)),
+        ("embed.encoder", partial(check_named_file, recipe.embed.encoder)),
     ]
     if not data_only:
         quick += [
@@ -69,13 +71,16 @@ def check_run(recipe: Recipe, place: Place, data_only: bool) -> None:
             ("pretrain.name", partial(check_name, place.catalogue, recipe.model_name, "model")),
             ("pretrain.batch", partial(check_batch, recipe)),
             ("evaluate.tasks", partial(_check_folders, recipe)),
+            ("compute.trackers", partial(_check_trackers, recipe)),
         ]
+        training = recipe.pretrain
+        if training.alpha > 0:
+            quick.append(("pretrain.teacher", partial(check_named_file, training.teacher)))
+        if training.student_init == "pretrained":
+            quick.append(("pretrain.student", partial(check_named_file, training.student)))
     _report(quick)
-    light: list[Check] = [
-        ("evaluate.tasks", partial(_check_tasks, recipe)),
-        ("compute.trackers", partial(_check_trackers, recipe)),
-    ]
-    _report([] if data_only else light)
+    if not data_only:
+        _report([("evaluate.tasks", partial(_check_tasks, recipe))])
     heavy: list[Check] = [
         ("embed.encoder", partial(_check_encoder, recipe, place)),
         ("compute.device", partial(_check_device, recipe)),

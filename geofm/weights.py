@@ -113,6 +113,17 @@ def _check_bytes(path: Path, weights: Weights) -> None:
         )
 
 
+def check_named_file(name: str) -> None:
+    """Check the file of ``NAME@FILE.safetensors``; other names pass.
+
+    Raises:
+        WeightsMissing, WeightsMismatch: as ``check_file``.
+    """
+    _, at, after = name.partition("@")
+    if at and after.endswith(".safetensors"):
+        check_file(Path(after).expanduser())
+
+
 def check_file(file: Path) -> set[str]:
     """Names of the tensors of a safetensors file, whose header must fit its size.
 
@@ -127,7 +138,7 @@ def check_file(file: Path) -> set[str]:
     if file.suffix != ".safetensors":
         raise WeightsMismatch(f"{file} is no .safetensors file; other formats can run code")
     try:
-        with safe_open(file, framework="pt") as tensors:
+        with safe_open(file, framework="np") as tensors:  # reads the header; needs no torch
             return set(tensors.keys())
     except SafetensorError as error:
         raise WeightsMismatch(f"{file} is damaged: {error}; fetch it again") from error

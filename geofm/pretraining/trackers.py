@@ -19,9 +19,6 @@ from data_catalog.errors import UsageError
 #: Where logs go when GEOFM_LOGS does not say.
 LOGS = "geofm-logs"
 
-#: What a tracker's module is called.
-_PACKAGES = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb"}
-
 Log = Callable[[int, Mapping[str, float]], None]
 
 
@@ -64,7 +61,7 @@ def check_trackers(names: Sequence[str]) -> None:
     """
     for name in names:
         try:
-            import_module(_PACKAGES[name])
+            import_module(name)  # both packages are called as their tracker
         except ImportError as error:
             raise _missing(name) from error
     if names and not os.access(_writable_parent(Path(os.environ.get("GEOFM_LOGS", LOGS))), os.W_OK):
