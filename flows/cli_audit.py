@@ -185,7 +185,7 @@ def why(
     ] = "",
     store: Store = "", catalog: Catalog = "", json_: Json = False,
 ) -> None:  # fmt: skip
-    """Why one candidate chip was kept or dropped: rule, scores, and its witness beside it."""
+    """Why a candidate chip was kept or dropped: rule, scores, the chip that stayed instead."""
     place = open_place(store, catalog, write=False)
     artifact = place.catalogue.resolve(within)
     try:
@@ -208,20 +208,25 @@ def why(
                   highlight=False)  # fmt: skip
     out.print_json(data=found)
     if found["picture"]:
-        out.print(f"the chip{' and its witness' if witness_of(found) else ''}: {found['picture']}")
+        other = beside(found)[1]
+        out.print(f"the chip{f' and {other}' if other else ''}: {found['picture']}")
 
 
-def witness_of(found: dict[str, Any]) -> str:
-    """The chip that one was dropped for; empty where there is none."""
-    return str(found.get("witness_id") or found.get("witness") or "")
+def beside(found: dict[str, Any]) -> tuple[str, str]:
+    """Return the id of the chip to draw beside a dropped one, and what it is; empty if none."""
+    if witness := str(found.get("witness_id") or found.get("witness") or ""):
+        return witness, "its witness"
+    if nearest := str(found.get("nearest_id") or ""):
+        return nearest, "the most similar kept chip"
+    return "", ""
 
 
 def _draw_pair(place: Place, artifact: Artifact, found: dict[str, Any], target: str) -> str | None:
-    """The chip and its witness as a PNG: its path, or None where no pixels were kept."""
+    """Draw the chip and the one beside it; returns the path of the PNG, None without pixels."""
     from geofm.reporting.pictures import pair
 
     chips = ancestor(place.catalogue, artifact, "chips")
-    png = pair(chips, [chip for chip in (found["chip_id"], witness_of(found)) if chip])
+    png = pair(chips, [chip for chip in (found["chip_id"], beside(found)[0]) if chip])
     if png is None:
         return None
     if target:

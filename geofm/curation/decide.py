@@ -4,8 +4,8 @@ The leader rule runs over all pairs, whatever the evidence. A chip that is dropp
 names a kept chip as its witness, and the two are a pair that was compared by rule and is stored:
 in ``pairs``, in ``alike``, or in ``dense_pairs.parquet`` of the decisions. Every other chip that
 is dropped here lost to the budget (rule ``selection``), also a leader that happens to be similar
-to a kept chip, and a duplicate whose leader was not chosen. Its witness is only the most similar
-kept chip.
+to a kept chip, and a duplicate whose leader was not chosen. It has no witness; ``nearest_id`` is
+the kept chip that it is most similar to.
 """
 
 from __future__ import annotations
@@ -154,18 +154,21 @@ def _write(
     witnesses: _Witnesses, groups: Indices, settings: CurateSettings,
 ) -> pd.DataFrame:  # fmt: skip
     """One row per chip, in words."""
-    ids, columns = pool.ids, ["decision", "rule", "reason", "witness_id", "similarity", "cluster"]
+    ids = pool.ids
+    columns = [
+        "decision", "rule", "reason", "witness_id", "similarity", "nearest_id", "cluster",
+    ]  # fmt: skip
     names = [ids[row] for row in graph.nodes]
     given = pool.table[["rule", "reason", "witness_id", "similarity"]].itertuples(index=False)
 
-    def fallen(node: int, copy: bool) -> tuple[str, str, str, float]:
-        """Rule, reason, witness and similarity of a chip whose node does not stay."""
+    def fallen(node: int, copy: bool) -> tuple[str, str, str, float, str]:
+        """Rule, reason, witness, similarity and nearest kept chip where the node is not kept."""
         other, by = int(witnesses.row[node]), int(witnesses.evidence[node])
         witness, similarity = names[other], float(witnesses.similarity[node])
         if by >= 0:
             one, least = graph.evidence[by], max(graph.least[node], graph.least[other])
             reason = one.sentence.format(similarity=similarity, witness=witness, least=least)
-            return one.rule, reason, witness, similarity
+            return one.rule, reason, witness, similarity, ""
         why = "not chosen"
         if copy or not leaders.kept[node]:
             why = f"a duplicate of {names[leader[node]]}, which was not chosen,"
@@ -173,13 +176,13 @@ def _write(
             f"{why} within curate.budget {settings.budget:g}; the most similar kept chip is "
             f"{witness} ({similarity:.4f})"
         )
-        return "selection", reason, witness, similarity
+        return "selection", reason, "", similarity, witness
 
     found: list[tuple[Any, ...]] = []
     for row, pooled in enumerate(given):
         node = int(graph.node_of[row])
         if node < 0:  # a gate, or an evaluation set
-            found.append(("drop", *pooled, ""))
+            found.append(("drop", *pooled, "", ""))
             continue
         name, copy = names[node], int(graph.nodes[node]) != row
         cluster = names[leader[node]]
@@ -188,13 +191,13 @@ def _write(
         elif not copy:
             others = int(groups[node]) - 1
             reason = f"kept for itself and {others} like it" if others else "kept"
-            found.append(("keep", "kept", reason, "", np.nan, cluster))
+            found.append(("keep", "kept", reason, "", np.nan, "", cluster))
         elif pooled.rule == "identical" and pooled.witness_id == name:
             reason = f"its pixels are those of {name}, which is kept"
-            found.append(("drop", "identical", reason, name, 1.0, cluster))
+            found.append(("drop", "identical", reason, name, 1.0, "", cluster))
         else:
             reason = f"its embedding is that of {name}, which is kept"
-            found.append(("drop", "near_duplicate", reason, name, 1.0, cluster))
+            found.append(("drop", "near_duplicate", reason, name, 1.0, "", cluster))
     frame = pd.DataFrame(found, columns=columns)
     frame.insert(0, "chip_id", ids)
     return frame

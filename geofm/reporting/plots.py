@@ -103,7 +103,7 @@ def measured(chips: pd.DataFrame) -> list[str]:
 
 
 def distributions(chips: pd.DataFrame, threshold: float | None) -> Picture:
-    """Histograms of each measure over kept and dropped chips, and of similarity to the witness.
+    """Histograms of each measure over kept and dropped chips, and of similarity to a kept chip.
 
     Args:
         chips: with ``state`` and at least one of the columns of ``measured``.
@@ -169,7 +169,7 @@ def _similarities(
         )
     if threshold is not None and edges[0] <= threshold <= edges[-1]:
         axes.axvline(threshold, color=INK, linewidth=1.2, label=f"threshold {threshold:g}")
-    axes.set(title="Similarity of dropped chips to their witness", xlabel="cosine", ylabel="chips")
+    axes.set(title="Similarity of dropped chips to a kept chip", xlabel="cosine", ylabel="chips")
     axes.legend(loc="upper left")
     quiet(axes, "y")
 

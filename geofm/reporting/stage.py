@@ -30,7 +30,7 @@ def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
 
 STAGE = Stage(
     name="report",
-    version="4",
+    version="5",
     kind="report",
     inputs=ROLES,
     software=("matplotlib", "jinja2", "scikit-learn", "pillow"),

@@ -65,8 +65,10 @@ def check(made: dict) -> pd.DataFrame:
     same = dict(zip(identical["chip_id"], identical["same_as"], strict=True))
     pairs, kept = stored_pairs(made), set(table.index[table["decision"] == "keep"])
     for chip, row in table[table["decision"] == "drop"].iterrows():
-        assert row["witness_id"] in kept
-        pair = frozenset(same.get(name, name) for name in (str(chip), row["witness_id"]))
+        other = row["nearest_id"] if row["rule"] == "selection" else row["witness_id"]
+        assert other in kept
+        assert (row["witness_id"] == "") == (row["rule"] == "selection")
+        pair = frozenset(same.get(name, name) for name in (str(chip), other))
         if row["rule"] == "near_duplicate":
             assert len(pair) == 1 or pair in pairs["near_duplicate"], row["reason"]
         elif row["rule"] == "pixel_duplicate":
