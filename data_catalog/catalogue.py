@@ -179,21 +179,16 @@ class Catalogue:
             row = None if digest is None else session.get(ArtifactRow, digest)
         return None if row is None else self._artifact(row)
 
-    def last_of(
-        self, stage: str, version: str, settings: dict[str, Any], seed: int = 0
-    ) -> Artifact | None:
-        """The result of the newest finished run of a stage with these settings, on any input."""
-        sought = [version, settings, seed]
+    def results_of(self, stage: str) -> Iterator[tuple[Artifact, dict[str, Any]]]:
+        """The results of a stage's finished runs with their manifests, newest first."""
         runs = select(RunRow.artifact).where(RunRow.stage == stage, RunRow.status == "done")
         with self.session() as session:
             for digest in session.scalars(
                 runs.where(RunRow.artifact.is_not(None)).order_by(RunRow.number.desc())
             ):
                 row = session.get(ArtifactRow, digest)
-                made = {} if row is None else row.manifest
-                if row and [made[name] for name in ("version", "settings", "seed")] == sought:
-                    return self._artifact(row)
-        return None
+                if row is not None:
+                    yield self._artifact(row), row.manifest
 
     def artifacts(self, kind: str | None = None) -> list[ArtifactRow]:
         """All artifacts, newest first."""

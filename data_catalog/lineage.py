@@ -14,6 +14,7 @@ import pandas as pd
 from data_catalog.artifact import Artifact
 from data_catalog.catalogue import Catalogue, UnknownReference
 from data_catalog.errors import UsageError
+from data_catalog.item_states import STAND_INS
 from data_catalog.tables import records
 
 
@@ -124,8 +125,7 @@ def trace_sample(catalogue: Catalogue, dataset: Artifact, key: str) -> dict[str,
     sample = _row(dataset.table("index.parquet"), "key", key, "sample")
     chips = inputs["chips"]
     chip = _row(chips.table("chips.parquet"), "chip_id", sample["chip_id"], "chip")
-    items = inputs["items"].table("items.parquet")  # ids repeat between collections, digests don't
-    item = _row(items, "item_sha256", chip["item_sha256"], "item")
+    item = _item(inputs["items"], chips, chip["item_sha256"])
     used = _rows(chips.table("assets.parquet"), "item_id", chip["item_id"])
     assets = [a for a in used if a["collection"] == chip["collection"]]
     decision = _row(
@@ -146,6 +146,19 @@ def trace_sample(catalogue: Catalogue, dataset: Artifact, key: str) -> dict[str,
         "settings": {role: a.manifest.settings for role, a in inputs.items()},
         "artifacts": {role: a.digest for role, a in inputs.items()},
     }
+
+
+def _item(items: Artifact, chips: Artifact, sha256: str) -> dict[str, Any]:
+    """The row of an item by its digest (ids repeat between collections).
+
+    A stand-in that the search does not list any more has its row in the chips artifact.
+    """
+    found = _rows(items.table("items.parquet"), "item_sha256", sha256)
+    if not found and any(entry.path == STAND_INS for entry in chips.manifest.files):
+        found = _rows(chips.table(STAND_INS), "item_sha256", sha256)
+    if not found:
+        raise UnknownSample(f"no item {sha256} in {items.digest[:12]}")
+    return found[0]
 
 
 def why(catalogue: Catalogue, artifact: Artifact, chip_id: str) -> dict[str, Any]:

@@ -140,7 +140,7 @@ def _table(
 def _reason(old: Version, new: Version, chip: dict[str, Any]) -> tuple[str, str]:
     """Why a chip left, in the words of the difference of two versions; and what stands for it."""
     key = (str(chip["collection"]), str(chip["item_id"]))
-    change = item_changes(old.items, new.items).get(key, {})
-    one = pd.DataFrame([{name: chip[name] for name in CHIP[:4]} | {"source": ""}])
-    found = compare(replace(old, samples=one), replace(new, samples=one.iloc[:0]))
+    change = item_changes(old, new).get(key, {})
+    one = pd.DataFrame([{name: chip[name] for name in CHIP[:4]} | {"source": "", "licence": ""}])
+    found = compare(replace(old, samples=one), new)
     return next(iter(found.why_removed)), str(change.get("by", ""))

@@ -23,6 +23,7 @@ from data_catalog.canonical import canonical
 from data_catalog.catalogue import Catalogue
 from data_catalog.crew import count_others, work_together
 from data_catalog.errors import RunError
+from data_catalog.item_record import note_items, postponed_items
 from data_catalog.manifest import Manifest, software_versions
 from data_catalog.process import cores
 from data_catalog.progress import tick
@@ -63,15 +64,22 @@ def make_job(
 
 
 def find(stage: Stage, job: Job, catalogue: Catalogue) -> Artifact | None:
-    """The artifact that this very job made before, if it is still in the store.
+    """Find the artifact that this very job made before, if it is still in the store.
 
-    One that was sealed while something outside was out of reach (``facts["retry"]``) is not
-    served again: the job runs once more, for what was missing then.
+    An artifact that lacks items (``facts["retry"]``) is served only while none of them is due to
+    be asked again; else the job runs once more.
     """
-    artifact = None if stage.live else catalogue.at(job.store).find(job.key)
+    if stage.live:
+        return None
+    here = catalogue.at(job.store)
+    artifact = here.last_made(job.key) or here.find(job.key)
     if artifact is None or not job.store.has(artifact):
         return None
-    return None if artifact.manifest.facts.get("retry") else artifact
+    if not artifact.manifest.facts.get("retry"):
+        return artifact
+    states = stage.states(job, artifact) if stage.states else {}
+    waiting = {(*key, state.item_sha256) for key, state in states.items() if state.asked_again}
+    return artifact if waiting and waiting <= job.postponed.keys() else None
 
 
 @contextmanager
@@ -112,13 +120,51 @@ def _nothing() -> None:
 
 
 def with_previous(stage: Stage, job: Job, catalogue: Catalogue) -> Job:
-    """The job of a live or following stage with its last result, if that is still in the store."""
+    """Give a job what earlier runs left: the last result, and the items not to be asked yet.
+
+    The last result is that of a live or following stage, if it is still in the store.
+    """
+    if stage.states is not None:
+        job = replace(job, postponed=postponed_items(catalogue, job.record))
     here = catalogue.at(job.store)
     before = here.last_made(job.key) if stage.live else None
     if stage.follows:
-        settings = job.identity["settings"]
-        before = here.last_of(stage.name, stage.version, settings, job.seed)
+        before = _last_like(stage, job, here)
     return job if before is None or not job.store.has(before) else replace(job, previous=before)
+
+
+def _last_like(stage: Stage, job: Job, catalogue: Catalogue) -> Artifact | None:
+    """The last result of a following stage: by its settings and seed, on any inputs.
+
+    A stage that tells the state of items follows only a run over the same search.
+    """
+    settings = job.identity["settings"]
+    names = settings.keys() if stage.follows_fields is None else stage.follows_fields
+    wanted = {name: settings[name] for name in names}
+    searched = {role: artifact.manifest.settings for role, artifact in job.inputs.items()}
+    for artifact, made in catalogue.results_of(stage.name):
+        if [made["version"], made["seed"]] != [stage.version, job.seed]:
+            continue
+        own = made["settings"]
+        if (own if stage.follows_fields is None else {n: own.get(n) for n in names}) != wanted:
+            continue
+        parents = {role: catalogue.manifest(digest) for role, digest in made["inputs"].items()}
+        if stage.states is None or searched == {
+            role: parent.settings for role, parent in parents.items() if parent is not None
+        }:
+            return artifact
+    return None
+
+
+def note_states(
+    stage: Stage, job: Job, artifact: Artifact, catalogue: Catalogue, made: bool
+) -> None:
+    """Enter the state of each item into the catalogue, if the stage tells it.
+
+    An artifact that was ``made`` by this run is new knowledge: the items that were due were asked.
+    """
+    if stage.states is not None:
+        note_items(catalogue, job.record, stage.states(job, artifact), made)
 
 
 def plan_parts(stage: Stage, job: Job) -> list[Part]:
@@ -278,6 +324,7 @@ def run_stage(
             run.metrics = {**spent, **held, **metrics, **process}
         else:
             artifact, run.metrics = found, {"cached": True}
+        note_states(stage, job, artifact, catalogue, found is None)
         run.artifact = artifact.digest
     log.info("%s: %s %s", stage.name, stage.kind, artifact.digest[:12])
     return artifact

@@ -111,6 +111,26 @@ class LeaseRow(Base):
     beat: Mapped[datetime] = mapped_column(DateTime(timezone=True))
 
 
+class ItemRow(Base):
+    """The state of an item as one search and cut see it, since when, and how often it was tried."""
+
+    __tablename__ = "item"
+
+    record: Mapped[str] = mapped_column(String(64), primary_key=True)
+    collection: Mapped[str] = mapped_column(String(255), primary_key=True)
+    item_id: Mapped[str] = mapped_column(String(255), primary_key=True)
+    item_sha256: Mapped[str] = mapped_column(String(64))
+    state: Mapped[str] = mapped_column(String(32))
+    reason: Mapped[str] = mapped_column(Text)
+    detail: Mapped[str] = mapped_column(Text)
+    by: Mapped[str] = mapped_column(Text)
+    stand_in: Mapped[str] = mapped_column(String(64))
+    licence: Mapped[str] = mapped_column(Text)
+    since: Mapped[datetime] = mapped_column(DateTime(timezone=True))
+    tried: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+    tries: Mapped[int] = mapped_column(Integer)
+
+
 class SourceRow(Base):
     """A source whose material is in an artifact: licence, attribution and how many rows."""
 

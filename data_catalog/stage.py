@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,6 +21,7 @@ from pydantic import BaseModel
 from data_catalog.artifact import Artifact
 from data_catalog.canonical import digest_of
 from data_catalog.errors import RunError
+from data_catalog.item_states import ItemState, Key, VersionKey
 from data_catalog.store import Store
 
 
@@ -54,6 +56,11 @@ class Job:
     and how fast, not what: they never enter the key.
     Nor does ``previous``, what a live stage's very same job came to last time, or what a stage
     that ``follows`` came to with the same settings: it may save work, and says what is gone since.
+
+    Attributes:
+        attempt: Id of this run of the job; a failure of another attempt is not believed.
+        postponed: Item versions (collection, id, sha256) that this attempt does not ask for, with
+            reason and detail of their last failure.
     """
 
     stage: str
@@ -72,6 +79,8 @@ class Job:
     #: Content identity of the files that its settings name (``Stage.reads``, ``Stage.resolve``).
     reads: Any = None
     exclusive: bool = False
+    attempt: str = field(default_factory=lambda: uuid.uuid4().hex)
+    postponed: dict[VersionKey, tuple[str, str]] = field(default_factory=dict)
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -93,6 +102,12 @@ class Job:
         """Cache key of the whole job."""
         inputs = {role: artifact.digest for role, artifact in self.inputs.items()}
         return digest_of({**self.identity, "inputs": inputs})
+
+    @cached_property
+    def record(self) -> str:
+        """Name of the record of items: the settings of the stage and of its inputs."""
+        inputs = {role: artifact.manifest.settings for role, artifact in self.inputs.items()}
+        return digest_of([self.stage, self.identity["settings"], inputs])
 
     def part(
         self, payload: dict[str, Any], covers: Any, fields: Sequence[str] | None = None
@@ -166,6 +181,11 @@ class Stage:
     follows: bool = False
     #: True for a stage that keeps state in ``Job.scratch``: one process at a time runs a job of it.
     exclusive: bool = False
+    #: The settings that have to be the same in that run; None: all of them.
+    follows_fields: tuple[str, ...] | None = None
+    #: ``states(job, artifact)``: the state of each item, for the catalogue's table of items. What
+    #: is out of reach or waiting is asked again by a later run of the very same job.
+    states: Callable[[Job, Artifact], dict[Key, ItemState]] | None = None
     #: Threads of one worker that may work on parts: several where a part waits for the network.
     at_once: int = 1
     #: ``device(asked)``: where its work is done, ``cpu`` or ``cuda``; None for the processor alone.

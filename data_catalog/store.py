@@ -283,11 +283,18 @@ class Store:
                     return place
                 shutil.rmtree(place)
         log.warning("part %s is damaged; it is thrown away and worked on again", key)
-        if self.is_local:
-            shutil.rmtree(place)
-        else:
-            folder.fs.rm_file((folder / PART).path)
+        self.forget_part(key)
         return None
+
+    def forget_part(self, key: str) -> None:
+        """Remove a finished part, so that it is worked on again."""
+        folder = self.part_folder(key)
+        if not self.is_local:
+            shutil.rmtree(cache_folder() / "parts" / key, ignore_errors=True)
+            if (folder / PART).exists():
+                folder.fs.rm_file((folder / PART).path)
+            return
+        shutil.rmtree(folder.path, ignore_errors=True)
 
     def _move(
         self, folder: Path, target: UPath, last: str, known: Mapping[Inode, PartFile]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,7 +19,7 @@ from flows.preflight import check_once, check_runner
 from flows.settings import open_place, refuse_typed_password
 from flows.stage_flow import Run, run_stage
 from flows.summary import summary_markdown
-from flows.versions import publish, version_markdown
+from flows.versions import publish, version_markdown, waiting_items
 from geofm.planet.serving import serving_source
 from geofm.settings import ComputeSettings, Recipe
 from geofm.stages import ALL_STAGES, DATA_STAGES
@@ -56,7 +57,11 @@ def _run(stages: tuple[str, ...], recipe: Recipe, store: str, catalog: str, wait
             for stage in DATA_STAGES:
                 run_stage(stage, run)
             lease.confirm()
-            run.version = publish(place.catalogue, name, run.made[DATA_STAGES[-1]])
+            dataset = run.made[DATA_STAGES[-1]]
+            version = publish(place.catalogue, name, dataset)
+            run.version = replace(version, waiting=waiting_items(place.catalogue, dataset))
+            # the same samples under another digest would be trained on once more
+            run.made[DATA_STAGES[-1]] = place.catalogue.get(run.version.row.digest)
         create_markdown_artifact(version_markdown(run.version), key="geofm-version")
         for stage in stages:
             if stage not in DATA_STAGES:

@@ -21,7 +21,14 @@ from data_catalog.artifact import Artifact
 from data_catalog.catalogue import Catalogue
 from data_catalog.errors import RunError
 from data_catalog.progress import tick
-from data_catalog.run import attempt, gpus_held, make_job, peak_memory_mib, with_previous
+from data_catalog.run import (
+    attempt,
+    gpus_held,
+    make_job,
+    note_states,
+    peak_memory_mib,
+    with_previous,
+)
 from data_catalog.schema import RunRow
 from data_catalog.stage import Job
 from data_catalog.store import Store
@@ -92,6 +99,7 @@ def run_stage(name: str, run: Run) -> Artifact:
             run.catalogue.record(artifact, job.key)
         else:
             artifact, record.metrics = found, {"cached": True}
+        note_states(stage, job, artifact, run.catalogue, found is None)
         record.artifact = artifact.digest
     what = "unchanged" if found is None else "found in the catalogue"
     tick(name, 1, 1, what if record.metrics.get("cached") else "done")

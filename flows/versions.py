@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from data_catalog.artifact import Artifact, NotInStore
 from data_catalog.catalogue import Catalogue, PublishedMeanwhile, UnknownReference
-from data_catalog.difference import Difference, compare, read_version
+from data_catalog.difference import (
+    Difference,
+    compare,
+    other_changes,
+    read_version,
+    record_of,
+    same_content,
+)
 from data_catalog.errors import CheckError, UsageError
+from data_catalog.item_record import read_items
 from data_catalog.lease import aware
+from data_catalog.lineage import ancestor
 from data_catalog.model_difference import ModelDifference, compare_models
 from data_catalog.schema import NameRow
 from flows.console import out, print_table
@@ -20,6 +29,8 @@ log = logging.getLogger("geofm.version")
 
 #: Rows of a table that are shown.
 SHOWN = 10
+#: Waiting items that are named in a headline.
+NAMED = 3
 #: Difference of two clocks from which it is reported.
 CLOCK_TOLERANCE = timedelta(seconds=60)
 
@@ -31,6 +42,8 @@ class Published:
     row: NameRow
     new: bool
     difference: Difference | ModelDifference | None = None
+    #: Items that are not in the version because they can't be read yet, each in a few words.
+    waiting: tuple[str, ...] = ()
 
     @property
     def ref(self) -> str:
@@ -39,16 +52,24 @@ class Published:
 
     def headline(self) -> str:
         """One line for people."""
+        told = f"; {self._waiting()}" if self.waiting else ""
         if not self.new:
-            return f"no new version, nothing changed ({self.ref})"
-        return f"{self.ref} : {self.difference.headline() if self.difference else 'first version'}"
+            return f"no new version, nothing changed ({self.ref}){told}"
+        change = self.difference.headline() if self.difference else "first version"
+        return f"{self.ref} : {change}{told}"
+
+    def _waiting(self) -> str:
+        number, more = len(self.waiting), ", ..." if len(self.waiting) > NAMED else ""
+        what = "1 item waits" if number == 1 else f"{number:,} items wait"
+        return f"{what} to be read ({', '.join(self.waiting[:NAMED])}{more})"
 
     def to_json(self) -> dict[str, Any]:
         """``version`` and ``diff`` of ``--json``."""
         row = self.row
         version = {"ref": self.ref, "new": self.new, "digest": row.digest,
                    "predecessor": row.predecessor}  # fmt: skip
-        return {"version": version, "diff": self.difference.summary() if self.difference else None}
+        diff = self.difference.summary() if self.difference else None
+        return {"version": version, "diff": diff, "waiting": list(self.waiting)}
 
 
 class NameTaken(UsageError):
@@ -77,18 +98,20 @@ def check_name(catalogue: Catalogue, name: str, kind: str) -> None:
 
 
 def publish(catalogue: Catalogue, name: str, artifact: Artifact) -> Published:
-    """Publish a dataset or model under ``name@today``, unless it is the newest version already.
+    """Publish a dataset or model under ``name@today``, unless the newest version holds the same.
 
     Raises:
         NameTaken: the name is that of something of another kind.
 
-    The day is the database's, so that machines whose clocks differ agree on it.
+    A dataset holds the same if its samples, their licences and its files are the same, whatever
+    came and went beside them. The day is the database's, so that machines whose clocks differ
+    agree on it.
     """
     check_name(catalogue, name, artifact.kind)
     while True:
         newest = catalogue.newest(name)
         _warn_of_clocks(catalogue, newest)
-        if newest is not None and newest.digest == artifact.digest:
+        if newest is not None and _holds(catalogue, newest, artifact):
             return Published(newest, new=False)
         difference = _against(catalogue, newest, artifact)
         summary = difference.summary() if difference else None
@@ -100,6 +123,28 @@ def publish(catalogue: Catalogue, name: str, artifact: Artifact) -> Published:
             log.info("version: %s has a newer version now, comparing again", name)
             continue
         return Published(row, new=True, difference=difference)
+
+
+def _holds(catalogue: Catalogue, newest: NameRow, dataset: Artifact) -> bool:
+    """Whether the newest version holds the same samples as a dataset."""
+    if newest.digest == dataset.digest or dataset.kind != "dataset":
+        return newest.digest == dataset.digest
+    try:
+        return same_content(catalogue.get(newest.digest), dataset)
+    except (CheckError, OSError, NotInStore, UnknownReference) as error:
+        log.warning("%s@%s can't be compared with: %s", newest.name, newest.version, error)
+        return False
+
+
+def waiting_items(catalogue: Catalogue, dataset: Artifact) -> tuple[str, ...]:
+    """The items of a dataset's search that can't be read yet, with the reason and since when."""
+    items, chips = (ancestor(catalogue, dataset, kind) for kind in ("items", "chips"))
+    entries = sorted(read_items(catalogue, record_of(items, chips)).items())
+    return tuple(
+        f"{key[1]}: {entry.state.reason} since {entry.since:%Y-%m-%d}"
+        for key, entry in entries
+        if entry.state.asked_again
+    )
 
 
 def _warn_of_clocks(catalogue: Catalogue, newest: NameRow | None) -> None:
@@ -141,7 +186,11 @@ def _compare(
 ) -> Difference | ModelDifference:
     if before.kind == after.kind == "model":
         return compare_models(catalogue, before, after)
-    return compare(read_version(catalogue, before), read_version(catalogue, after))
+    found = compare(read_version(catalogue, before), read_version(catalogue, after))
+    if found.added or found.removed or found.items:
+        return found
+    old, new = (ancestor(catalogue, one, "dataset") for one in (before, after))
+    return found if same_content(old, new) else replace(found, notes=other_changes(old, new))
 
 
 def difference_between(catalogue: Catalogue, old: str, new: str) -> Difference | ModelDifference:
@@ -186,13 +235,17 @@ def tables_of(
                  for r in found.by_source]  # fmt: skip
     why = [["+", n, reason] for reason, n in found.why_added.items()]
     why += [["−", n, reason] for reason, n in found.why_removed.items()]
-    items = [[i["change"], i["collection"], i["item_id"], i["by"], i["samples"]]
-             for i in sorted(found.items, key=lambda i: -i["samples"])]  # fmt: skip
+    items = [[i["change"], i["collection"], i["item_id"], i["by"], i["samples"], i["reason"],
+              i["since"]] for i in sorted(found.items, key=lambda i: -i["samples"])]  # fmt: skip
     cells = [[r["cell"], r["added"], r["removed"]] for r in found.by_cell]
     tables = [
         ("By source", ["source", "collection", "added", "removed", "kept"], by_source),
         ("Why", ["", "samples", "reason"], why),
-        ("Items", ["change", "collection", "item", "by", "samples"], items),
+        (
+            "Items",
+            ["change", "collection", "item", "by", "samples", "reason", "since"],
+            items,
+        ),
         ("Ground cells", ["cell", "added", "removed"], cells),
     ]
     return [

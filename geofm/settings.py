@@ -63,6 +63,11 @@ class SearchSettings(Section):
         description="A query that matches more is split by collection, time and place: servers "
         "page no deeper (Earth Search: 10 000).",
     )
+    check_counts: bool = Field(
+        True,
+        description="Hold each listing against the number of matches that the API states; an "
+        "incomplete one is repeated, then the run fails. Off: for APIs whose counts are wrong.",
+    )
     max_withdrawn: float = Field(
         0.5,
         ge=0,

@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import urlencode, urljoin, urlsplit
 
 import pystac
+from pystac import Link
 from pystac_client import Client
 from pystac_client.errors import ClientTypeError
 from pystac_client.exceptions import APIError
@@ -43,6 +44,8 @@ MAX_BYTES = 512 * 2**20
 #: Longest pause (seconds) that the API may ask for.
 MAX_PAUSE = 30.0
 MAX_PAGES = 1000
+#: Empty pages in a row after which a server is taken to page for ever.
+MAX_EMPTY = 20
 #: Digits that an integer may have.
 MAX_DIGITS = 1000
 
@@ -210,23 +213,32 @@ class PatientIO(StacApiIO):  # type: ignore[misc, unused-ignore]
     ) -> Iterator[Json]:
         """Pages one after the other; a next page lies on the same server and is a new one.
 
+        An empty page ends nothing: servers that filter after paging send some, with a next page.
+
         Raises:
-            ValueError: when it is not.
+            ValueError: when the next page is another server's or was there before, or too many
+                pages in a row are empty.
         """
         seen = {canonical([url, None])}
-        for page in super().get_pages(url, method, parameters):
-            for link in page.get("links", []):
-                if link["rel"] != "next":
-                    continue
-                link["href"] = urljoin(url, link["href"])
-                if not same_server(url, link["href"]):
-                    raise ValueError(f"a next page on another server: {link['href']!a:.80}")
-                key = canonical([link["href"], link.get("body")])
-                if key in seen:
-                    raise ValueError("a next page that was there before")
-                seen.add(key)
-                break
+        page = self.read_json(url, method=method, parameters=parameters)
+        empty = 0
+        while True:
             yield page
+            empty = 0 if page.get("features") or page.get("collections") else empty + 1
+            links = page.get("links") or []
+            link = next((one for one in links if one.get("rel") == "next"), None)
+            if link is None:
+                return
+            if empty > MAX_EMPTY:
+                raise ValueError(f"{empty} empty pages in a row")
+            link["href"] = urljoin(url, link["href"])
+            if not same_server(url, link["href"]):
+                raise ValueError(f"a next page on another server: {link['href']!a:.80}")
+            key = canonical([link["href"], link.get("body")])
+            if key in seen:
+                raise ValueError("a next page that was there before")
+            seen.add(key)
+            page = self.read_json(Link.from_dict(link), parameters=parameters)
 
 
 def _read(response: Any) -> str:

@@ -15,7 +15,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data_catalog.artifact import Artifact
 from data_catalog.errors import RunError
+from data_catalog.item_states import STAND_INS, ItemState, Key, read_states
 from data_catalog.sources import count_sources
 from data_catalog.stage import Job, Part, Sealed, Stage, link
 from data_catalog.tables import read_rows, records, write_table
@@ -24,15 +26,13 @@ from geofm.imagery.cutting import (
     PIXELS,
     SCENE,
     Order,
-    cut_or_quarantine,
-    quarantine_item,
 )
 from geofm.imagery.forecast import forecast, total
-from geofm.imagery.items import Json
-from geofm.imagery.listed import access_of, every_item, listed_items
+from geofm.imagery.listed import listed_items
 from geofm.imagery.quarantine import Quarantine
 from geofm.imagery.sampling import REASONS
-from geofm.imagery.settle import orders_of, read_state, settle
+from geofm.imagery.settle import cut_number, orders_of, part_of, read_state, settle
+from geofm.imagery.stand_ins import is_stand_in, item_of, unlisted_stand_ins, write_unlisted
 from geofm.imagery.survey import Survey, survey
 from geofm.memory import keep_freed_memory
 from geofm.settings import CutSettings
@@ -45,9 +45,10 @@ THREADS = 4
 
 
 def plan(job: Job) -> list[Part]:
-    """One part per scene that has windows in the plan, and one per item that can't be used.
+    """List one part per scene that has windows in the plan, those with most windows first.
 
-    Those with most windows come first: what is begun last is then soon done, and nobody waits.
+    The last parts to begin are then small, and no worker waits long for them. Items that can't be
+    used have no part; the seal writes their rows.
 
     Raises:
         RunError: when too many items are bad (``cut.max_failed``), there is none, or none has a
@@ -60,20 +61,10 @@ def plan(job: Job) -> list[Part]:
     found = survey(job)
     check_failed(found.bad.values(), len(found.listed) + len(found.bad), settings)
     log.info("cut: %s", total(forecast(found, settings)).told())
-    everyone, orders = every_item(items), orders_of(found)
+    orders = orders_of(found)
     windows = {n: sum(end - first for _, first, end in orders[n].runs) for n in orders}
-    parts = []
-    for number in sorted([*found.bad, *orders], key=lambda n: (-windows.get(n, 0), n)):
-        one = everyone[number]
-        if number in found.bad:
-            problem = found.bad[number]
-            why = [problem.reason, problem.kept, problem.passing]
-            parts.append(job.part({"number": number, "bad": why}, [*one.covers, why], PIXELS))
-        else:
-            order = orders[number]
-            payload = {"number": number, "order": order.to_json()}
-            parts.append(job.part(payload, [*one.covers, order.runs, order.lost], PIXELS))
-    return parts
+    by_size = sorted(orders, key=lambda n: (-windows[n], n))
+    return [part_of(job, number, orders[number]) for number in by_size]
 
 
 def check_failed(bad: Iterable[Quarantine], total: int, settings: CutSettings) -> None:
@@ -96,24 +87,19 @@ def check_failed(bad: Iterable[Quarantine], total: int, settings: CutSettings) -
 def work(job: Job, part: Part, out: Path) -> Iterator[None]:
     """Cut one scene in steps, or write down why not."""
     keep_freed_memory()
-    settings: CutSettings = job.settings
-    one = every_item(job.inputs["items"])[part.payload["number"]]
-    if "bad" in part.payload:
-        quarantine_item(one, settings, Quarantine(*part.payload["bad"]), out)
-        return
-    access = access_of(job.inputs["items"], settings)
     order = Order.from_json(part.payload["order"])
-    yield from cut_or_quarantine(one, settings, access, order, out)
+    yield from cut_number(job, part.payload["number"], order, out)
 
 
-def seal(job: Job, folders: list[Path], out: Path) -> Sealed:
+def seal(job: Job, parts: list[Path], out: Path) -> Sealed:
     """Put the parts together: tars, ``chips.parquet``, ``assets.parquet``, ``windows.parquet``.
 
     Raises:
         RunError: when too many items are bad or no chip is left.
     """
     settings: CutSettings = job.settings
-    folders, found = settle(job, folders)
+    settled, found = settle(job, parts)
+    folders = list(settled.values())
     if not folders:
         raise RunError(nothing(found, settings))
     chips = read_rows(folder / SCENE for folder in folders).sort_values(
@@ -125,6 +111,7 @@ def seal(job: Job, folders: list[Path], out: Path) -> Sealed:
     bad = chips[chips["status"] == "quarantined"]
     problems = [Quarantine(row["reason"], row["detail"]) for row in records(bad)]
     check_failed(problems, len(found.listed) + len(problems), settings)
+    chips["licence"] = licences(job, chips, settled)
     good = chips[chips["status"] == "ok"]
     if good.empty:
         raise RunError(nothing(found, settings))
@@ -134,10 +121,17 @@ def seal(job: Job, folders: list[Path], out: Path) -> Sealed:
     write_table(chips, out / "chips.parquet")
     write_table(assets, out / "assets.parquet")
     write_windows(found, out / "windows.parquet")
+    stand_ins = [item_of(job, number) for number in settled if is_stand_in(job, number)]
+    unlisted = unlisted_stand_ins(job, stand_ins, found.bad)
+    if unlisted:
+        write_unlisted(unlisted, out / STAND_INS)
+    for one in stand_ins:
+        log.warning("cut: the newer version of %s can't be read; its chips stay", one.item_id)
     gone = chips[chips["status"] != "ok"]
-    retry = sum(asks_again(read_state(folder)) for folder in folders)
-    if retry:
-        log.warning("cut: %d items were out of reach; run again to ask for them once more", retry)
+    if len(bad):
+        log.warning("cut: %d items can't be used; a later run asks for them again", len(bad))
+    facts = {"retry": len(bad)} if len(bad) else {}
+    facts |= {"stand_ins": len(stand_ins)} if stand_ins else {}
     return Sealed(
         counts={"rows_in": len(chips), "rows_out": len(good)},
         dropped={str(reason): int(n) for reason, n in gone["reason"].value_counts().items()},
@@ -149,16 +143,22 @@ def seal(job: Job, folders: list[Path], out: Path) -> Sealed:
             "findings": findings(assets),
             "not_sampled": {r: n for r, n in found.windows.counts().items() if r},
             "sources": count_sources(records(good[["source", "licence"]])),
-            **({"retry": retry} if retry else {}),
+            **facts,
         },
-        deterministic=not retry,
+        deterministic=not facts,
     )
 
 
-def asks_again(state: Json) -> bool:
-    """Whether another run may get further with an item: it was out of reach, or not allowed."""
-    forbidden = bool(state["bad"]) and state["bad"][0] == "forbidden"
-    return bool(state["state"] == "passing" or forbidden)
+def licences(job: Job, chips: pd.DataFrame, settled: Iterable[int]) -> list[str]:
+    """The licence of each chip as the items state it now: parts may be older than a licence."""
+    now = {one.key: one.licence for one in (item_of(job, number) for number in settled)}
+    keys = zip(chips["collection"], chips["item_id"], chips["item_sha256"], strict=True)
+    return [now[key] for key in keys]
+
+
+def item_states_of(job: Job, artifact: Artifact) -> dict[Key, ItemState]:
+    """The state of each item, for the catalogue."""
+    return read_states(job.inputs["items"], artifact)
 
 
 def findings(assets: pd.DataFrame) -> dict[str, int]:
@@ -207,7 +207,7 @@ def write_windows(found: Survey, path: Path) -> None:
 
 STAGE = Stage(
     name="cut",
-    version="5",
+    version="6",
     kind="chips",
     inputs=("items",),
     software=("imagecodecs", "numpy", "pandas", "pyproj", "rasterio", "shapely"),
@@ -216,4 +216,7 @@ STAGE = Stage(
     seal=seal,
     at_once=THREADS,
     exclusive=True,
+    follows=True,
+    follows_fields=PIXELS,
+    states=item_states_of,
 )

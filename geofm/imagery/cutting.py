@@ -91,14 +91,23 @@ def same_place(a: Grid, b: Grid) -> bool:
 
 
 def cut_or_quarantine(
-    one: Listed, settings: CutSettings, access: Access, order: Order, out: Path
+    one: Listed, settings: CutSettings, access: Access, order: Order, out: Path, attempt: str
 ) -> Iterator[None]:
-    """Cut windows of a scene into an empty folder, in steps; a bad item leaves one row."""
+    """Cut windows of a scene into an empty folder, in steps; a bad item leaves one row.
+
+    Args:
+        one: the item.
+        settings: the cut.
+        access: what may be read, and how.
+        order: which windows.
+        out: an empty folder.
+        attempt: id of the attempt (``Job.attempt``): a failure counts for this attempt only.
+    """
     try:
         yield from cut_item(one, settings, access, order, out)
     except Quarantine as problem:
         log.info("cut: %s", problem)
-        quarantine_item(one, settings, problem, out)
+        quarantine_item(one, settings, problem, out, attempt)
 
 
 def cut_item(
@@ -168,9 +177,8 @@ def lost_rows(
 
 
 def tar_name(listed: Listed, settings: CutSettings, runs: list[Run]) -> str:
-    """Name of the item's tar in the artifact: by what is in it, not by who wrote it when."""
-    profile = listed.profile.model_dump(mode="json")
-    what = [listed.facts, settings.model_dump(mode="json", include=set(PIXELS)), profile, runs]
+    """Name of the item's tar in the artifact: by its content, not by the run that wrote it."""
+    what = [listed.covers, settings.model_dump(mode="json", include=set(PIXELS)), runs]
     return f"parts/{digest_of(what)[:16]}.tar"
 
 
@@ -257,7 +265,9 @@ def asset_rows(listed: Listed, scene: Scene) -> list[Json]:
     return rows
 
 
-def quarantine_item(listed: Listed, settings: CutSettings, problem: Quarantine, out: Path) -> None:
+def quarantine_item(
+    listed: Listed, settings: CutSettings, problem: Quarantine, out: Path, attempt: str
+) -> None:
     """Write the part of a bad item: one row that says why."""
     for path in out.iterdir():
         path.unlink()
@@ -275,7 +285,8 @@ def quarantine_item(listed: Listed, settings: CutSettings, problem: Quarantine, 
     }  # fmt: skip
     facts = {key: listed.facts[key] for key in ("item_id", "item_sha256", "collection")}
     state = "passing" if problem.passing else "bad"
-    write_scene(out, listed, state, [row], [{**facts, **told}], problem=problem)
+    assets = [{**facts, **told}]
+    write_scene(out, listed, state, [row], assets, problem=problem, attempt=attempt)
 
 
 def write_scene(
@@ -288,17 +299,20 @@ def write_scene(
     order: Order | None = None,
     problem: Quarantine | None = None,
     tar: str = "",
+    attempt: str = "",
 ) -> None:
     """The part's rows, and how it ended, for the seal: ``ok``, ``bad``, ``passing`` or ``moved``.
 
-    ``tar`` is the name that the part's tar has in the artifact.
+    ``tar`` is the name that the part's tar has in the artifact; ``attempt`` is the attempt that
+    failed.
     """
     content = {
-        "item": listed.key,
+        "item": list(listed.key),
         "state": state,
         "grid": asdict(grid) if grid else None,
         "order": order.windows_json() if order else None,
         "tar": tar,
+        "attempt": attempt,
         "bad": [problem.reason, problem.kept, problem.passing] if problem else None,
     }
     tables = (rows, CHIP_COLUMNS), (assets, ASSET_COLUMNS)

@@ -15,7 +15,6 @@ from geofm.imagery.frozen import Frozen, plain
 from geofm.imagery.identity import Scene, scene_of, superseded
 from geofm.imagery.items import Json, check_item, is_number
 from geofm.imagery.quarantine import Quarantine
-from geofm.imagery.watermark import WITHDRAWN
 from geofm.settings import SearchSettings
 
 COLUMNS = [
@@ -43,7 +42,6 @@ def judge(
     settings: SearchSettings,
     collections: dict[str, Json],
     own: str = "",
-    gone: Iterable[Frozen] = (),
 ) -> list[Json]:
     """One row per item: ok, dropped or quarantined, each with its reason.
 
@@ -52,7 +50,6 @@ def judge(
         settings: the search.
         collections: the collections searched, as raw JSON.
         own: scheme of hrefs in the catalogue itself (``planet``, ``catalog`` or empty).
-        gone: items that were listed once and no longer are.
     """
     api = base_address(settings.stac)
     rows = [judge_alone(one, api, collections, own) for one in listed]
@@ -63,10 +60,6 @@ def judge(
         if row["status"] == "ok" and (row["cloud_cover"] or 0.0) > settings.max_cloud_percent:
             row.update(status="dropped", reason="cloud_cover")
     mark_superseded(rows)
-    for one in gone:
-        row = judge_alone(one, api, collections, own)
-        rows.append({**row, "status": "dropped", "reason": WITHDRAWN, "detail": ""})
-    rows.sort(key=_order)
     return rows
 
 

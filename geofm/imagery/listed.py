@@ -1,11 +1,11 @@
-"""The items that may be cut, as ``items.parquet`` has them, and who comes in for whom."""
+"""The items that may be cut, as ``items.parquet`` has them, and which item replaces another."""
 
 from __future__ import annotations
 
 import json
 import math
 import threading
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -14,6 +14,7 @@ from shapely.geometry.base import BaseGeometry
 
 from data_catalog.artifact import Artifact
 from data_catalog.canonical import digest_of
+from data_catalog.item_states import VersionKey
 from data_catalog.sources import Source
 from data_catalog.tables import records
 from geofm.imagery import identity
@@ -23,6 +24,8 @@ from geofm.imagery.items import Json
 from geofm.settings import CutSettings
 
 _lock = threading.Lock()
+#: Fields of a source profile that say nothing about pixels.
+ABOUT = {"title", "provider", "licence", "licence_url", "attribution", "notes"}
 
 
 @dataclass(frozen=True)
@@ -52,14 +55,19 @@ class Listed:
         return found
 
     @property
-    def key(self) -> list[str]:
-        """What it is called whatever its row: parts outlive the table that they were planned by."""
-        return [self.collection, self.item_id, self.item_sha256]
+    def key(self) -> VersionKey:
+        """Collection, id and sha256: parts outlive the table that they were planned by."""
+        return self.collection, self.item_id, self.item_sha256
 
     @property
     def covers(self) -> list[Any]:
-        """What a part that is cut from it depends on, but for its windows."""
-        return [*self.key, self.facts, digest_of(self.profile.model_dump(mode="json"))]
+        """What the pixels of a part depend on, apart from its windows.
+
+        A licence is no pixel: chips whose licence changes are not cut again.
+        """
+        facts = {name: value for name, value in self.facts.items() if name != "licence"}
+        profile = self.profile.model_dump(mode="json", exclude=ABOUT)
+        return [*self.key, facts, digest_of(profile)]
 
     @property
     def facts(self) -> Json:
@@ -77,32 +85,37 @@ def every_item(items: Artifact) -> dict[int, Listed]:
         return _every_item(items)
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=4)
 def _every_item(items: Artifact) -> dict[int, Listed]:
     """The same, read."""
     rows = records(items.table("items.parquet"))
     kept = items.manifest.facts["profiles"]
     profiles = {name: Source.model_validate(profile) for name, profile in kept.items()}
     return {
-        number: Listed(
-            number=number,
-            item_id=row["item_id"],
-            item_sha256=row["item_sha256"],
-            collection=row["collection"],
-            text=row["item_json"],
-            geometry=row["geometry"],
-            datetime=row["datetime"] if isinstance(row["datetime"], str) else "",
-            licence=row["licence"],
-            source=row["source"],
-            acquisition=row["acquisition"],
-            baseline=row["baseline"],
-            cloud_cover=100.0 if math.isnan(row["cloud_cover"]) else float(row["cloud_cover"]),
-            superseded_by=row["superseded_by"],
-            profile=profiles[row["source"]],
-        )
+        number: listed_from(number, row, profiles[row["source"]])
         for number, row in enumerate(rows)
         if row["status"] == "ok" or row["reason"] in SUPERSEDED
     }
+
+
+def listed_from(number: int, row: Json, profile: Source) -> Listed:
+    """Make an item from a row of ``items.parquet``."""
+    return Listed(
+        number=number,
+        item_id=row["item_id"],
+        item_sha256=row["item_sha256"],
+        collection=row["collection"],
+        text=row["item_json"],
+        geometry=row["geometry"],
+        datetime=row["datetime"] if isinstance(row["datetime"], str) else "",
+        licence=row["licence"],
+        source=row["source"],
+        acquisition=row["acquisition"],
+        baseline=row["baseline"],
+        cloud_cover=100.0 if math.isnan(row["cloud_cover"]) else float(row["cloud_cover"]),
+        superseded_by=row["superseded_by"],
+        profile=profile,
+    )
 
 
 def listed_items(items: Artifact) -> dict[int, Listed]:
@@ -110,25 +123,31 @@ def listed_items(items: Artifact) -> dict[int, Listed]:
     return {n: one for n, one in every_item(items).items() if not one.superseded_by}
 
 
-def next_in_line(items: Artifact, bad: Collection[int]) -> list[Listed]:
-    """Superseded items whose ground is free again, the best of each acquisition and tile.
-
-    A newer version that can't be used must not take the older one with it.
+def superseded_items(items: Artifact, bad: Collection[int]) -> list[Listed]:
+    """Find superseded items whose ground is free again, since the newer item can't be used.
 
     Args:
-        items: the artifact.
-        bad: row numbers of items that turned out to be unusable.
+        items: The artifact.
+        bad: Row numbers of items that turned out to be unusable.
     """
     everyone = every_item(items)
-    gone = {(everyone[n].collection, everyone[n].item_id) for n in bad}
-    free = [
+    gone = {everyone[n].key[:2] for n in bad if n in everyone}
+    return [
         one
         for one in everyone.values()
         if (one.collection, one.superseded_by) in gone and one.number not in bad
     ]
-    scenes = [identity.scene_of(one.item, one.profile.identity, one.geometry) for one in free]
-    again = identity.superseded(scenes)
-    return [one for position, one in enumerate(free) if position not in again]
+
+
+def best_of(items: Sequence[Listed]) -> list[Listed]:
+    """Keep the best item of each acquisition and tile."""
+    again = identity.superseded([identity_of(one) for one in items])
+    return [one for position, one in enumerate(items) if position not in again]
+
+
+def identity_of(one: Listed) -> identity.Scene:
+    """The properties of an item by which versions of one acquisition are told apart."""
+    return identity.scene_of(one.item, one.profile.identity, one.geometry)
 
 
 def access_of(items: Artifact, settings: CutSettings) -> Access:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -24,9 +24,9 @@ from geofm.imagery.item_table import is_table, read_items
 from geofm.imagery.items import Json, scheme_of
 from geofm.imagery.local import SCHEME, is_local
 from geofm.imagery.query import query_of
-from geofm.imagery.slices import Api
+from geofm.imagery.slices import Api, skipped_items
 from geofm.imagery.static_catalogue import Walk, select, walk_catalogue
-from geofm.imagery.watermark import Before, refresh
+from geofm.imagery.watermark import Before, newest_versions, refresh, withdrawn
 from geofm.settings import SearchSettings
 
 
@@ -60,10 +60,12 @@ def list_catalogue(settings: SearchSettings, before: Before) -> Listing:
     """
     url, access = api_url(settings), catalogue_access(settings)
     if is_table(url):
-        return _static(read_items(url, access), settings)
-    if scheme_of(url) not in ("http", "https") or not is_api(read_root(url, access)):
-        return _static(walk_catalogue(url, settings.collections, access), settings)
-    return _api(open_api(url, access), url, settings, before)
+        found = _static(read_items(url, access), settings)
+    elif scheme_of(url) not in ("http", "https") or not is_api(read_root(url, access)):
+        found = _static(walk_catalogue(url, settings.collections, access), settings)
+    else:
+        found = _api(open_api(url, access), url, settings, before)
+    return replace(found, items=newest_versions(found.items))
 
 
 def _static(walk: Walk, settings: SearchSettings) -> Listing:
@@ -88,8 +90,11 @@ def _api(client: Client, url: str, settings: SearchSettings, before: Before) -> 
         language=language_of(client) if settings.watermark else "",
         max_matched=settings.max_matched,
         max_items=settings.max_items,
+        check_counts=settings.check_counts,
     )
-    items, renewed = refresh(api, query_of(settings, chosen), before)
+    query = query_of(settings, chosen)
+    items, renewed = refresh(api, query, before)
+    items += skipped_items(api, query, withdrawn(before, items))
     io = client._stac_io
     asked = {
         "asked": "whole" if not renewed else "updated" if len(renewed) == len(chosen) else "both",

@@ -37,6 +37,7 @@ class Claim:
         geometry: where the scene has data, EPSG:4326.
         chip_bytes: about what one of its chips costs to download.
         scene_bytes: about what its first chip costs besides, for files that are read whole.
+        cells: the cells that it can be cut into; None for all of its grid.
     """
 
     collection: str
@@ -51,6 +52,7 @@ class Claim:
     geometry: BaseGeometry
     chip_bytes: float = 0.0
     scene_bytes: float = 0.0
+    cells: Cells | None = None
 
     def priority(self) -> tuple[tuple[int, ...], float, str]:
         """Smaller is better: newest baseline, fewest clouds, then by id."""

@@ -14,6 +14,7 @@ from geofm.imagery.listed import access_of, every_item
 from geofm.imagery.quarantine import Quarantine
 from geofm.imagery.scene import open_scene
 from geofm.imagery.source_changes import source_changes
+from geofm.imagery.stand_ins import unlisted_items
 from geofm.imagery.strips import cut_one
 from geofm.settings import CutSettings
 
@@ -78,7 +79,8 @@ def recut(chips: Artifact, items: Artifact, chip_ids: Sequence[str]) -> list[Rec
     rows = {row["chip_id"]: row for row in records(chips.table("chips.parquet", columns))}
     settings = CutSettings.model_validate(chips.manifest.settings)
     access = access_of(items, settings)
-    listed = {(one.item_id, one.item_sha256): one for one in every_item(items).values()}
+    everyone = [*every_item(items).values(), *unlisted_items(chips)]
+    listed = {(one.item_id, one.item_sha256): one for one in everyone}
     assets: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in records(chips.table("assets.parquet")):
         assets.setdefault((row["item_id"], row["item_sha256"]), []).append(row)

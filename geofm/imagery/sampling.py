@@ -84,7 +84,7 @@ def choose(claims: Sequence[Claim], settings: CutSettings, area: BaseGeometry | 
         settings: limits and budgets.
         area: where to sample (EPSG:4326), None for everywhere.
     """
-    cells = [all_cells(claim.grid) for claim in claims]
+    cells = [all_cells(c.grid) if c.cells is None else c.cells for c in claims]
     reason = [gate(claim, some, settings, area) for claim, some in zip(claims, cells, strict=True)]
     open_ = [some[code == 0] for some, code in zip(cells, reason, strict=True)]
     owner = [np.full(len(some), -1, np.int64) for some in cells]

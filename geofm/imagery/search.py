@@ -31,7 +31,9 @@ def seal(job: Job, folders: list[Path], out: Path) -> Sealed:
         raise RunError(_nothing(settings, chosen))
     gone = withdrawn(before, listing.items)
     check_withdrawn(before, gone, settings)
-    rows = judge(listing.items, settings, listing.collections, listing.own, gone)
+    rows = judge(listing.items, settings, listing.collections, listing.own)
+    if gone:
+        log.info("search: %d items are withdrawn", len(gone))
     write_table(to_frame(rows), out / "items.parquet")
     good = [row for row in rows if row["status"] == "ok"]
     texts = [row["item_json"] for row in good]
@@ -62,7 +64,7 @@ def check_withdrawn(before: Before, gone: list[Frozen], settings: SearchSettings
         RunError: with the figures and the remedy.
     """
     known = {one.key for one in before.listed}
-    lost = sum(one.key in known for one in gone)
+    lost = len(gone)
     if lost > settings.max_withdrawn * len(known):
         raise RunError(
             f"{lost} of {len(known)} items that {settings.stac} listed last time are gone; the "
@@ -95,7 +97,7 @@ def _nothing(settings: SearchSettings, collections: list[str]) -> str:
 
 STAGE = Stage(
     name="search",
-    version="3",
+    version="4",
     kind="items",
     inputs=(),
     software=("pyarrow", "pystac", "pystac-client", "shapely", "stac-geoparquet"),

@@ -3,14 +3,19 @@
 Servers page only so deep (Earth Search: 10 000 items) and answer a large query with a timeout. A
 query that matches too much, or that fails, is halved: by collection, then by time, then by ground.
 An item in two slices counts once, so the result does not depend on where the cuts fall.
+
+Each slice is held against the number of matches that its pages state: a listing that lacks items
+(paging that shifts while items come and go, an early end) is repeated, then halved, then an error.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from typing import Any
 
 from pystac_client import Client
@@ -22,7 +27,7 @@ from data_catalog.progress import tick
 from geofm.imagery.catalogue_api import STRANGE, Json, short, status_of
 from geofm.imagery.frozen import Frozen
 from geofm.imagery.items import instant
-from geofm.imagery.query import Query, in_area, is_box, parameters, pieces
+from geofm.imagery.query import Query, asked_for, in_area, is_box, parameters, pieces
 
 log = logging.getLogger("geofm.search")
 
@@ -34,6 +39,11 @@ MIN_DEGREES = 0.25
 MAX_SLICES = 10_000
 #: How often a slice that fails is halved, in a row, before the search gives up.
 FAILURES = 6
+#: How often an incomplete listing is asked for before it is halved, with growing pauses (seconds).
+LISTINGS = 3
+LISTING_PAUSE_S = 0.5
+#: Items that are asked for by id in one request.
+BY_ID = 100
 #: Where no collection says when it begins.
 BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 _NO_INTERSECTS = (400, 422, 501)
@@ -49,6 +59,7 @@ class Api:
         language: ``cql2-json`` or ``query``, whichever it filters by; empty for neither.
         max_matched: from this number of matches on a query is halved rather than paged through.
         max_items: more items than this are an error.
+        check_counts: hold each listing against the number of matches that its pages state.
         boxed: True once it has turned out not to know ``intersects``.
         unreached: items that it counts but that no slice holds, lacking a time or a place.
     """
@@ -59,6 +70,7 @@ class Api:
     language: str
     max_matched: int
     max_items: int
+    check_counts: bool = True
     boxed: bool = False
     unreached: int = 0
     extent: tuple[datetime, datetime] = field(init=False)
@@ -73,6 +85,13 @@ class _Deep(Exception):
     def __init__(self, number: int | None = None) -> None:
         super().__init__()
         self.number = number
+
+
+class _Incomplete(Exception):
+    """A listing has fewer items than its pages say that there are."""
+
+    def __init__(self, listed: int, number: int) -> None:
+        super().__init__(f"{listed} of {number} items were listed")
 
 
 def extent_of(collections: dict[str, Json]) -> tuple[datetime, datetime]:
@@ -160,6 +179,56 @@ def list_items(api: Api, query: Query) -> list[Frozen]:
     return [one for same in found.values() for one in same]
 
 
+def skipped_items(api: Api, query: Query, gone: Sequence[Frozen]) -> list[Frozen]:
+    """Find items that the API still has though they are missing from its listing.
+
+    Items that seem to be withdrawn are asked for by id. A server that does not know ``ids`` tells
+    nothing, and its listing is believed.
+
+    Args:
+        api: The API.
+        query: What was listed.
+        gone: Items that were listed last time and are missing now.
+    """
+    before = {one.key: one for one in gone}
+    found: list[Frozen] = []
+    for first in range(0, len(gone), BY_ID):
+        part = gone[first : first + BY_ID]
+        names = sorted({one.collection for one in part})
+        search = api.client.search(
+            ids=[one.item_id for one in part], collections=names, limit=BY_ID
+        )
+        try:
+            pages = api.client._stac_io.get_pages(  # type: ignore[union-attr]
+                search.url, search.method, search.get_parameters()
+            )
+            rows = [
+                (api.freeze(item), item)
+                for page in islice(pages, BY_ID)
+                for item in page["features"]
+            ]
+        except STRANGE as error:
+            log.info("search: items can't be asked for by id (%s)", short(error))
+            return found
+        for one, item in rows:
+            old = before.pop(one.key, None)
+            if old and (one.sha256 == old.sha256 or (_tells(item) and asked_for(item, query))):
+                found.append(one)
+    if found:
+        log.warning(
+            "search: the listing lacks %d items that the API still has, e.g. %s; they are kept",
+            len(found), found[0].item_id,
+        )  # fmt: skip
+    return found
+
+
+def _tells(item: Any) -> bool:
+    """Whether an item states a place and a time that a search can compare."""
+    properties = item.get("properties")
+    when = properties.get("datetime") if isinstance(properties, dict) else None
+    return instant(when) is not None and isinstance(item.get("geometry"), dict)
+
+
 def bounded(listed: int, api: Api) -> None:
     """Stop a search that finds more than is wanted.
 
@@ -191,11 +260,20 @@ def _listings(
         return
     parts = halves(query, api.extent)
     try:
-        yield _pages(api, query, bool(parts), above)
+        yield _complete_pages(api, query, bool(parts), above)
         return
     except _Deep as deep:
         failures = FAILURES
         above = deep.number if parts[0].area is not query.area else None
+    except _Incomplete as error:
+        failures -= 1
+        if not parts or failures < 0:
+            raise RunError(
+                f"{api.client.self_href or 'the STAC API'} lists incompletely: {error}, each time "
+                "it was asked; run again later, or set search.check_counts=false if its "
+                "numberMatched is wrong"
+            ) from error
+        log.info("search: %s; asking for half of the query", error)
     except STRANGE as error:
         if _refuses_intersects(api, query, error):
             api.boxed = True
@@ -210,17 +288,41 @@ def _listings(
         yield from _listings(api, part, failures, above)
 
 
-def _pages(api: Api, query: Query, can_split: bool, above: int | None) -> list[Frozen]:
-    """All items of one query, page by page.
+def _complete_pages(api: Api, query: Query, can_split: bool, above: int | None) -> list[Frozen]:
+    """All items of one query; an incomplete listing is repeated.
 
     Raises:
         _Deep: there are too many and the query can be split.
+        _Incomplete: the last listing lacks items as well.
     """
-    found: list[Frozen] = []
+    for attempt in range(LISTINGS):
+        try:
+            return _pages(api, query, can_split, above)
+        except _Incomplete as error:
+            if attempt == LISTINGS - 1:
+                raise
+            log.info("search: %s; asking again", error)
+            time.sleep(LISTING_PAUSE_S * (attempt + 1))
+    raise AssertionError("unreachable")
+
+
+def _pages(api: Api, query: Query, can_split: bool, above: int | None) -> list[Frozen]:
+    """All items of one query, page by page; what a later page repeats is left out.
+
+    Raises:
+        _Deep: there are too many and the query can be split.
+        _Incomplete: the pages have fewer items than they say that there are. An item that is
+            twice on one page counts twice; what a later page repeats does not count.
+    """
     search = search_of(api, query, min(PAGE, api.max_items))
     local = query.area if api.boxed and query.area and not is_box(query.area) else None
-    pages = search.pages_as_dicts()
-    number = 0
+    pages = api.client._stac_io.get_pages(  # type: ignore[union-attr]
+        search.url, search.method, search.get_parameters()
+    )
+    found: list[Frozen] = []
+    seen: set[tuple[str, ...]] = set()
+    versions: set[tuple[str, ...]] = set()
+    counted, number, most = 0, 0, 0
     while True:
         try:
             page = next(pages, None)
@@ -229,18 +331,27 @@ def _pages(api: Api, query: Query, can_split: bool, above: int | None) -> list[F
                 raise _Deep from error
             raise
         if page is None:
-            return found
+            break
         number += 1
         total = matched(page) or 0
+        most = max(most, total)
         fewer = above is None or total < above
         if number == 1 and can_split and fewer and total >= api.max_matched:
             raise _Deep(total)
-        if local is None:
-            found += [api.freeze(item) for item in page["features"]]
-        else:
-            found += [api.freeze(item) for item in page["features"] if in_area(item, local)]
+        rows = [(api.freeze(item), item) for item in page.get("features") or []]
+        names = [one.key if one.item_id else (one.sha256,) for one, _ in rows]
+        counted += sum(name not in seen for name in names)
+        found += [
+            one for one, item in rows
+            if (*one.key, one.sha256) not in versions and (local is None or in_area(item, local))
+        ]  # fmt: skip
+        seen.update(names)
+        versions.update((*one.key, one.sha256) for one, _ in rows)
         bounded(len(found), api)
         tick("search", len(found), max(api.max_items, len(found)), "items listed")
+    if api.check_counts and counted < most:
+        raise _Incomplete(counted, most)
+    return found
 
 
 def _refuses_intersects(api: Api, query: Query, error: BaseException) -> bool:

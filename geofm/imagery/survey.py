@@ -1,7 +1,8 @@
 """What there is to cut and what it will cost, from metadata alone where the items tell enough.
 
 An item that states the place and size of its bands (``proj:transform``, ``proj:shape``, a CRS) is
-planned without a request. Of any other the headers are looked at, and the answer is remembered.
+planned without a request. Of any other the headers are read, and the grid is remembered. A failed
+look is remembered for one attempt of the job only: the next run asks again.
 """
 
 from __future__ import annotations
@@ -23,11 +24,12 @@ from geofm.imagery.cost import bytes_per_pixel, stated_place, wanted, whole_byte
 from geofm.imagery.grid import Grid
 from geofm.imagery.hosts import Access
 from geofm.imagery.items import Json, instant, is_number
-from geofm.imagery.listed import Listed, access_of, listed_items, next_in_line
+from geofm.imagery.listed import ABOUT, Listed, access_of, every_item, listed_items
 from geofm.imagery.overlap import Claim
 from geofm.imagery.quarantine import Quarantine
 from geofm.imagery.sampling import Windows, choose
 from geofm.imagery.scene import finest_grid, open_scene
+from geofm.imagery.stand_ins import all_stand_ins, is_stand_in, replacements
 from geofm.settings import CutSettings, SearchSettings
 
 #: Items looked at at once; looking waits for the network, not for the processor.
@@ -62,46 +64,60 @@ def survey(
 ) -> Survey:
     """Plan everything that the search kept.
 
-    Where an item is bad for good, those that it superseded are planned in its place.
+    Where an item can't be used, an older version of it is planned in its place.
 
     Args:
         job: of the stage ``cut``.
-        known: grids that were read from the files themselves, by row number.
-        found_bad: items that turned out to be bad when they were read, by row number.
+        known: grids that were read from the files themselves, by number.
+        found_bad: items that turned out to be bad when they were read, by number.
         look: ask for the headers of scenes whose metadata do not tell.
     """
     settings: CutSettings = job.settings
     items = job.inputs["items"]
-    found: dict[int, Grid | Quarantine] = dict(found_bad or {})
     everyone = list(listed_items(items).values())
+    found: dict[int, Grid | Quarantine] = {**postponed(job), **(found_bad or {})}
     wave = everyone
     while wave:
         found |= grids_of(job, [one for one in wave if one.number not in found], known or {}, look)
-        final = [n for n, v in found.items() if isinstance(v, Quarantine) and not v.passing]
-        there = {one.number for one in everyone}
-        wave = [one for one in next_in_line(items, final) if one.number not in there]
+        bad = {n for n, verdict in found.items() if isinstance(verdict, Quarantine)}
+        wave = replacements(job, everyone, bad & {one.number for one in everyone})
         everyone += wave
     everyone.sort(key=lambda one: one.number)
     planned = [(one, grid) for one in everyone if isinstance(grid := found.get(one.number), Grid)]
-    claims = [claim_of(one, grid, settings) for one, grid in planned]
+    claims = [claim_of(job, one, grid) for one, grid in planned]
+    there = {one.number for one in everyone}
     area = area_of(SearchSettings.model_validate(items.manifest.settings))
     return Survey(
         listed=[one for one, _ in planned],
         grids=[grid for _, grid in planned],
-        bad={n: verdict for n, verdict in found.items() if isinstance(verdict, Quarantine)},
+        bad={n: v for n, v in found.items() if isinstance(v, Quarantine) and n in there},
         unknown=[one for one in everyone if one.number not in found],
         windows=choose(claims, settings, area),
     )
 
 
+def postponed(job: Job) -> dict[int, Quarantine]:
+    """The items that this run does not ask for, with the reason of their last failure."""
+    everyone = every_item(job.inputs["items"]) if job.postponed else {}
+    return {
+        number: Quarantine(*job.postponed[one.key])
+        for number, one in everyone.items()
+        if one.key in job.postponed
+    }
+
+
 def grids_of(
     job: Job, listed: Sequence[Listed], known: Mapping[int, Grid], look: bool
 ) -> dict[int, Grid | Quarantine]:
-    """The grid of each scene or what is wrong with it, by row number."""
+    """The grid of each scene or what is wrong with it, by number."""
     found: dict[int, Grid | Quarantine] = {}
     silent: list[Listed] = []
     for number, one in enumerate(listed, start=1):
-        verdict = known.get(one.number) or stated_grid(one, job.settings)
+        verdict: Grid | Quarantine | None
+        if is_stand_in(job, one.number):
+            verdict = all_stand_ins(job)[one.number].grid
+        else:
+            verdict = known.get(one.number) or stated_grid(one, job.settings)
         if verdict is None:
             silent.append(one)
         else:
@@ -111,9 +127,9 @@ def grids_of(
     return found | look_at(job, silent) if look and silent else found
 
 
-def claim_of(one: Listed, grid: Grid, settings: CutSettings) -> Claim:
+def claim_of(job: Job, one: Listed, grid: Grid) -> Claim:
     """A scene as the sampling plan sees it."""
-    item = one.item
+    item, settings = one.item, job.settings
     nodata = item["properties"].get("s2:nodata_pixel_percentage")
     when = instant(one.datetime)
     if when is not None and when.tzinfo:
@@ -134,6 +150,7 @@ def claim_of(one: Listed, grid: Grid, settings: CutSettings) -> Claim:
         geometry=one.geometry,
         chip_bytes=per_pixel * grid.size**2,
         scene_bytes=sum(whole.values()),
+        cells=all_stand_ins(job)[one.number].cells if is_stand_in(job, one.number) else None,
     )
 
 
@@ -156,31 +173,39 @@ def look_at(job: Job, listed: Sequence[Listed]) -> dict[int, Grid | Quarantine]:
     kept = job.store.scratch(digest_of({"grids of": job.identity_by(GRID)}))
     found: dict[int, Grid | Quarantine] = {}
     with ThreadPoolExecutor(LOOKS) as pool:
-        calls = {one.number: pool.submit(look_once, one, settings, access, kept) for one in listed}
+        calls = {
+            one.number: pool.submit(look_once, one, settings, access, kept, job.attempt)
+            for one in listed
+        }
         for done, (number, call) in enumerate(calls.items(), start=1):
             found[number] = call.result()
             tick("cut: headers", done, len(listed))
     return found
 
 
-def look_once(one: Listed, settings: CutSettings, access: Access, kept: Path) -> Grid | Quarantine:
-    """Open one scene, or remember what came of it; an outage is not remembered."""
-    profile = one.profile.model_dump(mode="json")
+def look_once(
+    one: Listed, settings: CutSettings, access: Access, kept: Path, attempt: str
+) -> Grid | Quarantine:
+    """Open one scene, or remember its grid; a failure is remembered for this attempt only."""
+    profile = one.profile.model_dump(mode="json", exclude=ABOUT)
     may = [access.stac, access.allow_hosts, access.credentials_for]
     name = digest_of([one.collection, one.item_sha256, one.item_id, profile, may])
     file = kept / f"{name}.json"
-    if file.exists():
-        known = json.loads(file.read_bytes())
-        return Grid(**known["grid"]) if "grid" in known else Quarantine(**known["bad"])
+    known = json.loads(file.read_bytes()) if file.exists() else {}
+    if "grid" in known:
+        return Grid(**known["grid"])
+    if known.get("attempt") == attempt:
+        return Quarantine(**known["bad"])
     try:
         with open_scene(
             one.item, one.geometry, one.profile, settings, access, whole=False
         ) as scene:
             answer: Json = {"grid": asdict(scene.grid)}
     except Quarantine as problem:
-        if problem.passing or problem.reason == "forbidden":
+        if problem.passing:
             return problem
-        answer = {"bad": {"reason": problem.reason, "detail": problem.detail}}
+        bad = {"reason": problem.reason, "detail": problem.detail}
+        answer = {"bad": bad, "attempt": attempt}
     beside = file.with_suffix(f".{os.getpid()}")
     beside.write_bytes(canonical(answer))
     beside.replace(file)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -22,7 +23,6 @@ from geofm.imagery.quarantine import Quarantine
 from geofm.imagery.query import Query, rfc3339
 from geofm.imagery.slices import Api, bounded, count, list_items
 
-WITHDRAWN = "withdrawn"
 #: How long (before the newest time) an item may have been updated and yet be seen only now.
 OVERLAP = timedelta(days=1)
 _COLUMNS = ["item_id", "collection", "item_sha256", "item_json", "reason", "detail"]
@@ -30,10 +30,9 @@ _COLUMNS = ["item_id", "collection", "item_sha256", "item_json", "reason", "deta
 
 @dataclass(frozen=True)
 class Before:
-    """The last search: what was listed then, and what had been withdrawn by then."""
+    """The last search: what was listed then."""
 
     listed: tuple[Frozen, ...] = ()
-    gone: tuple[Frozen, ...] = ()
 
 
 def read_before(previous: Artifact | None) -> Before:
@@ -45,10 +44,7 @@ def read_before(previous: Artifact | None) -> Before:
 
 def before_of(rows: list[dict[str, Any]]) -> Before:
     """The items of a table's rows."""
-    return Before(
-        listed=tuple(_frozen(row) for row in rows if row["reason"] != WITHDRAWN),
-        gone=tuple(_frozen(row) for row in rows if row["reason"] == WITHDRAWN),
-    )
+    return Before(tuple(_frozen(row) for row in rows))
 
 
 def _frozen(row: dict[str, Any]) -> Frozen:
@@ -60,10 +56,29 @@ def _frozen(row: dict[str, Any]) -> Frozen:
 
 
 def withdrawn(before: Before, listed: Iterable[Frozen]) -> list[Frozen]:
-    """Items that were listed once and are no longer; those without an id can't be told."""
+    """Items that were listed last time and are no longer; those without an id can't be told."""
     here = {one.key for one in listed}
-    gone = {(*one.key, one.sha256): one for one in (*before.gone, *before.listed)}
+    gone = {one.key: one for one in before.listed}
     return [one for one in gone.values() if one.item_id and one.key not in here]
+
+
+def newest_versions(items: Iterable[Frozen]) -> list[Frozen]:
+    """Leave out older versions of an item that was updated while it was listed.
+
+    A listing of many pages takes time, so it may hold an item before and after an update. The
+    version with the newest ``updated`` is kept. Versions that do not tell stay, all of them.
+    """
+    groups: dict[tuple[str, str], list[Frozen]] = defaultdict(list)
+    for one in items:
+        groups[one.key].append(one)
+    kept = []
+    for group in groups.values():
+        times = [updated(one) if one.item_id else None for one in group]
+        known = [time for time in times if time is not None]
+        newest = max(known) if len(known) == len(times) else None
+        kept += [one for one, time in zip(group, times, strict=True) if time == newest or not known
+                 or newest is None]  # fmt: skip
+    return kept
 
 
 def refresh(api: Api, query: Query, before: Before) -> tuple[list[Frozen], list[str]]:

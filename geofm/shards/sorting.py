@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 
 from data_catalog.artifact import Artifact
 from data_catalog.errors import RunError, UsageError
+from data_catalog.item_states import STAND_INS
 from geofm.imagery.identity import SUPERSEDED
 from geofm.shards.index import release_memory
 from geofm.shards.split import HOLDOUT, RIM, TRAIN, split_cells
@@ -113,7 +115,7 @@ def sort_rows(inputs: Mapping[str, Artifact], seed: int, holdout: float, folder:
         raise NothingKept(
             f"all {len(kept)} samples are held out: set pack.holdout lower than {holdout}"
         )
-    scenes = _scenes(inputs["items"])
+    scenes = _scenes(inputs["items"], inputs["chips"])
     numbers = sorted(int(path.name.removeprefix("kept-")) for path in folder.glob("kept-*"))
     ordered = (
         _sorted(_joined(folder, number, scenes, inputs), side)
@@ -191,12 +193,17 @@ def _dealer(folder: Path, name: str, buckets: int) -> Iterator[Callable[[pa.Reco
         yield deal
 
 
-def _scenes(items: Artifact) -> pa.Table:
+def _scenes(items: Artifact, chips: Artifact) -> pa.Table:
     """``key`` (collection and item), ``source`` and ``licence`` of the scenes that count."""
     frame = items.table("items.parquet", [*SCENE_COLUMNS, "status", "reason"])
     # an older version stands in where the newest could not be read: its chips count as well
     stand_in = frame["reason"].isin(SUPERSEDED)
     frame = frame.loc[(frame["status"] == "ok") | stand_in, SCENE_COLUMNS].astype(str)
+    if any(entry.path == STAND_INS for entry in chips.manifest.files):
+        unlisted = chips.table(STAND_INS, SCENE_COLUMNS).astype(str)
+        names = ["collection", "item_id"]
+        known = unlisted.set_index(names).index.isin(frame.set_index(names).index)
+        frame = pd.concat([frame, unlisted[~known]], ignore_index=True)
     keys = frame["collection"] + "\n" + frame["item_id"]
     columns = {"key": keys, "source": frame["source"], "licence": frame["licence"]}
     if keys.duplicated().any():

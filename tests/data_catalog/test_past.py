@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from data_catalog.artifact import Artifact
 from data_catalog.catalogue import Catalogue
+from data_catalog.item_states import ITEM_COLUMNS
 from data_catalog.past import last_sample_in, why_left
 from data_catalog.run import run_stage
 from data_catalog.stage import Job, Sealed, Stage, no_parts, no_work
@@ -28,19 +29,23 @@ class Night(BaseModel):
 def chips_of(night: Night) -> pd.DataFrame:
     """Two chips of each item that counts."""
     rows = [
-        (f"{item}{n}", "s2", item, f"cell{n}", "ok", "")
+        (f"{item}{n}", "s2", item, item, f"cell{n}", "ok", "", "", "CC0-1.0")
         for item, (status, *_) in sorted(night.items.items())
         for n in (1, 2)
         if status == "ok"
     ]
-    columns = ["chip_id", "collection", "item_id", "cell", "status", "reason"]
+    columns = [
+        "chip_id", "collection", "item_id", "item_sha256", "cell", "status", "reason", "detail",
+        "licence",
+    ]  # fmt: skip
     return pd.DataFrame(rows, columns=columns)
 
 
 def seal_items(job: Job, _: list[Path], out: Path) -> Sealed:
-    rows = [("s2", item, item, *state) for item, state in sorted(job.settings.items.items())]
-    names = ["collection", "item_id", "item_sha256", "status", "reason", "superseded_by"]
-    write_table(pd.DataFrame(rows, columns=names), out / "items.parquet")
+    rows = [
+        ("s2", item, item, *state, "CC0-1.0") for item, state in sorted(job.settings.items.items())
+    ]
+    write_table(pd.DataFrame(rows, columns=ITEM_COLUMNS), out / "items.parquet")
     return Sealed({"rows_in": len(rows), "rows_out": len(rows)})
 
 

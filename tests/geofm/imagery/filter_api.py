@@ -33,6 +33,8 @@ class Api:
         deepest: items beyond this number are refused with status 400.
         tires: queries that match more than this are answered with status 503.
         intersects: whether it knows that parameter.
+        down: whether it answers nothing but 404.
+        skips: so many searches lack their first item, which is counted all the same.
         asked: bodies of all searches.
     """
 
@@ -44,11 +46,15 @@ class Api:
     deepest: int = 10**9
     tires: int = 10**9
     intersects: bool = True
+    down: bool = False
+    skips: int = 0
     asked: list[Json] = field(default_factory=list)
 
     def matching(self, query: Json) -> list[Json]:
         """Items that match; those without a time or place match no query for one."""
         found = [one for one in self.items if one["collection"] in query["collections"]]
+        if "ids" in query:
+            return [one for one in found if one["id"] in query["ids"]]
         if "datetime" in query:
             first, _, last = query["datetime"].partition("/")
             last = last or first
@@ -84,6 +90,10 @@ class Api:
         if "intersects" in query and not self.intersects:
             return 400, {"code": "BadRequest"}
         found = self.matching(query)
+        number = len(found)
+        if self.skips and found:
+            self.skips -= 1
+            found = found[1:]
         start = int(query.get("token", 0))
         end = start + int(query["limit"])
         if len(found) > self.tires:
@@ -92,7 +102,7 @@ class Api:
             return 400, {"code": "result window is too large"}
         page: Json = {"type": "FeatureCollection", "features": found[start:end], "links": []}
         if self.counts:
-            page["numberMatched"] = len(found)
+            page["numberMatched"] = number
         if end < len(found):
             page["links"] = [
                 {"rel": "next", "method": "POST", "href": f"{self.url}/search",
@@ -126,6 +136,9 @@ def serve_api() -> Iterator[Api]:
             self.wfile.write(body)
 
         def do_GET(self) -> None:
+            if api.down:
+                self.send(404, {})
+                return
             page = landing(api.url)
             page["conformsTo"] += api.conforms
             collections = {"collections": api.collections, "links": []}

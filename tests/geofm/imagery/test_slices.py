@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from shapely.geometry import box
 
 from data_catalog.errors import RunError, UsageError
-from geofm.imagery import catalogue_api
+from geofm.imagery import catalogue_api, slices
 from geofm.imagery.listing import Listing, list_catalogue
 from geofm.imagery.query import Query, interval
 from geofm.imagery.slices import extent_of, halves, matched
@@ -156,3 +156,124 @@ def test_datetimes_that_are_none() -> None:
     for text in ("yesterday", "2024-13", "1/2/3", "2024/x"):
         with pytest.raises(UsageError, match=r"search\.datetime: .*write e\.g\."):
             interval(text)
+
+
+class Paging:
+    """Spoils how an API pages: a page has two items, whatever is asked for."""
+
+    def __init__(self, api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.api, self.times = api, 10**9
+        self.whole = api.answer
+        monkeypatch.setattr(slices, "LISTING_PAUSE_S", 0.0)
+        monkeypatch.setattr(api, "answer", self.answer, raising=False)
+
+    def answer(self, query: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        status, page = self.whole({**query, "limit": 2})
+        if self.times > 0 and "ids" not in query and int(query["limit"]) > 1:
+            self.times -= 1
+            self.spoil(query, page)
+        return status, page
+
+    def spoil(self, query: dict[str, Any], page: dict[str, Any]) -> None:
+        raise NotImplementedError
+
+
+class EmptyPages(Paging):
+    """An empty page with a next page comes before each page."""
+
+    def spoil(self, query: dict[str, Any], page: dict[str, Any]) -> None:
+        token = int(query.get("token", 0))
+        if not query.get("empty"):
+            body = {**query, "token": str(token), "empty": True}
+            page["features"] = []
+            page["links"] = [{"rel": "next", "method": "POST", "href": f"{self.api.url}/search",
+                              "body": body}]  # fmt: skip
+        for link in page["links"] if query.get("empty") else []:
+            link["body"].pop("empty", None)
+
+
+class NoNext(Paging):
+    """The first page has no next page though there is more."""
+
+    def spoil(self, query: dict[str, Any], page: dict[str, Any]) -> None:
+        page["links"] = []
+
+
+class Overlap(Paging):
+    """Each page begins with the last item of the page before, and so the last item is lost."""
+
+    def spoil(self, query: dict[str, Any], page: dict[str, Any]) -> None:
+        token = int(query.get("token", 0))
+        if token:
+            found = self.api.matching(query)
+            page["features"] = found[token // 2 : token // 2 + 2]
+
+
+@pytest.fixture
+def five(api: Api) -> Api:
+    day = "2020-01-01T00:00:00Z"
+    api.items = [an_item(f"i{n}", at=(0.0, 0.0), datetime=day) for n in range(5)]
+    api.collections = api.collections[:1]
+    return api
+
+
+#: A search that can't be halved.
+NARROW = {"datetime": "2020-01-01T00:00:00Z", "bbox": (0.1, 0.1, 0.2, 0.2)}
+
+
+def test_an_empty_page_with_a_next_page_ends_nothing(
+    five: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    EmptyPages(five, monkeypatch)
+    assert [name for name, _ in digests(listing(five))] == [f"i{n}" for n in range(5)]
+
+
+@pytest.mark.parametrize("kind", [NoNext, Overlap])
+def test_an_incomplete_listing_is_asked_for_again_and_then_fails(
+    five: Api, monkeypatch: pytest.MonkeyPatch, kind: type[Paging]
+) -> None:
+    whole = digests(listing(five, **NARROW))
+    paging = kind(five, monkeypatch)
+    paging.times = 1 if kind is NoNext else 3
+    assert digests(listing(five, **NARROW)) == whole
+    paging.times = 10**9
+    with pytest.raises(RunError, match=r"of 5 items were listed.*search\.check_counts=false"):
+        listing(five, **NARROW)
+    assert len(listing(five, check_counts=False, **NARROW).items) < 5
+
+
+def test_what_a_listing_skips_is_asked_for_by_id_before_it_is_called_withdrawn(
+    five: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where an API counts nothing."""
+    five.counts = False
+    before = Before(tuple(listing(five).items))
+    NoNext(five, monkeypatch)
+    found = list_catalogue(SearchSettings(stac=five.url), before)
+    assert digests(found) == digests(listing_of(before))
+    withdrawn = five.items.pop()["id"]
+    names = {one.item_id for one in list_catalogue(SearchSettings(stac=five.url), before).items}
+    assert names == {one.item_id for one in before.listed} - {withdrawn}
+
+
+def listing_of(before: Before) -> Listing:
+    return Listing(list(before.listed), {}, "")
+
+
+def test_an_item_that_is_updated_while_the_listing_runs_is_there_once(
+    five: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Update(Paging):
+        """The first item is updated after the first page, and is listed again at the end."""
+
+        def spoil(self, query: dict[str, Any], page: dict[str, Any]) -> None:
+            if int(query.get("token", 0)) == 2:
+                properties = {**self.api.items[0]["properties"], "updated": "2024-01-02T00:00:00Z"}
+                self.api.items.append({**self.api.items[0], "properties": properties})
+
+    for item in five.items:
+        item["properties"]["updated"] = "2024-01-01T00:00:00Z"
+    Update(five, monkeypatch).times = 2
+    found = {one.item_id: one for one in listing(five, check_counts=False).items}
+    assert len(found) == 5
+    assert "2024-01-02" in found["i0"].text

@@ -15,7 +15,7 @@ from data_catalog.store import Store
 from geofm.imagery.judge import judge
 from geofm.imagery.listing import list_catalogue
 from geofm.imagery.search import STAGE
-from geofm.imagery.watermark import Before, before_of, withdrawn
+from geofm.imagery.watermark import Before, before_of
 from geofm.settings import SearchSettings
 from tests.geofm.imagery.filter_api import FILTER, QUERY, Api, an_item
 from tests.geofm.imagery.small_world import identity
@@ -87,14 +87,13 @@ def test_only_what_is_new_is_sent(api: Api, refresh: Any, conforms: list[str]) -
     assert '"gsd":10' in items.table("items.parquet").set_index("item_id").item_json["i7"]
 
 
-def test_a_withdrawn_item_is_marked_and_comes_back(api: Api, refresh: Any) -> None:
+def test_a_withdrawn_item_leaves_the_table_and_comes_back(api: Api, refresh: Any) -> None:
     first, _ = refresh()
     gone = api.items.pop(1)
     without, asked = refresh()
     assert asked["asked"] == "whole"
-    assert verdicts(without) == {"i0": "ok", "i1": "withdrawn", "i2": "ok"}
-    assert without.manifest.dropped == {"withdrawn": 1}
-    assert refresh()[0].digest == without.digest, "the table converges"
+    assert verdicts(without) == {"i0": "ok", "i2": "ok"}
+    assert refresh()[0].digest == without.digest
     assert refresh()[1]["asked"] == "updated"
     api.items.append(gone)
     assert refresh()[0].digest == first.digest
@@ -116,7 +115,7 @@ def test_when_the_newer_version_is_withdrawn_the_older_one_is_back(api: Api, ref
     assert verdicts(refresh()[0])["i0"] == "reprocessed"
     api.items.pop()
     found = verdicts(refresh()[0])
-    assert (found["i0"], found["better"]) == ("ok", "withdrawn")
+    assert found == {"i0": "ok", "i1": "ok", "i2": "ok"}
 
 
 @pytest.mark.parametrize(
@@ -164,7 +163,7 @@ def test_one_timeless_item_that_takes_the_place_of_another_is_noticed(
 ) -> None:
     refresh()
     api.items[0] = scene("timeless", None, tile="T9")
-    assert verdicts(refresh()[0]) == {"i0": "withdrawn", "i1": "ok", "i2": "ok", "timeless": "ok"}
+    assert verdicts(refresh()[0]) == {"i1": "ok", "i2": "ok", "timeless": "ok"}
 
 
 def test_an_update_within_the_newest_second_is_seen(api: Api, refresh: Any) -> None:
@@ -186,7 +185,7 @@ def test_quarantined_items_are_remembered_as_they_are(api: Api, refresh: Any) ->
     assert refresh()[1]["asked"] == "whole", "a stub tells no time"
     api.items.remove(big)
     gone, _ = refresh()
-    assert verdicts(gone)["big"] == "withdrawn"
+    assert "big" not in verdicts(gone)
     again, asked = refresh()
     assert asked["asked"] == "updated"
     assert again.digest == gone.digest
@@ -242,5 +241,4 @@ def happen(api: Api, event: str, number: int, now: str) -> None:
 def table(api: Api, watermark: bool, before: Before) -> list[dict[str, Any]]:
     found = SearchSettings(stac=api.url, watermark=watermark)
     listing = list_catalogue(found, before)
-    gone = withdrawn(before, listing.items)
-    return judge(listing.items, SearchSettings(stac=api.url), listing.collections, "", gone)
+    return judge(listing.items, SearchSettings(stac=api.url), listing.collections)
