@@ -45,7 +45,7 @@ def store(finished: tuple) -> str:
 def test_a_run_seals_every_stage_and_reports(finished: tuple) -> None:
     result = finished[1].json
     assert list(result) == [
-        "artifacts", "counts", "version", "diff", "model", "seconds", "ui", "report",
+        "artifacts", "counts", "version", "diff", "waiting", "model", "seconds", "ui", "report",
     ]  # fmt: skip
     assert list(result["artifacts"]) == [
         "search", "cut", "embed", "describe", "calibrate", "pool", "buckets", "pairs", "alike",
@@ -215,7 +215,7 @@ BAD = {
     "nothing found": (
         ["refresh", "demo", "--set", "search.datetime=1999-01-01/1999-01-02"], 3, "datetime",
     ),
-    "unknown ref": (["trace", "nothing"], 2, "geofm list"),
+    "no store": (["trace", "nothing"], 2, "--store or GEOFM_STORE"),
     "bad store": (["list", "--store", "/proc/nowhere"], 2, "--store or GEOFM_STORE"),
 }  # fmt: skip
 
@@ -227,6 +227,12 @@ def test_bad_usage_is_one_message_with_a_remedy(geofm: Geofm, case: str) -> None
     assert (done.code, done.stdout) == (code, "")
     assert words in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_an_unknown_reference_names_the_command_that_lists(geofm: Geofm, store: str) -> None:
+    done = geofm("trace", "nothing", "--store", store)
+    assert (done.code, done.stdout) == (2, "")
+    assert "geofm list" in done.stderr
 
 
 def test_a_budget_beyond_the_pool_names_the_pool(geofm: Geofm, store: str) -> None:
