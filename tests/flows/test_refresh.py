@@ -136,6 +136,7 @@ def test_two_refreshes_at_once_take_turns(
     store = tmp_path / "geofm-store"
     killed = begin(recipe, environment, tmp_path)
     assert wait_for_lease(store) == killed.pid
+    os.kill(killed.pid, signal.SIGSTOP)  # else a slow start of the second would find it done
     refused = geofm("refresh", recipe, "--no-wait")
     assert refused.code == 3, refused.stderr
     assert f"'small' is being refreshed by process {killed.pid}" in refused.stderr
