@@ -36,8 +36,8 @@ from data_catalog.process import process_mark
 from data_catalog.redaction import mask
 from data_catalog.runs import LOST, how_lost, is_lost, last_sign
 from data_catalog.schema import ArtifactRow, EdgeRow, NameRow, RunRow, ScoreRow, SourceRow
+from data_catalog.sealed_rows import sealed_scores, sealed_sources
 from data_catalog.store import ARTIFACTS, Store
-from data_catalog.tables import records
 
 __all__ = [
     "Catalogue",
@@ -114,7 +114,11 @@ class Catalogue:
             yield session
 
     def record(self, artifact: Artifact, key: str) -> None:
-        """Enter a sealed artifact with its edges, sources and scores; again is harmless."""
+        """Enter a sealed artifact with its edges, sources and scores; again is harmless.
+
+        Raises:
+            CheckError: its sources or scores have another shape.
+        """
         self._last = Store.of(artifact)
         try:
             self._record(artifact, key)
@@ -123,6 +127,7 @@ class Catalogue:
 
     def _record(self, artifact: Artifact, key: str) -> None:
         manifest = artifact.manifest
+        sources = sealed_sources(manifest)
         with self.session() as session:
             if session.get(ArtifactRow, artifact.digest) is not None:
                 return
@@ -139,19 +144,10 @@ class Catalogue:
             session.flush()
             for role, parent in manifest.inputs.items():
                 session.add(EdgeRow(child=artifact.digest, role=role, parent=parent))
-            for source in manifest.facts.get("sources", []):
-                session.add(
-                    SourceRow(
-                        artifact=artifact.digest,
-                        source=source["source"],
-                        licence=source["licence"],
-                        rows=source["rows"],
-                        attribution=source.get("attribution", ""),
-                    )
-                )
+            for source in sources:
+                session.add(SourceRow(artifact=artifact.digest, **source))
             if manifest.kind == "scores":
-                columns = [c.key for c in ScoreRow.__table__.columns][2:]
-                for number, row in enumerate(records(artifact.table("scores.parquet", columns))):
+                for number, row in enumerate(sealed_scores(artifact)):
                     session.add(ScoreRow(artifact=artifact.digest, number=number, **row))
 
     def knows(self, digest: str) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from typing import Any
 
 from sqlalchemy import select
@@ -11,15 +11,17 @@ from data_catalog.artifact import Artifact
 from data_catalog.canonical import digest_of
 from data_catalog.catalogue import Catalogue
 from data_catalog.errors import CheckError
+from data_catalog.findings import Findings
 from data_catalog.manifest import Manifest
+from data_catalog.reach import OutOfReach
 from data_catalog.schema import ArtifactRow, EdgeRow, NameRow, ScoreRow, SourceRow
-from data_catalog.tables import records
+from data_catalog.sealed_rows import SCORES, sealed_scores, sealed_sources
 
 #: Kinds of artifacts that are published under names.
 NAMED = ("dataset", "model")
 
 
-def check_rows(catalogue: Catalogue, artifact: Artifact, manifest: Manifest) -> list[str]:
+def check_rows(catalogue: Catalogue, artifact: Artifact, manifest: Manifest) -> Findings:
     """Find what the catalogue says of an artifact that its manifest contradicts.
 
     Args:
@@ -28,48 +30,49 @@ def check_rows(catalogue: Catalogue, artifact: Artifact, manifest: Manifest) -> 
         manifest: Its sealed manifest.
 
     Returns:
-        One sentence for each contradiction.
+        One sentence for each contradiction, and for what could not be read.
     """
-    label = f"catalogue: {manifest.kind} {artifact.digest[:12]}"
+    label, found = f"catalogue: {manifest.kind} {artifact.digest[:12]}", Findings()
     try:
-        return [f"{label} {problem}" for problem in _contradictions(catalogue, artifact, manifest)]
-    except CheckError as error:
-        return [f"{label}: {error}"]
+        for problem in _contradictions(catalogue, artifact, manifest):
+            found.problems.append(f"{label} {problem}")
+        if manifest.kind == "scores" and _scores_differ(catalogue, artifact):
+            found.problems.append(f"{label} has other scores than {SCORES}")
+    except (CheckError, OutOfReach) as error:
+        found.add_error(error, f"{label}: ")
+    return found
 
 
-def _contradictions(catalogue: Catalogue, artifact: Artifact, manifest: Manifest) -> Iterable[str]:
+def _contradictions(catalogue: Catalogue, artifact: Artifact, manifest: Manifest) -> Iterator[str]:
     digest = artifact.digest
     with catalogue.session() as session:
         row = session.get(ArtifactRow, digest)
         edges = {e.role: e.parent for e in session.scalars(_of(EdgeRow, EdgeRow.child, digest))}
         sources = list(session.scalars(_of(SourceRow, SourceRow.artifact, digest)))
-        scores = list(session.scalars(_of(ScoreRow, ScoreRow.artifact, digest)))
     if row is None:
-        return ["has no row"]
-    found = []
+        yield "has no row"
+        return
     if digest_of(row.manifest) != digest:
-        found.append("has another manifest than the one that was sealed")
+        yield "has another manifest than the one that was sealed"
     for name in ("kind", "stage"):
         if getattr(row, name) != getattr(manifest, name):
-            found.append(f"has {name} {getattr(row, name)!r}, not {getattr(manifest, name)!r}")
+            yield f"has {name} {getattr(row, name)!r}, not {getattr(manifest, name)!r}"
     for role in sorted(manifest.inputs.keys() | edges.keys()):
         sealed, said = manifest.inputs.get(role), edges.get(role)
         if said is None:
-            found.append(f"lacks the edge to its input {role} {sealed}")
+            yield f"lacks the edge to its input {role} {sealed}"
         elif said != sealed:
-            found.append(f"has an edge to {role} {said}, its manifest says {sealed or 'none'}")
-    wanted = [
-        {"source": s["source"], "licence": s["licence"], "rows": s["rows"],
-         "attribution": s.get("attribution", "")}
-        for s in manifest.facts.get("sources", [])
-    ]  # fmt: skip
-    if _differ(wanted, sources):
-        found.append("has other sources or licences than its manifest")
-    if manifest.kind == "scores":
-        columns = [c.key for c in ScoreRow.__table__.columns][2:]
-        if _differ(records(artifact.table("scores.parquet", columns)), scores):
-            found.append("has other scores than scores.parquet")
-    return found
+            yield f"has an edge to {role} {said}, its manifest says {sealed or 'none'}"
+    if _differ(sealed_sources(manifest), sources):
+        yield "has other sources or licences than its manifest"
+
+
+def _scores_differ(catalogue: Catalogue, artifact: Artifact) -> bool:
+    with catalogue.session() as session:
+        if session.get(ArtifactRow, artifact.digest) is None:
+            return False  # that is a problem of its own
+        scores = list(session.scalars(_of(ScoreRow, ScoreRow.artifact, artifact.digest)))
+    return _differ(sealed_scores(artifact), scores)
 
 
 def check_names(catalogue: Catalogue) -> list[str]:
@@ -104,5 +107,5 @@ def _differ(wanted: list[dict[str, Any]], rows: list[Any]) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """A number as Python writes it, whatever library it comes from."""
-    return value.item() if hasattr(value, "item") else value
+    """A value as Python writes it, whatever library it comes from."""
+    return value.tolist() if hasattr(value, "tolist") else value

@@ -21,39 +21,12 @@ from data_catalog.canonical import sha256_file
 from data_catalog.catalogue import Catalogue
 from data_catalog.cross_check import check_names, check_rows
 from data_catalog.errors import CheckError, UsageError
+from data_catalog.findings import LISTED, Findings, bounded
 from data_catalog.manifest import MANIFEST, FileEntry, Manifest, folders_of, what_is_wrong
 from data_catalog.progress import tick
 from data_catalog.reach import OutOfReach, file_size, is_remote, out_of_reach, reach
 from data_catalog.store import Store
 from data_catalog.tables import find_unreadable
-
-#: Problems of one artifact that are listed; the others are counted.
-LISTED = 50
-#: Entries of a folder that are looked at beyond those of the manifest.
-MOST_EXTRA = 10_000
-
-
-@dataclass
-class Findings:
-    """What a verification found.
-
-    Attributes:
-        problems: What is damaged, missing or contradictory, one sentence each.
-        unread: What could not be read, which says nothing about its content.
-    """
-
-    problems: list[str] = field(default_factory=list)
-    unread: list[str] = field(default_factory=list)
-
-    def add(self, other: Findings) -> None:
-        """Add the findings on something else, each at most ``LISTED`` times."""
-        self.problems.extend(_bounded(other.problems))
-        self.unread.extend(_bounded(other.unread))
-
-
-def _bounded(texts: list[str]) -> list[str]:
-    more = len(texts) - LISTED
-    return [*texts[:LISTED], f"… and {more:,} more like these"] if more > 0 else texts
 
 
 def sealed_manifest(artifact: Artifact, recorded: Manifest | None = None) -> Manifest | None:
@@ -104,7 +77,7 @@ def check_chain(catalogue: Catalogue, artifact: Artifact) -> Findings:
         manifest = sealed_manifest(current, recorded) or _as_it_is(current)
         if manifest is None:
             continue
-        found.add(Findings(check_rows(catalogue, current, manifest)))
+        found.add(check_rows(catalogue, current, manifest))
         for role, digest in sorted(manifest.inputs.items()):
             if digest in seen:
                 continue
@@ -112,7 +85,7 @@ def check_chain(catalogue: Catalogue, artifact: Artifact) -> Findings:
             try:
                 parent = store.locate(digest)
             except (CheckError, OutOfReach) as error:
-                found.add(_failed(error, f"input {role} of {current.digest[:12]}: "))
+                found.add_error(error, f"input {role} of {current.digest[:12]}: ")
                 continue
             if parent is None:
                 found.problems.append(
@@ -123,12 +96,6 @@ def check_chain(catalogue: Catalogue, artifact: Artifact) -> Findings:
                 queue.append(parent)
     found.add(Findings(check_names(catalogue)))
     return found
-
-
-def _failed(error: CheckError | OutOfReach, where: str = "") -> Findings:
-    """A check that ended with an error, as a finding."""
-    text = f"{where}{error}"
-    return Findings(unread=[text]) if isinstance(error, OutOfReach) else Findings([text])
 
 
 def recorded_manifest(catalogue: Catalogue, digest: str) -> Manifest | None:
@@ -170,7 +137,8 @@ def check_artifact(artifact: Artifact, recorded: Manifest | None = None) -> Find
         except OutOfReach as error:
             files.unread.append(str(error))
     found.add(files)
-    found.add(Findings([] if there is None else there.extra))
+    if there is not None:
+        found.problems.extend(bounded(there.extra, there.extra_count))
     return found
 
 
@@ -181,12 +149,20 @@ class _Listing:
     Attributes:
         sizes: Size of each regular file or object that the manifest names.
         wrong: What each other thing is that the manifest names.
-        extra: Problems: what it does not name.
+        extra: Problems: what it does not name, ``LISTED`` of them at most.
+        extra_count: How many things it does not name.
     """
 
     sizes: dict[str, int] = field(default_factory=dict)
     wrong: dict[str, str] = field(default_factory=dict)
     extra: list[str] = field(default_factory=list)
+    extra_count: int = 0
+
+    def add_extra(self, what: str) -> None:
+        """Note something that the manifest does not name."""
+        self.extra_count += 1
+        if len(self.extra) < LISTED:
+            self.extra.append(f"{what}: not in the manifest")
 
 
 def _listing(artifact: Artifact, known: set[str]) -> _Listing:
@@ -204,7 +180,7 @@ def _listing(artifact: Artifact, known: set[str]) -> _Listing:
             if name in known:
                 there.sizes[name] = int(about["size"])
             else:
-                there.extra.append(f"{root}/{name}: not in the manifest")
+                there.add_extra(f"{root}/{name}")
         return there
     folders = folders_of(known)
     top = Path(artifact.root.path)
@@ -216,9 +192,7 @@ def _listing(artifact: Artifact, known: set[str]) -> _Listing:
         elif not (stat.S_ISDIR(about.st_mode) and name in folders):
             is_file = stat.S_ISREG(about.st_mode)
             what = "" if is_file else f" ({kind_of_file(about.st_mode)})"
-            there.extra.append(f"{top / name}{what}: not in the manifest")
-            if len(there.extra) >= MOST_EXTRA:
-                break
+            there.add_extra(f"{top / name}{what}")
     return there
 
 
@@ -236,7 +210,7 @@ def _entries(top: Path, folders: set[str]) -> Iterator[tuple[str, os.stat_result
                     if stat.S_ISDIR(about.st_mode) and name in folders:
                         queue.append(name)
         except FileNotFoundError:
-            return
+            continue
         except OSError as error:
             raise out_of_reach(top / inner, error) from error
 
@@ -283,7 +257,7 @@ def _check_manifest(artifact: Artifact, recorded: Manifest | None) -> Findings:
     try:
         found = artifact.manifest_bytes()
     except OutOfReach as error:
-        return _failed(error)
+        return Findings(unread=[str(error)])
     except (OSError, CheckError) as error:
         return Findings([f"{where}: missing or damaged ({error})"])
     digest = hashlib.sha256(found).hexdigest()

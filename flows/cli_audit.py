@@ -17,6 +17,7 @@ from data_catalog.catalogue import Catalogue
 from data_catalog.costs import lineage_costs
 from data_catalog.cross_check import check_rows
 from data_catalog.errors import CheckError, RunError, UsageError
+from data_catalog.findings import Findings
 from data_catalog.lineage import (
     Node,
     UnknownSample,
@@ -31,7 +32,6 @@ from data_catalog.lineage import why as why_chip
 from data_catalog.past import last_sample_in, why_left
 from data_catalog.reach import OutOfReach
 from data_catalog.verify import (
-    Findings,
     check_artifact,
     check_chain,
     recorded_manifest,
@@ -318,7 +318,7 @@ def _findings(catalogue: Catalogue, artifact: Artifact, deep: bool) -> Findings:
     if sealed is None:
         return found
     if not deep:
-        found.add(Findings(check_rows(catalogue, artifact, sealed)))
+        found.add(check_rows(catalogue, artifact, sealed))
     if sealed.kind == "dataset":
         from geofm.shards.check import check_index, verify_shards
 

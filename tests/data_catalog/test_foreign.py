@@ -17,9 +17,10 @@ from data_catalog.artifact import Artifact
 from data_catalog.canonical import canonical
 from data_catalog.copying import copied
 from data_catalog.errors import CheckError
+from data_catalog.findings import LISTED
 from data_catalog.manifest import Manifest, safe_name
 from data_catalog.store import Store
-from data_catalog.verify import LISTED, check_artifact, verify_artifact
+from data_catalog.verify import check_artifact, verify_artifact
 
 #: Paths that mean something else than a file inside an artifact, on some system.
 BAD_NAMES = [
