@@ -26,7 +26,8 @@ _ANY_CASE = "".join(
     f"[{letter.upper()}{letter}]" if letter.isalpha() else letter
     for letter in "(?:token|password|passwd|secret|signature|credential|auth|key)"
 )
-_NO_FIELD = rf"(?!.*[?&#;](?:[^=&#]*{_ANY_CASE}|[Ss][Ii][Gg]|[Pp][Ww][Dd])=(?!\$\{{)[^&#])"
+_SHORT = "[Ss][Ii][Gg]|[Pp][Ww][Dd]|[Pp][Aa][Ss][Ss]|[Tt][Oo][Kk]"
+_NO_FIELD = rf"(?!.*[?&#;](?:[^=&#]*{_ANY_CASE}|{_SHORT})=(?!\$\{{)[^&#])"
 _REFERENCE_ENDS = r"(?!\$\{\w+\}@)"
 NO_SECRET = (
     rf"^(?!\w[\w+.-]*://(?:{_REFERENCE_ENDS}[^/?#@:]+|[^/?#@:]*:{_REFERENCE_ENDS}[^/?#@]+)@)"
@@ -50,14 +51,14 @@ _PLAIN = re.compile(r"[^a-z0-9]")
 
 #: Names that are secrets whatever their value, in small letters without punctuation.
 _SECRET = {
-    "token", "auth", "authorization", "proxyauthorization", "bearer", "jwt", "pwd", "passwd",
-    "sas", "apikey", "hdnts", "hdnea", "jsessionid", "phpsessid", "sslpassword", "cookie",
+    "token", "tok", "auth", "authorization", "proxyauthorization", "bearer", "jwt", "pwd",
+    "passwd", "sas", "apikey", "hdnts", "hdnea", "jsessionid", "phpsessid", "sslpassword", "cookie",
     "setcookie",
 }  # fmt: skip
 _SECRET_ENDS = (
     "token", "password", "passwd", "passphrase", "secret", "signature", "apikey", "accesskey",
     "accesskeyid", "secretkey", "privatekey", "sharedkey", "accountkey", "subscriptionkey",
-    "credential", "credentials", "authkey",
+    "credential", "credentials", "authkey", "authstring", "accesscode",
 )  # fmt: skip
 #: Tokens that say where a list goes on.
 _PAGING = ("page", "next", "prev", "previous", "continuation", "sync", "cursor", "start", "resume")
@@ -291,16 +292,22 @@ def _decoded(name: str) -> str:
 
 
 def _is_secret(name: str, value: str, mark: str | None) -> bool:
-    """Whether one parameter is a secret by its name or its value."""
+    """Whether one parameter is a secret by its name or its value.
+
+    In a user's address and in a message (``mark``), a name that is often a secret is enough. In an
+    item's address the value decides as well, because such a parameter may choose the file.
+    """
     if not value or _is_reference(value, mark):
         return False
     plain = _PLAIN.sub("", name)
     if _is_secret_name(name) or _KNOWN_SECRET.fullmatch(value):
         return True
     if plain == "key":
-        return not _is_locator(value)
+        return mark is not None or not _is_locator(value)
     if plain == "pass":
-        return not (value.isdecimal() or value.lower().startswith(("asc", "desc")))
+        return mark is not None or not (
+            value.isdecimal() or value.lower().startswith(("asc", "desc"))
+        )
     return plain in _PERHAPS and (mark is not None or _is_random(value))
 
 

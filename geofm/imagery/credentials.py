@@ -10,7 +10,7 @@ import re
 from base64 import b64encode
 from dataclasses import dataclass
 from functools import lru_cache
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from data_catalog.errors import UsageError
 from data_catalog.redaction import REFERENCE, resolve, secrets_in, split_user_info
@@ -91,7 +91,7 @@ def credentials_of(address: str) -> Credentials:
     query = rest.partition("?")[2]
     try:
         fields = tuple(_resolved(field) for field in query.split("&") if REFERENCE.search(field))
-        return Credentials(resolve(user.removesuffix("@")), fields)
+        return Credentials(_resolved_user(user.removesuffix("@")), fields)
     except KeyError as error:
         raise UsageError(
             f"search.stac refers to ${{{error.args[0]}}}, which is not set: set this environment "
@@ -106,6 +106,15 @@ def check_variables(address: str) -> None:
         UsageError: one is not.
     """
     credentials_of(address)
+
+
+def _resolved_user(user: str) -> str:
+    """User info: its literal text is percent-decoded, the values of its references are not."""
+    pieces = REFERENCE.split(user)  # text, name, text, name, text
+    return "".join(
+        resolve(f"${{{piece}}}") if number % 2 else unquote(piece)
+        for number, piece in enumerate(pieces)
+    )
 
 
 def _resolved(field: str) -> str:

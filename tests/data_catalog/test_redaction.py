@@ -45,7 +45,7 @@ SIGNATURES = {
 NAMES = [
     "api_key", "apikey", "api-key", "x-api-key", "access_token", "token", "auth", "authorization",
     "password", "passwd", "pwd", "pass", "secret", "client_secret", "key", "signature", "jwt",
-    "subscription-key", "sas_token", "edl_token", "session_token", "hdnts",
+    "subscription-key", "sas_token", "edl_token", "session_token", "hdnts", "access_code", "tok",
 ]  # fmt: skip
 INNOCENT = [
     "version=3", "versionId=abc", "id=17", "collections=a,b", "f=json", "sig=7", "sig",
@@ -122,6 +122,17 @@ def test_user_info_goes_and_nothing_else(address: str, kept: str) -> None:
     assert "ss@" not in mask(address)
 
 
+@pytest.mark.parametrize("name", ["key", "pass", "Key", "PASS", "access_code", "tok"])
+@pytest.mark.parametrize("value", ["AbC1/dEf2GhI3jKl4", "12345678", "7", "descent", "a.tif"])
+def test_a_user_s_own_address_holds_no_key_or_password_whatever_its_value(
+    name: str, value: str
+) -> None:
+    address = f"https://h/v1?v=2&{name}={value}"
+    assert secrets_in(address) == [name]
+    assert mask(address) == f"https://h/v1?v=2&{name}={MASK}"
+    assert secrets_in(f"https://h/v1?{name}=${{KEY}}") == []
+
+
 @pytest.mark.parametrize("field", INNOCENT)
 def test_parameters_that_choose_the_bytes_stay(field: str) -> None:
     for address in (f"https://h/a.tif?{field}", f"https://h/a.tif?a=1&{field}&b=2#x"):
@@ -180,6 +191,7 @@ def test_json_is_cleaned_to_its_leaves() -> None:
         f"{{'Authorization': 'Bearer {S}', 'x': 1}}",
         f"cannot open \"https://u:{S}@h/x\", see 'https://h/?key={S}'",
         f"search.stac=https://u:{S}@h/x",
+        f"PREFECT_API_AUTH_STRING=geofm:{S}",
     ],
 )
 def test_messages_are_masked(text: str) -> None:
@@ -212,7 +224,7 @@ def test_references_are_read_when_they_are_used(monkeypatch: pytest.MonkeyPatch)
         ("", True, True), ("planet", True, True), ("https://h/v1?v=2", True, True),
         ("https://${U}:${P}@h?token=${T}", True, True), ("sqlite:////a/b@c/d.db", True, True),
         ("postgresql://me@h/d", False, True), ("postgresql://me:x@h/d", False, False),
-        ("https://h?Api_Key=x", False, False), ("postgresql://h/d?password=x", False, False),
+        ("https://h?Api_Key=x", False, False), ("https://h?pass=12345678", False, False), ("postgresql://h/d?password=x", False, False),
     ],
 )  # fmt: skip
 def test_the_patterns_of_the_form(address: str, stac: bool, database: bool) -> None:

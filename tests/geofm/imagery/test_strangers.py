@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+from base64 import b64decode
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from data_catalog.errors import RunError, UsageError
 from data_catalog.run import run_stage
 from data_catalog.store import Store
 from geofm.imagery import connections, hosts
+from geofm.imagery.credentials import credentials_of
 from geofm.imagery.hosts import (
     Access,
     Signing,
@@ -281,6 +283,23 @@ def test_a_reference_is_sent_to_the_catalogue_alone(
     monkeypatch.delenv("STAC_TOKEN")
     with pytest.raises(UsageError, match=r"\$\{STAC_TOKEN\}, which is not set"):
         search(store, catalogue, stac)
+
+
+@pytest.mark.parametrize(
+    ("user", "sent"),
+    [
+        ("me%40org:${PW}", "me@org:50%25/x"),
+        ("${PW}:a%2Fb", "50%25/x:a/b"),
+        ("${PW}", "50%25/x"),
+        ("a%24%7BPW%7D:${PW}%21", "a${PW}:50%25/x!"),
+    ],
+)
+def test_user_info_is_decoded_and_values_of_references_are_not(
+    user: str, sent: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PW", "50%25/x")
+    header = credentials_of(f"https://{user}@api.example/v1").headers["authorization"]
+    assert b64decode(header.removeprefix("Basic ")).decode() == sent
 
 
 def test_a_whole_query_can_be_a_reference(
