@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import stat
 from pathlib import Path
@@ -18,6 +19,11 @@ from data_catalog.errors import UsageError
 
 #: File with the secret.
 AUTH_FILE = "server.auth"
+#: What geofm keeps in the home; the last pattern is a file of ``write_private`` that was left over.
+FILES = re.compile(
+    r"server\.(auth|json|port|lock|log)|worker\.pid|prefect"
+    r"|\.(server|worker)\.\w+\.[0-9]+\.[0-9a-f]{8}"
+)
 
 
 class HomeUnusable(UsageError):
@@ -33,7 +39,8 @@ def home() -> Path:
     """Return the home folder; it is created, and closed to other users.
 
     Raises:
-        HomeUnusable: the folder belongs to another user, is shared, or cannot be written.
+        HomeUnusable: the folder belongs to another user, is shared, cannot be written, or is open
+            to others and serves other things.
     """
     folder = _path()
     try:
@@ -44,12 +51,26 @@ def home() -> Path:
         if status.st_mode & stat.S_ISVTX or folder == Path("/"):
             raise HomeUnusable(folder, "is a folder for other things too")
         if status.st_mode & 0o077:
+            _check_own(folder, status.st_mode)
             folder.chmod(0o700)
         if not os.access(folder, os.W_OK | os.X_OK):
             raise HomeUnusable(folder, "cannot be written")
     except OSError as error:
         raise HomeUnusable(folder, f"cannot be used ({error.strerror})") from error
     return folder
+
+
+def _check_own(folder: Path, mode: int) -> None:
+    """Check that a folder that others may enter holds nothing but geofm's files.
+
+    An empty folder that others may only read is accepted, since mkdir makes it so.
+    """
+    names = sorted(path.name for path in folder.iterdir())
+    other = [name for name in names if not FILES.fullmatch(name)]
+    if other:
+        raise HomeUnusable(folder, f"is open to other users and holds other things ({other[0]!r})")
+    if not names and mode & 0o022:
+        raise HomeUnusable(folder, "is a folder that other users may write")
 
 
 def _path() -> Path:
@@ -104,7 +125,7 @@ def write_private(path: Path, text: str) -> None:
 def read_note(name: str) -> dict[str, Any]:
     """Return the JSON object in a file of the home; empty where there is none, or it is damaged."""
     try:
-        note = json.loads((home() / name).read_text())
+        note = json.loads((_path() / name).read_text())
     except (OSError, ValueError, RecursionError):  # UnicodeError is a ValueError
         return {}
     return note if isinstance(note, dict) else {}

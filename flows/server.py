@@ -114,7 +114,8 @@ def configured_server() -> dict[str, str]:
 
     Returns:
         ``PREFECT_API_URL`` and, if there is one, ``PREFECT_API_AUTH_STRING``. Empty where no
-        server is set, and where the variables name this home's own (``geofm env`` sets them so).
+        server is set, and where the variables name this home's own server: ``geofm env`` sets them
+        so, and a shell may keep them after the server or its secret is gone.
     """
     names = ("PREFECT_API_URL", "PREFECT_API_AUTH_STRING")
     prefect_home = Path(os.environ.get("PREFECT_HOME", Path.home() / ".prefect"))
@@ -132,12 +133,32 @@ def configured_server() -> dict[str, str]:
 
 
 def _is_own(url: str, secret: str) -> bool:
-    """Whether an address and a secret, which may be missing, are those of this home's server."""
-    own = known_auth_string()
-    if not own or secret:
-        return secret == own != ""
-    noted = read_note("server.json").get("ui")
-    return url.rstrip("/").replace("//localhost:", f"//{LOOPBACK}:") == f"{noted}/api"
+    """Whether an address and a secret, which may be missing, are those of this home's server.
+
+    A shell can hold an earlier secret of the home. Then the address decides: the home's server
+    runs there, or ran there last and no other program has taken the port.
+    """
+    if secret and secret == known_auth_string():
+        return True
+    ui = url.rstrip("/").removesuffix("/api").replace("//localhost:", f"//{LOOPBACK}:")
+    note = read_note("server.json")
+    if ui == note.get("ui"):
+        server = _read_server(note)
+        if not secret or (server and server.alive):
+            return True
+    port = read_note("server.port").get("port")
+    if type(port) is not int or ui not in (f"http://{LOOPBACK}:{port}", f"http://[::1]:{port}"):
+        return False
+    return not _is_taken(httpx.URL(ui).host, port)
+
+
+def _is_taken(host: str, port: int) -> bool:
+    """Whether a program listens on a port of this machine."""
+    try:
+        with socket.create_connection((host, port), timeout=3.0):
+            return True
+    except (OSError, OverflowError):
+        return False
 
 
 def _check_configured(api: str) -> None:
@@ -208,6 +229,7 @@ def launch_server() -> Server:
         **os.environ,
         "PREFECT_HOME": str(home() / "prefect"),
         "PREFECT_API_URL": f"{ui}/api",
+        "PREFECT_API_AUTH_STRING": secret,
         # a relative address works wherever the UI is opened, also through a tunnel
         "PREFECT_SERVER_UI_API_URL": "/api",
         "PREFECT_SERVER_API_AUTH_STRING": secret,

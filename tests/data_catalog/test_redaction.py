@@ -224,7 +224,8 @@ def test_references_are_read_when_they_are_used(monkeypatch: pytest.MonkeyPatch)
         ("", True, True), ("planet", True, True), ("https://h/v1?v=2", True, True),
         ("https://${U}:${P}@h?token=${T}", True, True), ("sqlite:////a/b@c/d.db", True, True),
         ("postgresql://me@h/d", False, True), ("postgresql://me:x@h/d", False, False),
-        ("https://h?Api_Key=x", False, False), ("https://h?pass=12345678", False, False), ("postgresql://h/d?password=x", False, False),
+        ("https://h?Api_Key=x", False, False),
+        ("https://h?pass=12345678", False, False), ("postgresql://h/d?password=x", False, False),
     ],
 )  # fmt: skip
 def test_the_patterns_of_the_form(address: str, stac: bool, database: bool) -> None:

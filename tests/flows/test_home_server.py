@@ -93,6 +93,39 @@ def test_a_home_that_cannot_be_kept_private_is_refused(
     assert isinstance(outcome.exception, UsageError)
 
 
+@pytest.mark.parametrize(
+    ("mode", "names", "closed"),
+    [
+        (0o755, [".bashrc", "Documents/"], False),
+        (0o775, ["scenes/"], False),
+        (0o755, ["server.json", "thesis.txt"], False),
+        (0o710, ["prefect.toml"], False),
+        (0o775, [], False),
+        (0o757, [], False),
+        (0o755, [], True),
+        (0o775, ["server.json", "prefect/"], True),
+        (0o755, ["server.auth", "server.port", "server.log", "server.lock", "worker.pid"], True),
+        (0o755, [".server.json.12.0a1b2c3d"], True),
+        (0o700, ["thesis.txt"], True),
+    ],
+)
+def test_a_folder_of_other_things_keeps_its_mode(
+    enter: Enter, mode: int, names: list[str], closed: bool
+) -> None:
+    folder = enter("home")
+    folder.mkdir()
+    for name in names:
+        (folder / name).mkdir() if name.endswith("/") else (folder / name).touch()
+    folder.chmod(mode)
+    if closed:
+        assert home.home() == folder
+    else:
+        with pytest.raises(home.HomeUnusable, match=r"other users.*set GEOFM_HOME to a folder of"):
+            home.home()
+    assert stat.S_IMODE(folder.stat().st_mode) == (0o700 if closed else mode)
+    assert sorted(path.name for path in folder.iterdir()) == sorted(n.strip("/") for n in names)
+
+
 #: Contents of server.json; `{...}` stand for a process that is not Prefect, and the home's mark.
 NOTES = [
     "", "no json", "[]", "null", "7", '"text"', "{}", "[" * 100_000, '{"ui": 1, "pid": 2}',

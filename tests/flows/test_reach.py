@@ -104,6 +104,46 @@ def test_geofm_env_is_for_a_shell(enter: Enter, monkeypatch: pytest.MonkeyPatch)
     assert evaluated(line) == ["https://prefect.example/api", odd]
 
 
+@pytest.mark.parametrize("running", [False, True])
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_a_shell_with_the_secret_before_finds_the_home_s_server(
+    enter: Enter, monkeypatch: pytest.MonkeyPatch, running: bool, host: str
+) -> None:
+    folder = enter("home")
+    first = start()
+    shell = server.client_variables()
+    shell["PREFECT_API_URL"] = shell["PREFECT_API_URL"].replace("127.0.0.1", host)
+    if not running:
+        server.stop_server()
+    (folder / "server.auth").unlink()
+    for name, value in shell.items():
+        monkeypatch.setenv(name, value)
+    second = start()
+    assert second.alive and second.pid != first.pid
+    new = (folder / "server.auth").read_text()
+    assert new != shell["PREFECT_API_AUTH_STRING"]
+    assert os.environ["PREFECT_API_AUTH_STRING"] == new
+    monkeypatch.setenv("PREFECT_API_URL", second.api.replace("127.0.0.1", host))
+    monkeypatch.setenv("PREFECT_API_AUTH_STRING", shell["PREFECT_API_AUTH_STRING"])
+    assert server.client_variables()["PREFECT_API_AUTH_STRING"] == new
+
+
+def test_another_server_at_the_port_of_the_home_is_a_configured_one(
+    enter: Enter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enter("home")
+    first = start()
+    server.stop_server()
+    port = int(first.ui.rpartition(":")[2])
+    monkeypatch.setenv("PREFECT_API_AUTH_STRING", "team:secret")
+    for address in (f"http://127.0.0.1:{port + 1}", f"http://h.example:{port}"):
+        monkeypatch.setenv("PREFECT_API_URL", f"{address}/api")
+        assert server.configured_server()["PREFECT_API_URL"] == f"{address}/api"
+    with stranger(port):
+        monkeypatch.setenv("PREFECT_API_URL", first.api)
+        assert server.configured_server()["PREFECT_API_URL"] == first.api
+
+
 @pytest.fixture
 def team(tmp_path: Path) -> Iterator[tuple[str, Path]]:
     """Address of a server with TLS and the secret ``team:secret``, and its own authority."""
