@@ -8,14 +8,15 @@ refresh therefore asks every night for eight days, later every second, third, ..
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Collection, Mapping, Set
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 from sqlalchemy import delete, insert, select
 
 from data_catalog.catalogue import Catalogue, now
 from data_catalog.item_states import ASKED_AGAIN, WITHDRAWN, ItemState, Key, VersionKey
+from data_catalog.lease import aware
 from data_catalog.schema import ItemRow
 
 #: For so long every run asks for an item that waits.
@@ -69,8 +70,8 @@ def read_items(catalogue: Catalogue, record: str) -> dict[Key, ItemEntry]:
                 row.state, row.reason, row.detail, row.by, row.item_sha256, row.stand_in,
                 row.licence,
             ),
-            _utc(row.since),
-            None if row.tried is None else _utc(row.tried),
+            aware(row.since),
+            None if row.tried is None else aware(row.tried),
             row.tries,
         )
         for row in rows
@@ -88,7 +89,11 @@ def postponed_items(catalogue: Catalogue, record: str) -> dict[VersionKey, tuple
 
 
 def note_items(
-    catalogue: Catalogue, record: str, states: Mapping[Key, ItemState], tried: bool
+    catalogue: Catalogue,
+    record: str,
+    states: Mapping[Key, ItemState],
+    tried: bool,
+    postponed: Collection[VersionKey] = (),
 ) -> None:
     """Enter the states that items have now; what did not change is not written.
 
@@ -96,14 +101,16 @@ def note_items(
         catalogue: The catalogue.
         record: Name of the record.
         states: The state of every item that is listed or used.
-        tried: Whether this run asked for the items that were due.
+        tried: Whether this run asked for the items that were due when it began.
+        postponed: The item versions that were not due then, which it did not ask for.
     """
     before, moment = read_items(catalogue, record), now()
     changed: dict[Key, ItemEntry] = {}
     for key, state in states.items():
         if not all(len(name) <= LONGEST_NAME and name.isprintable() for name in key):
             continue  # the search refused such an item; a database may refuse its name
-        entry = _follow(before.get(key), state, moment, tried)
+        asked = tried and (*key, state.item_sha256) not in postponed
+        entry = _follow(before.get(key), state, moment, asked)
         if entry != before.get(key):
             changed[key] = entry
     for key in before.keys() - states.keys():
@@ -115,17 +122,24 @@ def note_items(
 
 
 def _follow(before: ItemEntry | None, state: ItemState, moment: datetime, tried: bool) -> ItemEntry:
-    """The entry that comes after another one of the same item."""
-    asked = state.state in ASKED_AGAIN
+    """Return the entry that comes after another one of the same item.
+
+    Args:
+        before: The entry so far.
+        state: The item's state now.
+        moment: The time now.
+        tried: Whether this run asked for the item.
+    """
+    waits = state.state in ASKED_AGAIN
     if before is None:
-        return ItemEntry(state, moment, moment if asked else None, int(asked))
-    same_wait = asked and before.state.asked_again
+        return ItemEntry(state, moment, moment if waits else None, int(waits))
+    same_wait = waits and before.state.asked_again
     same_version = before.state.item_sha256 == state.item_sha256
     if same_wait and same_version:
-        if not tried or not before.is_due(moment):
+        if not tried:
             return replace(before, state=state)
         return ItemEntry(state, before.since, moment, before.tries + 1)
-    if asked:
+    if waits:
         return ItemEntry(state, moment, moment, 1)
     same = before.state.state == state.state and before.state.reason == state.reason
     return ItemEntry(state, before.since if same and same_version else moment)
@@ -167,8 +181,3 @@ def _write(
                 for (collection, item), entry in entries.items()
             ],
         )
-
-
-def _utc(moment: datetime) -> datetime:
-    """SQLite gives times back without their zone."""
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

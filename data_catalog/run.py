@@ -161,10 +161,11 @@ def note_states(
 ) -> None:
     """Enter the state of each item into the catalogue, if the stage tells it.
 
-    An artifact that was ``made`` by this run is new knowledge: the items that were due were asked.
+    A run that ``made`` the artifact asked for the items that wait, except the postponed ones.
     """
     if stage.states is not None:
-        note_items(catalogue, job.record, stage.states(job, artifact), made)
+        states = stage.states(job, artifact)
+        note_items(catalogue, job.record, states, made, job.postponed)
 
 
 def plan_parts(stage: Stage, job: Job) -> list[Part]:
