@@ -10,6 +10,7 @@ Each slice is held against the number of matches that its pages state: a listing
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -48,6 +49,8 @@ BY_ID = 100
 BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 _NO_INTERSECTS = (400, 422, 501)
 _TOO_DEEP = (400, 413, 422)
+#: Answers of a server that does not know ``ids``.
+_NO_IDS = (400, 404, 405, 422, 501)
 
 
 @dataclass
@@ -183,12 +186,15 @@ def skipped_items(api: Api, query: Query, gone: Sequence[Frozen]) -> list[Frozen
     """Find items that the API still has though they are missing from its listing.
 
     Items that seem to be withdrawn are asked for by id. A server that does not know ``ids`` tells
-    nothing, and its listing is believed.
+    nothing, and its listing is believed. A server that is busy or down may still have the items.
 
     Args:
         api: The API.
         query: What was listed.
         gone: Items that were listed last time and are missing now.
+
+    Raises:
+        RunError: when the API fails to answer.
     """
     before = {one.key: one for one in gone}
     found: list[Frozen] = []
@@ -208,6 +214,11 @@ def skipped_items(api: Api, query: Query, gone: Sequence[Frozen]) -> list[Frozen
                 for item in page["features"]
             ]
         except STRANGE as error:
+            if _no_reply(error):
+                raise RunError(
+                    f"the STAC API does not say whether it still has {len(part)} items that its "
+                    f"listing lacks ({short(error)}); nothing was withdrawn, run again later"
+                ) from error
             log.info("search: items can't be asked for by id (%s)", short(error))
             return found
         for one, item in rows:
@@ -220,6 +231,13 @@ def skipped_items(api: Api, query: Query, gone: Sequence[Frozen]) -> list[Frozen
             len(found), found[0].item_id,
         )  # fmt: skip
     return found
+
+
+def _no_reply(error: BaseException) -> bool:
+    """Whether a request by ids failed for a reason other than that the server knows no ``ids``."""
+    if isinstance(error, APIError):
+        return status_of(error) not in _NO_IDS
+    return isinstance(error, json.JSONDecodeError)
 
 
 def _tells(item: Any) -> bool:

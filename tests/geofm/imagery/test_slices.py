@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from shapely.geometry import box
+from urllib3 import Retry
 
 from data_catalog.errors import RunError, UsageError
 from geofm.imagery import catalogue_api, slices
@@ -254,6 +256,44 @@ def test_what_a_listing_skips_is_asked_for_by_id_before_it_is_called_withdrawn(
     withdrawn = five.items.pop()["id"]
     names = {one.item_id for one in list_catalogue(SearchSettings(stac=five.url), before).items}
     assert names == {one.item_id for one in before.listed} - {withdrawn}
+
+
+class ByIds:
+    """Answers the requests by ids with a status; 0 stands for no answer in time."""
+
+    def __init__(self, api: Api, monkeypatch: pytest.MonkeyPatch, status: int) -> None:
+        self.whole, self.status = api.answer, status
+        monkeypatch.setattr(catalogue_api, "TIMEOUT", (0.3, 0.3))
+        monkeypatch.setattr(catalogue_api, "retries", lambda: Retry(0, raise_on_status=False))
+        monkeypatch.setattr(api, "answer", self.answer, raising=False)
+
+    def answer(self, query: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        if "ids" not in query:
+            return self.whole(query)
+        if not self.status:
+            time.sleep(1)
+        return self.status or 200, {}
+
+
+@pytest.mark.parametrize("status", [0, 403, 429, 500, 502, 503, 504])
+def test_an_outage_while_items_are_asked_for_by_id_withdraws_nothing(
+    five: Api, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    before = Before(tuple(listing(five).items))
+    five.items.pop()
+    ByIds(five, monkeypatch, status)
+    with pytest.raises(RunError, match=r"still has 1 items .*nothing was withdrawn, run again"):
+        list_catalogue(SearchSettings(stac=five.url), before)
+
+
+@pytest.mark.parametrize("status", [400, 404, 405, 422, 501])
+def test_the_listing_of_a_server_that_knows_no_ids_is_believed(
+    five: Api, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    before = Before(tuple(listing(five).items))
+    five.items.pop()
+    ByIds(five, monkeypatch, status)
+    assert len(list_catalogue(SearchSettings(stac=five.url), before).items) == 4
 
 
 def listing_of(before: Before) -> Listing:
