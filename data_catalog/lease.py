@@ -118,8 +118,10 @@ def hold(
     last: tuple[str, datetime] | None = None
     while True:
         # a heartbeat that looks old must also stand still while this process watches
-        watched = last is not None and time.monotonic() - since >= min(2 * beat_s, expiry_s)
-        held = call_catalogue(partial(_take, lease, expiry_s, watched))
+        asked = time.monotonic()
+        watched = last is not None and asked - since >= min(2 * beat_s, expiry_s)
+        take_until = asked + beat_s if watched else asked
+        held = call_catalogue(partial(_take, lease, expiry_s, take_until))
         if held is None:
             break
         if not wait and not held.expired:
@@ -127,7 +129,9 @@ def hold(
                 f"{name!r} is being {verb} by {describe(held.row)}; run again when it has ended, "
                 "or without --no-wait to wait for it"
             )
-        if last != (held.row.holder, held.row.beat):
+        # after an outage of the catalogue the holder must have time to renew its lease
+        away = time.monotonic() - asked > beat_s
+        if away or last != (held.row.holder, held.row.beat):
             last, since = (held.row.holder, held.row.beat), time.monotonic()
         waited = True
         tick("waiting", 0, 1, f"{name} is being {verb} by {describe(held.row)}")
@@ -195,13 +199,13 @@ def describe(row: LeaseRow) -> str:
     return f"process {row.pid} on {row.host} since {aware(row.since):%Y-%m-%d %H:%M:%S} UTC"
 
 
-def _take(lease: Lease, expiry_s: float, watched: bool) -> Held | None:
+def _take(lease: Lease, expiry_s: float, take_until: float) -> Held | None:
     """Take the lease if it is free; else return its holder.
 
     Args:
         lease: What to take, and for whom.
         expiry_s: Seconds without a heartbeat after which it has expired.
-        watched: Take it also if it has expired.
+        take_until: Until this time (``time.monotonic``) it is also taken if it has expired.
     """
     own = {
         "holder": lease.holder,
@@ -219,7 +223,7 @@ def _take(lease: Lease, expiry_s: float, watched: bool) -> Held | None:
                     session.add(LeaseRow(name=name, since=moment, beat=moment, **own))
                     return None
                 expired = moment - aware(held.beat) > timedelta(seconds=expiry_s)
-                if not is_gone(held.process) and not (expired and watched):
+                if not is_gone(held.process) and not (expired and time.monotonic() < take_until):
                     return Held(held, expired)
                 # a third process may be taking it as well: only one finds the old holder
                 taken = session.execute(

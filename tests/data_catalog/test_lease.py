@@ -13,9 +13,11 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import make_url, update
+from sqlalchemy.exc import OperationalError
 
 from data_catalog import lease as lease_module
 from data_catalog.catalogue import Catalogue, open_catalogue
@@ -191,6 +193,33 @@ def test_a_catalogue_that_stays_away_is_an_error_of_its_own(
         catalogue = open_catalogue(url)
         with cut(60), pytest.raises(CatalogueAway, match=r"has not answered for .* run again"):
             catalogue.lease("corpus").__enter__()
+
+
+def test_a_process_that_waited_through_an_outage_watches_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The holder can't renew its lease in an outage, so it must have time for that afterwards."""
+    catalogue = open_catalogue(f"sqlite:///{tmp_path}/c.db")
+    looks: list[float] = []
+    take = lease_module._take
+
+    def look(*args: Any) -> Any:
+        looks.append(time.monotonic())
+        if 2 < len(looks) < 8:  # away for longer than the lease is valid and than it is watched
+            raise OperationalError("select", {}, ConnectionError("the catalogue is away"))
+        if len(looks) == 8:  # the catalogue is back, and every heartbeat is old
+            with catalogue.session() as session:
+                session.execute(update(LeaseRow).values(beat=datetime(2020, 1, 1, tzinfo=UTC)))
+        return take(*args)
+
+    monkeypatch.setattr(lease_module, "LOOK_S", 0.2)
+    with hold(catalogue.engine, "corpus", beat_s=1e6):
+        elsewhere(catalogue)
+        monkeypatch.setattr(lease_module, "_take", look)
+        with catalogue.session() as session:
+            session.execute(update(LeaseRow).values(beat=datetime(2020, 1, 1, tzinfo=UTC)))
+        with hold(catalogue.engine, "corpus", beat_s=0.4, expiry_s=1):
+            assert time.monotonic() - looks[7] >= 0.8, "it took the lease just after the outage"
 
 
 @contextmanager
