@@ -50,6 +50,9 @@ __all__ = [
 
 log = logging.getLogger("geofm.catalogue")
 
+#: Each failed attempt means that another process has published a version.
+PUBLISH_ATTEMPTS = 50
+
 
 class UnknownReference(UsageError):
     """A REF names no artifact, or more than one."""
@@ -278,13 +281,16 @@ class Catalogue:
                 first version; None if there is no difference to keep right.
 
         Raises:
-            PublishedMeanwhile: ``after`` is not the newest version any more.
+            PublishedMeanwhile: ``after`` is not the newest version any more, or other processes
+                publish all the time.
+            UnknownReference: the artifact is not recorded in this catalogue.
         """
-        while True:
+        for _ in range(PUBLISH_ATTEMPTS):
             try:
                 return self._publish(name, artifact, day, difference, after)
             except IntegrityError:  # another process published in the same moment: follow it
                 log.debug("publish %s: another version was published, trying again", name)
+        raise PublishedMeanwhile(f"other runs publish {name} all the time; run again later")
 
     def _publish(
         self,
@@ -295,6 +301,7 @@ class Catalogue:
         after: int | None,
     ) -> NameRow:
         """Publish once; an IntegrityError where another process was faster."""
+        self.kind(artifact.digest)  # raises UnknownReference
         with self.session() as session:
             # read before the versions: a version that is published from here on takes this number
             number = (session.scalar(select(func.max(NameRow.number))) or 0) + 1

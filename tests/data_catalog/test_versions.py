@@ -17,7 +17,12 @@ from hypothesis import strategies as st
 
 from data_catalog import catalogue as catalogue_module
 from data_catalog.artifact import Artifact
-from data_catalog.catalogue import Catalogue, PublishedMeanwhile, open_catalogue
+from data_catalog.catalogue import (
+    Catalogue,
+    PublishedMeanwhile,
+    UnknownReference,
+    open_catalogue,
+)
 from data_catalog.database import MIGRATIONS
 from data_catalog.run import make_job, run_stage, with_previous
 from data_catalog.schema import ArtifactRow, NameRow, RunRow
@@ -52,6 +57,26 @@ def set_clocks(catalogue: Catalogue, moment: datetime) -> None:
         for table, column in ((NameRow, "created_at"), (ArtifactRow, "created_at"),
                               (RunRow, "started_at"), (RunRow, "finished_at")):  # fmt: skip
             session.execute(sa.update(table).values({column: moment}))
+
+
+def test_an_artifact_that_is_not_recorded_is_no_version(
+    store: Store, any_catalogue: Catalogue, tmp_path: Path
+) -> None:
+    foreign = make(store, open_catalogue(f"sqlite:///{tmp_path}/foreign.db"), 3)
+    with pytest.raises(UnknownReference, match=foreign.digest):
+        any_catalogue.publish("corpus", foreign, "2026-11-30")
+    assert any_catalogue.names() == []
+
+
+def test_a_publication_that_always_fails_ends(
+    store: Store, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object) -> None:
+        raise sa.exc.IntegrityError("insert", {}, ValueError("taken"))
+
+    monkeypatch.setattr(catalogue, "_publish", fail)
+    with pytest.raises(PublishedMeanwhile, match="run again later"):
+        catalogue.publish("corpus", make(store, catalogue, 3), "2026-11-30")
 
 
 @pytest.mark.parametrize("hours", [1 / 6, 24, 24 * 365 * 10])
