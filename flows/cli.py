@@ -222,9 +222,7 @@ def main() -> None:
     except GeofmError as error:
         _fail(error, error.exit_code)
     except Exception as error:  # noqa: BLE001  the one boundary: an unforeseen failure is exit code 3
-        _fail(
-            error, 3, "This was not foreseen. `geofm -v …` shows the traceback; please report it."
-        )
+        _fail(error, 3, UNFORESEEN)
 
 
 def _fail(error: Exception, exit_code: int, more: str = "") -> NoReturn:
