@@ -22,6 +22,7 @@ from data_catalog.catalogue import Catalogue
 from data_catalog.cross_check import check_names, check_rows
 from data_catalog.errors import CheckError, UsageError
 from data_catalog.findings import LISTED, Findings, bounded
+from data_catalog.lineage import WEIGHTS
 from data_catalog.manifest import MANIFEST, FileEntry, Manifest, folders_of, what_is_wrong
 from data_catalog.progress import tick
 from data_catalog.reach import OutOfReach, file_size, is_remote, out_of_reach, reach
@@ -68,7 +69,7 @@ def check_chain(catalogue: Catalogue, artifact: Artifact) -> Findings:
 
     What the catalogue says otherwise is a problem as well.
     """
-    found, store = Findings(), Store.of(artifact)
+    found = Findings()
     seen, queue = {artifact.digest}, deque([artifact])
     while queue:
         current = queue.popleft()
@@ -83,19 +84,63 @@ def check_chain(catalogue: Catalogue, artifact: Artifact) -> Findings:
                 continue
             seen.add(digest)
             try:
-                parent = store.locate(digest)
+                queue.append(sealed_input(current, manifest, role))
             except (CheckError, OutOfReach) as error:
-                found.add_error(error, f"input {role} of {current.digest[:12]}: ")
-                continue
-            if parent is None:
-                found.problems.append(
-                    f"{manifest.kind} {current.digest[:12]}: its input {role} {digest} is not in "
-                    "the store; restore it from another copy"
-                )
-            else:
-                queue.append(parent)
+                found.add_error(error)
     found.add(Findings(check_names(catalogue)))
     return found
+
+
+def sealed_input(artifact: Artifact, manifest: Manifest, role: str) -> Artifact:
+    """Find an input of an artifact in its store, as its sealed manifest says.
+
+    Raises:
+        CheckError: The manifest names no such input, or the store does not hold it.
+        OutOfReach: The store could not be searched.
+    """
+    name = f"{manifest.kind} {artifact.digest[:12]}"
+    digest = manifest.inputs.get(role)
+    if digest is None:
+        raise CheckError(f"{name}: its manifest names no input {role}")
+    try:
+        found = Store.of(artifact).locate(digest)
+    except CheckError as error:
+        raise CheckError(f"input {role} of {name}: {error}") from error
+    except OutOfReach as error:
+        raise OutOfReach(f"input {role} of {name}: {error}") from error
+    if found is None:
+        raise CheckError(
+            f"{name}: its input {role} {digest} is not in the store; restore it from another copy"
+        )
+    return found
+
+
+def sealed_ancestor(artifact: Artifact, kind: str) -> Artifact:
+    """Find the nearest artifact of a kind in a lineage, the artifact itself included.
+
+    The sealed manifests are followed, not the catalogue. Weights are not followed.
+
+    Raises:
+        CheckError: A manifest on the way is damaged, or an input is missing.
+        OutOfReach: A manifest could not be read.
+        UsageError: The lineage has none.
+    """
+    seen, queue = {artifact.digest}, deque([artifact])
+    while queue:
+        current = queue.popleft()
+        if problems := _or_out_of_reach(_check_manifest(current, None)):
+            raise CheckError(problems[0])
+        manifest = current.manifest
+        if manifest.kind == kind:
+            return current
+        for role, digest in sorted(manifest.inputs.items()):
+            if role not in WEIGHTS and digest not in seen:
+                seen.add(digest)
+                queue.append(sealed_input(current, manifest, role))
+    raise UsageError(
+        f"{artifact.manifest.kind} {artifact.digest[:12]} has no {kind} in its lineage; name a "
+        "later stage"
+    )
 
 
 def recorded_manifest(catalogue: Catalogue, digest: str) -> Manifest | None:
@@ -114,8 +159,16 @@ def _as_it_is(artifact: Artifact) -> Manifest | None:
         return None
 
 
-def check_artifact(artifact: Artifact, recorded: Manifest | None = None) -> Findings:
-    """Check one artifact's manifest, each of its files, and that there is nothing else."""
+def check_artifact(
+    artifact: Artifact, recorded: Manifest | None = None, suffix: str = ""
+) -> Findings:
+    """Check one artifact's manifest, each of its files, and that there is nothing else.
+
+    Args:
+        artifact: What is checked.
+        recorded: The catalogue's copy of the manifest.
+        suffix: Read only the files whose name ends like this; all by default.
+    """
     found = Findings()
     if artifact.is_local and Path(artifact.root.path).is_symlink():
         found.problems.append(f"{artifact.url} is a symbolic link, not a folder of the store")
@@ -129,8 +182,9 @@ def check_artifact(artifact: Artifact, recorded: Manifest | None = None) -> Find
         found.unread.append(str(error))
         there = None
     files = Findings(unread=[])
-    for number, entry in enumerate(manifest.files):
-        tick("verify", number + 1, len(manifest.files), entry.path)
+    entries = [entry for entry in manifest.files if entry.path.endswith(suffix)]
+    for number, entry in enumerate(entries):
+        tick("verify", number + 1, len(entries), entry.path)
         patient = len(files.problems) + len(files.unread) < 3  # then the store is not asked again
         try:
             files.problems += _check_file(artifact, entry, there, patient)

@@ -35,6 +35,8 @@ from data_catalog.verify import (
     check_artifact,
     check_chain,
     recorded_manifest,
+    sealed_ancestor,
+    sealed_input,
     sealed_manifest,
 )
 from flows.console import out, print_json, print_table, progress_bars
@@ -278,10 +280,11 @@ def verify(
     seed = secrets.randbelow(2**32) if seed is None else seed
     with progress_bars():
         found = _findings(catalogue, artifact, deep)
-        again = _recut(catalogue, artifact, recut, seed) if recut else []
+        again = _recut_if_whole(artifact, recut, seed, found) if recut else []
     same = [one for one in again if one.is_same]
     away = [one for one in again if one.problem and not one.changed]
     problems = found.problems + [text for one in again for text in one.differences()]
+    skipped = ["no sample was cut again, because of this"] if recut and not again else []
     if json_:
         checked = {"recut": len(again), "recut_identical": len(same), "recut_away": len(away),
                    "recut_seed": seed if recut else None}  # fmt: skip
@@ -290,11 +293,17 @@ def verify(
         )
     if problems:
         raise CheckError(
-            "\n  ".join([f"{len(problems)} problems in {ref}:", *problems, *found.unread])
+            "\n  ".join([f"{len(problems)} problems in {ref}:", *problems, *found.unread, *skipped])
         )
     if found.unread:
         raise OutOfReach(
-            "\n  ".join([f"{ref} could not be read in full, so it is not verified:", *found.unread])
+            "\n  ".join(
+                [
+                    f"{ref} could not be read in full, so it is not verified:",
+                    *found.unread,
+                    *skipped,
+                ]
+            )
         )
     if away:
         raise RunError(
@@ -332,24 +341,45 @@ def _findings(catalogue: Catalogue, artifact: Artifact, deep: bool) -> Findings:
     return found
 
 
-def _recut(catalogue: Catalogue, artifact: Artifact, count: int, seed: int) -> list[Recut]:
-    """Cut ``count`` samples of a dataset again, and compare them with its shards as well.
+def _recut_if_whole(artifact: Artifact, count: int, seed: int, found: Findings) -> list[Recut]:
+    """Cut samples again if nothing is damaged or unread; add to ``found`` what prevents it."""
+    from geofm.shards.check import check_index
 
-    The inputs are those of the sealed manifests, whatever the catalogue says.
-    """
+    if found.problems or found.unread:
+        return []
+    try:
+        made = [sealed_ancestor(artifact, "dataset")]
+        for role in ("chips", "items"):
+            made.append(sealed_input(made[-1], made[-1].manifest, role))
+            found.add(check_artifact(made[-1], suffix=".parquet"))
+        if made[0].digest != artifact.digest:
+            found.add(check_artifact(made[0], suffix=".parquet"))
+        if not (found.problems or found.unread):
+            found.add(Findings(check_index(made[0])))
+        if not (found.problems or found.unread):
+            return _recut(made[0], made[1], made[2], count, seed)
+    except (CheckError, OutOfReach) as error:
+        found.add_error(error)
+    return []
+
+
+def _recut(
+    dataset: Artifact, chips: Artifact, items: Artifact, count: int, seed: int
+) -> list[Recut]:
+    """Cut ``count`` samples of a dataset again, and compare them with its shards as well."""
     from geofm.imagery.recut import recut
     from geofm.planet.serving import serving_source
     from geofm.shards.check import packed_pixels
 
-    dataset = ancestor(catalogue, artifact, "dataset")
-    chips = catalogue.store.artifact("chips", dataset.manifest.inputs["chips"])
-    items = catalogue.store.artifact("items", chips.manifest.inputs["items"])
     ids = sorted(dataset.table("index.parquet", ["chip_id"])["chip_id"])
     if not ids:
         raise UsageError(f"{dataset.digest[:12]} holds no samples to cut again")
     chosen = random.Random(seed).sample(ids, min(count, len(ids)))
     packed = packed_pixels(dataset, chosen)
-    with serving_source(str(items.manifest.settings["stac"])):
+    stac = items.manifest.settings.get("stac")
+    if not isinstance(stac, str):
+        raise CheckError(f"the manifest of items {items.digest[:12]} names no settings.stac")
+    with serving_source(stac):
         return [replace(one, packed=packed[one.chip_id]) for one in recut(chips, items, chosen)]
 
 
