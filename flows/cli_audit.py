@@ -145,13 +145,13 @@ def path(ref: Ref, store: Store = "", catalog: Catalog = "") -> None:
 
 
 def diff(
-    old: Ref,
+    old: Annotated[str, typer.Argument(metavar="OLD", help="The earlier version, or one REF.")],
     new: Annotated[
-        str, typer.Argument(metavar="[REF]", help="The later version. [default: OLD is the later]")
+        str, typer.Argument(metavar="NEW", help="The later version. [default: OLD is the later]")
     ] = "",
     store: Store = "", catalog: Catalog = "", json_: Json = False,
 ) -> None:  # fmt: skip
-    """What changed between two dataset versions, and why; of one REF: since its predecessor."""
+    """What changed, and why. OLD [NEW]: datasets or models; with one REF, since its predecessor."""
     found = difference_between(open_place(store, catalog, write=False).catalogue, old, new)
     if json_:
         print_json(asdict(found))
