@@ -114,7 +114,8 @@ def test_an_object_that_is_shortened_between_two_ranges_is_noticed(s3: str) -> N
     files = s3fs.S3FileSystem(skip_instance_cache=True)
     place = f"{s3}/changes.bin"
     files.pipe_file(place, DATA)
-    source = RangeSource(S3Asset(place, Access("https://example.org")), 1, "here")
+    access = Access("https://example.org", credentials_for=("bucket",))
+    source = RangeSource(S3Asset(place, access), 1, "here")
     assert source.read(3 * BLOCK, 100) == DATA[3 * BLOCK : 3 * BLOCK + 100]
     files.pipe_file(place, DATA[: len(DATA) // 2])
     with pytest.raises(Quarantine) as found:

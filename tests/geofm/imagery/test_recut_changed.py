@@ -89,8 +89,8 @@ def test_a_file_that_is_read_in_ranges_is_named_by_etag_or_size(
     def ranges_only(*args: Any) -> hosts.Access:
         return replace(right(*args), whole_max=0)
 
-    for module in ("cut", "recut", "cutting"):
-        monkeypatch.setattr(f"geofm.imagery.{module}.access_of", ranges_only, raising=False)
+    for module in ("settle", "recut", "survey"):
+        monkeypatch.setattr(f"geofm.imagery.{module}.access_of", ranges_only)
     run.world.headers[PATH] = {"ETag": '"first"'}
     add(run, checksum=False)
     chips, items = run.chips(), run.items()
