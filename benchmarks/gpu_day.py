@@ -159,8 +159,8 @@ def watch(section: str, rows: list[str], options: argparse.Namespace, deadline: 
             save(options.out, section, message, time.monotonic() - started)
     code = process.wait()
     if code and late.is_alive():
-        told = [one for one in errors.read_text(errors="replace").splitlines() if one.strip()]
-        failed = {"row": current, "status": f"failed: {(told or [f'exit code {code}'])[-1][:200]}"}
+        lines = [line for line in errors.read_text(errors="replace").splitlines() if line.strip()]
+        failed = {"row": current, "status": f"failed: {(lines or [f'exit code {code}'])[-1][:200]}"}
         save(options.out, section, failed, time.monotonic() - started)
         handled.append(current)
     late.cancel()
