@@ -251,7 +251,7 @@ def ours(asked: Json) -> Json:
     from data_catalog.catalogue import open_catalogue
     from data_catalog.run import make_job, plan_parts, run_stage, seal
     from data_catalog.store import open_store
-    from geofm.recipe_book import load_recipe
+    from geofm.config.recipe_book import load_recipe
     from geofm.stages import ALL_STAGES, get_stage
 
     recipe = load_recipe(

@@ -79,7 +79,7 @@ def main() -> None:
 
 def footprints(seed: int, chips: int = 20_000, areas: int = 2000) -> list[Json]:
     """Chips at 0.2 to 1.8 buffers from evaluation areas, against geodesic distances."""
-    from geofm.curation.ground import near_areas
+    from geofm.pool.proximity import near_areas
 
     draw, geod, buffer_m = np.random.default_rng(seed), Geod(ellps="WGS84"), 1000.0
     lat = np.degrees(np.arcsin(draw.uniform(-1, 1, areas)))
@@ -118,14 +118,14 @@ def run(
     scale: list[float],
 ) -> list[Json]:
     """Describe, embed and check a pool; a row per kind of leak and one for what must stay."""
-    from geofm.curation.decontaminate import decontaminate, view_images
-    from geofm.curation.descriptors import measure
-    from geofm.curation.embed import chip_encoder
-    from geofm.curation.hashing import hash_thumbnails
-    from geofm.curation.pictures import picture
-    from geofm.curation.registry import load_registry
-    from geofm.curation.space import make_space
-    from geofm.encoders import features
+    from geofm.dedup.descriptors import measure
+    from geofm.dedup.perceptual_hash import hash_thumbnails
+    from geofm.embeddings.embed import chip_encoder
+    from geofm.embeddings.encoders import features
+    from geofm.embeddings.images import picture
+    from geofm.embeddings.vectors import make_space
+    from geofm.pool.decontaminate import decontaminate, view_images
+    from geofm.pool.registry import load_registry
 
     encoder = chip_encoder("efficientnet-lite0", 128, "cpu")
     found = [measure(chip, bands, scale) for chip in pool]

@@ -104,7 +104,7 @@ def row(what: str, workers: int, chips: int, rounds: list[dict[str, Any]]) -> di
 def write_chips(folder: Path, count: int) -> None:
     """A store with one chips artifact of noisy smooth pictures."""
     from data_catalog.store import open_store
-    from tests.geofm.curation.synthetic import Chip, make_chips, texture
+    from tests.geofm.dedup.synthetic import Chip, make_chips, texture
 
     few = [texture(seed, SIZE, len(BANDS)) for seed in range(32)]
     draw = np.random.default_rng(0)
@@ -119,8 +119,9 @@ def the_job(stage: str, folder: Path, place: Path) -> tuple[Any, Any]:
     """A stage on the chips, in a store of its own so that nothing is found from before."""
     from data_catalog.run import make_job
     from data_catalog.store import open_store
-    from geofm.curation import describe, embed
-    from geofm.settings import EmbedSettings, Section
+    from geofm.config.recipe import EmbedSettings, Section
+    from geofm.dedup import describe
+    from geofm.embeddings import embed
 
     chips = open_store(folder).artifact("chips", (folder / "digest").read_text())
     one = {"describe": describe.STAGE, "embed": embed.STAGE}[stage]
@@ -140,8 +141,6 @@ def share(stage: str, folder: Path, place: Path, first: int, step: int) -> float
 
 def warm() -> None:
     """Import, build and try what a worker does once."""
-    from geofm.curation import describe  # noqa: F401
-
     forward(16)
 
 
@@ -192,9 +191,9 @@ def forward(count: int) -> tuple[int, float, float, float]:
     """The encoder on batches in memory: how many chips, its begin and end, processor time."""
     import torch
 
-    from geofm.curation import embed
-    from geofm.encoders import features
-    from geofm.threads import one_torch_thread
+    from geofm.embeddings import embed
+    from geofm.embeddings.encoders import features
+    from geofm.runtime.threads import one_torch_thread
 
     encoder = embed.chip_encoder("efficientnet-lite0", 128, "cpu")
     images = torch.rand(embed.CPU_BATCH, 3, 128, 128).to(memory_format=torch.channels_last)

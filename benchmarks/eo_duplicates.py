@@ -111,8 +111,9 @@ def metadata(world: Path, server: Path, truth: Json, place: Path) -> list[Json]:
     from data_catalog.catalogue import open_catalogue
     from data_catalog.run import run_stage
     from data_catalog.store import open_store
-    from geofm.imagery import cut, search
-    from geofm.settings import CutSettings, SearchSettings
+    from geofm.chips import cut
+    from geofm.config.recipe import CutSettings, SearchSettings
+    from geofm.stac import search
 
     store, catalogue = open_store(place / "store"), open_catalogue(f"sqlite:///{place}/c.db")
     with served([sys.executable, server, world, "--port", "0"]) as url:
@@ -196,12 +197,13 @@ def ours(pool: list[Window], scenes: list[Scene], water: set[str], place: Path) 
     from data_catalog.catalogue import open_catalogue
     from data_catalog.run import run_stage
     from data_catalog.store import open_store
-    from geofm.curation import describe, embed
-    from geofm.curation.alike import find_alike, near_by_embedding
-    from geofm.curation.duplicates import find_edges
-    from geofm.curation.space import make_space
-    from geofm.settings import EmbedSettings, Section
-    from tests.geofm.curation.synthetic import Chip, make_chips
+    from geofm.config.recipe import EmbedSettings, Section
+    from geofm.dedup import describe
+    from geofm.dedup.alike import find_alike, near_by_embedding
+    from geofm.dedup.exact_pairs import find_edges
+    from geofm.embeddings import embed
+    from geofm.embeddings.vectors import make_space
+    from tests.geofm.dedup.synthetic import Chip, make_chips
 
     store, catalogue = open_store(place / "pool"), open_catalogue(f"sqlite:///{place}/p.db")
     made = [Chip(w.pixels, bands=BANDS, scale=SCALE[0]) for w in pool]
@@ -239,7 +241,7 @@ def peers(
     python: Path, pool: list[Window], scenes: list[Scene], water: set[str], place: Path
 ) -> list[Json]:
     """The other tools on the same chips as PNGs."""
-    from geofm.imagery.radiometry import to_rgb
+    from geofm.raster.radiometry import to_rgb
 
     folder = place / "png"
     folder.mkdir()

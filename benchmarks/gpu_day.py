@@ -270,7 +270,7 @@ def dataset_of(options: argparse.Namespace) -> str:
 def preset_of(options: argparse.Namespace, name: str, batch: int, **changes: Any) -> Any:
     """Settings of a preset with an untrained teacher, for runs that never save."""
     from benchmarks.pretrain_step import untrained
-    from geofm.recipe_book import load_recipe
+    from geofm.config.recipe_book import load_recipe
 
     given = load_recipe(name).pretrain
     update = {
@@ -303,7 +303,7 @@ def ceiling(options: argparse.Namespace) -> Rows:
     def multiply(dtype: str, tf32: bool = False) -> Figures:
         import torch
 
-        from geofm.pretraining.speed import ceiling as product
+        from geofm.pretraining.flops import ceiling as product
 
         torch.backends.cuda.matmul.allow_tf32 = tf32
         product.cache_clear()

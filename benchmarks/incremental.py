@@ -29,21 +29,15 @@ import numpy as np
 from numpy.typing import NDArray
 from pools import make_pool
 
-from geofm.curation import audit
-from geofm.curation.duplicates import collapse_vectors, find_pairs, hash_rows
-from geofm.curation.edges import Edges, join_edges
-from geofm.curation.frame import Cells, Frame
-from geofm.curation.incremental import (
-    carry_edges,
-    carry_sketches,
-    collapse_known,
-    extend,
-    match_rows,
-)
-from geofm.curation.leader import choose_leaders
-from geofm.curation.newcomers import factors_of, join_new, pairs_of
-from geofm.curation.sketch import WIDTH, Sketches, sketch_all
-from geofm.curation.space import Space, make_space, take_rows
+from geofm.dedup import certificate as audit
+from geofm.dedup.edges import Edges, join_edges
+from geofm.dedup.exact_pairs import collapse_vectors, find_pairs, hash_rows
+from geofm.dedup.incremental import carry_edges, carry_sketches, collapse_known, extend, match_rows
+from geofm.dedup.leader import choose_leaders
+from geofm.dedup.newcomers import factors_of, join_new, pairs_of
+from geofm.dedup.partition import Cells, Frame
+from geofm.dedup.sketch import WIDTH, Sketches, sketch_all
+from geofm.embeddings.vectors import Space, make_space, take_rows
 
 RESULTS = Path(__file__).parent / "results" / "incremental.csv"
 THRESHOLD, SEED = 0.95, 2027

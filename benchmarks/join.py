@@ -120,13 +120,13 @@ def make(method: str, pool: str, rows: int, seed: int) -> dict[str, Any]:
 
 
 def geofm(method: str, pool: str, rows: int, seed: int) -> dict[str, Any]:
-    """The search of ``geofm.curation`` in this process, its parts one after the other."""
-    from geofm.curation.edges import join_edges
-    from geofm.curation.frame import assign, train_frame
-    from geofm.curation.join import join_cells
-    from geofm.curation.pairs import group_cells
-    from geofm.curation.products import best_precision
-    from geofm.curation.space import make_space
+    """The search of ``geofm.dedup`` in this process, its parts one after the other."""
+    from geofm.dedup.edges import join_edges
+    from geofm.dedup.join import join_cells
+    from geofm.dedup.matmul import best_precision
+    from geofm.dedup.pairs import group_cells
+    from geofm.dedup.partition import assign, train_frame
+    from geofm.embeddings.vectors import make_space
 
     marks = [time.perf_counter()]
     space = make_space(np.load(pool, mmap_mode="r"))
@@ -158,7 +158,7 @@ def ivf(method: str, pool: str, rows: int, seed: int) -> dict[str, Any]:
     """FAISS IVF-Flat: train, add, and ask for the range of every vector."""
     import faiss
 
-    from geofm.curation.space import make_space
+    from geofm.embeddings.vectors import make_space
 
     faiss.omp_set_num_threads(os.cpu_count() or 1)
     units = make_space(np.load(pool)).units
@@ -192,9 +192,9 @@ def _truth(
     pool: str, left: NDArray[np.int64], right: NDArray[np.int64], audit: bool, seed: int
 ) -> dict[str, Any]:
     """Planted pairs found, pairs that are none, and the audit of random rows."""
-    from geofm.curation import audit as certificate
-    from geofm.curation.edges import Edges
-    from geofm.curation.space import Space, make_space, take_rows
+    from geofm.dedup import certificate
+    from geofm.dedup.edges import Edges
+    from geofm.embeddings.vectors import Space, make_space, take_rows
 
     space = make_space(np.load(pool, mmap_mode="r"))
     rows = len(space)
@@ -230,9 +230,9 @@ def _truth(
 
 def parts(method: str, pool: str, rows: int, seed: int) -> dict[str, Any]:
     """Sixteen groups of cells, each in a process of its own as on a machine of its own."""
-    from geofm.curation.edges import Edges, join_edges
-    from geofm.curation.frame import assign, train_frame
-    from geofm.curation.space import make_space
+    from geofm.dedup.edges import Edges, join_edges
+    from geofm.dedup.partition import assign, train_frame
+    from geofm.embeddings.vectors import make_space
 
     started = time.perf_counter()
     space = make_space(np.load(pool, mmap_mode="r"))
@@ -270,9 +270,9 @@ def parts(method: str, pool: str, rows: int, seed: int) -> dict[str, Any]:
 
 def part(method: str, pool: str, rows: int, seed: int) -> dict[str, Any]:
     """One of the sixteen."""
-    from geofm.curation.frame import Cells, Frame
-    from geofm.curation.join import join_cells
-    from geofm.curation.space import Space
+    from geofm.dedup.join import join_cells
+    from geofm.dedup.partition import Cells, Frame
+    from geofm.embeddings.vectors import Space
 
     place = Path(pool).with_suffix("")
     started = time.perf_counter()
@@ -288,8 +288,8 @@ def part(method: str, pool: str, rows: int, seed: int) -> dict[str, Any]:
 
 def identical(method: str, pool: str, rows: int, seed: int) -> dict[str, Any]:
     """As many vectors, all the same, and a hundred others."""
-    from geofm.curation.duplicates import collapse_vectors, find_pairs, hash_rows
-    from geofm.curation.space import make_space
+    from geofm.dedup.exact_pairs import collapse_vectors, find_pairs, hash_rows
+    from geofm.embeddings.vectors import make_space
 
     stored = np.tile(np.load(pool, mmap_mode="r")[0], (rows, 1))
     stored[:: rows // 100] = np.load(pool, mmap_mode="r")[:: rows // 100]

@@ -25,10 +25,10 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from geofm.curation.duplicates import find_edges
-from geofm.curation.edges import Edges, sort_edges
-from geofm.curation.leader import choose_leaders
-from geofm.curation.space import make_space
+from geofm.dedup.edges import Edges, sort_edges
+from geofm.dedup.exact_pairs import find_edges
+from geofm.dedup.leader import choose_leaders
+from geofm.embeddings.vectors import make_space
 
 RESULTS = Path(__file__).parent / "results" / "leader.csv"
 THRESHOLD, SEED, WIDTH = 0.95, 2026, 128

@@ -8,7 +8,7 @@ efficientnet-lite0 with its ImageNet weights; then the student before its first 
 modelling alone (alpha 0), distillation alone (mim_weight 0), and both; the last two once more, for
 one seed, with twice the steps.
 
-Teacher once (``geofm.pretraining.taught``): both, with the teacher's features of the whole scenes
+Teacher once (``geofm.pretraining.teacher``): both, with the teacher's features of the whole scenes
 computed before training, while the student still sees random crops; and the same with the whole
 scene as its only crop, which is merely flipped, beside a live teacher that sees those. A live
 teacher gets the student's 64 px enlarged to 96; the one pass shrinks the scenes from 150 px.
@@ -17,7 +17,7 @@ Masked patches dropped: a small ViT with both parts of the objective, once with 
 each masked patch and once without those patches (``pretrain.masking``); the learning rate is the
 Swin's, not chosen for it.
 
-Probes (``geofm.evaluation.protocols``): kNN with 20 and 5 neighbours, and a linear one whose C is
+Probes (``geofm.evaluation.probes``): kNN with 20 and 5 neighbours, and a linear one whose C is
 chosen inside the training part. ``distilled`` is the mean over stage 3 with its patch merging, the
 feature that the arms are compared by; ``final`` is the mean over the last stage, which distillation
 alone leaves untrained, so its row says nothing of that arm. Intervals are 95 % bootstrap intervals
@@ -65,27 +65,26 @@ from pydantic import BaseModel
 from shapely.geometry import box
 
 from data_catalog.artifact import Artifact
-from data_catalog.canonical import canonical, digest_of
 from data_catalog.catalogue import open_catalogue
+from data_catalog.hashing import canonical, digest_of
 from data_catalog.progress import listen
 from data_catalog.run import run_stage
 from data_catalog.stage import Job, Sealed, Stage, no_parts, no_work
 from data_catalog.store import open_store
 from data_catalog.tables import write_table
-from geofm.encoders import encode
-from geofm.evaluation.protocols import bootstrap, knn_predict, linear_probe
-from geofm.evaluation.subjects import Extract, Subject
+from geofm.config.recipe import PretrainSettings
+from geofm.embeddings.encoders import encode
+from geofm.evaluation.models import Extract, Subject
+from geofm.evaluation.probes import bootstrap, knn_predict, linear_probe
+from geofm.evaluation.runner import encode_task
 from geofm.evaluation.tasks import LabelledImage, Task, open_task, seeded_order
-from geofm.evaluation.trial import encode_task
-from geofm.imagery.chips import chip_bytes
-from geofm.pretrain_settings import PretrainSettings
-from geofm.pretraining.arithmetic import arithmetic, cpu_threads
+from geofm.formats.npy import chip_bytes
+from geofm.formats.tar import write_tar
 from geofm.pretraining.data import Corpus, open_corpus
-from geofm.pretraining.export import describe, features, random_model
+from geofm.pretraining.export.model import describe, features, random_model
 from geofm.pretraining.loop import Interrupted, train
-from geofm.pretraining.taught import teach_corpus
-from geofm.pretraining.teacher import load_teacher
-from geofm.shards.tar import write_tar
+from geofm.pretraining.parallel import arithmetic, cpu_threads
+from geofm.pretraining.teacher import load_teacher, teach_corpus
 
 RESULTS = Path(__file__).parent / "results"
 RGB = ("red", "green", "blue")

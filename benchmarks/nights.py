@@ -26,9 +26,9 @@ from data_catalog.errors import RunError
 from data_catalog.run import run_stage
 from data_catalog.store import Store, open_store
 from flows.versions import Published, publish, waiting_items
-from geofm.settings import Recipe
+from geofm.config.recipe import Recipe
 from geofm.stages import DATA_STAGES, get_stage, section_of
-from tests.geofm.imagery.nights_world import (
+from tests.geofm.stac.nights_world import (
     ABSENT,
     DOWN,
     HERE,

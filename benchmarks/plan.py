@@ -62,9 +62,9 @@ def measure(tiles: int, limits: str) -> dict[str, Any]:
     from data_catalog.run import make_job, peak_memory_mib, plan_parts, run_stage
     from data_catalog.store import open_store
     from flows.stage_flow import count_tasks
-    from geofm.imagery.cut import write_windows
-    from geofm.imagery.survey import survey
-    from geofm.settings import CutSettings, SearchSettings
+    from geofm.chips.cut import write_windows
+    from geofm.chips.plan import survey
+    from geofm.config.recipe import CutSettings, SearchSettings
     from geofm.stages import get_stage
 
     scenes = -(-tiles // CELLS)

@@ -75,13 +75,13 @@ def one_row(asked: argparse.Namespace) -> dict[str, Any]:
 
     from benchmarks.pretrain_step import untrained
     from data_catalog.artifact import Artifact
+    from geofm.config.recipe_book import load_recipe
     from geofm.pretraining.data import batches, open_corpus, steps_per_epoch
     from geofm.pretraining.objective import build_pretrainer
     from geofm.pretraining.optimiser import schedule
     from geofm.pretraining.parallel import make_fabric
     from geofm.pretraining.step import Stepper
     from geofm.pretraining.teacher import load_teacher
-    from geofm.recipe_book import load_recipe
 
     preset, batch, few = asked.one.split(":")
     given = load_recipe(preset).pretrain

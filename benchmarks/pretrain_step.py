@@ -96,7 +96,7 @@ def write_dataset(folder: Path, samples: int) -> str:
     from data_catalog.catalogue import open_catalogue
     from data_catalog.run import run_stage
     from data_catalog.store import open_store
-    from geofm.settings import PackSettings
+    from geofm.config.recipe import PackSettings
     from geofm.stages import get_stage
 
     store = open_store(folder / "store")
@@ -109,7 +109,7 @@ def one_row(asked: argparse.Namespace) -> dict[str, Any]:
     """Images per second, memory and arithmetic of one kind of step."""
     import torch
 
-    from geofm.recipe_book import load_recipe
+    from geofm.config.recipe_book import load_recipe
 
     kind, *rest = asked.one.split(":")
     preset, precision, *more = rest if kind == "ours" else ["gfm-swin-b", *rest]
@@ -216,7 +216,7 @@ def published(asked: argparse.Namespace, settings: Any) -> dict[str, Any]:
     from torch.nn import functional
 
     from benchmarks.published_step import Published
-    from geofm.pretraining.speed import ceiling
+    from geofm.pretraining.flops import ceiling
 
     device, batch = asked.device, asked.batch
     torch.manual_seed(0)

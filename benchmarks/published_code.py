@@ -32,11 +32,11 @@ import timm.layers
 import torch
 from torch import Tensor, nn
 
-from geofm.encoders import load_encoder
+from geofm.config.recipe_book import load_recipe
+from geofm.embeddings.encoders import load_encoder
 from geofm.pretraining.objective import Pretrainer, build_pretrainer
 from geofm.pretraining.optimiser import build_optimiser, set_lr
 from geofm.pretraining.teacher import Teacher, as_teacher, teach
-from geofm.recipe_book import load_recipe
 
 RESULTS = Path(__file__).parent / "results" / "published_code.csv"
 SMALL = {"embed_dim": 32, "depths": [2, 2, 2, 2], "num_heads": [1, 2, 4, 8]}

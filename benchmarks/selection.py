@@ -9,7 +9,7 @@ similarities (dense; the heap rule as published), covering radius, share of the 
 a chip was kept, share of monotone chips. ``large`` (1,000,000 to 100,000): seconds and peak memory
 of a process that does nothing else, value on 20,000 sampled chips.
 
-The defaults of ``geofm.curation.selection`` were chosen on seeds 1 and 2; other seeds are reported.
+The defaults of ``geofm.selection.methods`` were chosen on seeds 1 and 2; other seeds are reported.
 
     python benchmarks/selection.py [--seeds 11,12,13] [--large 1000000] [--peer PYTHON]
 
@@ -126,8 +126,8 @@ def lazy_greedy(worth: NDArray[np.float32], count: int) -> NDArray[np.int64]:
 
 def candidates(file: Path, tiles: list[str], seed: int) -> Any:
     """The pool as the pipeline would hand it over: embeddings on disk, centred on their mean."""
-    from geofm.curation.selection import Candidates
-    from geofm.curation.space import make_space
+    from geofm.embeddings.vectors import make_space
+    from geofm.selection.methods import Candidates
 
     space = make_space(np.load(file, mmap_mode="r"))
     ids = sorted(hashlib.sha256(f"{n}".encode()).hexdigest()[:24] for n in range(len(tiles)))
@@ -150,9 +150,9 @@ def apricot(matrix: str, count: int, out: str) -> None:
 
 def small(seed: int, peer: str = "") -> list[dict[str, Any]]:
     """All methods and exact lazy greedy on one pool."""
-    from geofm.curation.lattice import ONE, lattice
-    from geofm.curation.selection import select
-    from geofm.curation.strata import divide
+    from geofm.embeddings.vectors import ONE, lattice
+    from geofm.selection.methods import select
+    from geofm.selection.strata import divide
 
     with tempfile.TemporaryDirectory() as folder:
         modes, tiles = skewed_pool(SMALL, seed, Path(folder) / "pool.npy")
@@ -217,8 +217,8 @@ def text(options: dict[str, Any]) -> str:
 def large(method: str, chips: int, seed: int, folder: str) -> list[dict[str, Any]]:
     """One method on the large pool; memory is that of selection alone."""
     from data_catalog.run import peak_memory_mib
-    from geofm.curation.measures import MEASURED, coverage
-    from geofm.curation.selection import select
+    from geofm.selection.methods import select
+    from geofm.selection.metrics import MEASURED, coverage
 
     place = Path(folder)
     tiles = json.loads((place / "tiles.json").read_text())

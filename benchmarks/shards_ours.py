@@ -55,8 +55,8 @@ def write(job: Json, clock: Clock) -> Json:
 
     from data_catalog.manifest import Manifest
     from data_catalog.store import list_files, open_store
+    from geofm.formats.tar import write_tar
     from geofm.shards.index import INDEX, ShardRows, index_rows, write_index
-    from geofm.shards.tar import write_tar
 
     store = open_store(job["out"])
     clock.start()
@@ -125,7 +125,7 @@ def pack(job: Json, clock: Clock) -> Json:
     """The whole stage."""
     from data_catalog.run import make_job, plan_parts, seal, work_parts
     from data_catalog.store import open_store
-    from geofm.settings import PackSettings
+    from geofm.config.recipe import PackSettings
     from geofm.shards.pack import STAGE
 
     inputs = _inputs(job["world"])
@@ -256,9 +256,9 @@ def laid_out(job: Json, clock: Clock) -> Json:
     """Tiny samples in the order of their scenes, a tar per scene; no stage would write this."""
     from data_catalog.manifest import Manifest
     from data_catalog.store import list_files, open_store
-    from geofm.imagery.chips import chip_bytes
+    from geofm.formats.npy import chip_bytes
+    from geofm.formats.tar import write_tar
     from geofm.shards.index import INDEX, ShardRows, index_rows, write_index
-    from geofm.shards.tar import write_tar
 
     pixels = chip_bytes(np.zeros((1, 6, 6), dtype=np.uint16))
     out = Path(job["out"]) / "laid"
@@ -302,8 +302,6 @@ def uniform(job: Json, clock: Clock) -> Json:
 
 def start(job: Json, clock: Clock) -> Json:
     """From nothing opened to the first sample."""
-    import geofm.shards.loader  # noqa: F401  torch's own start is not ours
-
     clock.start()
     stream = _stream({**job, "random": True}, batch=1)
     next(iter(stream.batches()))
@@ -327,7 +325,7 @@ def versions(job: Json, clock: Clock) -> Json:
     from data_catalog.artifact import Artifact
     from data_catalog.run import make_job, plan_parts, seal, work_parts
     from data_catalog.store import open_store
-    from geofm.settings import PackSettings
+    from geofm.config.recipe import PackSettings
     from geofm.shards.pack import STAGE
 
     clock.start()

@@ -19,8 +19,8 @@ from data_catalog.artifact import Artifact
 from data_catalog.manifest import Manifest
 from data_catalog.store import Store, list_files
 from data_catalog.tables import write_table
-from geofm.imagery.chips import chip_bytes, pixel_sha256
-from geofm.shards.tar import write_tar
+from geofm.formats.npy import chip_bytes, pixel_sha256
+from geofm.formats.tar import write_tar
 
 #: Different pictures; more would only take time to make.
 PICTURES = 64

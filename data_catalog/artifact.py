@@ -15,11 +15,11 @@ from typing import Any
 import pandas as pd
 from upath import UPath
 
-from data_catalog.address import folder_setting
-from data_catalog.canonical import sha256_file
 from data_catalog.errors import CheckError, UsageError
+from data_catalog.hashing import sha256_file
 from data_catalog.manifest import MANIFEST, Manifest, safe_name, what_is_wrong
-from data_catalog.reach import (
+from data_catalog.storage.address import folder_setting
+from data_catalog.storage.reach import (
     file_size,
     is_remote,
     out_of_reach,

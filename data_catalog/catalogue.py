@@ -20,23 +20,17 @@ from sqlalchemy import Engine, Select, func, select, update
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from data_catalog.address import shown_address, sqlite_path
 from data_catalog.artifact import Artifact
-from data_catalog.database import CatalogueUnreachable, connect, rows_that_read
+from data_catalog.database.connection import CatalogueUnreachable, connect, rows_that_read
+from data_catalog.database.lease import Lease, call_catalogue, database_time, heartbeat, hold
+from data_catalog.database.runs import LOST, how_lost, is_lost, last_sign
+from data_catalog.database.schema import ArtifactRow, EdgeRow, NameRow, RunRow, ScoreRow, SourceRow
+from data_catalog.database.sealed_rows import sealed_scores, sealed_sources
 from data_catalog.errors import CheckError, RunError, UsageError
-from data_catalog.lease import (
-    Lease,
-    call_catalogue,
-    database_time,
-    heartbeat,
-    hold,
-)
 from data_catalog.manifest import Manifest
-from data_catalog.process import process_mark
 from data_catalog.redaction import mask
-from data_catalog.runs import LOST, how_lost, is_lost, last_sign
-from data_catalog.schema import ArtifactRow, EdgeRow, NameRow, RunRow, ScoreRow, SourceRow
-from data_catalog.sealed_rows import sealed_scores, sealed_sources
+from data_catalog.storage.address import shown_address, sqlite_path
+from data_catalog.storage.process import process_mark
 from data_catalog.store import ARTIFACTS, Store
 
 __all__ = [

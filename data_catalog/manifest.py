@@ -18,8 +18,8 @@ from pydantic import (
     field_validator,
 )
 
-from data_catalog.canonical import canonical, digest_of
 from data_catalog.errors import RunError
+from data_catalog.hashing import canonical, digest_of
 
 MANIFEST = "manifest.json"
 #: A kind of artifact, which is the name of a folder.

@@ -19,16 +19,16 @@ from pathlib import Path
 from typing import Any
 
 from data_catalog.artifact import Artifact
-from data_catalog.canonical import canonical
 from data_catalog.catalogue import Catalogue
 from data_catalog.crew import count_others, work_together
+from data_catalog.database.items import note_items, postponed_items
+from data_catalog.database.schema import RunRow
 from data_catalog.errors import RunError
-from data_catalog.item_record import note_items, postponed_items
+from data_catalog.hashing import canonical
 from data_catalog.manifest import Manifest, software_versions
-from data_catalog.process import cores
 from data_catalog.progress import tick
-from data_catalog.schema import RunRow
 from data_catalog.stage import Job, Part, Stage
+from data_catalog.storage.process import cores
 from data_catalog.store import Store, linked, list_files
 
 log = logging.getLogger("geofm.run")

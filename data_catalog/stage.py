@@ -19,9 +19,9 @@ from typing import Any
 from pydantic import BaseModel
 
 from data_catalog.artifact import Artifact
-from data_catalog.canonical import digest_of
+from data_catalog.database.item_states import ItemState, Key, VersionKey
 from data_catalog.errors import RunError
-from data_catalog.item_states import ItemState, Key, VersionKey
+from data_catalog.hashing import digest_of
 from data_catalog.store import Store
 
 

@@ -29,13 +29,13 @@ from typing import NamedTuple
 from botocore.exceptions import BotoCoreError
 from upath import UPath
 
-from data_catalog.address import store_address
 from data_catalog.artifact import Artifact, cache_folder
-from data_catalog.canonical import canonical, digest_of, sha256_file
 from data_catalog.errors import CheckError, RunError, UsageError
-from data_catalog.lock import is_abandoned, lock_file
+from data_catalog.hashing import canonical, digest_of, sha256_file
 from data_catalog.manifest import KIND, MANIFEST, FileEntry, Manifest
-from data_catalog.reach import exists, reach, read_file
+from data_catalog.storage.address import store_address
+from data_catalog.storage.lock import is_abandoned, lock_file
+from data_catalog.storage.reach import exists, reach, read_file
 
 ARTIFACTS = "artifacts"
 PART = "part.json"

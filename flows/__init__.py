@@ -3,7 +3,7 @@
 import os
 import sys
 
-from data_catalog.process import end_with_parent
+from data_catalog.storage.process import end_with_parent
 
 # Threads that wait must sleep, not spin: beside a server and its workers a spinning thread costs
 # more than half of the training speed. Read by OpenMP when torch loads, so it is set first.

@@ -15,7 +15,7 @@ from prefect.flows import Flow
 from prefect.schedules import Cron
 
 from flows.pipeline import pretrain_flow, refresh_flow
-from geofm.recipe_book import load_recipe, recipe_names
+from geofm.config.recipe_book import load_recipe, recipe_names
 
 POOL = "geofm"
 ROOT = Path(__file__).resolve().parents[1]

@@ -14,8 +14,8 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from data_catalog.address import folder_setting
 from data_catalog.errors import UsageError
+from data_catalog.storage.address import folder_setting
 
 #: File with the secret.
 AUTH_FILE = "server.auth"

@@ -8,10 +8,10 @@ import time
 import typer
 
 from data_catalog.progress import tick
-from flows.console import err, out, print_json, print_table, progress_bars
+from flows.cli.console import err, out, print_json, print_table, progress_bars
 from flows.preflight import check_once
 from flows.server import find_or_launch, wait_for
-from geofm.recipe_book import load_recipe
+from geofm.config.recipe_book import load_recipe
 
 
 def launch(

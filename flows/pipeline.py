@@ -13,15 +13,15 @@ from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTa
 from pydantic import Field
 
 from data_catalog.artifact import Artifact
-from data_catalog.process import end_with_parent
 from data_catalog.redaction import NO_PASSWORD
+from data_catalog.storage.process import end_with_parent
 from flows.preflight import check_once, check_runner
 from flows.settings import open_place, refuse_typed_password
 from flows.stage_flow import Run, run_stage
 from flows.summary import summary_markdown
 from flows.versions import publish, version_markdown, waiting_items
-from geofm.planet.serving import serving_source
-from geofm.settings import ComputeSettings, Recipe
+from geofm.config.recipe import ComputeSettings, Recipe
+from geofm.planet.catalog.serving import serving_source
 from geofm.stages import ALL_STAGES, DATA_STAGES
 
 #: An address in the form. Prefect refuses a password in it before it stores the parameters.

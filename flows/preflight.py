@@ -15,17 +15,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from data_catalog.canonical import digest_of
 from data_catalog.errors import GeofmError, UsageError
+from data_catalog.hashing import digest_of
 from flows.settings import Place
 from flows.versions import check_name
-from geofm.imagery.credentials import check_variables
-from geofm.recipe_check import check_batch, check_budget, check_names
-from geofm.settings import ComputeSettings, Recipe
-from geofm.weights import check_named_file
+from geofm.config.credentials import check_variables
+from geofm.config.recipe import ComputeSettings, Recipe
+from geofm.config.recipe_book import check_batch, check_budget, check_names
+from geofm.embeddings.weights import check_named_file
 
 if TYPE_CHECKING:  # torch loads only when it is needed
-    from geofm.weights import Weights
+    from geofm.embeddings.weights import Weights
 
 #: Weights up to this size (bytes) are loaded and tried on a blank image; of larger ones the header
 #: is read.
@@ -153,7 +153,7 @@ def check_runner(compute: ComputeSettings) -> None:
 
 
 def _check_sets(recipe: Recipe) -> None:
-    from geofm.curation.registry import check_registry
+    from geofm.pool.registry import check_registry
 
     if recipe.curate.evaluation_sets:
         check_registry(recipe.curate.evaluation_sets)
@@ -178,19 +178,19 @@ def _check_tasks(recipe: Recipe) -> None:
 
 
 def _check_device(recipe: Recipe) -> None:
-    from geofm.pretraining.arithmetic import check_device
+    from geofm.pretraining.parallel import check_device
 
     check_device(recipe.compute.device)
 
 
 def _check_title(recipe: Recipe) -> None:
-    from geofm.weight_inputs import check_model_title
+    from geofm.embeddings.weight_inputs import check_model_title
 
     check_model_title(recipe.model_name)
 
 
 def _check_encoder(recipe: Recipe, place: Place) -> None:
-    from geofm.curation.embed import check_encoder
+    from geofm.embeddings.embed import check_encoder
 
     weights = _weights("embed.encoder", recipe.embed.encoder, recipe, place)
     if _small(weights):
@@ -220,7 +220,7 @@ def _small(weights: Weights) -> bool:
 
 def _weights(field: str, name: str, recipe: Recipe | None, place: Place) -> Weights:
     """The weights that a field names; an untrained network where the hub's are not here yet."""
-    from geofm.weight_inputs import check_bands, look_up
+    from geofm.embeddings.weight_inputs import check_bands, look_up
 
     try:
         weights = look_up(name, place.catalogue.at(place.store))

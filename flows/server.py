@@ -30,7 +30,7 @@ from urllib.request import getproxies_environment
 import httpx
 
 from data_catalog.errors import RunError, UsageError
-from data_catalog.process import is_gone, process_mark
+from data_catalog.storage.process import is_gone, process_mark
 from flows import serve
 from flows.home import (
     auth_string,

@@ -19,6 +19,7 @@ from prefect.task_runners import TaskRunner
 
 from data_catalog.artifact import Artifact
 from data_catalog.catalogue import Catalogue
+from data_catalog.database.schema import RunRow
 from data_catalog.errors import RunError
 from data_catalog.progress import tick
 from data_catalog.run import (
@@ -29,13 +30,12 @@ from data_catalog.run import (
     peak_memory_mib,
     with_previous,
 )
-from data_catalog.schema import RunRow
 from data_catalog.stage import Job
 from data_catalog.store import Store
 from flows.tasks import plan, seal_stage, work
 from flows.versions import Published
-from geofm.energy import Meter
-from geofm.settings import Recipe
+from geofm.config.recipe import Recipe
+from geofm.runtime.energy import Meter
 from geofm.stages import get_stage, section_of
 
 log = logging.getLogger("geofm.flow")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from data_catalog.costs import lineage_costs, totals
+from data_catalog.provenance.costs import lineage_costs, totals
 from flows.stage_flow import Run
 
 

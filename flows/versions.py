@@ -9,7 +9,11 @@ from typing import Any
 
 from data_catalog.artifact import Artifact, NotInStore
 from data_catalog.catalogue import Catalogue, PublishedMeanwhile, UnknownReference
-from data_catalog.difference import (
+from data_catalog.database.items import read_items
+from data_catalog.database.lease import aware
+from data_catalog.database.schema import NameRow
+from data_catalog.errors import CheckError, UsageError
+from data_catalog.provenance.diff import (
     Difference,
     compare,
     other_changes,
@@ -17,13 +21,9 @@ from data_catalog.difference import (
     record_of,
     same_content,
 )
-from data_catalog.errors import CheckError, UsageError
-from data_catalog.item_record import read_items
-from data_catalog.lease import aware
-from data_catalog.lineage import ancestor
-from data_catalog.model_difference import ModelDifference, compare_models
-from data_catalog.schema import NameRow
-from flows.console import out, print_table
+from data_catalog.provenance.lineage import ancestor
+from data_catalog.provenance.model_diff import ModelDifference, compare_models
+from flows.cli.console import out, print_table
 
 log = logging.getLogger("geofm.version")
 

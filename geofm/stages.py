@@ -1,41 +1,60 @@
-"""The stages by name, in the order in which each finds its inputs."""
+"""The stages by name, in the order in which each finds its inputs, and the built-in tasks.
+
+Modules are named as text and imported when they are used, so any room may import this one.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib import import_module
+from pathlib import Path
 
 from data_catalog.stage import Stage
 
-_HOMES = {
-    "search": "geofm.imagery.search",
-    "cut": "geofm.imagery.cut",
-    "embed": "geofm.curation.embed",
-    "describe": "geofm.curation.describe",
-    "calibrate": "geofm.curation.calibrate",
-    "pool": "geofm.curation.pool",
-    "buckets": "geofm.curation.buckets",
-    "pairs": "geofm.curation.pairs",
-    "alike": "geofm.curation.lookalikes",
-    "curate": "geofm.curation.curate",
+_MODULES = {
+    "search": "geofm.stac.search",
+    "cut": "geofm.chips.cut",
+    "embed": "geofm.embeddings.embed",
+    "describe": "geofm.dedup.describe",
+    "calibrate": "geofm.dedup.calibrate",
+    "pool": "geofm.pool.pool",
+    "buckets": "geofm.dedup.buckets",
+    "pairs": "geofm.dedup.pairs",
+    "alike": "geofm.dedup.alike",
+    "curate": "geofm.selection.curate",
     "pack": "geofm.shards.pack",
-    "pretrain": "geofm.pretraining.stage",
-    "evaluate": "geofm.evaluation.stage",
-    "report": "geofm.reporting.stage",
+    "pretrain": "geofm.pretraining.pretrain",
+    "evaluate": "geofm.evaluation.evaluate",
+    "report": "geofm.reporting.report",
 }
 
+#: Module and function that draw the folder of a built-in evaluation task.
+_TASKS = {"planet": ("geofm.planet.labelled", "planet_task")}
+
 #: The data half: what a scheduled refresh runs.
-DATA_STAGES = tuple(_HOMES)[: tuple(_HOMES).index("pack") + 1]
-ALL_STAGES = tuple(_HOMES)
+DATA_STAGES = tuple(_MODULES)[: tuple(_MODULES).index("pack") + 1]
+ALL_STAGES = tuple(_MODULES)
 
 
 @cache
 def get_stage(name: str) -> Stage:
     """The stage called ``name``; its module (and torch, where it needs it) loads on first use."""
-    stage: Stage = import_module(_HOMES[name]).STAGE
+    stage: Stage = import_module(_MODULES[name]).STAGE
     return stage
 
 
 def section_of(name: str) -> str:
     """The recipe's section with a stage's settings."""
     return get_stage(name).section or name
+
+
+def built_in_task(name: str) -> Callable[[Path, Sequence[str]], Path]:
+    """Return the function that draws a built-in evaluation task.
+
+    Its arguments are the folder of all tasks and the bands of the model; it returns the task's
+    folder.
+    """
+    module, function = _TASKS[name]
+    draw: Callable[[Path, Sequence[str]], Path] = getattr(import_module(module), function)
+    return draw

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from flows.cli import app
-from geofm.recipe_book import load_recipe
-from geofm.settings import Recipe
+from flows.cli.main import app
+from geofm.config.recipe import Recipe
+from geofm.config.recipe_book import load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

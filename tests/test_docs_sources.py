@@ -20,12 +20,12 @@ from data_catalog.errors import CheckError, UsageError
 from data_catalog.run import run_stage
 from data_catalog.sources import BandPlace, BaselineOffset, Cloud, Identity, Source
 from data_catalog.store import Store
-from flows.cli import app
-from geofm.imagery.chips import chip_from_bytes
-from geofm.imagery.recut import recut
-from geofm.settings import Recipe
+from flows.cli.main import app
+from geofm.chips.recut import recut
+from geofm.config.recipe import Recipe
+from geofm.formats.npy import chip_from_bytes
 from geofm.stages import DATA_STAGES, get_stage
-from tests.geofm.imagery.small_world import NORTH, WEST, World, polygon, serve, tiff
+from tests.geofm.stac.small_world import NORTH, WEST, World, polygon, serve, tiff
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "sources.md"
 API = "https://stac.example.org"

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 
 import faiss  # noqa: F401  before torch: both bring an OpenMP
 
+from geofm.config.recipe import EvaluateSettings
+from geofm.evaluation.evaluate import refuse_twins
 from geofm.evaluation.images import ImageUnreadable, read_image
-from geofm.evaluation.stage import refuse_twins
+from geofm.evaluation.runner import SPLIT_SEED
 from geofm.evaluation.tasks import (
     PLANET,
     LabelledImage,
@@ -17,8 +19,6 @@ from geofm.evaluation.tasks import (
     open_folders,
     split_images,
 )
-from geofm.evaluation.trial import SPLIT_SEED
-from geofm.settings import EvaluateSettings
 
 #: Readable images that a class needs: one for each side of the split.
 LEAST = 2

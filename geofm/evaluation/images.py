@@ -1,6 +1,6 @@
 """Task images as unit pixels on the bands a model wants.
 
-8-bit images become DN / 255, 16-bit ones reflectance / 0.3 (``geofm.imagery.radiometry``). Bands
+8-bit images become DN / 255, 16-bit ones reflectance / 0.3 (``geofm.raster.radiometry``). Bands
 are matched by name. A band that a task lacks is filled with that band's mean over the pretraining
 set, which the model's own normalisation turns into zero: it says "nothing known", where 0 would
 say "black".
@@ -21,8 +21,8 @@ from PIL import Image
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
 from geofm.evaluation.tasks import TaskCard, TaskError
-from geofm.imagery.chips import pixel_sha256
-from geofm.imagery.radiometry import to_unit
+from geofm.formats.npy import pixel_sha256
+from geofm.raster.radiometry import to_unit
 
 RGB: tuple[str, ...] = ("red", "green", "blue")
 #: Reflectance per count where a 16-bit task does not say (Sentinel-2, harmonised Landsat).

@@ -20,8 +20,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from data_catalog.canonical import digest_of, sha256_file
 from data_catalog.errors import UsageError
+from data_catalog.hashing import digest_of, sha256_file
 
 #: The task that the planet draws, in the settings.
 PLANET = "planet"

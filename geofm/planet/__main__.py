@@ -10,8 +10,8 @@ from rich.progress import Progress
 
 from data_catalog.errors import GeofmError
 from data_catalog.progress import listen
+from geofm.planet.catalog.server import serve_world
 from geofm.planet.preview import save_preview
-from geofm.planet.server import serve_world
 from geofm.planet.world import build_world
 
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from itertools import combinations
-from typing import Any
 
 import shapely
 from shapely.geometry import box
 
+from geofm.planet.catalog.stac_items import item_id, to_degrees
 from geofm.planet.scenes import Plan, Product, Tile
-from geofm.planet.stac_items import item_id, to_degrees
-
-Json = dict[str, Any]
+from geofm.types import Json
 
 
 def planted_cases(plan: Plan) -> list[Json]:

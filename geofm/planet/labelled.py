@@ -23,18 +23,19 @@ from scipy import ndimage
 from shapely.geometry import box
 from shapely.geometry.base import BaseGeometry
 
-from data_catalog.canonical import digest_of
 from data_catalog.errors import CheckError, RunError, UsageError
+from data_catalog.hashing import digest_of
 from data_catalog.progress import tick
-from geofm.planet import spectra as sp
-from geofm.planet.landcover import CLASSES, survey
-from geofm.planet.noise import Floats, Ints
-from geofm.planet.reflectance import reflect, season_of
+from geofm.planet.catalog.site import Planet, make_planet
+from geofm.planet.catalog.stac_items import to_degrees
+from geofm.planet.scenery import spectra as sp
+from geofm.planet.scenery.landcover import CLASSES, survey
+from geofm.planet.scenery.noise import Ints
+from geofm.planet.scenery.reflectance import reflect, season_of
+from geofm.planet.scenery.terrain import CELL, SOUTH, WEST, cell_centres
 from geofm.planet.scenes import VERSION, default_plan
 from geofm.planet.sensors import SCALE, counts
-from geofm.planet.site import Planet, make_planet
-from geofm.planet.stac_items import to_degrees
-from geofm.planet.terrain import CELL, SOUTH, WEST, cell_centres
+from geofm.types import Floats32
 
 #: Least share of a chip that its class takes, on the map that chips are chosen by and in the chip.
 WANTED, LEAST = 0.72, 0.70
@@ -56,6 +57,12 @@ class Place:
     label: int
     west: float
     north: float
+
+
+def planet_task(root: Path, bands: Sequence[str]) -> Path:
+    """Draw the evaluation task ``planet`` on those of a model's bands that the planet has."""
+    shared = [band for band in bands if band in sp.BANDS]
+    return labelled_folder(root, shared or ["red", "green", "blue"])
 
 
 def labelled_folder(
@@ -240,7 +247,7 @@ def render(
     return found
 
 
-def _through_air(values: Floats, planet: Planet, place: Place) -> Floats:
+def _through_air(values: Floats32, planet: Planet, place: Place) -> Floats32:
     """Light and haze of a chip's own day, and the sensor's noise."""
     rng = np.random.default_rng([planet.noise.seed, 73, int(place.west), int(place.north)])
     gain = rng.uniform(0.82, 1.18)

@@ -9,7 +9,7 @@ import numpy as np
 import rasterio
 from numpy.typing import NDArray
 
-from geofm.planet.cog import png_bytes
+from geofm.planet.catalog.cog import png_bytes
 from geofm.planet.world import world_items
 
 #: Edge of a scene in the picture, pixels.

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
-from data_catalog.canonical import digest_of
+from data_catalog.hashing import digest_of
 
 #: Changes whenever the same seed gives another world.
 VERSION = "2"

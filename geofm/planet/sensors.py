@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 from pyproj import Transformer
 from scipy import ndimage, special
 
-from geofm.planet import spectra as sp
-from geofm.planet.landcover import Ground, survey
-from geofm.planet.noise import Coords, Floats, Mask, smoothstep
-from geofm.planet.reflectance import Season, reflect, season_of
+from geofm.planet.catalog.site import Planet
+from geofm.planet.scenery import spectra as sp
+from geofm.planet.scenery.landcover import Ground, survey
+from geofm.planet.scenery.noise import Coords, Mask, smoothstep
+from geofm.planet.scenery.reflectance import Season, reflect, season_of
 from geofm.planet.scenes import Take, Tile
-from geofm.planet.site import Planet
+from geofm.types import Floats32
 
 #: Pixels surveyed beyond the rim of a tile, so that shadows and blur know their neighbours.
 MARGIN = 24
@@ -73,9 +74,9 @@ def to_world(x: Coords, y: Coords, epsg: int) -> tuple[Coords, Coords]:
 class Sky:
     """Clouds [H, W]: how opaque they are, how thick, and how deep the shadow on the ground."""
 
-    opaque: Floats
-    thick: Floats
-    shadow: Floats
+    opaque: Floats32
+    thick: Floats32
+    shadow: Floats32
 
 
 def sky_over(planet: Planet, take: Take, season: Season, x: Coords, y: Coords) -> Sky | None:
@@ -85,7 +86,7 @@ def sky_over(planet: Planet, take: Take, season: Season, x: Coords, y: Coords) -
     wave = 2600 if take.cumulus else 9000
     level = float(special.ndtri(1 - take.clouds)) + 0.1
 
-    def body(px: Coords, py: Coords) -> Floats:
+    def body(px: Coords, py: Coords) -> Floats32:
         shape = planet.noise.at(take.key, px, py, wave, 1.6)
         field = shape + 0.55 * planet.noise.at(take.key + 1, px, py, 4 * wave, 2.2)
         return (field / np.float32(1.14)).astype(np.float32)
@@ -106,9 +107,9 @@ def sky_over(planet: Planet, take: Take, season: Season, x: Coords, y: Coords) -
 class Shot:
     """Reflectance [5, size, size] as a sensor sees it; cloud and shadow shares; snow mask."""
 
-    values: Floats
-    cloud: Floats
-    shadow: Floats
+    values: Floats32
+    cloud: Floats32
+    shadow: Floats32
     season: Season
 
 
@@ -134,15 +135,15 @@ def shoot(planet: Planet, view: View, take: Take) -> Shot:
     return Shot(crop(values), crop(cloud), crop(shadow), season)
 
 
-def halve(image: Floats) -> Floats:
+def halve(image: Floats32) -> Floats32:
     """Means of 2 x 2 pixels, [..., H / 2, W / 2]."""
     top, bottom = image[..., ::2, :], image[..., 1::2, :]
     rows = top + bottom
-    found: Floats = (rows[..., ::2] + rows[..., 1::2]) * np.float32(0.25)
+    found: Floats32 = (rows[..., ::2] + rows[..., 1::2]) * np.float32(0.25)
     return found
 
 
-def counts(values: Floats, added: int) -> NDArray[np.uint16]:
+def counts(values: Floats32, added: int) -> NDArray[np.uint16]:
     """Counts of a reflectance band; 0 is kept for no data."""
     dn = np.rint(values / np.float32(SCALE)).astype(np.int32)
     return np.asarray(np.clip(dn, 1, 30_000) + added, dtype=np.uint16)

@@ -15,15 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_catalog.progress import tick
-from geofm.imagery.radiometry import WHITE
-from geofm.planet import sensors, stac_items
+from geofm.planet import sensors
 from geofm.planet.cases import planted_cases
-from geofm.planet.cog import cog_bytes, png_bytes
-from geofm.planet.landcover import CLASSES
+from geofm.planet.catalog import stac_items
+from geofm.planet.catalog.cog import cog_bytes, png_bytes
+from geofm.planet.catalog.site import Planet, make_planet
+from geofm.planet.scenery.landcover import CLASSES
 from geofm.planet.scenes import VERSION, Plan, Product, Take, Tile, default_plan
-from geofm.planet.site import Planet, make_planet
-
-Json = dict[str, Any]
+from geofm.raster.radiometry import WHITE
+from geofm.types import Json
 
 
 def build_world(root: Path, seed: int = 7, plan: Plan | None = None) -> Path:

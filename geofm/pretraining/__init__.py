@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from geofm.pretraining.export import features, load_model, random_model
+    from geofm.pretraining.export.model import features, load_model, random_model
 
 __all__ = ["features", "load_model", "random_model"]
 
@@ -12,6 +12,6 @@ def __getattr__(name: str) -> Any:
     """Load the models' module (and torch) when one of its functions is first used."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from geofm.pretraining import export
+    from geofm.pretraining.export import model as export
 
     return getattr(export, name)

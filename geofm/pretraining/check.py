@@ -10,17 +10,17 @@ import numpy as np
 import torch
 
 from data_catalog.errors import UsageError
-from geofm.pretrain_settings import PretrainSettings
-from geofm.pretraining.arithmetic import pick_device
+from geofm.config.recipe import PretrainSettings
+from geofm.embeddings.weight_inputs import bands_of
+from geofm.embeddings.weights import Weights, WeightsMismatch
 from geofm.pretraining.data import check_statistics
 from geofm.pretraining.launch import team_of
 from geofm.pretraining.loop import check_pieces
 from geofm.pretraining.masking import draw_mask
 from geofm.pretraining.objective import build_pretrainer
+from geofm.pretraining.parallel import pick_device
 from geofm.pretraining.student import BadStudent, as_timm_student
 from geofm.pretraining.teacher import load_teacher, teach
-from geofm.weight_inputs import bands_of
-from geofm.weights import Weights, WeightsMismatch
 
 
 def check_training(

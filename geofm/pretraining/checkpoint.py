@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 import torch
 
 from data_catalog.errors import RunError
-from data_catalog.lock import is_in_use, mark_in_use
+from data_catalog.storage.lock import is_in_use, mark_in_use
 
 NAME = "checkpoint.pt"
 #: Columns of metrics.parquet that are kept per step.

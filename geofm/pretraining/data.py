@@ -19,13 +19,13 @@ from torch import Tensor
 
 from data_catalog.artifact import Artifact
 from data_catalog.errors import UsageError
-from geofm.imagery.radiometry import rgb_index, to_unit
-from geofm.pretrain_settings import PretrainSettings
+from geofm.config.recipe import PretrainSettings
 from geofm.pretraining.augment import draw_window, sample_rng
 from geofm.pretraining.masking import draw_mask
-from geofm.shards.order import epoch_order
+from geofm.raster.radiometry import rgb_index, to_unit
+from geofm.runtime.threads import in_order
+from geofm.shards.loader import epoch_order
 from geofm.shards.reader import DamagedShard, ShardFiles, ShardIndex, open_index
-from geofm.threads import in_order
 
 
 class TooFewSamples(UsageError):

@@ -28,11 +28,11 @@ from numpy.typing import NDArray
 
 from data_catalog.artifact import Artifact
 from data_catalog.errors import GeofmError, RunError, UsageError
-from data_catalog.lock import lock_file
-from data_catalog.process import end_with_parent, following, is_gone, process_mark
 from data_catalog.progress import listen, tick
-from geofm.pretrain_settings import PretrainSettings
-from geofm.pretraining.arithmetic import threads_each
+from data_catalog.storage.lock import lock_file
+from data_catalog.storage.process import end_with_parent, following, is_gone, process_mark
+from geofm.config.recipe import PretrainSettings
+from geofm.embeddings.weights import Weights
 from geofm.pretraining.checkpoint import NAME, load, progress_of
 from geofm.pretraining.data import open_corpus, steps_per_epoch
 from geofm.pretraining.loop import (
@@ -47,8 +47,8 @@ from geofm.pretraining.loop import (
     train,
 )
 from geofm.pretraining.objective import build_pretrainer
+from geofm.pretraining.parallel import threads_each
 from geofm.pretraining.teacher import who_teaches
-from geofm.weights import Weights
 
 TASK, FAILURE, RESULT, TAUGHT, LOG = "task.json", "failure.json", "result.json", "taught.npy", "log"
 #: Lock that the processes of a team hold together.

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -19,30 +20,173 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from data_catalog.canonical import digest_of
 from data_catalog.errors import RunError, UsageError
+from data_catalog.hashing import digest_of
 from data_catalog.progress import tick
-from geofm.energy import so_far
-from geofm.pretrain_settings import EXECUTION, PretrainSettings
-from geofm.pretraining.arithmetic import arithmetic, cpu_threads, device_name
+from geofm.config.recipe import EXECUTION, PretrainSettings
+from geofm.embeddings.weights import Weights
 from geofm.pretraining.checkpoint import COLUMNS, Progress, load, progress_of, refused, save
 from geofm.pretraining.data import Corpus, batches, steps_per_epoch
-from geofm.pretraining.ema import RunningMean
-from geofm.pretraining.guard import Guard, check_numbers
+from geofm.pretraining.flops import Speed, freeze_what_never_learns, measure
 from geofm.pretraining.objective import Pretrainer, build_pretrainer
 from geofm.pretraining.optimiser import schedule
 from geofm.pretraining.parallel import (
     Parallel,
+    arithmetic,
+    cpu_threads,
+    device_name,
     load_whole_state,
     make_fabric,
+    whole,
     whole_state,
     whole_weights,
 )
-from geofm.pretraining.speed import Speed, freeze_what_never_learns, measure
 from geofm.pretraining.step import Stepper
 from geofm.pretraining.teacher import Teacher, who_teaches
 from geofm.pretraining.trackers import tracking
-from geofm.weights import Weights
+from geofm.runtime.energy import so_far
+
+# A running mean of the weights, which is often a better model than the last of them.
+
+
+class RunningMean:
+    """Exponential moving average of a module's weights and statistics (shards under FSDP2).
+
+    Early on the decay is smaller, (1 + step) / (10 + step), or the random start would stay in it.
+
+    Args:
+        module: starts from its present weights.
+        decay: share of the old mean that a step keeps.
+    """
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self.decay = decay
+        held = module.state_dict(keep_vars=True)
+        self._of = {name: t for name, t in held.items() if t.is_floating_point()}
+        self._mean = {name: t.detach().clone() for name, t in self._of.items()}
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Take in the weights after step 0, 1, ..."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        for name, mean in self._mean.items():
+            mean.lerp_(self._of[name].detach(), 1 - decay)
+
+    def state(self) -> dict[str, Tensor]:
+        """Whole tensors on the CPU by name."""
+        return {name: whole(mean).cpu() for name, mean in self._mean.items()}
+
+    @torch.no_grad()
+    def give(self) -> None:
+        """Put the mean in the place of the weights."""
+        for name, mean in self._mean.items():
+            self._of[name].copy_(mean)
+
+    @torch.no_grad()
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from ``state``."""
+        for name, mean in self._mean.items():
+            mean.copy_(like(state[name], mean))
+
+
+def like(tensor: Tensor, target: Tensor) -> Tensor:
+    """A whole tensor as the target holds it: on its device, or spread over its processes."""
+    mesh = getattr(target, "device_mesh", None)
+    if mesh is None:
+        return tensor.to(target.device)
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(tensor.to(target.device), mesh, target.placements)  # type: ignore[attr-defined]
+
+
+# When a run should not go on: losses that are no numbers, or that lost what had been learned.
+
+#: Steps whose mean loss counts as where a run began.
+FIRST = 10
+#: Spreads (median absolute deviations) a run must have learned before it can lose it.
+SURE = 6.0
+
+REMEDY = (
+    "lower pretrain.base_lr or pretrain.clip, use more pretrain.warmup_epochs, or "
+    "pretrain.precision fp32"
+)
+
+
+class Diverged(RunError):
+    """The loss is no number any more, or far above what it had been."""
+
+
+def check_numbers(step: int, steps: int, loss: float, norm: float, rate: float) -> None:
+    """Refuse a step whose loss or gradient is infinite or not a number.
+
+    Raises:
+        Diverged: with the remedy.
+    """
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        raise Diverged(
+            f"the loss is {loss} and the gradient norm {norm} at step {step} of {steps} (learning "
+            f"rate {rate:.2e}): {REMEDY}"
+        )
+
+
+class Guard:
+    """Watches the sum of both terms; knows of a run only its losses, so a resumed one is the same.
+
+    Of each window of losses the median counts. A run is lost when the last window lies more than
+    half way back from the best one to where the run began. What had been learned must stand out
+    from the noise of the best window, or nothing is said.
+    """
+
+    def __init__(self, window: int) -> None:
+        self._window = window
+        self._losses: list[float] = []
+        self._best = math.inf
+        self._spread = 0.0
+
+    def add(self, loss: float) -> None:
+        """Take the next step's loss in."""
+        self._losses.append(loss)
+        count, window = len(self._losses), self._window
+        if window and count % window == 0:
+            last = self._losses[-window:]
+            middle = median(last)
+            if middle < self._best:
+                self._best = middle
+                self._spread = median(abs(x - middle) for x in last)
+
+    @property
+    def limit(self) -> float:
+        """Losses above this have lost half of what was learned; infinite while that is unsure."""
+        if self._best == math.inf:
+            return math.inf
+        begin = self._losses[:FIRST]
+        learned = sum(begin) / len(begin) - self._best
+        if learned <= SURE * self._spread:
+            return math.inf
+        return self._best + learned / 2
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the last few losses are below the limit: worth a checkpoint."""
+        return not self._losses or median(self._losses[-FIRST:]) <= self.limit
+
+    def check(self, steps: int, rate: float) -> None:
+        """Stop a run that lost what it had learned, and did not come back for a whole window.
+
+        Raises:
+            Diverged: with the remedy.
+        """
+        window = self._window
+        if not window or len(self._losses) < 2 * window:
+            return
+        now = median(self._losses[-window:])
+        if now > self.limit:
+            raise Diverged(
+                f"the loss rose from {self._best:.4f} to {now:.4f} and stayed there for {window} "
+                f"steps (step {len(self._losses)} of {steps}, learning rate {rate:.2e}): {REMEDY}. "
+                "The last good checkpoint is kept; pretrain.spike_steps=0 turns this check off"
+            )
+
 
 log = logging.getLogger("geofm.pretraining")
 

@@ -6,13 +6,18 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from geofm.pretrain_settings import PretrainSettings
+from geofm.config.recipe import PretrainSettings
+from geofm.embeddings.weights import Weights
 from geofm.pretraining.backbone import PAPERS_POOLING, Pooling, final_width, reduction, stage_width
-from geofm.pretraining.decoder import FillingDecoder, PixelDecoder
 from geofm.pretraining.masking import spread
-from geofm.pretraining.student import Student, build_student, derived_seed
-from geofm.threads import own_random_state
-from geofm.weights import Weights
+from geofm.pretraining.student import (
+    FillingDecoder,
+    PixelDecoder,
+    Student,
+    build_student,
+    derived_seed,
+)
+from geofm.runtime.threads import own_random_state
 
 
 class Losses(NamedTuple):

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from geofm.pretrain_settings import PretrainSettings
+from geofm.config.recipe import PretrainSettings
 from geofm.pretraining.objective import Pretrainer
 
 log = logging.getLogger("geofm.pretraining")

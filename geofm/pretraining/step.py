@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data_catalog.errors import RunError
-from geofm.pretrain_settings import PretrainSettings
+from geofm.config.recipe import PretrainSettings
 from geofm.pretraining.augment import crop
 from geofm.pretraining.data import Batch, Corpus
 from geofm.pretraining.objective import Losses, Pretrainer

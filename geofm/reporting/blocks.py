@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from geofm.reporting.style import Picture
+from geofm.reporting.plots import Picture
 
 
 @dataclass(frozen=True)

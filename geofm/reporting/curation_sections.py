@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from geofm.reporting import curation_plots, words
+from geofm.reporting import plots as curation_plots
 from geofm.reporting.blocks import Note, Plain, Plot, Section, Table
-from geofm.reporting.material import Material
-from geofm.reporting.words import count, each, percent
+from geofm.reporting.report_data import Material
+from geofm.runtime import text as words
+from geofm.runtime.text import count, each, percent
 
 CHOICES = {"kept": "this dataset", "random": "random choice", "balanced-kmeans":
            "balanced k-means"}  # fmt: skip

@@ -9,12 +9,13 @@ import numpy as np
 import pandas as pd
 
 from data_catalog.artifact import Artifact
-from geofm.reporting import maps, plots, words
+from geofm.config.recipe import ReportSettings
+from geofm.reporting import maps, plots
 from geofm.reporting.blocks import Clusters, Note, Plain, Plot, Section, Thumb, Thumbs
-from geofm.reporting.material import Material, cascade, item_states, vectors
 from geofm.reporting.pictures import chip_picture, png, spread, stored
-from geofm.reporting.words import count, each, reason
-from geofm.settings import ReportSettings
+from geofm.reporting.report_data import Material, cascade, item_states, vectors
+from geofm.runtime import text as words
+from geofm.runtime.text import count, each, reason
 
 #: Chips drawn in the feature map; t-SNE beyond it takes minutes and shows no more.
 MOST_POINTS = 1500

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from html import escape
 
 from data_catalog.artifact import Artifact
-from geofm.reporting.words import count
+from geofm.runtime.text import count
 
 _W, _H, _DX, _DY, _PAD = 180, 66, 222, 124, 12
 

@@ -19,19 +19,8 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from geofm.reporting.style import (
-    GRID,
-    INK,
-    NEUTRAL,
-    SERIES,
-    SOFT,
-    STATES,
-    Picture,
-    drawing,
-    finish,
-)
-
-Floats = NDArray[np.float64]
+from geofm.reporting.plots import GRID, INK, NEUTRAL, SERIES, SOFT, STATES, Picture, drawing, finish
+from geofm.types import Floats
 
 #: Scenes nearer to each other than this (degrees) are one place and share a panel.
 NEAR = 0.25

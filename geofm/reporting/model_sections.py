@@ -7,12 +7,13 @@ from typing import Any
 
 import pandas as pd
 
-from data_catalog.costs import totals
-from geofm.cost import cost_table, in_order, remarks
-from geofm.reporting import plots, words
+from data_catalog.provenance.costs import totals
+from geofm.reporting import plots
 from geofm.reporting.blocks import Facts, Note, Plain, Plot, Section, Table
-from geofm.reporting.material import Material
-from geofm.reporting.words import count, each, percent, plain, points
+from geofm.reporting.report_data import Material
+from geofm.runtime import text as words
+from geofm.runtime.cost import cost_table, in_order, remarks
+from geofm.runtime.text import count, each, percent, plain, points
 
 #: Facts of a model worth a line of their own, in this order.
 _MODEL_FACTS = (

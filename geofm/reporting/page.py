@@ -12,20 +12,15 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from data_catalog.artifact import Artifact
-from data_catalog.costs import Cost, totals
 from data_catalog.progress import tick
-from geofm.reporting import (
-    curation_sections,
-    data_sections,
-    model_sections,
-    record_sections,
-    words,
-)
+from data_catalog.provenance.costs import Cost, totals
+from geofm.config.recipe import ReportSettings
+from geofm.reporting import curation_sections, data_sections, model_sections, record_sections
 from geofm.reporting.blocks import Card, Plot, Section
-from geofm.reporting.material import Material, gather
 from geofm.reporting.pictures import chip_picture, sheet, spread, stored
-from geofm.reporting.words import count, each, percent
-from geofm.settings import ReportSettings
+from geofm.reporting.report_data import Material, gather
+from geofm.runtime import text as words
+from geofm.runtime.text import count, each, percent
 
 SHEET_COLUMNS = 8
 

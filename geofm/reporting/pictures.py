@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from data_catalog.artifact import Artifact
-from geofm.imagery.chips import read_chip
-from geofm.imagery.radiometry import to_rgb
-from geofm.reporting.words import each
+from geofm.formats.npy import read_chip
+from geofm.raster.radiometry import to_rgb
+from geofm.runtime.text import each
 
 #: Reflectance is shown with this gamma: forests and water are dark, and a screen makes them black.
 GAMMA = 1.5

@@ -1,30 +1,104 @@
-"""The figures with axes of numbers: drops, distributions, training, scores, cost."""
+"""The figures of a curation: where thresholds come from, and whom the filters hit."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgba
+from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
-from geofm.reporting.style import (
-    DROPPED,
-    INK,
-    KEPT,
-    NEUTRAL,
-    SERIES,
-    SOFT,
-    STATES,
-    Picture,
-    drawing,
-    finish,
-    quiet,
-)
-from geofm.reporting.words import count, each, reason
+from geofm.runtime.text import count, each, reason
+
+# One look for all figures: colours that colour-blind readers can tell apart, and sharp PNGs.
+
+#: Okabe and Ito's palette, darkened where it stands on white.
+KEPT, DROPPED, QUARANTINED, NEUTRAL = "#0072B2", "#E08A00", "#A8448A", "#8A94A0"
+INK, SOFT, GRID = "#1F2933", "#52606D", "#E4E7EB"
+SERIES = ("#0072B2", "#D55E00", "#009E73", "#A8448A", "#56B4E9", "#B89B00", "#5B4B9A", "#7A5C3E")
+STATES = {"kept": KEPT, "dropped": DROPPED, "quarantined": QUARANTINED}
+
+#: Figures are drawn for a column this wide (inches of 100 CSS pixels) and shown at half their
+#: pixels, so that they are sharp on screens of double density.
+WIDTH = 10.6
+DPI = 200
+
+RC: dict[Any, Any] = {
+    "figure.facecolor": "white",
+    "axes.facecolor": "white",
+    "axes.edgecolor": "#9AA5B1",
+    "axes.linewidth": 0.8,
+    "axes.labelcolor": SOFT,
+    "axes.labelsize": 9.5,
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlecolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "xtick.color": SOFT,
+    "ytick.color": SOFT,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+    "text.color": INK,
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 9.5,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "lines.linewidth": 1.6,
+    "svg.hashsalt": "geofm",
+}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG with what it shows in words; ``width`` is its size on the page in CSS pixels."""
+
+    name: str
+    png: bytes
+    alt: str
+    width: int
+
+
+@contextmanager
+def drawing(height: float, width: float = WIDTH) -> Iterator[Figure]:
+    """A figure in the house style, laid out so that nothing overlaps (sizes in inches)."""
+    with mpl.rc_context(RC):
+        figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+        FigureCanvasAgg(figure)
+        yield figure
+
+
+def finish(figure: Figure, name: str, alt: str) -> Picture:
+    """The figure as PNG. No date and no version is written into it."""
+    buffer = io.BytesIO()
+    with mpl.rc_context(RC):
+        figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+    return Picture(name, buffer.getvalue(), alt, round(figure.get_figwidth() * 100))
+
+
+def quiet(axes: Axes, keep: str = "x") -> None:
+    """Grid lines along one direction only: those that help to read a value."""
+    axes.grid(False)
+    axes.grid(True, axis="x" if keep == "x" else "y")
+
+
+# The figures with axes of numbers: drops, distributions, training, scores, cost.
 
 Step = tuple[str, str, int]
 #: Bars of a cascade; the smallest reasons beyond it share one bar.
@@ -302,3 +376,79 @@ def cost_bars(stages: Sequence[tuple[str, float]]) -> Picture:
             )  # fmt: skip
         told = ", ".join(f"{name} {value:.1f}" for name, value in stages)
         return finish(figure, "cost", f"Seconds per stage: {told}")
+
+
+#: Strata drawn in the figure of survival, those with most candidates first.
+MOST_STRATA = 12
+
+
+def calibration(curve: pd.DataFrame, chosen: dict[str, float]) -> Picture:
+    """Precision and recall over the threshold, a panel per collection.
+
+    Args:
+        curve: collection, threshold, precision, recall (shares; NaN where there is none).
+        chosen: the threshold of each collection.
+    """
+    collections = sorted(set(curve["collection"]))
+    with drawing(2.9) as figure:
+        axes = figure.subplots(1, len(collections), squeeze=False, sharey=True)[0]
+        for panel, name in zip(axes, collections, strict=True):
+            mine = curve[curve["collection"] == name].sort_values("threshold")
+            panel.plot(mine["threshold"], 100 * mine["precision"], color=SERIES[0])
+            panel.plot(mine["threshold"], 100 * mine["recall"], color=SERIES[1])
+            if name in chosen:
+                panel.axvline(chosen[name], color=INK, linewidth=1.2, linestyle=(0, (4, 2)))
+            panel.set(title=name, xlabel="threshold (cosine)", ylim=(0, 102))
+            quiet(panel, "y")
+        axes[0].set_ylabel("%")
+        axes[0].plot([], [], color=SERIES[0], label="precision")
+        axes[0].plot([], [], color=SERIES[1], label="recall")
+        axes[0].plot([], [], color=INK, linestyle=(0, (4, 2)), label="chosen")
+        figure.legend(loc="outside upper right", ncols=3)
+        told = ", ".join(f"{name} {value:.3f}" for name, value in sorted(chosen.items()))
+        return finish(figure, "calibration", f"Precision and recall by threshold; chosen: {told}")
+
+
+#: Column, name, colour and size of each dot.
+STEPS = (
+    ("passed", "passed the gates", NEUTRAL, 10),
+    ("distinct", "not a duplicate", SERIES[1], 7),
+    ("kept", "kept", KEPT, 4.5),
+)
+
+
+def survival(table: pd.DataFrame) -> Picture:
+    """The share of candidates that is left after each step, a panel per kind of stratum.
+
+    Args:
+        table: stratum_of, stratum, candidates, passed, distinct, kept (counts).
+    """
+    dimensions = list(dict.fromkeys(table["stratum_of"]))
+    shown = {d: _largest(table[table["stratum_of"] == d]) for d in dimensions}
+    tall = max(len(rows) for rows in shown.values())
+    with drawing(1.1 + 0.3 * tall) as figure:
+        axes = figure.subplots(1, len(dimensions), squeeze=False)[0]
+        for panel, name in zip(axes, dimensions, strict=True):
+            rows = shown[name]
+            at = np.arange(len(rows))
+            for column, _, colour, size in STEPS:  # equal shares stay visible: larger below
+                share = 100 * rows[column] / rows["candidates"]
+                panel.plot(share, at, "o", color=colour, markersize=size)
+            whole = table[table["stratum_of"] == name]
+            overall = 100 * whole["kept"].sum() / max(whole["candidates"].sum(), 1)
+            panel.axvline(overall, color=DROPPED, linewidth=1.1, linestyle=":")
+            labels = [f"{r.stratum} ({r.candidates})" for r in each(rows)]
+            panel.set_yticks(at, labels)
+            panel.set(title=f"by {name}", xlabel="% of candidates left", xlim=(-3, 103))
+            panel.set_ylim(len(rows) - 0.5, -0.5)
+            quiet(panel)
+        for _, label, colour, size in STEPS:
+            axes[0].plot([], [], "o", color=colour, markersize=size, label=label)
+        axes[0].plot([], [], color=DROPPED, linestyle=":", label="kept overall")
+        figure.legend(loc="outside upper right", ncols=4)
+        return finish(figure, "survival", f"Share of candidates left, by {', '.join(dimensions)}")
+
+
+def _largest(rows: pd.DataFrame) -> pd.DataFrame:
+    """The strata with most candidates, in the order of their names."""
+    return rows.nlargest(MOST_STRATA, "candidates").sort_values("stratum")

@@ -6,11 +6,12 @@ from collections.abc import Iterable
 from typing import Any
 
 from data_catalog.artifact import Artifact
-from geofm.reporting import lineage, words
+from geofm.config.recipe import Recipe
+from geofm.reporting import lineage
 from geofm.reporting.blocks import Facts, Fold, Graph, Note, Plain, Section, Table
-from geofm.reporting.material import Material
-from geofm.reporting.words import count, each, plain
-from geofm.settings import Recipe
+from geofm.reporting.report_data import Material
+from geofm.runtime import text as words
+from geofm.runtime.text import count, each, plain
 from geofm.stages import section_of
 
 #: What the page is made from, by role, first made first.

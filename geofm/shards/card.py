@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from data_catalog.artifact import Artifact
-from data_catalog.canonical import digest_of
+from data_catalog.hashing import digest_of
 from geofm.shards.samples import Samples
 from geofm.shards.split import HOLDOUT
 

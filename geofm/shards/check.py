@@ -22,17 +22,17 @@ import pyarrow.parquet as pq
 from upath import UPath
 
 from data_catalog.artifact import Artifact
-from data_catalog.canonical import sha256_file
 from data_catalog.errors import CheckError
+from data_catalog.hashing import sha256_file
 from data_catalog.manifest import Manifest
 from data_catalog.progress import tick
-from data_catalog.reach import reach
+from data_catalog.provenance.verify import first_difference
+from data_catalog.storage.reach import reach
 from data_catalog.tables import records
-from data_catalog.verify import first_difference
-from geofm.imagery.chips import pixel_sha256
+from geofm.formats.npy import pixel_sha256
+from geofm.formats.tar import BLOCK, END, DamagedTar, header, padding, tar_size
 from geofm.shards.index import INDEX, find_outside, in_order, index_of_tar, write_index
 from geofm.shards.reader import DamagedShard, NoSuchSplit, ShardFiles, open_index
-from geofm.shards.tar import BLOCK, END, DamagedTar, header, padding, tar_size
 
 
 @dataclass(frozen=True)

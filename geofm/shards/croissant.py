@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -18,8 +17,8 @@ import pyarrow.parquet as pq
 from data_catalog.artifact import Artifact
 from data_catalog.manifest import FileEntry
 from geofm.shards.index import INDEX
+from geofm.types import Json
 
-Json = dict[str, Any]
 SAMPLES = "samples.parquet"
 
 CONTEXT: Json = {

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from data_catalog.artifact import Artifact
-from data_catalog.copying import copied
 from data_catalog.errors import UsageError
-from geofm.huggingface import CARD, terms_of_use, write_card
+from data_catalog.storage.export import copied
+from geofm.formats.cards import CARD, terms_of_use, write_card
 from geofm.shards.croissant import croissant, licences
 from geofm.shards.split import HOLDOUT, TRAIN
 

@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from upath import UPath
 
+from geofm.formats.tar import DamagedTar, Member, walk
 from geofm.shards.split import HOLDOUT, TRAIN
-from geofm.shards.tar import DamagedTar, Member, walk
 
 INDEX = "index.parquet"
 GROUP_ROWS = 2**14

@@ -22,19 +22,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from data_catalog.canonical import canonical, digest_of
 from data_catalog.errors import CheckError
+from data_catalog.hashing import canonical, digest_of
 from data_catalog.progress import tick
 from data_catalog.run import read_plan
 from data_catalog.sources import count_sources
 from data_catalog.stage import Job, Part, Sealed, Stage, link
-from geofm.imagery.chips import chip_from_bytes, pixel_sha256
-from geofm.settings import PackSettings
+from geofm.config.recipe import PackSettings
+from geofm.formats.npy import chip_from_bytes, pixel_sha256
+from geofm.formats.tar import BLOCK, END, read_range, write_tar
 from geofm.shards.card import write_card
 from geofm.shards.index import INDEX, ShardRows, index_rows, write_index
 from geofm.shards.samples import load_samples, write_samples
 from geofm.shards.stats import BandSums, finish_stats, merge_sums
-from geofm.shards.tar import BLOCK, END, read_range, write_tar
 
 #: What a sample's JSON is taken to need when shards are planned.
 JSON_BYTES = 2048

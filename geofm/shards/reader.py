@@ -22,8 +22,8 @@ from upath import UPath
 
 from data_catalog.artifact import Artifact
 from data_catalog.errors import CheckError, UsageError
-from data_catalog.reach import is_away, out_of_reach, read_range
-from geofm.imagery.chips import HEAD, chip_from_bytes
+from data_catalog.storage.reach import is_away, out_of_reach, read_range
+from geofm.formats.npy import HEAD, chip_from_bytes
 from geofm.shards.index import INDEX, find_outside, release_memory
 
 #: Tars held open: a quarter of what this process may open, within these limits.

@@ -32,12 +32,11 @@ from shapely.geometry import mapping
 from data_catalog.artifact import Artifact
 from data_catalog.stage import Job
 from data_catalog.tables import records
+from geofm.formats.tar import BLOCK
 from geofm.shards.index import release_memory
 from geofm.shards.sorting import BLOCK_ROWS, BUCKET_ROWS, FILE, sort_rows
 from geofm.shards.split import HOLDOUT, RIM, TRAIN
-from geofm.shards.tar import BLOCK
-
-Json = dict[str, Any]
+from geofm.types import Json
 
 ASSET_COLUMNS = ["asset", "band", "href", "sha256", "sha256_from"]
 #: Where a chip's pixels are; a sample's place is in the index instead.

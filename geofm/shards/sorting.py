@@ -21,11 +21,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from data_catalog.artifact import Artifact
+from data_catalog.database.item_states import STAND_INS
 from data_catalog.errors import RunError, UsageError
-from data_catalog.item_states import STAND_INS
-from geofm.imagery.identity import SUPERSEDED
 from geofm.shards.index import release_memory
 from geofm.shards.split import HOLDOUT, RIM, TRAIN, split_cells
+from geofm.stac.supersede import SUPERSEDED
 
 CHIP_COLUMNS = [
     "chip_id",

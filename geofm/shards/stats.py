@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from geofm.imagery.radiometry import WHITE
+from geofm.raster.radiometry import WHITE
+from geofm.types import Json
 
-Json = dict[str, Any]
 #: Pixels whose squares a float64 adds up without rounding, whatever their order: 2**53 / 65535**2.
 EXACT = 2**20
 

@@ -16,12 +16,12 @@ from data_catalog.catalogue import (
     UnknownReference,
     open_catalogue,
 )
-from data_catalog.costs import lineage_costs
-from data_catalog.lineage import ancestor, ancestry, walk
+from data_catalog.database.schema import Base
+from data_catalog.provenance.costs import lineage_costs
+from data_catalog.provenance.lineage import ancestor, ancestry, walk
+from data_catalog.provenance.verify import verify_chain
 from data_catalog.run import run_stage
-from data_catalog.schema import Base
 from data_catalog.store import Store, open_store
-from data_catalog.verify import verify_chain
 from tests.data_catalog.helpers import NUMBERS, SQUARES, Settings
 
 

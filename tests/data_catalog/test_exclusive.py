@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from data_catalog.catalogue import Catalogue, open_catalogue
-from data_catalog.lease import LeaseHeld, LeaseLost
-from data_catalog.lock import Locked
+from data_catalog.database.lease import LeaseHeld, LeaseLost
+from data_catalog.database.schema import LeaseRow
 from data_catalog.progress import listen
 from data_catalog.run import attempt, make_job, run_stage
-from data_catalog.schema import LeaseRow
 from data_catalog.stage import Job, NotExclusive, Sealed, Stage, no_parts, no_work
+from data_catalog.storage.lock import Locked
 from data_catalog.store import Store, open_store
 from tests.data_catalog.helpers import NUMBERS, Settings
 

@@ -14,6 +14,7 @@ import pytest
 
 from data_catalog.catalogue import Catalogue
 from data_catalog.manifest import ConservationError
+from data_catalog.provenance.verify import verify_artifact
 from data_catalog.run import (
     find,
     make_job,
@@ -25,7 +26,6 @@ from data_catalog.run import (
 )
 from data_catalog.stage import Job, Part, Sealed
 from data_catalog.store import Store, open_store
-from data_catalog.verify import verify_artifact
 from tests.data_catalog.helpers import NUMBERS, SQUARES, Settings, computed, square_in_steps
 
 

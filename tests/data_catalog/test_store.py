@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_catalog.canonical import canonical, digest_of
 from data_catalog.catalogue import Catalogue
+from data_catalog.hashing import canonical, digest_of
+from data_catalog.provenance.verify import verify_artifact, verify_chain
 from data_catalog.run import run_stage
 from data_catalog.store import Store, StoreNotWritable, open_store
-from data_catalog.verify import verify_artifact, verify_chain
 from tests.data_catalog.helpers import NUMBERS, SQUARES, Settings
 
 

@@ -14,9 +14,9 @@ import s3fs
 from data_catalog.artifact import Artifact
 from data_catalog.catalogue import Catalogue
 from data_catalog.manifest import Manifest
+from data_catalog.provenance.verify import verify_artifact, verify_chain
 from data_catalog.run import run_stage
 from data_catalog.store import Store, list_files, open_store
-from data_catalog.verify import verify_artifact, verify_chain
 from tests.data_catalog.helpers import NUMBERS, SQUARES, Settings, computed
 
 

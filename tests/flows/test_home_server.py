@@ -22,9 +22,9 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from data_catalog.errors import UsageError
-from data_catalog.process import process_mark
+from data_catalog.storage.process import process_mark
 from flows import home, serve, server
-from flows.cli import app
+from flows.cli.main import app
 from tests.flows.conftest import files_with_secret
 from tests.flows.homes import Enter, start, status, stranger
 

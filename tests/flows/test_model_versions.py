@@ -11,12 +11,12 @@ import pytest
 from data_catalog.artifact import Artifact
 from data_catalog.catalogue import Catalogue
 from data_catalog.errors import UsageError
-from data_catalog.model_difference import ModelDifference, compare_models
+from data_catalog.provenance.model_diff import ModelDifference, compare_models
 from data_catalog.run import run_stage
 from data_catalog.store import Store
 from flows.versions import NameTaken, difference_between, print_difference, publish
-from geofm.pretraining import stage as pretrain
-from geofm.recipe_book import BadRecipe, load_recipe
+from geofm.config.recipe_book import BadRecipe, load_recipe
+from geofm.pretraining import pretrain
 from tests.geofm.pretraining.conftest import make_dataset, tiny_settings
 
 

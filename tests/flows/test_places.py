@@ -13,13 +13,13 @@ from typing import NamedTuple
 
 import pytest
 
-from data_catalog.address import sqlite_address
 from data_catalog.artifact import Artifact
 from data_catalog.catalogue import Catalogue, open_catalogue
 from data_catalog.run import run_stage
+from data_catalog.storage.address import sqlite_address
 from data_catalog.store import open_store
-from flows.cli import main
-from geofm.settings import PackSettings
+from flows.cli.main import main
+from geofm.config.recipe import PackSettings
 from geofm.shards.pack import STAGE
 from tests.geofm.shards.conftest import make_inputs, some_chips
 

@@ -20,11 +20,11 @@ from data_catalog.store import Store
 from flows import preflight
 from flows.preflight import CannotBegin, check_once, check_run
 from flows.settings import Place
-from geofm.recipe_book import load_recipe
-from geofm.settings import Recipe
+from geofm.config.recipe import Recipe
+from geofm.config.recipe_book import load_recipe
 from tests.flows.conftest import SMALL, Outcome
-from tests.geofm.curation.synthetic import Chip, make_chips, texture
-from tests.geofm.evaluation.test_stage import make_task
+from tests.geofm.dedup.synthetic import Chip, make_chips, texture
+from tests.geofm.evaluation.test_evaluate import make_task
 
 
 @pytest.fixture

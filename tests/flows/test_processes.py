@@ -14,9 +14,9 @@ import pytest
 import yaml
 
 from data_catalog.catalogue import open_catalogue
-from data_catalog.process import is_gone, process_mark
+from data_catalog.storage.process import is_gone, process_mark
 from tests.flows.conftest import Outcome
-from tests.geofm.imagery.small_world import WEST, World, add_scene, identity, serve, texture
+from tests.geofm.stac.small_world import WEST, World, add_scene, identity, serve, texture
 
 pytestmark = pytest.mark.slow
 Geofm = Callable[..., Outcome]

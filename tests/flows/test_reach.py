@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from data_catalog.errors import UsageError
 from flows import home, serve, server
-from flows.cli import app
+from flows.cli.main import app
 from tests.flows.homes import Enter, start, stranger
 
 

@@ -17,7 +17,7 @@ import yaml
 
 from data_catalog.catalogue import open_catalogue
 from tests.flows.conftest import Outcome
-from tests.geofm.imagery.small_world import WEST, World, add_scene, identity, serve, texture
+from tests.geofm.stac.small_world import WEST, World, add_scene, identity, serve, texture
 
 pytestmark = pytest.mark.slow
 Geofm = Callable[..., Outcome]

@@ -10,10 +10,10 @@ from prefect.utilities.callables import parameter_schema
 from prefect.utilities.schema_tools.validation import validate
 
 from data_catalog.errors import UsageError
-from flows import cli
+from flows.cli import main as cli
 from flows.pipeline import pretrain_flow, refresh_flow
 from flows.settings import open_place, refuse_typed_password
-from geofm.recipe_book import BadRecipe, load_recipe
+from geofm.config.recipe_book import BadRecipe, load_recipe
 
 S = "hUsh7"
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from flows import deployments
-from flows.cli import app
-from flows.console import printable
+from flows.cli.console import printable
+from flows.cli.main import app
 from flows.stage_flow import MOST_TASKS, count_tasks
 
 

@@ -13,18 +13,18 @@ import pytest
 from data_catalog.artifact import Artifact
 from data_catalog.catalogue import open_catalogue
 from data_catalog.errors import CheckError
-from data_catalog.reach import OutOfReach
+from data_catalog.provenance.verify import sealed_ancestor
 from data_catalog.run import run_stage
+from data_catalog.storage.reach import OutOfReach
 from data_catalog.store import Store, open_store
 from data_catalog.tables import write_table
-from data_catalog.verify import sealed_ancestor
-from flows.cli_audit import verify
-from geofm.settings import PackSettings
+from flows.cli.audit import verify
+from geofm.config.recipe import PackSettings
 from geofm.shards import pack
-from tests.data_catalog.test_chain import Chain, alter, chain
-from tests.geofm.curation.synthetic import publish
-from tests.geofm.imagery.small_world import World, add_scene, serve, texture
-from tests.geofm.imagery.test_cut import Run, good
+from tests.data_catalog.provenance.test_chain import Chain, alter, chain
+from tests.geofm.chips.test_cut import Run, good
+from tests.geofm.dedup.synthetic import publish
+from tests.geofm.stac.small_world import World, add_scene, serve, texture
 
 __all__ = ["chain"]
 

@@ -10,8 +10,8 @@ import sqlalchemy as sa
 
 from data_catalog.artifact import Artifact
 from data_catalog.catalogue import Catalogue
+from data_catalog.database.schema import NameRow
 from data_catalog.run import run_stage
-from data_catalog.schema import NameRow
 from data_catalog.store import Store
 from flows import versions
 from tests.data_catalog.helpers import NUMBERS, Settings

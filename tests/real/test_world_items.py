@@ -17,10 +17,11 @@ from data_catalog.artifact import Artifact
 from data_catalog.catalogue import open_catalogue
 from data_catalog.run import run_stage
 from data_catalog.store import open_store
-from geofm.imagery import cut, search
-from geofm.imagery.recut import Recut, recut
-from geofm.settings import CutSettings, SearchSettings
-from tests.geofm.imagery.world_server import served
+from geofm.chips import cut
+from geofm.chips.recut import Recut, recut
+from geofm.config.recipe import CutSettings, SearchSettings
+from geofm.stac import search
+from tests.geofm.stac.world_server import served
 
 BANDS = ["red", "green", "blue", "nir"]
 FAULTS = "429=0.05,503=0.05,truncate=0.02,reset=0.02,slow=0.02,etag=0.01"

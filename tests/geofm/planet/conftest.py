@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from geofm.planet.catalog.server import ServedWorld, serve_world
 from geofm.planet.scenes import small_plan
-from geofm.planet.server import ServedWorld, serve_world
 from geofm.planet.world import build_world
 
 

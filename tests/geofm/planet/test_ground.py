@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from geofm.planet.landcover import CLASSES, survey
-from geofm.planet.noise import Noise, hash_ints, unit
-from geofm.planet.reflectance import reflect, season_of
+from geofm.planet.catalog.site import Planet, make_planet
+from geofm.planet.scenery.landcover import CLASSES, survey
+from geofm.planet.scenery.noise import Noise, hash_ints, unit
+from geofm.planet.scenery.reflectance import reflect, season_of
+from geofm.planet.scenery.spectra import growth
+from geofm.planet.scenery.terrain import SOUTH, WEST, cell_centres
 from geofm.planet.scenes import default_plan
-from geofm.planet.site import Planet, make_planet
-from geofm.planet.spectra import growth
-from geofm.planet.terrain import SOUTH, WEST, cell_centres
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,8 @@ import shapely
 from shapely.geometry import box
 
 from data_catalog.errors import UsageError
-from geofm.planet import labelled_folder
-from geofm.planet.labelled import served_ground
-from geofm.planet.landcover import CLASSES
+from geofm.planet.labelled import labelled_folder, served_ground
+from geofm.planet.scenery.landcover import CLASSES
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import rasterio
 from rasterio.windows import Window
 
 from data_catalog.errors import RunError
-from geofm.planet.server import ServedWorld, serve_world
+from geofm.planet.catalog.server import ServedWorld, serve_world
 
 
 @pytest.fixture(scope="module")

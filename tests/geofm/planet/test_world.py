@@ -15,7 +15,7 @@ from pyproj import Transformer
 from rasterio.windows import from_bounds
 from shapely.geometry import shape
 
-from geofm.planet import site
+from geofm.planet.catalog import site
 from geofm.planet.scenes import RIM, default_plan, small_plan
 from geofm.planet.world import build_world, world_items
 

@@ -17,17 +17,17 @@ from pydantic import BaseModel
 from shapely.geometry import box
 
 from data_catalog.artifact import Artifact
-from data_catalog.canonical import canonical
 from data_catalog.catalogue import open_catalogue
+from data_catalog.hashing import canonical
 from data_catalog.run import run_stage
 from data_catalog.stage import Job, Sealed, Stage, no_parts, no_work
 from data_catalog.store import Store, open_store
 from data_catalog.tables import write_table
-from geofm.imagery.chips import chip_bytes
-from geofm.imagery.radiometry import to_unit
-from geofm.pretrain_settings import PretrainSettings
+from geofm.config.recipe import PretrainSettings
+from geofm.formats.npy import chip_bytes
+from geofm.formats.tar import write_tar
 from geofm.pretraining.data import Corpus, open_corpus
-from geofm.shards.tar import write_tar
+from geofm.raster.radiometry import to_unit
 
 SCALE = 0.0001
 BANDS = ["red", "green", "blue", "nir"]

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from data_catalog.artifact import Artifact
-from geofm.imagery.chips import chip_from_bytes
-from geofm.imagery.radiometry import to_unit
-from geofm.pretrain_settings import PretrainSettings
+from geofm.config.recipe import PretrainSettings
+from geofm.formats.npy import chip_from_bytes
 from geofm.pretraining.data import (
     Corpus,
     TooFewSamples,
@@ -20,7 +19,8 @@ from geofm.pretraining.data import (
     read_unit,
     steps_per_epoch,
 )
-from geofm.shards.order import epoch_order
+from geofm.raster.radiometry import to_unit
+from geofm.shards.loader import epoch_order
 from geofm.shards.reader import DamagedShard, ShardFiles
 from tests.geofm.pretraining.conftest import SCALE, tiny_settings
 from tests.geofm.shards.conftest import shards_open

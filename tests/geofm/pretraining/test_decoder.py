@@ -3,10 +3,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from geofm.pretraining.decoder import FillingDecoder, PixelDecoder
 from geofm.pretraining.loop import train
 from geofm.pretraining.masking import shown_places
 from geofm.pretraining.objective import build_pretrainer
+from geofm.pretraining.student import FillingDecoder, PixelDecoder
 from tests.geofm.pretraining.conftest import tiny_settings
 
 DROPPING = {

@@ -18,17 +18,17 @@ from huggingface_hub import ModelCard
 
 from data_catalog.artifact import Artifact
 from data_catalog.catalogue import Catalogue, open_catalogue
-from data_catalog.copying import TargetExists
-from data_catalog.costs import lineage_costs
 from data_catalog.errors import CheckError, UsageError
+from data_catalog.provenance.costs import lineage_costs
 from data_catalog.run import run_stage
+from data_catalog.storage.export import TargetExists
 from data_catalog.store import Store, open_store
-from flows.cli_export import export
-from geofm.huggingface import terms_of_use
+from flows.cli.export import export
+from geofm.formats.cards import terms_of_use
 from geofm.pretraining import features, load_model
-from geofm.pretraining.hub import export_model
-from geofm.pretraining.mlm import ALWAYS, cover, mlm_item, time_span
-from geofm.pretraining.stage import STAGE
+from geofm.pretraining.export.hub import export_model
+from geofm.pretraining.export.mlm import ALWAYS, cover, mlm_item, time_span
+from geofm.pretraining.pretrain import STAGE
 from tests.geofm.pretraining.conftest import make_dataset, tiny_settings
 
 

@@ -16,12 +16,11 @@ from safetensors.torch import save_file
 from data_catalog.artifact import Artifact
 from data_catalog.errors import RunError
 from data_catalog.progress import listen
-from geofm.encoders import WeightsMismatch, WeightsMissing, load_encoder, weights_sha256
+from geofm.embeddings.encoders import WeightsMismatch, WeightsMissing, load_encoder, weights_sha256
 from geofm.pretraining import step, teacher
 from geofm.pretraining.checkpoint import NAME, BadCheckpoint, CheckpointNotWritten
 from geofm.pretraining.data import Corpus, open_corpus
-from geofm.pretraining.guard import Diverged
-from geofm.pretraining.loop import Interrupted, Trained, train
+from geofm.pretraining.loop import Diverged, Interrupted, Trained, train
 from geofm.pretraining.objective import build_pretrainer
 from geofm.shards.reader import DamagedShard
 from tests.geofm.pretraining.conftest import child_of, tiny_settings

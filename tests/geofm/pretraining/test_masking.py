@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from geofm.pretrain_settings import PretrainSettings
+from geofm.config.recipe import PretrainSettings
 from geofm.pretraining.masking import draw_mask, masked_patches, spread
 
 

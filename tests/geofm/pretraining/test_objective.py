@@ -7,7 +7,7 @@ import timm
 import torch
 from torch import nn
 
-from geofm.encoders import load_encoder
+from geofm.embeddings.encoders import load_encoder
 from geofm.pretraining.objective import (
     build_pretrainer,
     distillation_loss,

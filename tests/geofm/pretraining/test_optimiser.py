@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from geofm.pretrain_settings import PretrainSettings
+from geofm.config.recipe import PretrainSettings
 from geofm.pretraining.objective import build_pretrainer
 from geofm.pretraining.optimiser import Schedule, build_optimiser, decay_groups, schedule
 from tests.geofm.pretraining.conftest import tiny_settings

@@ -20,7 +20,7 @@ from geofm.pretraining.checkpoint import NAME
 from geofm.pretraining.data import open_corpus
 from geofm.pretraining.launch import TogetherFailed, _failure, team_of, train_together
 from geofm.pretraining.loop import Team, Trained, check_pieces, train
-from geofm.pretraining.stage import STAGE
+from geofm.pretraining.pretrain import STAGE
 from tests.geofm.pretraining.conftest import child_of, tiny_settings
 
 pytestmark = pytest.mark.slow

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from data_catalog.artifact import Artifact
-from data_catalog.costs import Cost
+from data_catalog.provenance.costs import Cost
 from data_catalog.store import open_store
+from geofm.config.recipe import ReportSettings
 from geofm.reporting.page import Page, build_page
-from geofm.settings import ReportSettings
 from tests.geofm.reporting.synthetic import make_run
 
 SMALL = ReportSettings(montage=12, clusters=3)

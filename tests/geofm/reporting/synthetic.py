@@ -15,8 +15,8 @@ from data_catalog.artifact import Artifact
 from data_catalog.manifest import Manifest
 from data_catalog.store import Store, list_files
 from data_catalog.tables import write_table
-from geofm.imagery.chips import chip_bytes, pixel_sha256
-from geofm.settings import Recipe
+from geofm.config.recipe import Recipe
+from geofm.formats.npy import chip_bytes, pixel_sha256
 
 BANDS = ["red", "green", "blue", "nir"]
 SCALE = [1e-4] * 4

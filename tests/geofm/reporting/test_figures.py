@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from shapely.geometry import Point, box
 
-from geofm.reporting import words
 from geofm.reporting.lineage import draw
 from geofm.reporting.maps import drawable, flatten, mosaic_rows, places
-from geofm.reporting.material import cascade
 from geofm.reporting.page import code_spans
 from geofm.reporting.pictures import displayed, sheet, spread
+from geofm.reporting.report_data import cascade
+from geofm.runtime import text as words
 
 
 @given(st.lists(st.sampled_from(["kept", "dropped", "quarantined"]), max_size=60))

@@ -16,9 +16,9 @@ from data_catalog.artifact import Artifact
 from data_catalog.catalogue import Catalogue
 from data_catalog.run import run_stage
 from data_catalog.store import Store
+from geofm.config.recipe import ReportSettings
 from geofm.reporting.page import Page
-from geofm.reporting.stage import STAGE
-from geofm.settings import ReportSettings
+from geofm.reporting.report import STAGE
 from tests.geofm.reporting.synthetic import HOSTILE
 
 SECTIONS = {

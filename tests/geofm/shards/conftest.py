@@ -14,10 +14,10 @@ from data_catalog.catalogue import Catalogue
 from data_catalog.run import run_stage
 from data_catalog.store import Store
 from data_catalog.tables import write_table
-from geofm.settings import PackSettings
+from geofm.config.recipe import PackSettings
 from geofm.shards.pack import STAGE
 from geofm.shards.reader import ShardIndex
-from tests.geofm.curation.synthetic import Chip, make_chips, make_items, publish, texture
+from tests.geofm.dedup.synthetic import Chip, make_chips, make_items, publish, texture
 
 Packer = Callable[..., Artifact]
 

@@ -8,8 +8,8 @@ import pytest
 from data_catalog.artifact import Artifact
 from data_catalog.errors import CheckError
 from data_catalog.manifest import MANIFEST
-from data_catalog.verify import verify_artifact
-from flows.cli_audit import verify
+from data_catalog.provenance.verify import verify_artifact
+from flows.cli.audit import verify
 from geofm.shards.check import verify_shards
 from geofm.shards.index import INDEX
 from tests.geofm.shards.conftest import some_chips

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import yaml
 
-from data_catalog.copying import TargetExists
 from data_catalog.errors import CheckError, UsageError
-from flows.cli_export import export
+from data_catalog.storage.export import TargetExists
+from flows.cli.export import export
 from geofm.shards.croissant import semantic
 from geofm.shards.export import NotADataset, export_croissant, export_huggingface
 from geofm.shards.loader import SampleStream

@@ -15,10 +15,10 @@ import pytest
 
 from data_catalog.artifact import Artifact
 from data_catalog.catalogue import open_catalogue
+from data_catalog.provenance.verify import verify_artifact
 from data_catalog.run import make_job, plan_parts, run_stage, seal, work_parts
 from data_catalog.store import Store, StoreFull, open_store
-from data_catalog.verify import verify_artifact
-from geofm.settings import PackSettings
+from geofm.config.recipe import PackSettings
 from geofm.shards.pack import STAGE
 from geofm.shards.reader import open_index
 from tests.geofm.shards.conftest import make_inputs, some_chips
@@ -32,7 +32,7 @@ import subprocess, sys
 from pathlib import Path
 from data_catalog.run import make_job, plan_parts, seal, work_parts
 from data_catalog.store import Store, StoreFull, open_store
-from data_catalog.verify import verify_artifact
+from data_catalog.provenance.verify import verify_artifact
 from geofm.shards.pack import STAGE
 from tests.geofm.shards.conftest import make_inputs, some_chips
 from tests.geofm.shards.test_faults import CHIPS, SETTINGS

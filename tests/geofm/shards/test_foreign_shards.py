@@ -13,9 +13,9 @@ import pytest
 
 from data_catalog.artifact import Artifact
 from data_catalog.errors import CheckError
+from data_catalog.provenance.verify import verify_artifact
 from data_catalog.store import Store, list_files
-from data_catalog.verify import verify_artifact
-from geofm.imagery.recut import Recut
+from geofm.chips.recut import Recut
 from geofm.shards.check import check_index, packed_pixels
 from geofm.shards.index import INDEX, in_order, index_of_tar, write_index
 from geofm.shards.loader import SampleStream

@@ -18,10 +18,18 @@ from torch.utils.data import DataLoader
 
 from data_catalog.errors import UsageError
 from data_catalog.store import open_store
-from geofm.imagery.chips import chip_from_bytes
-from geofm.settings import PackSettings
-from geofm.shards.loader import SampleDataset, SampleStream
-from geofm.shards.order import BadState, Left, after, deal, epoch_order, merge
+from geofm.config.recipe import PackSettings
+from geofm.formats.npy import chip_from_bytes
+from geofm.shards.loader import (
+    BadState,
+    Left,
+    SampleDataset,
+    SampleStream,
+    after,
+    deal,
+    epoch_order,
+    merge,
+)
 from geofm.shards.pack import STAGE
 from geofm.shards.reader import DamagedShard, NoSuchSplit, ShardFiles, open_index
 from tests.geofm.shards.conftest import make_inputs, shards_open, some_chips

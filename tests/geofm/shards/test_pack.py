@@ -15,15 +15,15 @@ import s3fs
 import webdataset as wds
 
 from data_catalog.errors import UsageError
+from data_catalog.provenance.verify import verify_artifact
 from data_catalog.run import make_job, plan_parts, run_stage, seal, work_parts
 from data_catalog.store import open_store
-from data_catalog.verify import verify_artifact
-from geofm.imagery.chips import pixel_sha256
-from geofm.imagery.radiometry import to_unit
-from geofm.settings import PackSettings
+from geofm.config.recipe import PackSettings
+from geofm.formats.npy import pixel_sha256
+from geofm.raster.radiometry import to_unit
 from geofm.shards.pack import STAGE, DamagedChip, shard_count, shard_ranges
 from geofm.shards.sorting import place
-from tests.geofm.curation.synthetic import Chip, texture
+from tests.geofm.dedup.synthetic import Chip, texture
 from tests.geofm.shards.conftest import make_inputs, some_chips
 
 SETTINGS = PackSettings(shard_mib=0.06, name="small")

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from data_catalog import reach
 from data_catalog.artifact import Artifact
 from data_catalog.catalogue import open_catalogue
+from data_catalog.provenance.verify import check_artifact, verify_artifact
 from data_catalog.run import run_stage
+from data_catalog.storage import reach
 from data_catalog.store import Store, open_store
-from data_catalog.verify import check_artifact, verify_artifact
-from geofm.settings import PackSettings
+from geofm.config.recipe import PackSettings
 from geofm.shards.check import verify_shards
 from geofm.shards.loader import SampleStream
 from geofm.shards.pack import STAGE

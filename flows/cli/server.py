@@ -1,0 +1,123 @@
+"""Commands for the standing server: ``geofm up``, ``geofm down`` and ``geofm env``."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+from typing import Annotated
+
+import typer
+
+from data_catalog.storage.process import following
+from flows.cli.console import err, out, print_json
+from flows.cli.options import Catalog, Json, Store
+from flows.server import (
+    HOST,
+    client_variables,
+    find_or_launch,
+    note_worker,
+    stop_server,
+    stop_worker,
+    wait_for,
+)
+
+#: Seconds that a worker has to sign off when `geofm up` has ended.
+WORKER_GRACE_S = 30.0
+
+
+def up(
+    store: Store = "",
+    catalog: Catalog = "",
+    detach: Annotated[
+        bool, typer.Option("--detach", help="Leave the worker in the background.")
+    ] = False,
+    host: Annotated[
+        str,
+        typer.Option(
+            "--host",
+            metavar="ADDRESS",
+            envvar=HOST,
+            help="Where a new server listens; 0.0.0.0 is every interface, without encryption. "
+            "[default: 127.0.0.1, this machine only]",
+        ),
+    ] = "",
+) -> None:
+    """Prefect server, work pool, worker and deployments: then one click in the UI starts a run.
+
+    The UI asks for a password once per browser: the value of PREFECT_API_AUTH_STRING that
+    `geofm env` prints.
+    """
+    from flows.settings import open_place
+
+    if host:
+        os.environ[HOST] = host
+    place = open_place(store, catalog)
+    server = find_or_launch()
+    wait_for(server)
+    from flows.deployments import POOL, deploy_all
+
+    # an address may hold a password: the worker has it from here, not as a parameter in the UI
+    os.environ["GEOFM_CATALOG"] = place.catalogue.url
+    names = deploy_all(place.store.url)
+    for name in names:
+        out.print(f"deployment  {name}", highlight=False)
+    out.print(f"Prefect     {server.ui}", highlight=False)
+    if server.pid:
+        out.print(
+            "password    `geofm env` prints it; the UI asks once per browser", highlight=False
+        )
+    command = [
+        sys.executable,
+        "-m",
+        "prefect",
+        "worker",
+        "start",
+        "--pool",
+        POOL,
+        "--type",
+        "process",
+    ]
+    if detach:
+        log = (place.store.local_root / "worker.log").open("ab")
+        worker = subprocess.Popen(  # noqa: S603
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=os.environ,
+            start_new_session=True,
+        )
+        note_worker(worker.pid)
+        out.print(f"worker      pid {worker.pid}, log {log.name}", highlight=False)
+        return
+    err.print("The worker runs until Ctrl-C; the server stays until `geofm down`.", highlight=False)
+    following_worker = following("prefect", *command[3:], grace_s=WORKER_GRACE_S)
+    raise typer.Exit(subprocess.call(following_worker, env=os.environ))  # noqa: S603
+
+
+def down() -> None:
+    """Stop the Prefect server that geofm started, and its background worker."""
+    worker, server = stop_worker(), stop_server()
+    out.print("stopped" if worker or server else "no server of geofm's is running")
+
+
+def env(json_: Json = False) -> None:
+    """Address and password of the Prefect server, for the `prefect` command and the UI.
+
+    Example: `eval "$(geofm env)"`, then `prefect flow-run ls`.
+    """
+    variables = client_variables()
+    if json_:
+        print_json(variables)
+        return
+    pairs = (f"{name}={shlex.quote(value)}" for name, value in variables.items())
+    typer.echo(f"export {' '.join(pairs)}")
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the server's commands."""
+    app.command()(up)
+    app.command()(down)
+    app.command()(env)

@@ -1,0 +1,132 @@
+"""Commands of the source profiles: list them, show one, try one out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from data_catalog.errors import CheckError, UsageError
+from data_catalog.sources import Source, load_sources, read_sources, source_named
+from flows.cli.console import out, print_json, print_table
+from flows.cli.options import Json
+
+Name = Annotated[str, typer.Argument(metavar="[NAME]", help="Show this profile in full.")]
+Check = Annotated[
+    str, typer.Option("--check", metavar="FILE", help="Validate a YAML file of profiles.")
+]
+Item = Annotated[
+    str,
+    typer.Option(
+        "--item",
+        metavar="ITEM.json",
+        help="With --check: what the profile makes of this STAC item.",
+    ),
+]
+
+
+def sources(name: Name = "", check: Check = "", item: Item = "", json_: Json = False) -> None:
+    """Source profiles: what is known of a catalogue's bands, clouds, licence and access.
+
+    Your own come first: set GEOFM_SOURCES to a YAML file, or a folder of them (docs/sources.md).
+    `--check` ends with exit code 2 for a bad file, and with 4 when the item does not fit.
+    """
+    if item and not check:
+        raise UsageError("--item goes with --check FILE: it says what that profile makes of it")
+    if check:
+        _check(Path(check), item, json_)
+    elif name:
+        _show(source_named(name), json_)
+    else:
+        _list(load_sources(), json_)
+
+
+def _list(profiles: tuple[Source, ...] | list[Source], json_: bool) -> None:
+    if json_:
+        print_json({"sources": [source.model_dump(mode="json") for source in profiles]})
+        return
+    print_table(
+        "Source profiles, in the order in which they are asked",
+        ["name", "api", "collections", "licence", "cloud layer", "signing", "reader pays"],
+        [[s.name, "\n".join(s.api), "\n".join(s.collections), s.licence,
+          s.cloud.asset if s.cloud else "", _signing(s), "yes" if s.requester_pays else ""]
+         for s in profiles],
+    )  # fmt: skip
+
+
+def _signing(source: Source) -> str:
+    return {"always": "always", "refused": "when refused"}[source.sign_when] if source.sign else ""
+
+
+def _show(source: Source, json_: bool) -> None:
+    content = source.model_dump(mode="json", exclude_defaults=True)
+    if json_:
+        print_json(source.model_dump(mode="json"))
+        return
+    # as a file that can be copied, changed and named in GEOFM_SOURCES
+    print(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), end="")
+
+
+def _check(path: Path, item: str, json_: bool) -> None:
+    profiles = read_sources(path)
+    if not item:
+        if json_:
+            _list(profiles, json_)
+        else:
+            names = ", ".join(source.name for source in profiles)
+            out.print(f"{path}: {len(profiles)} good profiles ({names})", highlight=False)
+        return
+    from geofm.stac.profile_check import examine, profile_of
+
+    content = _read_item(Path(item))
+    report = examine(content, profile_of(content, profiles))
+    if json_:
+        print_json(report)
+    elif report["bands"]:
+        _print_report(report)
+    if report["problems"]:
+        raise CheckError(
+            "\n  ".join([f"the profile {report['profile']} does not fit:", *report["problems"]])
+        )
+
+
+def _read_item(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--item: {path} can't be read as JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise UsageError(f"--item: {path} is no STAC item: it must be a JSON object")
+    return content
+
+
+def _print_report(report: dict[str, Any]) -> None:
+    rows = [
+        [b["name"], f"{b['asset']}#{b['index']}", _number(b["scale"], "0.0001 (16 bit)"),
+         _number(b["offset"], "0"), _number(b["nodata"], "the file's")]
+        for b in report["bands"]
+    ]  # fmt: skip
+    columns = ["band", "asset#index", "scale", "offset", "nodata"]
+    print_table(f"{report['item']} by the profile {report['profile']}", columns, rows)
+    cloud, access = report["cloud"], report["access"]
+    told = {
+        "licence": report["licence"],
+        "cloud": f"{cloud['asset']}, {cloud['codes']} {cloud['cloud']}" if cloud else "no layer",
+        **{name: value or "—" for name, value in report["identity"].items()},
+        "access": ", ".join(f"{name} {value}" for name, value in access.items() if value),
+    }
+    print_table("", ["what", ""], [[name, str(value)] for name, value in told.items()])
+    for note in report["notes"]:
+        out.print(f"note: {note}", markup=False, highlight=False)
+
+
+def _number(value: float | None, absent: str) -> str:
+    return absent if value is None else f"{value:g}"
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(sources)

@@ -1,0 +1,209 @@
+"""Stage ``embed``: one vector per usable chip, by a frozen encoder.
+
+A part is one tar of chips, so that a refresh embeds only what is new. Batches follow the order in
+the tar and one thread computes them: the vectors are the same bits for any number of workers.
+Beside a GPU another thread reads and prepares the next batch in the meantime; on processors, of
+which each has a part of its own, the two would only take turns on one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import faiss  # noqa: F401  before torch: both bring an OpenMP
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+from data_catalog.errors import RunError, UsageError
+from data_catalog.hashing import canonical
+from data_catalog.stage import Job, Part, Sealed, Stage
+from data_catalog.tables import write_table
+from geofm.config.recipe import EmbedSettings
+from geofm.embeddings.encoders import CPU_BATCH, Encoder, features, fuse_for_cpu, load_encoder
+from geofm.embeddings.images import picture
+from geofm.embeddings.weight_inputs import own_weights, use_weights, weights_facts
+from geofm.embeddings.weights import Weights, WeightsMismatch
+from geofm.runtime.parts import ChipRef, chips_by_part, covers, ok_chips, read_pixels
+from geofm.runtime.threads import in_order, keep_freed_memory, one_torch_thread
+
+PREPROCESSING = (
+    "unit RGB clipped to 0..1, bilinear antialiased resize, the encoder's mean and standard "
+    "deviation; pooled features, not normalised"
+)
+
+
+@lru_cache(maxsize=2)
+def chip_encoder(name: str | Weights, size_px: int, device: str) -> Encoder:
+    """The encoder as chips are embedded by it: on the CPU with folded batch norms."""
+    encoder = load_encoder(name, size_px=size_px)
+    if device == "cpu":
+        keep_freed_memory()
+        return fuse_for_cpu(encoder)
+    encoder.model.to(device)
+    return encoder
+
+
+def encoder_device(device: str) -> str:
+    """The CPU unless a GPU is asked for by name: vectors are an artifact's identity."""
+    return "cuda" if device == "cuda" else "cpu"
+
+
+def resolve(job: Job) -> Job:
+    """The job with the digest of its encoder's weights."""
+    return use_weights(job, "encoder")
+
+
+def _encoder(job: Job) -> Encoder:
+    device = encoder_device(job.device)
+    return chip_encoder(own_weights(job, "encoder"), _settings(job).size_px, device)
+
+
+def plan(job: Job) -> list[Part]:
+    """One part per tar of chips; its key covers the tar, its usable chips and the weights."""
+    chips, weights = job.inputs["chips"], _encoder(job).weights_sha256
+    return [
+        job.part({"part": part}, [weights, *covers(chips, part, refs)])
+        for part, refs in chips_by_part(chips).items()
+    ]
+
+
+def work(job: Job, part: Part, folder: Path) -> None:
+    """Embed one tar: ``embeddings.npy`` (float16 [chips, width]), ``ids.json``, ``made.json``.
+
+    Raises:
+        RunError: when the encoder gives numbers that float16 cannot hold.
+    """
+    chips, settings, name = job.inputs["chips"], _settings(job), part.payload["part"]
+    refs = chips_by_part(chips)[name]
+    device = encoder_device(job.device)
+    encoder = _encoder(job)
+    pixels = read_pixels(chips, name, refs)
+    size = min(settings.batch, CPU_BATCH) if device == "cpu" else settings.batch
+
+    def prepare(first: int) -> torch.Tensor:
+        return _images(refs[first : first + size], pixels, encoder, settings.size_px)
+
+    with (
+        one_torch_thread(),
+        # torch keeps a number per thread
+        ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as reader,
+    ):
+        starts = range(0, len(refs), size)
+        batches: Iterator[torch.Tensor] = map(prepare, starts)
+        if device == "cuda":
+            batches = in_order(reader, prepare, starts, ahead=1)
+        rows = [_embed(encoder, images, device) for images in batches]
+    vectors = np.concatenate(rows)
+    if not np.isfinite(vectors).all():
+        raise RunError(
+            f"encoder {settings.encoder} gave values beyond float16 for chips of {name}; "
+            "choose another encoder (embed.encoder)"
+        )
+    np.save(folder / "embeddings.npy", vectors)
+    (folder / "ids.json").write_bytes(canonical([ref.chip_id for ref in refs]))
+    (folder / "made.json").write_bytes(canonical({"device": device}))
+
+
+def _images(
+    refs: list[ChipRef], pixels: Iterator[NDArray[Any]], encoder: Encoder, size_px: int
+) -> torch.Tensor:
+    """The next chips as normalised pictures [len(refs), 3, size_px, size_px]."""
+    images = torch.empty((len(refs), 3, size_px, size_px), memory_format=torch.channels_last)
+    for image, ref in zip(images, refs, strict=True):
+        image.copy_(picture(next(pixels), ref.bands, ref.scale, encoder, size_px))
+    return images
+
+
+def _embed(encoder: Encoder, images: torch.Tensor, device: str) -> NDArray[np.float16]:
+    """Vectors float16 [len(images), width]."""
+    vectors = features(encoder, images.to(device))
+    return np.asarray(vectors.float().cpu().numpy().astype(np.float16))
+
+
+def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
+    """Join the parts in the order of ``chips.parquet``."""
+    settings = _settings(job)
+    encoder = _encoder(job)
+    ids = ok_chips(job.inputs["chips"], ["chip_id"])["chip_id"].astype(str)
+    row_of = {chip_id: row for row, chip_id in enumerate(ids)}
+    vectors = np.zeros((len(ids), encoder.width), dtype=np.float16)
+    devices = set()
+    found = 0
+    for part in folders:
+        names = json.loads((part / "ids.json").read_bytes())
+        vectors[[row_of[name] for name in names]] = np.load(part / "embeddings.npy")
+        devices.add(json.loads((part / "made.json").read_bytes())["device"])
+        found += len(names)
+    np.save(folder / "embeddings.npy", vectors)
+    write_table(pd.DataFrame({"chip_id": ids}), folder / "ids.parquet")
+    return Sealed(
+        counts={"rows_in": len(ids), "rows_out": found},
+        facts={
+            "encoder": settings.encoder,
+            "weights_sha256": encoder.weights_sha256,
+            "weights": {"encoder": weights_facts(own_weights(job, "encoder"))},
+            "size_px": settings.size_px,
+            "dim": encoder.width,
+            "dtype": "float16",
+            "preprocessing": PREPROCESSING,
+        },
+        deterministic="cuda" not in devices,
+    )
+
+
+def check_encoder(settings: EmbedSettings, weights: Weights) -> None:
+    """Embed a blank image.
+
+    Args:
+        settings: the recipe's section.
+        weights: the encoder's, resolved.
+
+    Raises:
+        UsageError: the encoder does not take images of this size, or gives no usable vectors.
+    """
+    blank = torch.zeros(1, 3, settings.size_px, settings.size_px)
+    try:
+        encoder = chip_encoder(weights, settings.size_px, "cpu")
+        vectors = features(encoder, blank.contiguous(memory_format=torch.channels_last))
+    except (RuntimeError, ValueError, TypeError, AssertionError) as error:
+        first = (str(error) or type(error).__name__).splitlines()[0]
+        raise UsageError(
+            f"embed.encoder: {weights.network} cannot see images of embed.size_px "
+            f"{settings.size_px} ({first}); choose another size or encoder"
+        ) from error
+    if tuple(vectors.shape) != (1, encoder.width):
+        raise UsageError(
+            f"embed.encoder: {weights.network} gives vectors of {tuple(vectors.shape)[1:]}, not of "
+            f"{encoder.width} numbers as timm states; choose another encoder"
+        )
+    if not torch.isfinite(vectors).all():
+        raise WeightsMismatch(
+            f"embed.encoder: weights of {weights.network} give vectors that are not finite; fetch "
+            "the file again"
+        )
+
+
+def _settings(job: Job) -> EmbedSettings:
+    settings: EmbedSettings = job.settings
+    return settings
+
+
+STAGE = Stage(
+    name="embed",
+    version="3",
+    kind="embeddings",
+    inputs=("chips",),
+    software=("torch", "timm", "numpy"),
+    plan=plan,
+    work=work,
+    seal=seal,
+    resolve=resolve,
+    device=encoder_device,
+)

@@ -1,0 +1,271 @@
+"""A scene open for reading: its bands, checked against what the item says, on one grid.
+
+Opening checks headers only (``pixels.probe`` also reads the last block of each band). It is the
+same code for planning and for cutting, so they can't disagree.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from shapely.affinity import translate
+from shapely.geometry.base import BaseGeometry
+
+from data_catalog.sources import Source
+from geofm.config.recipe import CutSettings
+from geofm.raster.grid import Grid, check_pixels, continuous, extent_footprint, make_grid, metres_of
+from geofm.raster.reader import Fetched, Raster, begin, open_raster
+from geofm.remote.assets import Piece
+from geofm.remote.quarantine import Quarantine
+from geofm.remote.ranges import RangeSource
+from geofm.remote.sent import Call, wait_for
+from geofm.remote.url_policy import Access, signing_of
+from geofm.stac.bands import Band, declared_crs, find_band, find_layer
+from geofm.types import Json
+
+#: A raster with more pixels than this is not opened.
+MAX_PIXELS = 2**31
+#: Bytes of one compressed block of all bands; reading any pixel of it takes them all into memory.
+MAX_BLOCK = 2**28
+DTYPES = ("uint8", "uint16", "int16", "float32", "float64")
+
+
+@dataclass(frozen=True)
+class Header:
+    """What the file says of one band. ``transform`` is a, b, c, d, e, f; north is up."""
+
+    crs: str
+    transform: tuple[float, ...]
+    shape: tuple[int, int]
+    dtype: str
+    nodata: float | None
+    masked: bool
+
+
+@dataclass(frozen=True)
+class Channel:
+    """A band with the open raster it is read from."""
+
+    band: Band
+    header: Header
+    raster: Raster
+
+
+@dataclass(frozen=True)
+class Scene:
+    """All channels of an item on one grid; ``layer`` marks clouds where the item has one."""
+
+    grid: Grid
+    channels: tuple[Channel, ...]
+    layer: Channel | None
+    resampling: str
+
+    @property
+    def all_channels(self) -> tuple[Channel, ...]:
+        """Bands and the layer."""
+        return (*self.channels, self.layer) if self.layer else self.channels
+
+    def fetched(self) -> Mapping[str, Fetched]:
+        """What is known of the bytes, by asset key."""
+        return {channel.band.asset: channel.raster.fetched for channel in self.all_channels}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A scene whose files were asked for and are not waited for yet.
+
+    Attributes:
+        files: the beginning of each, or all of it, with a band that is in it; by asset key.
+    """
+
+    item: Json
+    settings: CutSettings
+    bands: list[Band]
+    layer: Band | None
+    files: dict[str, tuple[Band, Call[Piece | RangeSource]]]
+
+    @contextmanager
+    def opened(self, geometry: BaseGeometry) -> Iterator[Scene]:
+        """Its bands, open and checked.
+
+        Args:
+            geometry: the item's footprint, EPSG:4326.
+
+        Raises:
+            Quarantine: with the reason.
+        """
+        wanted = [*self.bands, self.layer] if self.layer else self.bands
+        with ExitStack() as stack:
+            rasters = {
+                key: stack.enter_context(open_raster(wait_for(call), band.href, band.sha256))
+                for key, (band, call) in self.files.items()
+            }
+            channels = [
+                Channel(band, read_header(rasters[band.asset], band,
+                                          declared_crs(self.item, band.asset)), rasters[band.asset])
+                for band in wanted
+            ]  # fmt: skip
+            own = channels[: len(self.bands)]
+            places = [(c.header.crs, c.header.transform, c.header.shape) for c in own]
+            grid = finest_grid(places, self.settings, geometry)
+            layer = channels[-1] if self.layer else None
+            yield Scene(grid, tuple(own), layer, self.settings.resampling)
+
+
+@contextmanager
+def ask_scene(
+    item: Json, source: Source, settings: CutSettings, access: Access, whole: bool = True
+) -> Iterator[Asked]:
+    """Ask for an item's files; what has not come by the end is not waited for any more.
+
+    Args:
+        item: a frozen item that the search found good.
+        source: the profile of its collection.
+        settings: bands, chip size, gsd.
+        access: what may be read, and how.
+        whole: read small assets whole (and check their digests).
+
+    Raises:
+        Quarantine: with the reason.
+    """
+    bands = [find_band(item, name, source) for name in settings.bands]
+    layer = find_layer(item, source.cloud.asset) if source.cloud else None
+    signing = signing_of(source)
+    first = {band.asset: band for band in reversed([*bands, layer] if layer else bands)}
+    with ExitStack() as stack:
+        files = {}
+        for key, band in first.items():
+            call = begin(band.href, access, signing, whole, band.bytes)
+            stack.callback(call.cancel)
+            files[key] = band, call
+        yield Asked(item, settings, bands, layer, files)
+
+
+@contextmanager
+def open_scene(
+    item: Json,
+    geometry: BaseGeometry,
+    source: Source,
+    settings: CutSettings,
+    access: Access,
+    whole: bool = True,
+) -> Iterator[Scene]:
+    """``ask_scene`` and open what was asked for."""
+    with ask_scene(item, source, settings, access, whole) as asked, asked.opened(geometry) as scene:
+        yield scene
+
+
+def read_header(raster: Raster, band: Band, item_crs: str) -> Header:
+    """The header of one band, checked.
+
+    Raises:
+        Quarantine: ``shape_mismatch``, ``too_many_pixels``, ``no_crs``, ``bad_dtype``, ...
+    """
+    data, where = raster.layout, raster.where
+    shape, count = data.shape, len(data.dtypes)
+    if band.size is not None and band.size != shape:
+        raise Quarantine(
+            "shape_mismatch", f"{where} has {shape} pixels, its item states {band.size}"
+        )
+    if shape[0] * shape[1] > MAX_PIXELS:
+        raise Quarantine("too_many_pixels", f"{where} has {shape} pixels")
+    if not 1 <= band.index <= count:
+        raise Quarantine("missing_band", f"{where} has {count} bands, not {band.index}")
+    dtype = data.dtypes[band.index - 1]
+    if dtype not in DTYPES:
+        raise Quarantine("bad_dtype", f"{where} holds {dtype}, not {', '.join(DTYPES)}")
+    rows, cols = data.block_shapes[band.index - 1]
+    if rows * cols * count * np.dtype(dtype).itemsize > MAX_BLOCK:
+        raise Quarantine(
+            "too_many_pixels", f"{where} has blocks of {rows} x {cols} pixels, {count} bands"
+        )
+    crs = raster.crs or item_crs
+    if not crs:
+        raise Quarantine("no_crs", f"neither {where} nor its item names a CRS")
+    if item_crs and crs != item_crs and ":" in crs:
+        raise Quarantine("crs_mismatch", f"{where} is in {crs}, its item states {item_crs}")
+    transform = upright(raster, band)
+    check_pixels(transform, metres_of(crs))
+    nodata = data.nodata[band.index - 1]
+    return Header(
+        crs=crs,
+        transform=transform,
+        shape=shape,
+        dtype=dtype,
+        nodata=float(nodata) if nodata is not None else band.nodata,
+        masked=data.masked[band.index - 1],
+    )
+
+
+def upright(raster: Raster, band: Band) -> tuple[float, ...]:
+    """The affine of a north-up raster with square pixels.
+
+    Raises:
+        Quarantine: ``no_transform`` or ``bad_transform``.
+    """
+    to = raster.layout.transform
+    if to == (1.0, 0.0, 0.0, 0.0, 1.0, 0.0):
+        if band.transform is None:
+            raise Quarantine("no_transform", f"{raster.where} is not georeferenced")
+        to = band.transform
+    if not is_upright(to):
+        raise Quarantine("bad_transform", f"{raster.where} is not north-up with square pixels")
+    return to
+
+
+def is_upright(to: Sequence[float]) -> bool:
+    """Whether affine coefficients mean north up and square pixels."""
+    a, b, _, d, e, _ = to
+    square = b == 0 and d == 0 and a > 0 and e < 0 and math.isclose(a, -e, rel_tol=1e-6)
+    return square and all(math.isfinite(v) for v in to)
+
+
+def finest_grid(
+    places: Sequence[tuple[str, tuple[float, ...], tuple[int, int]]],
+    settings: CutSettings,
+    geometry: BaseGeometry,
+) -> Grid:
+    """The grid on the pixels of the finest band.
+
+    Args:
+        places: CRS, affine coefficients and [height, width] of each band.
+        settings: chip size and gsd.
+        geometry: the item's footprint, EPSG:4326.
+
+    Raises:
+        Quarantine: ``crs_mismatch``, ``too_many_pixels``, ``footprint_mismatch`` or what
+            ``make_grid`` finds.
+    """
+    if any(height * width > MAX_PIXELS for _, _, (height, width) in places):
+        raise Quarantine("too_many_pixels", f"a band has more than {MAX_PIXELS} pixels")
+    if len({crs for crs, _, _ in places}) > 1:
+        raise Quarantine("crs_mismatch", "the bands are in different CRS")
+    finest = min(places, key=lambda place: place[1][0])
+    grid = make_grid(*finest, settings.size_px, settings.gsd_m, settings.anchor == "scene")
+    pixels, said = extent_footprint(grid), continuous(geometry)
+    turns = (translate(said, degrees) if degrees else said for degrees in (0.0, 360.0, -360.0))
+    if grid.width and not any(pixels.intersects(turn) for turn in turns):
+        raise Quarantine("footprint_mismatch", "the pixels lie outside of the item's geometry")
+    return grid
+
+
+def check_finite(channel: Channel, pixels: np.ndarray[Any, Any]) -> None:
+    """Floats are numbers, except where NaN itself is declared as no data.
+
+    Raises:
+        Quarantine: ``nan_values``.
+    """
+    if pixels.dtype.kind != "f":
+        return
+    bad = np.isinf(pixels)
+    if channel.header.nodata is None or not math.isnan(channel.header.nodata):
+        bad |= np.isnan(pixels)
+    if bad.any():
+        raise Quarantine(
+            "nan_values", f"{channel.raster.where} has NaN or infinite values that are not nodata"
+        )

@@ -1,0 +1,470 @@
+"""Files of a catalogue that lies in a local folder: read below that folder and nowhere else."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import stat
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+from urllib.parse import parse_qsl, urlsplit
+
+import fsspec.asyn
+
+from data_catalog.redaction import without_secrets
+from geofm.remote.http import Answer, Refused, address, ask, record, send_ahead
+from geofm.remote.quarantine import Quarantine
+from geofm.remote.retry import Fault, host_of, patiently
+from geofm.remote.sent import Sent
+from geofm.remote.url_policy import (
+    Access,
+    Signing,
+    credentials_allowed,
+    locate,
+    s3_options,
+    scheme_of,
+    sign_url,
+)
+from geofm.runtime.text import instant
+
+# Bytes of remote assets: whole or by range, with retries, over http(s) or s3.
+# Faults that pass (429, 5xx, lost connections, answers cut short or dripping in) are retried with
+# growing, random pauses; what is read does not depend on them. What stays wrong becomes a
+# quarantine.
+
+T = TypeVar("T")
+#: Bytes that a signing service's answer may have.
+MAX_SIGNED = 64 * 1024
+#: Bytes of a file that are asked for before its size is known.
+BEGINNING = 2**19
+#: A signature that has less than this to live (seconds) is renewed before it is used.
+NEARLY_EXPIRED_S = 1.0
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Bytes with what the server says of the whole: its size, and its ETag where it has one."""
+
+    data: bytes
+    total: int
+    etag: str
+
+
+class Remote(Protocol):
+    """An asset on a server."""
+
+    def whole(self, most: int, sent: Sent | None = None) -> Piece | None:
+        """All bytes; None when there are more than ``most``. ``sent``: for ``beginning(most)``."""
+
+    def part(self, start: int, end: int, sent: Sent | None = None) -> Piece:
+        """Bytes from ``start`` up to ``end`` (or to the end of the file), ``sent`` for or not."""
+
+    def send(self, start: int, end: int) -> Sent | None:
+        """Ask for a part whose answer is read later; None where that can't be done at once."""
+
+
+def beginning(most: int) -> int:
+    """Bytes that are asked for first of a file that is read whole up to ``most`` bytes."""
+    return min(most, BEGINNING)
+
+
+@dataclass
+class HttpAsset:
+    """An asset by http(s); its address is signed where that is asked for.
+
+    Ranges are asked for without If-Match: a changed file shows in the ETag and the size that come
+    with each :class:`Piece`, while If-Match fails for good on weak ETags and on mirrors that name
+    the same bytes differently.
+
+    ``name`` is the href as it is stored, for messages: the address may hold a port of today.
+    """
+
+    href: str
+    access: Access
+    signing: Signing = field(default_factory=Signing)
+    name: str = ""
+    _signed: str = field(default="", repr=False)
+    _expires: float = field(default=math.inf, repr=False)
+    _signs: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def whole(self, most: int, sent: Sent | None = None) -> Piece | None:
+        """All bytes, checked against the length that the server told.
+
+        The beginning comes first and tells the size, so that of a file with more than ``most``
+        bytes no more than that is sent.
+        """
+        if most < 1:
+            return None
+
+        def attempt() -> Piece | None:
+            begin = self._begin(most, sent)
+            if begin is None or begin.total > most:
+                return None
+            if len(begin.data) == begin.total:
+                return begin
+            rest = self._range(len(begin.data), begin.total)
+            if (rest.total, rest.etag) != (begin.total, begin.etag):
+                raise Fault("the file changed while it was read")
+            return Piece(begin.data + rest.data, begin.total, begin.etag)
+
+        return self._retry(attempt)
+
+    def part(self, start: int, end: int, sent: Sent | None = None) -> Piece:
+        """A range, checked against what was asked for."""
+        return self._retry(lambda: self._range(start, end, sent))
+
+    def send(self, start: int, end: int) -> Sent | None:
+        """Ask for a range; not where an address would have to be signed before."""
+        if self._unsigned():
+            return None
+        url, signed = self._signed or self.href, bool(self._signed)
+        return send_ahead(url, _span(start, end), self.access, signed)
+
+    def _range(self, start: int, end: int, sent: Sent | None = None) -> Piece:
+        """One attempt at a range."""
+        with self._get(_span(start, end), sent) as answer:
+            if answer.status != 206:
+                raise Quarantine("no_ranges", f"{self.where} does not serve byte ranges")
+            return _piece(answer, start, end)
+
+    def _begin(self, most: int, sent: Sent | None = None) -> Piece | None:
+        """One attempt at the beginning; all bytes from a server that does not serve ranges."""
+        first = beginning(most)
+        with self._get(_span(0, first), sent) as answer:
+            if answer.status == 206:
+                return _piece(answer, 0, first)
+            told = _whole(answer.headers.get("content-length", ""))
+            if told is not None and told > most:
+                return None
+            data = answer.take(most + 1)
+            if len(data) > most:
+                return None
+            if (told is None and not data) or (told is not None and len(data) != told):
+                raise Fault(f"{len(data)} of {told} bytes came")
+            return Piece(data, len(data), answer.headers.get("etag", ""))
+
+    @property
+    def where(self) -> str:
+        """The stored href without its query, for messages."""
+        return without_secrets(self.name or self.href).partition("?")[0][:200]
+
+    def _retry(self, attempt: Callable[[], T]) -> T:
+        return patiently(attempt, self.access.retries, self.where, record(self.href))
+
+    @contextmanager
+    def _get(self, headers: dict[str, str], sent: Sent | None = None) -> Iterator[Answer]:
+        """An open answer with status 200 or 206; a refusal is answered by signing (again) once."""
+        if sent is not None and not sent.waits:  # it was read: an attempt after the first
+            sent = None
+        if sent is None and self._unsigned():
+            self._sign(self._signed)
+        with ExitStack() as stack:
+            used = sent.signed if sent else self._signed
+            try:
+                answer = stack.enter_context(self._ask(used, headers, sent))
+            except Refused as refused:
+                if not self._sign(used):
+                    raise Quarantine(
+                        "forbidden", f"{self.where} answers {refused.status}"
+                    ) from refused
+                try:
+                    answer = stack.enter_context(self._ask(self._signed, headers))
+                except Refused as again:
+                    raise Fault(f"answers {again.status} to a signed address") from again
+                record(
+                    self.href
+                ).signs = True  # its other assets are signed before they are asked for
+            yield answer
+
+    def _ask(
+        self, signed: str, headers: dict[str, str], sent: Sent | None = None
+    ) -> AbstractContextManager[Answer]:
+        return ask(signed or self.href, headers, self.access, self.where, sent=sent)
+
+    def _unsigned(self) -> bool:
+        """Whether the address has to be signed (again) before it is asked."""
+        signs = self.signing.always or record(self.href).signs
+        return self._expired() or (signs and not self._signed)
+
+    def _expired(self) -> bool:
+        """Whether the signature's time is over, or nearly so."""
+        return time.time() > self._expires - NEARLY_EXPIRED_S
+
+    def _sign(self, used: str) -> bool:
+        """Get a signed address in place of the ``used`` one; False where nobody signs.
+
+        Threads that find the same signature expired share its successor.
+        """
+        with self._signs:
+            return self._signed != used or self._sign_now()
+
+    def _sign_now(self) -> bool:
+        url = sign_url(self.href, self.signing, self.access)
+        if not url:
+            return False
+        try:
+            with ask(url, {}, self.access, "the signing service", trusted=True) as answer:
+                body = answer.take(MAX_SIGNED)
+        except (Quarantine, Refused) as error:
+            if self.signing.always:
+                raise Quarantine("forbidden", f"{self.where} could not be signed") from error
+            return False
+        try:
+            told = json.loads(body)
+            signed = told["href"]
+            same = address(signed)[:3] == address(self.href)[:3] and _path(signed) == _path(
+                self.href
+            )
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            service = without_secrets(url).partition("?")[0]
+            raise Quarantine("forbidden", f"{service} does not sign") from error
+        if not same:
+            raise Quarantine("forbidden", f"{self.where} was signed as another address")
+        self._signed, self._expires = signed, expiry(signed, told.get("msft:expiry"))
+        if self._expired():  # a clock is wrong, or it lives too short: wait for the refusal
+            self._expires = math.inf
+        return True
+
+
+def expiry(signed: str, told: Any = None) -> float:
+    """When a signed address expires (seconds since the epoch); infinity where nothing says so.
+
+    Args:
+        signed: with ``se`` (Azure), ``X-Amz-Date`` and ``X-Amz-Expires``, or ``Expires``.
+        told: the time that the signing service states, RFC 3339.
+    """
+    query = dict(parse_qsl(urlsplit(signed).query))
+    if "X-Amz-Date" in query and (lives := _whole(query.get("X-Amz-Expires", ""))) is not None:
+        made = instant(query["X-Amz-Date"])
+        return made.timestamp() + lives if made and made.tzinfo else math.inf
+    for text in (query.get("se"), query.get("Expires"), told):
+        if not isinstance(text, str):
+            continue
+        if (when := instant(text)) is not None and when.tzinfo is not None:
+            return when.timestamp()
+        with suppress(ValueError):
+            seconds = float(text)
+            return seconds if math.isfinite(seconds) else math.inf
+    return math.inf
+
+
+def _span(start: int, end: int) -> dict[str, str]:
+    return {"range": f"bytes={start}-{end - 1}"}
+
+
+def _path(url: str) -> str:
+    return address(url)[3].partition("?")[0]
+
+
+def _whole(text: str) -> int | None:
+    """A number of a header, None for anything that is no plain number of sensible length."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 16 else None
+
+
+def _piece(answer: Answer, start: int, end: int) -> Piece:
+    """The bytes of an answer to a range, as many as were asked for (fewer at the file's end)."""
+    span = answer.headers.get("content-range", "")
+    if not span and not answer.take(1):
+        raise Fault("the answer ended amid its headers")
+    first, total = _content_range(span)
+    want = min(end, total) - start
+    if first != start or want < 0:
+        raise Fault(f"bytes from {first} of {total} came, not from {start}")
+    data = answer.take(want + 1)
+    if len(data) != want:
+        raise Fault(f"{len(data)} of {want} bytes came")
+    return Piece(data, total, answer.headers.get("etag", ""))
+
+
+def _content_range(text: str) -> tuple[int, int]:
+    """First byte and size of the whole of ``bytes 0-99/1234``."""
+    span, _, size = text.removeprefix("bytes ").partition("/")
+    first, total = _whole(span.partition("-")[0]), _whole(size)
+    if first is None or total is None:
+        raise Quarantine("no_ranges", f"the answer to a range says {text!a:.60}")
+    return first, total
+
+
+@lru_cache(maxsize=8)
+def s3_files(
+    anonymous: bool, requester_pays: bool, endpoint: str, region: str, process: int
+) -> Any:
+    """The s3 client of a process (a fork can't use its parent's); boto finds the credentials."""
+    import s3fs
+
+    return s3fs.S3FileSystem(
+        anon=anonymous,
+        requester_pays=requester_pays,
+        endpoint_url=endpoint or None,
+        client_kwargs={"region_name": region} if region else {},
+        skip_instance_cache=True,
+    )
+
+
+@dataclass
+class S3Asset:
+    """An asset in a bucket; ``hosts.s3_options`` says how the environment is heeded."""
+
+    href: str
+    access: Access
+    signing: Signing = field(default_factory=Signing)
+
+    def whole(self, most: int, sent: Sent | None = None) -> Piece | None:
+        """All bytes; the beginning comes first and tells the size."""
+        if most < 1:
+            return None
+
+        def attempt(files: Any) -> Piece | None:
+            begin = s3_range(files, self.href, 0, beginning(most))
+            if begin.total > most:
+                return None
+            if len(begin.data) == begin.total:
+                return begin
+            rest = s3_range(files, self.href, len(begin.data), begin.total)
+            if (rest.total, rest.etag) != (begin.total, begin.etag):
+                raise Fault("the object changed while it was read")
+            return Piece(begin.data + rest.data, begin.total, begin.etag)
+
+        return self._retry(attempt)
+
+    def part(self, start: int, end: int, sent: Sent | None = None) -> Piece:
+        """A range, with the size and the ETag that came with these very bytes."""
+        return self._retry(lambda files: s3_range(files, self.href, start, end))
+
+    def send(self, start: int, end: int) -> Sent | None:
+        """Nothing: a thread asks."""
+        return None
+
+    def _retry(self, call: Callable[[Any], T]) -> T:
+        from botocore.exceptions import (
+            BotoCoreError,
+            NoCredentialsError,
+            ParamValidationError,
+        )
+
+        host = host_of("s3://" + urlsplit(self.href).netloc)
+        allowed = credentials_allowed(self.href, self.access, self.signing)
+
+        def attempt() -> T:
+            host.take_turn(self.access.requests_per_s)
+            try:
+                found = call(s3_files(*s3_options(self.signing, allowed), os.getpid()))
+            except FileNotFoundError as error:
+                raise Quarantine("not_found", f"{self.href} does not exist") from error
+            except (PermissionError, NoCredentialsError) as error:
+                remedy = (
+                    "give AWS credentials, or AWS_NO_SIGN_REQUEST=YES for a public bucket"
+                    if allowed
+                    else "it was read without credentials; name its bucket in "
+                    "search.credentials_for if your AWS credentials may be used for it"
+                )
+                raise Quarantine("forbidden", f"{self.href}: access denied; {remedy}") from error
+            except (ParamValidationError, ValueError) as error:
+                raise Quarantine("bad_href", f"no bucket and key: {self.href!a:.80}") from error
+            except (OSError, BotoCoreError) as error:
+                raise Fault(f"{type(error).__name__}: {error}"[:120], refused=True) from error
+            host.answered()
+            return found
+
+        return patiently(attempt, self.access.retries, self.href, host)
+
+
+def s3_range(files: Any, href: str, start: int, end: int) -> Piece:
+    """One request for a range of an object."""
+
+    async def get() -> tuple[bytes, str, str]:
+        bucket, key, _ = files.split_path(href)
+        span = f"bytes={start}-{end - 1}"
+        more = files.req_kw  # who pays
+        answer = await files._call_s3("get_object", Bucket=bucket, Key=key, Range=span, **more)
+        async with answer["Body"] as body:
+            return await body.read(), answer.get("ContentRange", ""), answer.get("ETag", "")
+
+    data, span, etag = fsspec.asyn.sync(files.loop, get)
+    first, total = _content_range(span)
+    if first != start or len(data) != min(end, total) - start:
+        raise Fault(f"{len(data)} bytes from {first} came, not from {start} to {end}")
+    return Piece(data, total, etag)
+
+
+def remote(href: str, access: Access, signing: Signing = Signing()) -> Remote:  # noqa: B008
+    """The asset behind a stored href.
+
+    Raises:
+        Quarantine: ``bad_scheme``, ``bad_href`` or ``host_refused``.
+    """
+    if scheme_of(href) == "catalog" and access.stac.startswith("/"):
+        return LocalAsset(href, access.stac)
+    url = locate(href, access)
+    if scheme_of(url) == "s3":
+        return S3Asset(url, access, signing)
+    return HttpAsset(url, access, signing, name=href)
+
+
+#: Scheme of hrefs below the catalogue's own folder, as ``planet:`` is of the planet's.
+SCHEME = "catalog"
+
+
+def is_local(stac: str) -> bool:
+    """Whether a catalogue's address is a path of this machine."""
+    return stac.startswith("/")
+
+
+def folder_of(stac: str) -> str:
+    """The folder of a local catalogue, which is that of its root file."""
+    path = Path(stac)
+    return str(path if path.is_dir() else path.parent)
+
+
+@dataclass
+class LocalAsset:
+    """A file below the folder of the catalogue that lists it.
+
+    ``href`` is ``catalog:/path/below/it``; links that lead out of the folder are not followed.
+    """
+
+    href: str
+    stac: str
+
+    def whole(self, most: int, sent: Sent | None = None) -> Piece | None:
+        """All bytes; None when there are more than ``most``."""
+        path, size, mark = self._file()
+        return Piece(path.read_bytes(), size, mark) if size <= most else None
+
+    def send(self, start: int, end: int) -> Sent | None:
+        """Nothing: a disk is read when it is wanted."""
+        return None
+
+    def part(self, start: int, end: int, sent: Sent | None = None) -> Piece:
+        """Bytes from ``start`` up to ``end`` (or to the end of the file)."""
+        path, size, mark = self._file()
+        with path.open("rb") as file:
+            file.seek(start)
+            return Piece(file.read(max(min(end, size) - start, 0)), size, mark)
+
+    def _file(self) -> tuple[Path, int, str]:
+        """The file, its size in bytes and a mark that changes when the file does.
+
+        Raises:
+            Quarantine: ``bad_href`` for a path out of the folder, ``not_found`` where no file is.
+        """
+        relative = self.href.removeprefix(f"{SCHEME}:").lstrip("/")
+        try:
+            folder = Path(folder_of(self.stac)).resolve()
+            path = (folder / relative).resolve()
+            inside = path.is_relative_to(folder)
+            info = path.stat() if inside else None
+        except (OSError, ValueError, RuntimeError) as error:  # ValueError: a zero byte in the path
+            raise Quarantine("not_found", f"{self.href!a:.120} does not exist") from error
+        if info is None:
+            raise Quarantine("bad_href", f"{self.href!a:.120} is not below the catalogue's folder")
+        if not stat.S_ISREG(info.st_mode):
+            raise Quarantine("not_found", f"{self.href!a:.120} is no file")
+        return path, info.st_size, f"{info.st_size}-{info.st_mtime_ns}"

@@ -1,0 +1,213 @@
+"""A remote file by byte ranges: some asked for ahead of time, the rest when GDAL wants them."""
+
+from __future__ import annotations
+
+import io
+import os
+import threading
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+
+from geofm.remote.assets import Piece, Remote
+from geofm.remote.quarantine import Quarantine
+from geofm.remote.retry import Fault, patiently
+from geofm.remote.sent import Call, Later, Sent, wait_for
+
+#: Bytes of a file's beginning that are asked for first, and of a block that is asked for later.
+BLOCK = 16 * 1024
+KEPT_BLOCKS = 512
+#: Most blocks read ahead when blocks are asked for one after the other (JPEG 2000, long headers).
+MOST_AHEAD = 64
+#: Ranges nearer to each other than this (bytes) become one; longer ones are split.
+GAP = 32 * 1024
+MOST_RANGE = 4 * 2**20
+#: Threads of a process that fetch, and answers of a file that wait to be read without one.
+FETCHES, SENT = 24, 2
+
+#: First byte and the one after the last.
+Range = tuple[int, int]
+
+
+@lru_cache(maxsize=2)
+def fetchers(process: int) -> ThreadPoolExecutor:
+    """The threads of a process that fetch (a fork can't use its parent's)."""
+    return ThreadPoolExecutor(FETCHES, thread_name_prefix="geofm-fetch")
+
+
+def coalesce(ranges: Iterable[Range]) -> list[Range]:
+    """Ranges in order, near ones joined, long ones cut into equal pieces."""
+    joined: list[list[int]] = []
+    for start, end in sorted(ranges):
+        if joined and start - joined[-1][1] <= GAP:
+            joined[-1][1] = max(joined[-1][1], end)
+        else:
+            joined.append([start, end])
+    pieces = []
+    for start, end in joined:
+        count = -(-(end - start) // MOST_RANGE)
+        edges = [start + (end - start) * n // count for n in range(count + 1)]
+        pieces += list(pairwise(edges))
+    return pieces
+
+
+@dataclass
+class _Segment:
+    start: int
+    end: int
+    data: Call[bytes]
+
+
+class RangeSource:
+    """A remote file. One thread reads; what it asked for ahead is on its way meanwhile.
+
+    ``sent`` is a request for the first ``BLOCK`` bytes that is on its way already.
+    """
+
+    def __init__(self, asset: Remote, retries: int, where: str, sent: Sent | None = None) -> None:
+        self.asset, self.retries, self.where = asset, retries, where
+        self.blocks: OrderedDict[int, bytes] = OrderedDict()
+        self.segments: list[_Segment] = []
+        self.error: Quarantine | None = None
+        self._lock = threading.Lock()
+        self._next, self._ahead = 0, 0
+        first = asset.part(0, BLOCK, sent)
+        self.size, self.etag = first.total, first.etag
+        self.head = self.blocks[0] = first.data
+
+    def prefetch(self, ranges: Iterable[Range]) -> None:
+        """Fetch ranges in the background; a read that needs one waits for it."""
+        for start, end in ranges:
+            if end > len(self.head):  # else it came with the beginning
+                self.segments.append(_Segment(start, end, self._begin(start, end)))
+        self.segments.sort(key=lambda segment: segment.start)
+
+    def _begin(self, start: int, end: int) -> Call[bytes]:
+        """Ask for a range: at once where that is possible, else in a thread."""
+        if sum(isinstance(s.data, Later) and s.data.sent.waits for s in self.segments) < SENT:
+            sent = self.asset.send(start, end)
+            if sent is not None:
+                return Later(sent, lambda sent: self._bytes(start, end, sent))
+        return fetchers(os.getpid()).submit(self._bytes, start, end)
+
+    def forget(self, ranges: Sequence[Range]) -> None:
+        """Drop what was fetched ahead."""
+        gone = set(ranges)
+        for segment in self.segments:
+            if (segment.start, segment.end) in gone:
+                segment.data.cancel()
+        self.segments = [s for s in self.segments if (s.start, s.end) not in gone]
+
+    def close(self) -> None:
+        """Nothing that was asked for is waited for any more."""
+        for segment in self.segments:
+            segment.data.cancel()
+        self.segments = []
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Bytes of the file; fewer only at its end.
+
+        Raises:
+            Quarantine: when they can't be had.
+        """
+        end = min(offset + size, self.size)
+        if offset >= end:
+            return b""
+        pieces, at = [], offset
+        while at < end:
+            place = bisect_right(self.segments, at, key=lambda s: s.start) - 1
+            segment = self.segments[place] if place >= 0 else None
+            if segment is None or segment.end <= at:
+                pieces.append(self._from_blocks(at, end))
+                break
+            stop = min(end, segment.end)
+            pieces.append(wait_for(segment.data)[at - segment.start : stop - segment.start])
+            at = stop
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _from_blocks(self, offset: int, end: int) -> bytes:
+        """Bytes that nobody asked for ahead."""
+        first, last = offset // BLOCK, (end - 1) // BLOCK
+        missing = [n for n in range(first, last + 1) if n not in self.blocks]
+        found: dict[int, bytes] = {}
+        if missing:
+            # one block after the other: ask for more each time
+            follows = missing[0] == self._next
+            self._ahead = min(2 * self._ahead + 1, MOST_AHEAD) if follows else 0
+            stop = min(missing[-1] + self._ahead, (self.size - 1) // BLOCK)
+            self._next = stop + 1
+            data = self._bytes(missing[0] * BLOCK, (stop + 1) * BLOCK)
+            for number in range(missing[0], stop + 1):
+                start = (number - missing[0]) * BLOCK
+                found[number] = self.blocks[number] = data[start : start + BLOCK]
+        pieces = []
+        for number in range(first, last + 1):
+            block = found.get(number) or self.blocks[number]
+            self.blocks[number] = block
+            self.blocks.move_to_end(number)
+            pieces.append(block)
+        while len(self.blocks) > KEPT_BLOCKS:
+            self.blocks.popitem(last=False)
+        return b"".join(pieces)[offset - first * BLOCK : end - first * BLOCK]
+
+    def _bytes(self, start: int, end: int, sent: Sent | None = None) -> bytes:
+        """One request; a file that changes meanwhile is a fault."""
+
+        def attempt() -> Piece:
+            piece = self.asset.part(start, end, sent)
+            if piece.total != self.size or (piece.etag != self.etag and not self._same(piece)):
+                raise Fault("the file changed while it was read")
+            return piece
+
+        return patiently(attempt, self.retries, self.where).data
+
+    def _same(self, piece: Piece) -> bool:
+        """Whether only the ETag is another one: then the file still begins as it did."""
+        with self._lock:
+            if piece.etag == self.etag:
+                return True
+            begin = self.asset.part(0, BLOCK)
+            if begin.data != self.head or begin.total != self.size or begin.etag != piece.etag:
+                return False
+            self.etag = piece.etag
+            return True
+
+
+class RangeFile(io.RawIOBase):
+    """A range source as a file object, which is all that GDAL gets to see."""
+
+    def __init__(self, source: RangeSource) -> None:
+        self.source, self.place = source, 0
+
+    def readable(self) -> bool:
+        """Yes."""
+        return True
+
+    def seekable(self) -> bool:
+        """Yes."""
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Move the cursor."""
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self.place, io.SEEK_END: self.source.size}[whence]
+        self.place = base + offset
+        return self.place
+
+    def tell(self) -> int:
+        """The cursor."""
+        return self.place
+
+    def read(self, size: int = -1) -> bytes:
+        """Bytes from the cursor; an error is kept for the caller, GDAL can only be told of none."""
+        want = self.source.size - self.place if size < 0 else size
+        try:
+            data = self.source.read(self.place, want)
+        except Quarantine as error:
+            self.source.error = error
+            return b""
+        self.place += len(data)
+        return data

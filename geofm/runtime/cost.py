@@ -1,0 +1,155 @@
+"""The cost of a lineage as a table and in sentences: for the terminal, the page and the card."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from data_catalog.provenance.costs import Cost, totals
+from geofm.runtime import text as words
+from geofm.stages import ALL_STAGES
+
+#: Mendieta et al. 2023, Table 1: 13.3 kg for 93.3 V100-hours, that is 0.30 kW times 0.475 kg/kWh.
+PAPER_V100_HOURS, PAPER_KG = 93.3, 13.3
+PAPER_KG_PER_V100_HOUR = 0.1425
+ALL = "all"
+TEACHER = "of it the teacher"
+#: Below this many kWh the table is in Wh and g.
+SMALL_KWH = 0.1
+
+
+@dataclass(frozen=True)
+class CostTable:
+    """A row per stage and one for their sum; columns that nothing was measured for are left out."""
+
+    head: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+    numeric: frozenset[int]
+
+
+def in_order(costs: Iterable[Cost]) -> list[Cost]:
+    """Costs in the order of the stages, those of stages that are no longer known last."""
+    places = {name: number for number, name in enumerate(ALL_STAGES)}
+    return sorted(costs, key=lambda cost: places.get(cost.stage, len(places)))
+
+
+def cost_table(costs: Sequence[Cost], details: bool = False) -> CostTable:
+    """Stages with seconds, GPU-seconds, energy and carbon; in detail with rate, memory and device.
+
+    The teacher's share is a row below training, and no part of the sum: training has it already.
+    """
+    whole = totals(costs)
+    small = whole.get("kwh", 1.0) < SMALL_KWH
+    factor, energy, carbon = (1e3, "Wh", "g CO2e") if small else (1.0, "kWh", "kg CO2e")
+    rows = []
+    for cost in in_order(costs):
+        rows.append(_row(cost.stage, asdict(cost), factor, cost.metrics))
+        share = cost.metrics.get("teacher_seconds")
+        if share:
+            rows.append(_row(TEACHER, {"seconds": share}, factor, {}))
+    rows.append(_row(ALL, whole, factor, {}))
+    head = ("Stage", "Seconds", "GPU-seconds", energy, carbon, "Images/s", "Peak memory, MiB",
+            "Device")  # fmt: skip
+    kept = [i for i in range(len(head)) if i < 5 or (details and any(row[i] for row in rows))]
+    return CostTable(
+        tuple(head[i] for i in kept),
+        [tuple(row[i] for i in kept) for row in rows],
+        frozenset(n for n, i in enumerate(kept) if 1 <= i <= 6),
+    )
+
+
+def _row(
+    name: str, spent: dict[str, Any], factor: float, metrics: dict[str, Any]
+) -> tuple[str, ...]:
+    return (
+        name,
+        _number(spent.get("seconds"), 1),
+        _number(spent.get("gpu_seconds"), 1),
+        _number(spent.get("kwh"), 3, factor),
+        _number(spent.get("kg_co2e"), 3, factor),
+        _number(metrics.get("images_per_second"), 1),
+        _number(metrics.get("peak_mib"), 0),
+        str(metrics.get("device", "")),
+    )
+
+
+def _number(value: Any, digits: int, factor: float = 1.0) -> str:
+    return "" if value is None else f"{factor * float(value):,.{digits}f}"
+
+
+def remarks(costs: Sequence[Cost]) -> list[str]:
+    """What a reader must know beside the numbers."""
+    found = in_order(costs)
+    said = [_beside_the_paper(found)]
+    again = [f"{c.stage} ({c.sessions})" for c in found if c.sessions > 1]
+    if again:
+        said.append(f"Stopped and started again, all sessions counted: {', '.join(again)}.")
+    unknown = [c.stage for c in found if c.seconds is None]
+    if unknown:
+        said.append(
+            f"Not in the sum, because this catalogue has no run that made them: "
+            f"{', '.join(unknown)}."
+        )
+    silent = [c.stage for c in found if c.seconds is not None and c.kwh is None]
+    if silent:
+        said.append(f"Without a measurement of energy, so the sum is less than all: "
+                    f"{', '.join(silent)}.")  # fmt: skip
+    shared = [
+        f"{c.stage} ({c.parts_found} of {c.metrics.get('parts', 0)} parts)"
+        for c in found
+        if c.parts_found
+    ]
+    if shared:
+        said.append(
+            "Made in part by earlier runs for other datasets or models, whose cost is theirs: "
+            f"{', '.join(shared)}."
+        )
+    if any(c.stage in ("embed", "pretrain") for c in found):
+        said.append("What it took elsewhere to train the teacher and the encoder is not counted.")
+    return [text for text in said if text]
+
+
+def _beside_the_paper(costs: Sequence[Cost]) -> str:
+    """These hours at the paper's constant."""
+    on_gpus = totals(costs).get("gpu_seconds", 0.0)
+    trained = sum(c.seconds or 0.0 for c in costs if c.stage == "pretrain")
+    hours = (on_gpus or trained) / 3600
+    if not hours:
+        return ""
+    took = (
+        f"All stages held GPUs for {hours:.3g} hours."
+        if on_gpus
+        else f"Training took {hours:.3g} hours on processors alone."
+    )
+    return (
+        f"{took} The paper counts {PAPER_KG_PER_V100_HOUR} kg CO2e per V100-hour "
+        f"({PAPER_V100_HOURS} hours, {PAPER_KG} kg for GFM); at that rate as many hours would be "
+        f"{words.amount(hours * PAPER_KG_PER_V100_HOUR, 'kg')}. That constant is a multiple of "
+        "time (0.30 kW × 0.475 kg/kWh), not a measurement."
+    )
+
+
+def as_json(costs: Sequence[Cost]) -> dict[str, Any]:
+    """For programs: the stages, their sum, and the paper's constant beside it."""
+    gpu_hours = totals(costs).get("gpu_seconds", 0.0) / 3600
+    return {
+        "stages": [asdict(cost) for cost in in_order(costs)],
+        "total": totals(costs),
+        "paper": {
+            "v100_hours": PAPER_V100_HOURS,
+            "kg_co2e": PAPER_KG,
+            "kg_co2e_per_v100_hour": PAPER_KG_PER_V100_HOUR,
+            "kg_co2e_of_these_gpu_hours": gpu_hours * PAPER_KG_PER_V100_HOUR,
+        },
+    }
+
+
+def as_markdown(costs: Sequence[Cost]) -> str:
+    """The table and its remarks."""
+    table = cost_table(costs)
+    lines = [f"| {' | '.join(table.head)} |"]
+    lines.append("|" + "".join("---:|" if i in table.numeric else "---|"
+                               for i in range(len(table.head))))  # fmt: skip
+    lines += [f"| {' | '.join(row)} |" for row in table.rows]
+    return "\n".join([*lines, "", *(f"- {remark}" for remark in remarks(costs))])

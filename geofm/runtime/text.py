@@ -1,0 +1,136 @@
+"""Numbers, names and reasons as a reader wants to see them."""
+
+from __future__ import annotations
+
+import math
+import re
+from datetime import datetime
+from typing import Any
+
+import pandas as pd
+
+#: Reasons and rules that the stages write, in words; others are shown with spaces.
+REASONS = {
+    "near_duplicate": "near duplicate",
+    "identical": "identical pixels",
+    "pixel_duplicate": "same pixels, shifted or changed",
+    "eval_footprint": "place of an evaluation set",
+    "eval_pixels": "picture of an evaluation set",
+    "eval_embedding": "like an evaluation set",
+    "selection": "not chosen within the budget",
+    "gate_constant": "constant",
+    "gate_valid": "too few valid pixels",
+    "gate_cloud": "too cloudy",
+    "gate_saturated": "too saturated",
+    "overlap": "overlaps another scene",
+    "superseded": "superseded by a newer product",
+}
+
+ROLES = {
+    "search": "search: which scenes",
+    "cut": "cut: scenes to chips",
+    "embed": "embed: chips to vectors",
+    "describe": "describe: chips to numbers",
+    "calibrate": "calibrate: what is alike",
+    "pool": "pool: who is a candidate",
+    "buckets": "buckets: where to search",
+    "pairs": "pairs: who is alike",
+    "alike": "alike: who shows the same",
+    "curate": "curate: what is kept",
+    "pack": "pack: shards",
+    "pretrain": "pretrain: the model",
+    "evaluate": "evaluate: the scores",
+    "report": "report: this page",
+}
+
+
+def reason(name: str) -> str:
+    """A rule or reason in words."""
+    return REASONS.get(name, name.replace("_", " ").strip() or "no reason given")
+
+
+def count(number: float) -> str:
+    """A whole number with thousands separated by thin spaces."""
+    return f"{round(number):,}".replace(",", "\u202f")
+
+
+def some(number: int, what: str) -> str:
+    """A count with its noun, in the plural where it must be."""
+    return f"{count(number)} {what}{'' if number == 1 else 's'}"
+
+
+def known(value: Any) -> bool:
+    """Whether a value is there: neither None nor NaN."""
+    return value is not None and not (isinstance(value, float) and math.isnan(value))
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """A share as percent."""
+    return f"{100 * share:.{digits}f}\u202f%"
+
+
+def points(difference: float) -> str:
+    """A difference of shares as percentage points, with its sign."""
+    return f"{100 * difference:+.1f}".replace("-", "−")
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a reader says them."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes, hours = seconds / 60, seconds / 3600
+    return f"{minutes:.1f} min" if minutes < 120 else f"{hours:.1f} h"
+
+
+def amount(value: float, unit: str) -> str:
+    """A quantity with three significant digits, in thousandths of the unit where it is small."""
+    small = {"kWh": ("Wh", 1000.0), "kg": ("g", 1000.0)}
+    if unit in small and 0 < abs(value) < 0.1:
+        name, factor = small[unit]
+        return f"{value * factor:.3g} {name}"
+    return f"{value:.3g} {unit}"
+
+
+def size(bytes_: float) -> str:
+    """Bytes in binary units."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if bytes_ < 1024 or unit == "GiB":
+            break
+        bytes_ /= 1024
+    return f"{bytes_:.0f} {unit}" if unit == "B" else f"{bytes_:.1f} {unit}"
+
+
+def plain(value: Any) -> str:
+    """Any JSON value of a manifest on one line; digests by their first digits."""
+    if value is None or value in ("", [], {}):
+        return "—"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return str(value) if abs(value) < 10_000 else count(value)
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value):
+        return value[:16] + "…"
+    if isinstance(value, list):
+        return ", ".join(plain(v) for v in value)
+    if isinstance(value, dict):
+        return "; ".join(f"{k} {plain(v)}" for k, v in value.items())
+    return str(value)
+
+
+def each(table: pd.DataFrame) -> list[Any]:
+    """Rows of a table as named tuples."""
+    return list(table.itertuples())
+
+
+def instant(text: Any) -> datetime | None:
+    """A time by RFC 3339, None for anything else."""
+    if not isinstance(text, str) or len(text) > 40:
+        return None
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        return None

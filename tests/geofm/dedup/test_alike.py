@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.ndimage import gaussian_filter, shift
+
+from geofm.dedup.alike import (
+    BUCKET,
+    KINDS,
+    compare,
+    find_alike,
+    near_by_embedding,
+    near_by_hash,
+    slice_bits,
+)
+from geofm.dedup.descriptors import measure
+from geofm.dedup.perceptual_hash import hamming, hash_thumbnails, turn, variants
+from geofm.embeddings.vectors import make_space
+
+EXAMPLES = int(os.environ.get("GEOFM_EXAMPLES", "25"))
+SIZE, BANDS, SCALE = 128, ["red", "green", "blue"], [1e-4] * 3
+
+
+def _ground(seed: int, noise: float = 0.0) -> np.ndarray:
+    """Counts [3, 256, 256] with structure of every size, or only a sensor's noise."""
+    draw = np.random.default_rng(seed)
+    white = draw.normal(size=(256, 256))
+    total = sum(width * gaussian_filter(white, width) for width in (1.0, 2.0, 4.0, 8.0, 16.0))
+    grey = 900 + 400 * total / total.std() if not noise else np.full((256, 256), 420.0)
+    bands = grey[None] * np.array([1.0, 0.8, 0.6])[:, None, None]
+    bands = bands + draw.normal(0, noise or 3.0, (3, 256, 256))
+    return np.clip(bands, 1, 60_000)
+
+
+def _cut(ground: np.ndarray, top: int = 64, left: int = 64) -> np.ndarray:
+    return np.rint(ground[:, top : top + SIZE, left : left + SIZE]).astype(np.uint16)
+
+
+def _describe(chips: list[np.ndarray]) -> tuple[pd.DataFrame, np.ndarray]:
+    found = [measure(chip, BANDS, SCALE) for chip in chips]
+    table, thumbnails = pd.DataFrame([row for row, _ in found]), np.stack([t for _, t in found])
+    table["hash"] = hash_thumbnails(thumbnails)
+    return table, thumbnails
+
+
+def _compare(chips: list[np.ndarray], left: list[int], right: list[int]):
+    table, thumbnails = _describe(chips)
+    low, high = (table[f"thumbnail_{end}"].to_numpy(np.float32) for end in ("low", "high"))
+    return compare(thumbnails, low, high, np.array(left), np.array(right))
+
+
+@given(st.integers(0, 10_000), st.integers(0, 7), st.integers(-15, 15), st.integers(-15, 15),
+       st.floats(0.6, 1.6), st.sampled_from([0.0, 6.0]))  # fmt: skip
+@settings(max_examples=EXAMPLES, deadline=None)
+def test_a_turned_shifted_and_brightened_view_is_the_same(seed, which, down, across, gain, noise):
+    ground = _ground(seed, noise)
+    first, moved = _cut(ground), _cut(ground * gain + 30, 64 + down, 64 + across)
+    like = _compare([first, np.ascontiguousarray(turn(moved, which))], [0], [1])
+    assert like.similarity[0] > 0.98
+    common = (SIZE - abs(down)) * (SIZE - abs(across))
+    assert like.iou[0] == pytest.approx(common / (2 * SIZE * SIZE - common), abs=0.08)
+    back = [w for w in range(8) if (turn(turn(np.arange(6).reshape(2, 3), which), w)
+                                    .tolist() == [[0, 1, 2], [3, 4, 5]])]  # fmt: skip
+    assert like.orientation[0] in back
+
+
+def test_half_a_pixel_and_haze():
+    ground = _ground(4)
+    half = _cut(np.stack([shift(band, (0.5, -0.5), order=1) for band in ground]))
+    ramp = np.linspace(0.85, 0.95, 256)[:, None]
+    haze = _cut(ground * ramp + (1 - ramp) * 1700)
+    like = _compare([_cut(ground), half, haze], [0, 0, 1], [1, 2, 2])
+    assert (like.similarity > 0.98).all()
+    assert (np.abs(like.shift) <= 1).all()
+
+
+def test_other_ground_flat_water_and_negatives_are_not_alike():
+    seas = [_cut(_ground(seed, noise=7.0)) for seed in range(4)]
+    flat = np.full((3, SIZE, SIZE), 500, np.uint16)
+    land = _cut(_ground(9))
+    chips = [land, _cut(_ground(10)), *seas, flat, flat + 1, (3000 - land).astype(np.uint16)]
+    pairs = [(a, b) for a in range(len(chips)) for b in range(a + 1, len(chips))]
+    like = _compare(chips, [a for a, _ in pairs], [b for _, b in pairs])
+    assert like.similarity.max() < 0.8
+    assert like.similarity[pairs.index((6, 7))] == 0
+
+
+def test_pairs_do_not_depend_on_their_company():
+    chips = [_cut(_ground(seed)) for seed in range(6)]
+    left, right = np.triu_indices(6, 1)
+    together = _compare(chips, list(left), list(right))
+    table, thumbnails = _describe(chips)
+    ends = [table[f"thumbnail_{end}"].to_numpy(np.float32) for end in ("low", "high")]
+    for n in (0, 7, 14):
+        alone = compare(thumbnails, *ends, left[n : n + 1], right[n : n + 1])
+        assert alone.similarity[0] == together.similarity[n]
+        assert (alone.shift[0] == together.shift[n]).all()
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(2, 400))
+@settings(max_examples=EXAMPLES, deadline=None)
+def test_hash_search_finds_every_pair_within_its_slices(seed, count):
+    draw = np.random.default_rng(seed)
+    hashes = draw.integers(0, 2**63, count, dtype=np.uint64)
+    for row in range(0, count - 1, 2):  # neighbours: some bits of a turned copy
+        one = variants(hashes[row : row + 1])[0, draw.integers(8)]
+        for bit in draw.integers(0, 63, draw.integers(0, 5)):
+            one ^= np.uint64(1) << np.uint64(bit)
+        hashes[row + 1] = one
+    hashes[draw.integers(0, count)] = 0
+    left, right = near_by_hash(hashes, bits=12)
+    found = set(zip(left.tolist(), right.tolist(), strict=True))
+    surely = 64 // slice_bits(count) - 1
+    views = variants(hashes)
+    for a in range(count):
+        distance = hamming(views[a][:, None], hashes[None, a + 1 :]).min(axis=0)
+        for b in np.flatnonzero((distance <= surely) & (hashes[a + 1 :] != 0)) + a + 1:
+            assert hashes[a] == 0 or (a, int(b)) in found
+    assert all(hamming(views[a], hashes[b]).min() <= 12 and a < b for a, b in found)
+
+
+def test_a_flood_of_like_hashes_stays_linear():
+    hashes = np.concatenate([np.full(900, 5, np.uint64), np.full(900, 7, np.uint64)])
+    left, _ = near_by_hash(hashes)
+    assert 0 < len(left) <= 1800 * BUCKET * 8
+
+
+def test_find_alike_names_the_kind_and_needs_neighbours_for_overlaps():
+    ground = [_ground(seed) for seed in range(5)]
+    chips = [_cut(g) for g in ground]
+    chips += [np.ascontiguousarray(turn(_cut(ground[0]), 5)), _cut(ground[1] * 1.2)]
+    chips += [_cut(ground[2], 80, 70), _cut(ground[3], 124, 64), _cut(ground[4], 66, 64)]
+    table, thumbnails = _describe(chips)
+    alone = find_alike(table, thumbnails)
+    kinds = {(a, b): KINDS[k] for a, b, k in zip(alone.left, alone.right, alone.kind, strict=True)}
+    assert kinds[0, 5] == "turned"
+    assert kinds[1, 6] == "same view"
+    assert (2, 7) not in kinds
+    near = (np.array([7, 8, 0, 2]), np.array([2, 3, 4, 7]))
+    found = find_alike(table, thumbnails, near)
+    kinds = {(a, b): KINDS[k] for a, b, k in zip(found.left, found.right, found.kind, strict=True)}
+    assert kinds[2, 7] == "overlap"
+    assert (3, 8) not in kinds  # they share too little ground
+    assert set(kinds) == {(0, 5), (1, 6), (2, 7), *([(4, 9)] if (4, 9) in kinds else [])}
+    edges = found.edges()
+    assert (edges.left < edges.right).all()
+    assert list(zip(edges.left, edges.right, strict=True)) == sorted(kinds)
+
+
+def test_nothing_to_compare():
+    table, thumbnails = _describe([_cut(_ground(1))])
+    assert len(find_alike(table, thumbnails)) == 0
+    assert len(find_alike(table[:0], thumbnails[:0])) == 0
+
+
+def test_neighbours_by_embedding_are_pairs_once():
+    draw = np.random.default_rng(0)
+    vectors = np.repeat(draw.normal(size=(20, 16)), 3, axis=0) + draw.normal(0, 0.05, (60, 16))
+    left, right = near_by_embedding(make_space(vectors.astype(np.float16)), 2)
+    assert (left < right).all()
+    assert {(a, b) for a, b in zip(left, right, strict=True) if a // 3 == b // 3} == {
+        (3 * g + a, 3 * g + b) for g in range(20) for a, b in ((0, 1), (0, 2), (1, 2))
+    }
