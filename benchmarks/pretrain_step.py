@@ -254,7 +254,7 @@ def write(asked: argparse.Namespace, found: dict[str, list[dict[str, Any]]]) -> 
     rates = {row: statistics.median(r["images_per_s"] for r in runs) for row, runs in found.items()}
     about = {
         "machine": platform.machine(), "cores": len(os.sched_getaffinity(0)),
-        "versions": " ".join(f"{p} {version(p)}" for p in ("geofm", "torch", "timm", "lightning")),
+        "versions": " ".join(f"{p} {version(p)}" for p in ("geofm", "torch", "timm", "lightning-fabric")),
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
     }  # fmt: skip
     table = []

@@ -19,7 +19,7 @@ ROOMS = (
 COMMON = ("stages", "types")
 #: Libraries that a floor must not import.
 FORBIDDEN = {
-    "data_catalog": {"torch", "timm", "rasterio", "prefect", "faiss", "lightning"},
+    "data_catalog": {"torch", "timm", "rasterio", "prefect", "faiss", "lightning_fabric"},
     "geofm": {"prefect", "prefect_dask", "sqlalchemy", "alembic", "typer"},
     "flows": {"torch", "timm", "rasterio", "faiss", "sqlalchemy"},
 }
