@@ -252,9 +252,10 @@ def published(asked: argparse.Namespace, settings: Any) -> dict[str, Any]:
 def write(asked: argparse.Namespace, found: dict[str, list[dict[str, Any]]]) -> None:
     """The medians, each beside the published step of the same precision, as CSV."""
     rates = {row: statistics.median(r["images_per_s"] for r in runs) for row, runs in found.items()}
+    packages = ("geofm", "torch", "timm", "lightning-fabric")
     about = {
         "machine": platform.machine(), "cores": len(os.sched_getaffinity(0)),
-        "versions": " ".join(f"{p} {version(p)}" for p in ("geofm", "torch", "timm", "lightning-fabric")),
+        "versions": " ".join(f"{name} {version(name)}" for name in packages),
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
     }  # fmt: skip
     table = []
