@@ -15,9 +15,9 @@ needed, and the arithmetic is the same.
     python benchmarks/gpu_day.py --tiny --out /tmp/day.csv   the same code on a CPU, small networks
     python benchmarks/gpu_day.py --only smoke presets
 
-It needs torch, timm and lightning-fabric. The packages of ``CARRY`` (about 54 MiB) are brought along
-where they are not installed: ``pip download --no-deps -d wheels $(python benchmarks/gpu_day.py
---carry)``.
+It needs torch, timm and lightning-fabric. Where the packages of ``CARRY`` (about 54 MiB) are not
+installed, they are brought along: ``pip download --no-deps -d wheels $(python
+benchmarks/gpu_day.py --carry)``.
 """
 
 from __future__ import annotations
