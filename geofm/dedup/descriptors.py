@@ -17,7 +17,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from geofm.raster.radiometry import clipped, rgb_index, unit_per_count
-from geofm.raster.resample import hat_sums
+from geofm.raster.resample import binomial_downsample
 from geofm.raster.windows import is_constant
 from geofm.types import Floats
 
@@ -140,7 +140,7 @@ def _hat_sums(values: NDArray[np.float32], step: int, axis: int) -> NDArray[np.f
     halves = values if step == 1 else some(values, 0, step) + some(values, 1, step)
     for more in range(2, step):
         halves += some(values, more, step)
-    return hat_sums(some(halves, 0, 2).copy(), some(halves, 1, 2).copy(), axis)
+    return binomial_downsample(halves, axis)
 
 
 @lru_cache(maxsize=8)

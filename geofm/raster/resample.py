@@ -1,7 +1,12 @@
-"""Resampling one band to the grid of another: separable, and the same for any window.
+"""Resampling: the one place for the filters that more than one room uses.
 
-Weights depend on the position of a pixel in the scene alone and are summed in a fixed order, so a
-chip cut by itself has the same bytes as one cut out of a long strip.
+Bands to the grid   `axis_weights`, then `resample` or `resample_nearest` (stage `cut`)
+Halving             `binomial_downsample` (chips for the encoder, thumbnails for descriptors)
+Batches of images   `resize_images` (encoders, teacher, evaluation)
+
+The weights of `axis_weights` depend only on the position of a pixel in the scene, and products are
+summed in a fixed order. A chip cut by itself therefore has the same bytes as a chip cut out of a
+long strip.
 """
 
 from __future__ import annotations
@@ -9,49 +14,28 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from geofm.types import Floats
 
-# Sums under a hat: what halves a picture without aliasing.
+if TYPE_CHECKING:
+    from torch import Tensor
 
-
-def hat_sums(even: NDArray[Any], odd: NDArray[Any], axis: int) -> NDArray[Any]:
-    """Sums of four neighbours, weighted 1, 3, 3, 1 (three at the rim), two steps apart.
-
-    What lies in steps is slow to add; in one piece neighbours can be added at once for all, from
-    one row to the next as well, with zero at the rim.
-
-    Args:
-        even: every other value along ``axis``, from the first; a copy, which is used up.
-        odd: the same from the second.
-        axis: along which the neighbours lie.
-    """
-    found = np.asarray(even + odd)
-    found *= found.dtype.type(3)
-    before: tuple[Any, ...] = (slice(None),) * axis
-    even[(*before, 0)] = odd[(*before, -1)] = 0
-    near = math.prod(found.shape[axis + 1 :])
-    found.reshape(-1)[near:] += odd.reshape(-1)[:-near]
-    found.reshape(-1)[:-near] += even.reshape(-1)[near:]
-    return found
-
-
-#: A resampled pixel is valid when valid pixels carry more than this share of its weight.
+#: A resampled pixel is valid if valid source pixels carry more than this share of its weight.
 MIN_WEIGHT = 0.5
 
 
 @dataclass(frozen=True)
-class Taps:
-    """For each output pixel of an axis: which source pixels count, and how much.
+class AxisWeights:
+    """Source pixels and weights of each output pixel along one axis.
 
     Attributes:
-        index: [count, k] source pixels, inside the source.
-        weight: [count, k], sums to 1 in each row.
-        inside: [count], whether the pixel's centre lies in the source at all.
+        index: Source pixels, shape (count, k), clipped to the source.
+        weight: Their weights, shape (count, k); each row sums to 1.
+        inside: Whether the centre of the output pixel lies in the source, shape (count,).
     """
 
     index: NDArray[np.int64]
@@ -60,21 +44,26 @@ class Taps:
 
     @cached_property
     def span(self) -> tuple[int, int]:
-        """First source pixel and the one after the last."""
+        """First source pixel that is needed, and the one after the last."""
         return int(self.index.min()), int(self.index.max()) + 1
 
 
 @lru_cache(maxsize=256)
-def taps(start: int, count: int, ratio: float, shift: float, n: int, method: str) -> Taps:
-    """Weights of ``count`` output pixels from ``start``; read only, since windows share them.
+def axis_weights(
+    start: int, count: int, ratio: float, shift: float, n: int, method: str
+) -> AxisWeights:
+    """Compute the weights of consecutive output pixels of one axis.
 
     Args:
-        start: first output pixel of the axis.
-        count: output pixels.
-        ratio: edge of an output pixel in source pixels.
-        shift: position of output pixel 0's outer edge in source pixels.
-        n: source pixels of the axis.
-        method: nearest, bilinear, cubic or average.
+        start: First output pixel.
+        count: Number of output pixels.
+        ratio: Edge of an output pixel, in source pixels.
+        shift: Outer edge of output pixel 0, in source pixels from the source's first edge.
+        n: Number of source pixels.
+        method: ``nearest``, ``bilinear``, ``cubic`` or ``average``.
+
+    Returns:
+        The weights; their arrays are read-only because the cache shares them.
     """
     centre = (np.arange(start, start + count) + 0.5) * ratio + shift
     inside = (centre >= 0) & (centre <= n)
@@ -82,24 +71,25 @@ def taps(start: int, count: int, ratio: float, shift: float, n: int, method: str
         index = np.floor(centre + 1e-9)[:, None]
         weight = np.ones_like(index)
     else:
-        wide = max(1.0, ratio)
-        reach = {"bilinear": wide, "cubic": 2 * wide, "average": max(ratio, 1e-9) / 2}[method]
-        most = int(np.ceil(2 * reach)) + 2
-        index = np.floor(centre - reach)[:, None] + np.arange(most)
+        # When shrinking, the filter widens with the output pixel, which prevents aliasing.
+        width = max(1.0, ratio)
+        radius = {"bilinear": width, "cubic": 2 * width, "average": max(ratio, 1e-9) / 2}[method]
+        support = int(np.ceil(2 * radius)) + 2
+        index = np.floor(centre - radius)[:, None] + np.arange(support)
         if method == "average":
-            low, high = (centre - reach)[:, None], (centre + reach)[:, None]
+            low, high = (centre - radius)[:, None], (centre + radius)[:, None]
             weight = np.clip(np.minimum(index + 1, high) - np.maximum(index, low), 0, None)
         else:
-            weight = _kernel(np.abs(index + 0.5 - centre[:, None]) / wide, method)
+            weight = _kernel(np.abs(index + 0.5 - centre[:, None]) / width, method)
     weight = weight / weight.sum(axis=1, keepdims=True)
-    found = Taps(np.clip(index, 0, n - 1).astype(np.int64), weight, inside)
-    for array in (found.index, found.weight, found.inside):
+    weights = AxisWeights(np.clip(index, 0, n - 1).astype(np.int64), weight, inside)
+    for array in (weights.index, weights.weight, weights.inside):
         array.flags.writeable = False
-    return found
+    return weights
 
 
 def _kernel(distance: Floats, method: str) -> Floats:
-    """Triangle, or Keys' cubic convolution with a = -1/2."""
+    """Evaluate the triangle filter, or Keys' cubic convolution (1981) with a = -1/2."""
     d = distance
     if method == "bilinear":
         return np.clip(1 - d, 0, None)
@@ -109,42 +99,42 @@ def _kernel(distance: Floats, method: str) -> Floats:
 
 
 def resample(
-    pixels: NDArray[Any], valid: NDArray[np.bool_], rows: Taps, cols: Taps
+    pixels: NDArray[Any], valid: NDArray[np.bool_], rows: AxisWeights, cols: AxisWeights
 ) -> tuple[Floats, NDArray[np.bool_]]:
-    """Resample a window of the source.
+    """Resample a window of a band.
 
     Args:
-        pixels: [h, w], the source between ``rows.span`` and ``cols.span``.
-        valid: [h, w]; other pixels do not count.
-        rows: taps of the vertical axis.
-        cols: taps of the horizontal axis.
+        pixels: Source pixels between ``rows.span`` and ``cols.span``, shape (h, w).
+        valid: Where the source has data, shape (h, w). Other pixels get no weight.
+        rows: Weights along the vertical axis.
+        cols: Weights along the horizontal axis.
 
     Returns:
-        Values [rows, cols] (not rounded, 0 where invalid) and where they are valid.
+        Values, not rounded and 0 where invalid, and their validity; both (rows, cols).
     """
-    share = _apply(valid.astype(np.float64), rows, cols)
-    total = _apply(np.where(valid, pixels, 0).astype(np.float64), rows, cols)
+    share = _weighted_sum(valid.astype(np.float64), rows, cols)
+    total = _weighted_sum(np.where(valid, pixels, 0).astype(np.float64), rows, cols)
     good = (share > MIN_WEIGHT) & rows.inside[:, None] & cols.inside[None, :]
     return np.where(good, total / np.where(good, share, 1.0), 0.0), good
 
 
-def pick(
-    pixels: NDArray[Any], valid: NDArray[np.bool_], rows: Taps, cols: Taps
+def resample_nearest(
+    pixels: NDArray[Any], valid: NDArray[np.bool_], rows: AxisWeights, cols: AxisWeights
 ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    """``resample`` for taps of one pixel each (nearest), in the pixels' own type."""
-    down, over = rows.index[:, 0] - rows.span[0], cols.index[:, 0] - cols.span[0]
-    # one axis after the other: many times as fast as both at once
-    good = valid.take(over, axis=1).take(down, axis=0)
+    """Resample a window with weights of method ``nearest``; the pixels keep their type."""
+    row, col = rows.index[:, 0] - rows.span[0], cols.index[:, 0] - cols.span[0]
+    # Indexing one axis after the other is many times as fast as indexing both at once.
+    good = valid.take(col, axis=1).take(row, axis=0)
     good &= rows.inside[:, None]
     good &= cols.inside[None, :]
-    found = pixels.take(over, axis=1).take(down, axis=0)
-    found[~good] = 0
-    return found, good
+    values = pixels.take(col, axis=1).take(row, axis=0)
+    values[~good] = 0
+    return values, good
 
 
-def _apply(values: Floats, rows: Taps, cols: Taps) -> Floats:
-    """Both axes, one tap after the other."""
-    left, top = cols.span[0], rows.span[0]
+def _weighted_sum(values: Floats, rows: AxisWeights, cols: AxisWeights) -> Floats:
+    """Apply the weights of both axes, one column of weights after the other."""
+    top, left = rows.span[0], cols.span[0]
     wide = np.zeros((values.shape[0], cols.index.shape[0]))
     for k in range(cols.index.shape[1]):
         wide += values[:, cols.index[:, k] - left] * cols.weight[:, k]
@@ -152,3 +142,47 @@ def _apply(values: Floats, rows: Taps, cols: Taps) -> Floats:
     for k in range(rows.index.shape[1]):
         out += wide[rows.index[:, k] - top] * rows.weight[:, k, None]
     return out
+
+
+def binomial_downsample(
+    values: NDArray[Any], axis: int, dtype: DTypeLike | None = None
+) -> NDArray[Any]:
+    """Halve an array along an axis by sums of four neighbours, weighted 1, 3, 3, 1.
+
+    These are the weights of an antialiased bilinear resize to half the size, times 8. The first
+    and the last output have three neighbours, with a total weight of 7. Integers give exact sums.
+
+    Args:
+        values: Array with an even length along the axis.
+        axis: The axis to halve, counted from the first (not negative).
+        dtype: Type of the sums, large enough for 8 times the largest value; by default the
+            type of the values.
+
+    Returns:
+        The sums, half as long along the axis, contiguous.
+    """
+    outer: tuple[Any, ...] = (slice(None),) * axis
+    kind = np.dtype(dtype or values.dtype)
+    even = values[(*outer, slice(0, None, 2))].astype(kind, order="C")
+    odd = values[(*outer, slice(1, None, 2))].astype(kind, order="C")
+    sums = np.asarray(even + odd)
+    sums *= kind.type(3)
+    # The outer neighbours are added to flat arrays, shifted by one position along the axis: twice
+    # as fast as slices. The zeros keep a row's last value out of the next row's first.
+    even[(*outer, 0)] = odd[(*outer, -1)] = 0
+    stride = math.prod(sums.shape[axis + 1 :])
+    sums.reshape(-1)[stride:] += odd.reshape(-1)[:-stride]
+    sums.reshape(-1)[:-stride] += even.reshape(-1)[stride:]
+    return sums
+
+
+def resize_images(images: Tensor, size_px: int) -> Tensor:
+    """Resize images (B, C, H, W) to (B, C, size_px, size_px), bilinear with antialiasing."""
+    from torch.nn.functional import interpolate
+
+    if tuple(images.shape[-2:]) == (size_px, size_px):
+        return images
+    resized: Tensor = interpolate(
+        images, size=(size_px, size_px), mode="bilinear", align_corners=False, antialias=True
+    )
+    return resized

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from rasterio.windows import Window
 
 from data_catalog.sources import Cloud
-from geofm.raster.resample import Taps, pick, resample, taps
+from geofm.raster.resample import AxisWeights, axis_weights, resample, resample_nearest
 from geofm.raster.scene import Channel, Scene, check_finite
 from geofm.remote.quarantine import Quarantine
 
@@ -147,11 +147,11 @@ def read_channel(
 ) -> tuple[NDArray[Any], Mask]:
     """Stored numbers of a band on the grid, and where they are valid."""
     down, over = axes(scene, channel, window, method)
-    if isinstance(down, Taps) and isinstance(over, Taps):
+    if isinstance(down, AxisWeights) and isinstance(over, AxisWeights):
         (top, bottom), (left, right) = down.span, over.span
         stored, good = read_native(channel, top, left, bottom - top, right - left)
         if method == "nearest":
-            return pick(stored, good, down, over)
+            return resample_nearest(stored, good, down, over)
         values, valid = resample(stored, good, down, over)
         return (values if stored.dtype.kind == "f" else np.rint(values)), valid
     return read_native(channel, cast(int, down), cast(int, over), window[2], window[3])
@@ -159,7 +159,7 @@ def read_channel(
 
 def axes(
     scene: Scene, channel: Channel, window: tuple[int, int, int, int], method: str
-) -> tuple[Taps, Taps] | tuple[int, int]:
+) -> tuple[AxisWeights, AxisWeights] | tuple[int, int]:
     """For both axes of a window of the grid: a band's first pixel, or taps that resample it."""
     row, col, height, width = window
     to, grid = channel.header.transform, scene.grid
@@ -169,8 +169,8 @@ def axes(
     rows, cols = channel.header.shape
     ratio = grid.gsd / to[0]
     return (
-        taps(row, height, ratio, south, rows, method),
-        taps(col, width, ratio, east, cols, method),
+        axis_weights(row, height, ratio, south, rows, method),
+        axis_weights(col, width, ratio, east, cols, method),
     )
 
 
@@ -178,7 +178,7 @@ def file_window(scene: Scene, channel: Channel, window: tuple[int, int, int, int
     """The pixels of a band's file that a window of the grid (row, col, height, width) needs."""
     method = "nearest" if channel is scene.layer else scene.resampling
     down, over = axes(scene, channel, window, method)
-    if isinstance(down, Taps) and isinstance(over, Taps):
+    if isinstance(down, AxisWeights) and isinstance(over, AxisWeights):
         (top, bottom), (left, right) = down.span, over.span
     else:
         top, left = cast(int, down), cast(int, over)
