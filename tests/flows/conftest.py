@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,49 @@ def enter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Enter]:
 
 @pytest.fixture
 def geofm(environment: dict[str, str], tmp_path: Path) -> Callable[..., Outcome]:
+    """Run ``geofm ARGS`` in this process, in an empty folder."""
+
+    def run(*args: str, **more: str) -> Outcome:
+        return run_command(args, {**environment, **more}, tmp_path)
+
+    return run
+
+
+def run_command(args: Sequence[str], environment: dict[str, str], folder: Path) -> Outcome:
+    """Run the command line in this process, with an environment and a working directory.
+
+    A process of its own takes five seconds to import what this one has loaded already.
+    """
+    from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
+
+    from flows.cli import console, main
+
+    stdout, stderr = io.StringIO(), io.StringIO()
+    console._printed.clear()
+    with pytest.MonkeyPatch.context() as patch, ExitStack() as stack:
+        for name in set(os.environ) - set(environment):
+            patch.delenv(name)
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", ["geofm", *args])
+        server_settings = {
+            PREFECT_API_URL: environment["PREFECT_API_URL"],
+            PREFECT_API_AUTH_STRING: environment["PREFECT_API_AUTH_STRING"],
+        }
+        stack.enter_context(temporary_settings(server_settings))
+        stack.enter_context(redirect_stdout(stdout))
+        stack.enter_context(redirect_stderr(stderr))
+        code = 0
+        try:
+            main.main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+    return Outcome(code, stdout.getvalue(), stderr.getvalue())
+
+
+@pytest.fixture
+def geofm_process(environment: dict[str, str], tmp_path: Path) -> Callable[..., Outcome]:
     """Run ``geofm ARGS`` in a process of its own, in an empty folder."""
 
     def run(*args: str, timeout_s: float = 600, **more: str) -> Outcome:

@@ -302,6 +302,7 @@ def test_the_prefect_command_works_with_geofm_env(
     assert outcome.json["PREFECT_API_URL"] == f"{root}/api"
 
 
+@pytest.mark.long
 def test_two_homes_that_start_at_once_have_each_their_own_prefect(
     environment: dict[str, str], tmp_path: Path
 ) -> None:

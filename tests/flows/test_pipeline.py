@@ -72,8 +72,11 @@ def test_an_unchanged_world_is_found_in_the_catalogue(
 
 @pytest.mark.parametrize(
     "how",
-    [("processes", "2"), ("threads", "1"), ("dask", "2")],
-    ids="-".join,
+    [
+        pytest.param(("processes", "2"), id="processes-2"),
+        pytest.param(("threads", "1"), id="threads-1", marks=pytest.mark.long),
+        pytest.param(("dask", "2"), id="dask-2", marks=pytest.mark.long),
+    ],
 )
 def test_runners_and_workers_give_the_same_dataset(
     finished: tuple, geofm: Geofm, how: tuple[str, str]
@@ -84,6 +87,7 @@ def test_runners_and_workers_give_the_same_dataset(
     assert done.json["artifacts"]["pack"] == finished[1].json["artifacts"]["pack"]
 
 
+@pytest.mark.long
 def test_killed_at_random_points_it_ends_with_the_same_dataset(
     finished: tuple, geofm: Geofm, environment: dict[str, str], tmp_path: Path
 ) -> None:

@@ -343,7 +343,7 @@ COMMANDS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("case", COMMANDS)
 def test_the_command_ends_at_once_and_fetches_nothing(
-    geofm: Callable[..., Outcome], tmp_path: Path, case: str
+    geofm_process: Callable[..., Outcome], tmp_path: Path, case: str
 ) -> None:
     changes, words = COMMANDS[case]
     (tmp_path / "damaged.safetensors").write_bytes(b"x" * 999)
@@ -352,7 +352,7 @@ def test_the_command_ends_at_once_and_fetches_nothing(
     (tmp_path / "wandb.py").write_text("raise ImportError\n")
     more = [part for change in changes for part in ("--set", change)]
     started = time.monotonic()
-    done = geofm("run", "demo", *SMALL, *more, "--store", "store")
+    done = geofm_process("run", "demo", *SMALL, *more, "--store", "store")
     seconds = time.monotonic() - started
     assert (done.code, done.stdout) == (2, "")
     assert words in done.stderr

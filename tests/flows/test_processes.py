@@ -98,7 +98,7 @@ def wait_for_work(world: World, process: subprocess.Popen[str], log: Path) -> li
     return children(process.pid)
 
 
-@pytest.mark.parametrize("runner", ["processes", "dask"])
+@pytest.mark.parametrize("runner", ["processes", pytest.param("dask", marks=pytest.mark.long)])
 def test_no_worker_outlives_its_parent(
     runner: str, world: World, begin: Callable[[str], subprocess.Popen[str]], tmp_path: Path
 ) -> None:
@@ -116,6 +116,7 @@ def test_no_worker_outlives_its_parent(
     assert [row.status for row in catalogue.runs()] == ["done", "lost"]
 
 
+@pytest.mark.long
 def test_a_killed_worker_ends_the_run_with_a_message(
     world: World, begin: Callable[[str], subprocess.Popen[str]], tmp_path: Path, geofm: Geofm,
     recipe: str,

@@ -18,8 +18,8 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def up(geofm: Callable[..., Outcome], tmp_path: Path) -> Iterator[Outcome]:
-    done = geofm("up", "--detach", "--store", str(tmp_path / "store"))
+def up(geofm_process: Callable[..., Outcome], tmp_path: Path) -> Iterator[Outcome]:
+    done = geofm_process("up", "--detach", "--store", str(tmp_path / "store"))
     yield done
     found = re.search(r"worker +pid (\d+)", done.stdout)
     assert server.stop_worker() == (found is not None)
