@@ -36,6 +36,7 @@ from data_catalog.manifest import KIND, MANIFEST, FileEntry, Manifest
 from data_catalog.storage.address import store_address
 from data_catalog.storage.lock import is_abandoned, lock_file
 from data_catalog.storage.reach import exists, reach, read_file
+from data_catalog.storage.s3 import upload_file
 
 ARTIFACTS = "artifacts"
 PART = "part.json"
@@ -314,7 +315,7 @@ class Store:
             about = (folder / name).stat()
             same = known.get((about.st_dev, about.st_ino))
             if same is None or not self._copied(same, target / name, about.st_size):
-                (target / name).write_bytes((folder / name).read_bytes())
+                upload_file(folder / name, target / name)
 
     def _copied(self, file: PartFile, target: UPath, size: int) -> bool:
         """Whether the object store has made a copy of a part's file by itself."""

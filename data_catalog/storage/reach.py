@@ -14,12 +14,13 @@ import random
 import time
 from collections.abc import Callable
 from functools import cache
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 from upath import UPath
 
 from data_catalog.errors import RunError
+from data_catalog.storage.s3 import OutsideObject, is_s3, read_object
 
 T = TypeVar("T")
 log = logging.getLogger("geofm.reach")
@@ -156,20 +157,16 @@ def read_range(path: UPath, start: int, size: int) -> bytes:
                 file.seek(start)
                 # a table of a stranger may ask for more than there is memory
                 return bytes(file.read(min(size, max(0, path.stat().st_size - start))))
-        try:
-            data: bytes = path.fs.cat_file(path.path, start=start, end=start + size)
-        except OSError as error:
-            if _code(error) in ("InvalidRange", "416"):
-                return b""  # the object ends before
-            raise
+        if size <= 0:
+            return b""
+        if is_s3(path):
+            try:
+                return read_object(path.fs, path.path, start, start + size).data
+            except OutsideObject:
+                return b""
+        data: bytes = path.fs.cat_file(path.path, start=start, end=start + size)
         if len(data) < size and start + len(data) < int(path.fs.info(path.path)["size"]):
             raise TimeoutError("the answer was cut short")
         return data
 
     return reach(path, read)
-
-
-def _code(error: BaseException) -> str:
-    """The object store's code of an error that s3fs has translated."""
-    response: Any = getattr(error.__cause__, "response", None) or {}
-    return str(response.get("Error", {}).get("Code", ""))

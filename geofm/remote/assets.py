@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
-import fsspec.asyn
-
 from data_catalog.redaction import without_secrets
+from data_catalog.storage.s3 import read_object
 from geofm.remote.http import Answer, Refused, address, ask, record, send_ahead
 from geofm.remote.quarantine import Quarantine
 from geofm.remote.retry import Fault, host_of, patiently
@@ -322,12 +321,12 @@ class S3Asset:
             return None
 
         def attempt(files: Any) -> Piece | None:
-            begin = s3_range(files, self.href, 0, beginning(most))
+            begin = self._read(files, 0, beginning(most))
             if begin.total > most:
                 return None
             if len(begin.data) == begin.total:
                 return begin
-            rest = s3_range(files, self.href, len(begin.data), begin.total)
+            rest = self._read(files, len(begin.data), begin.total)
             if (rest.total, rest.etag) != (begin.total, begin.etag):
                 raise Fault("the object changed while it was read")
             return Piece(begin.data + rest.data, begin.total, begin.etag)
@@ -336,7 +335,11 @@ class S3Asset:
 
     def part(self, start: int, end: int, sent: Sent | None = None) -> Piece:
         """A range, with the size and the ETag that came with these very bytes."""
-        return self._retry(lambda files: s3_range(files, self.href, start, end))
+        return self._retry(lambda files: self._read(files, start, end))
+
+    def _read(self, files: Any, start: int, end: int) -> Piece:
+        """Read a range in one request."""
+        return Piece(*read_object(files, self.href, start, end, self.access.timeout_s))
 
     def send(self, start: int, end: int) -> Sent | None:
         """Nothing: a thread asks."""
@@ -374,24 +377,6 @@ class S3Asset:
             return found
 
         return patiently(attempt, self.access.retries, self.href, host)
-
-
-def s3_range(files: Any, href: str, start: int, end: int) -> Piece:
-    """One request for a range of an object."""
-
-    async def get() -> tuple[bytes, str, str]:
-        bucket, key, _ = files.split_path(href)
-        span = f"bytes={start}-{end - 1}"
-        more = files.req_kw  # who pays
-        answer = await files._call_s3("get_object", Bucket=bucket, Key=key, Range=span, **more)
-        async with answer["Body"] as body:
-            return await body.read(), answer.get("ContentRange", ""), answer.get("ETag", "")
-
-    data, span, etag = fsspec.asyn.sync(files.loop, get)
-    first, total = _content_range(span)
-    if first != start or len(data) != min(end, total) - start:
-        raise Fault(f"{len(data)} bytes from {first} came, not from {start} to {end}")
-    return Piece(data, total, etag)
 
 
 def remote(href: str, access: Access, signing: Signing = Signing()) -> Remote:  # noqa: B008

@@ -53,13 +53,14 @@ store = open_store(sys.argv[1])
 print("go", flush=True)
 sys.stdin.readline()
 if len(sys.argv) > 2:  # the power fails before the upload of this file
-    import os, signal, upath
-    write = upath.UPath.write_bytes
-    def fail(path, data, *more):
-        if path.name == sys.argv[2]:
+    import os, signal
+    from data_catalog import store as stores
+    upload = stores.upload_file
+    def fail(source, target):
+        if target.name == sys.argv[2]:
             os.kill(os.getpid(), signal.SIGKILL)
-        return write(path, data, *more)
-    type(store.root).write_bytes = fail
+        upload(source, target)
+    stores.upload_file = fail
 many_files(store)
 """
 FILES = 40

@@ -11,13 +11,13 @@ from pathlib import Path
 import geopandas as gpd
 import numpy as np
 import pytest
-import s3fs
 import webdataset as wds
 
+from data_catalog import store as stores
 from data_catalog.errors import UsageError
 from data_catalog.provenance.verify import verify_artifact
 from data_catalog.run import make_job, plan_parts, run_stage, seal, work_parts
-from data_catalog.store import open_store
+from data_catalog.store import Store, open_store
 from geofm.config.recipe import PackSettings
 from geofm.formats.npy import pixel_sha256
 from geofm.raster.radiometry import to_unit
@@ -196,28 +196,29 @@ def test_an_object_store_copies_shards_by_itself(s3, catalogue, monkeypatch):
     """Bytes of a shard go up once, as a part; a version copies it, and one it shares as well."""
     store = open_store(f"{s3}/versions")
     chips = some_chips(60)
-    call, calls = s3fs.S3FileSystem._call_s3, []
-    written, sent = type(store.root).write_bytes, []
+    copy, copies = Store._copied, []
+    upload, uploads = stores.upload_file, []
 
-    async def counted(self, method, *args, **kwargs):
-        calls.append(method)
-        return await call(self, method, *args, **kwargs)
+    def copied(self, *arguments):
+        done = copy(self, *arguments)
+        copies.append(done)
+        return done
 
-    def write(path, data, *more):
-        sent.append(path.path)
-        return written(path, data, *more)
+    def uploaded(source, target):
+        uploads.append(target.path)
+        upload(source, target)
 
     datasets = []
     for drop in ([], [17]):
         inputs = make_inputs(store, chips, drop=drop)
-        calls.clear()
-        sent.clear()
+        copies.clear()
+        uploads.clear()
         with monkeypatch.context() as patch:
-            patch.setattr(s3fs.S3FileSystem, "_call_s3", counted)
-            patch.setattr(type(store.root), "write_bytes", write)
+            patch.setattr(Store, "_copied", copied)
+            patch.setattr(stores, "upload_file", uploaded)
             datasets.append(run_stage(STAGE, store, catalogue, inputs, SETTINGS))
-        tars = [path for path in sent if path.endswith(".tar")]
-        assert calls.count("copy_object") >= len(shards(datasets[-1])) > 5
+        tars = [path for path in uploads if path.endswith(".tar")]
+        assert copies.count(True) >= len(shards(datasets[-1])) > 5
         assert len(tars) == (1 if drop else len(shards(datasets[-1])))
         assert all("/parts/" in path for path in tars)
         assert verify_artifact(datasets[-1]) == []
