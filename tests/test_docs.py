@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from flows.cli.main import app
 from geofm.config.recipe import Recipe
 from geofm.config.recipe_book import load_recipe
+from geofm.stages import ALL_STAGES
+from tests.test_structure import ROOMS
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+NOTES = ROOT / "benchmarks" / "NOTES.md"
+#: Files of the repository and modules of the code, as the pages write them in code style.
+PATH = re.compile(r"`((?:[\w.-]+/)*[\w.-]+\.(?:py|md|yaml|yml|toml|csv|svg)|(?:[\w.-]+/)+)`")
 
 
 def shell_lines(page: Path) -> list[str]:
@@ -58,6 +66,63 @@ def test_relative_links_lead_somewhere(page: Path) -> None:
     for target in targets:
         if "://" not in target:
             assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", [*PAGES, NOTES], ids=lambda p: p.name)
+def test_links_to_headings_lead_somewhere(page: Path) -> None:
+    for name, anchor in re.findall(
+        r"\]\(([^)#\s:]*)#([^)\s]+)\)", page.read_text(encoding="utf-8")
+    ):
+        target = page.parent / name if name else page
+        headings = re.findall(r"^#+ (.+)$", target.read_text(encoding="utf-8"), re.MULTILINE)
+        anchors = {re.sub(r"[^\w -]", "", h.lower()).strip().replace(" ", "-") for h in headings}
+        assert anchor in anchors, f"{name}#{anchor}"
+
+
+@pytest.mark.parametrize("name", ["CONTRIBUTING.md", "AGENTS.md", "docs/architecture.md"])
+def test_files_that_a_page_names_exist(name: str) -> None:
+    named = set(PATH.findall((ROOT / name).read_text(encoding="utf-8")))
+    assert len(named) > 2
+    missing = {path for path in named if not (ROOT / path).exists()}
+    assert not {path for path in missing if not list(ROOT.glob(f"*/**/{path}"))}
+
+
+def test_the_architecture_has_every_room_in_order_and_every_stage() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    tree = page.partition("geofm/            ")[2].partition("flows/")[0]
+    rooms = re.findall(r"^  (\w+)/", tree, re.MULTILINE)
+    assert tuple(rooms) == ROOMS
+    table = page.partition("## The stages")[2].partition("## The store")[0]
+    assert tuple(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == ALL_STAGES
+    drawing = (ROOT / "docs" / "architecture.svg").read_text(encoding="utf-8")
+    assert set(ALL_STAGES) <= set(re.findall(r">(\w+)</text>", drawing))
+
+
+def test_every_command_and_option_is_documented() -> None:
+    spec = importlib.util.spec_from_file_location("cli_reference", ROOT / "docs/cli_reference.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    written = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    assert written == module.render(), "run `python docs/cli_reference.py` to renew docs/cli.md"
+
+
+def site_pages(part: Any) -> list[str]:
+    """Return the pages of a part of mkdocs' navigation."""
+    if isinstance(part, str):
+        return [part]
+    parts = part.values() if isinstance(part, dict) else part
+    return [page for inner in parts for page in site_pages(inner)]
+
+
+def test_the_site_shows_every_page_and_its_modules_exist() -> None:
+    shown = site_pages(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"])
+    docs = ROOT / "docs"
+    assert sorted(shown) == sorted(p.relative_to(docs).as_posix() for p in docs.rglob("*.md"))
+    for page in (docs / "api").glob("*.md"):
+        for module in re.findall(r"^::: (\S+)", page.read_text(), re.MULTILINE):
+            assert importlib.util.find_spec(module), f"{page.name}: {module}"
 
 
 def test_every_field_of_the_recipe_is_described_and_bounded() -> None:
