@@ -1,7 +1,14 @@
-"""Running a stage: look it up, plan, work on what is missing, seal, record.
+"""The orchestrator: run one stage and record the run in the catalogue.
 
-The pieces are separate so that a scheduler can map the middle one; ``run_stage`` strings them
-together in one process. Nothing here knows what a stage does.
+run_stage    make the job from inputs and settings, and run it
+run_job      take the artifact from the catalogue if the job was done before; else
+               plan_parts    list the parts of the job
+               mapper        work on the missing parts, in this process or on other workers
+               seal          write, hash and publish the artifact
+
+This module does not know what a stage does, which stages there are, or where parts are computed:
+the caller passes a ``PartMapper``. The command line uses ``map_in_process``, the Prefect flows
+submit tasks.
 """
 
 from __future__ import annotations
@@ -11,12 +18,12 @@ import logging
 import resource
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from data_catalog.artifact import Artifact
 from data_catalog.catalogue import Catalogue
@@ -36,16 +43,173 @@ log = logging.getLogger("geofm.run")
 DONE = object()
 
 
+class PartProgress(NamedTuple):
+    """Progress that a mapper reports: parts that are there now, and how many it computed."""
+
+    finished: int
+    computed: int
+
+
+#: ``mapper(stage, job, parts)`` computes the parts that are not in the store and reports progress
+#: as it goes; the ``finished`` of all reports add up to ``len(parts)``.
+PartMapper = Callable[[Stage, Job, list[Part]], Iterable[PartProgress]]
+
+#: ``meter(name, keep)`` measures a block: it gives a dictionary that is complete at the end of the
+#: block (``seconds``, perhaps energy), and passes what was spent so far to ``keep`` now and then.
+StageMeter = Callable[
+    [str, Callable[[dict[str, Any]], None]], AbstractContextManager[dict[str, Any]]
+]
+
+
+@dataclass(frozen=True)
+class JobResult:
+    """The artifact of a job, and the metrics of the run.
+
+    Attributes:
+        metrics: times, memory, parts and what the stage reports; ``cached`` is True if the artifact
+            was in the catalogue before.
+    """
+
+    artifact: Artifact
+    metrics: dict[str, Any]
+
+
+def map_in_process(stage: Stage, job: Job, parts: list[Part]) -> Iterator[PartProgress]:
+    """Work on the missing parts in this process, part by part: the default mapper."""
+    for part in parts:
+        yield PartProgress(1, work_parts(stage, job, [part]))
+
+
+@contextmanager
+def measure_seconds(name: str, keep: Callable[[dict[str, Any]], None]) -> Iterator[dict[str, Any]]:
+    """Measure the seconds of a block and nothing else: the default meter."""
+    spent: dict[str, Any] = {}
+    started = time.perf_counter()
+    try:
+        yield spent
+    finally:
+        spent["seconds"] = time.perf_counter() - started
+        keep(dict(spent))
+
+
+def run_stage(
+    stage: Stage,
+    store: Store,
+    catalogue: Catalogue,
+    inputs: Mapping[str, Artifact],
+    settings: Any,
+    seed: int = 0,
+    device: str = "auto",
+    meter: StageMeter = measure_seconds,
+    mapper: PartMapper = map_in_process,
+) -> Artifact:
+    """Run a stage on inputs and settings, and return its artifact.
+
+    Args:
+        stage: The stage.
+        store: Store for the artifact and its parts.
+        catalogue: Record of the run.
+        inputs: Artifacts by role; those that the stage does not name are ignored.
+        settings: The stage's section of the recipe.
+        seed: Seed, used by stages that draw random numbers.
+        device: ``cpu``, ``cuda`` or ``auto``.
+        meter: Measures the work, e.g. its energy.
+        mapper: Works on the missing parts.
+    """
+    job = make_job(stage, store, inputs, settings, seed, device, catalogue.url)
+    return run_job(stage, job, catalogue, mapper, meter).artifact
+
+
+def run_job(
+    stage: Stage,
+    job: Job,
+    catalogue: Catalogue,
+    mapper: PartMapper = map_in_process,
+    meter: StageMeter = measure_seconds,
+    wait: bool = True,
+) -> JobResult:
+    """Run a job, unless the catalogue has its artifact, and record the run.
+
+    Args:
+        stage: The job's stage.
+        job: The job, as ``make_job`` returns it.
+        catalogue: Record of the run; it also keeps the lease of an exclusive stage.
+        mapper: Works on the missing parts.
+        meter: Measures the work.
+        wait: Wait while another process runs the same job of an exclusive stage.
+
+    Raises:
+        LeaseHeld, Locked: Another process runs the job and ``wait`` is False.
+        LeaseLost: Another process has taken over the job; nothing was recorded.
+    """
+    job = with_previous(stage, job, catalogue)
+    with attempt(stage, job, catalogue, wait) as (run, existing, confirm):
+        if existing is None:
+            artifact, run.metrics = _compute(
+                stage, job, mapper, meter, partial(catalogue.keep, run)
+            )
+            if catalogue.knows(artifact.digest):
+                # a live stage found the outside world unchanged
+                run.metrics = {"cached": True, **run.metrics}
+            confirm()
+            catalogue.record(artifact, job.key)
+        else:
+            artifact, run.metrics = existing, {"cached": True}
+        note_states(stage, job, artifact, catalogue, existing is None)
+        run.artifact = artifact.digest
+    unchanged = "unchanged" if existing is None else "found in the catalogue"
+    tick(stage.name, 1, 1, unchanged if run.metrics.get("cached") else "done")
+    log.info("%s: %s %s", stage.name, stage.kind, artifact.digest[:12])
+    return JobResult(artifact, run.metrics)
+
+
+def _compute(
+    stage: Stage,
+    job: Job,
+    mapper: PartMapper,
+    meter: StageMeter,
+    keep: Callable[[dict[str, Any]], None],
+) -> tuple[Artifact, dict[str, Any]]:
+    """Plan, map and seal a job; returns the artifact and the metrics of the run."""
+    with meter(stage.name, keep) as spent:
+        parts = plan_parts(stage, job)
+        spent.update(parts=len(parts), parts_worked=0)
+        finished = 0
+        for progress in mapper(stage, job, parts):
+            finished += progress.finished
+            spent["parts_worked"] += progress.computed
+            tick(stage.name, finished, len(parts) + 1, "parts")
+        artifact, reported = seal(stage, job, parts)
+    metrics = {
+        "gpu_seconds": spent["seconds"] * gpus_held(stage, job),
+        "workers": job.how.get("workers", 1),
+        "peak_mib": peak_memory_mib(),
+    }
+    return artifact, {**spent, **metrics, **reported}
+
+
 def make_job(
     stage: Stage,
     store: Store,
-    inputs: dict[str, Artifact],
+    inputs: Mapping[str, Artifact],
     settings: Any,
     seed: int = 0,
     device: str = "auto",
     catalogue: str = "",
+    how: Mapping[str, Any] | None = None,
 ) -> Job:
-    """A stage's job with the inputs that the stage names, and those that its settings name."""
+    """Make a stage's job from the inputs that the stage names, and those that its settings name.
+
+    Args:
+        stage: The stage.
+        store: Store for the artifact and its parts.
+        inputs: Artifacts by role; those that the stage does not name are ignored.
+        settings: The stage's section of the recipe.
+        seed: Seed, used by stages that draw random numbers.
+        device: ``cpu``, ``cuda`` or ``auto``.
+        catalogue: Address of the catalogue, for stages that read the record.
+        how: Number of workers and the like, as JSON; never part of the key.
+    """
     job = Job(
         stage=stage.name,
         version=stage.version,
@@ -55,6 +219,7 @@ def make_job(
         settings=settings,
         seed=seed if stage.seeded else 0,
         device=device,
+        how=dict(how or {}),
         catalogue=catalogue,
         fields=stage.fields,
         reads=None if stage.reads is None else stage.reads(settings),
@@ -63,16 +228,89 @@ def make_job(
     return job if stage.resolve is None else stage.resolve(job)
 
 
-def find(stage: Stage, job: Job, catalogue: Catalogue) -> Artifact | None:
-    """Find the artifact that this very job made before, if it is still in the store.
+def with_previous(stage: Stage, job: Job, catalogue: Catalogue) -> Job:
+    """Give a job the results of earlier runs: the previous artifact, and the postponed items.
 
-    An artifact that lacks items (``facts["retry"]``) is served only while none of them is due to
-    be asked again; else the job runs once more.
+    A previous artifact is given to stages that are ``live`` or that ``follow`` their last run, if
+    it is still in the store.
+    """
+    if stage.states is not None:
+        job = replace(job, postponed=postponed_items(catalogue, job.record))
+    catalogue = catalogue.at(job.store)
+    previous = catalogue.last_made(job.key) if stage.live else None
+    if stage.follows:
+        previous = _last_followed(stage, job, catalogue)
+    if previous is None or not job.store.has(previous):
+        return job
+    return replace(job, previous=previous)
+
+
+def _last_followed(stage: Stage, job: Job, catalogue: Catalogue) -> Artifact | None:
+    """Find the last result of a stage that follows: same settings and seed, any inputs.
+
+    A stage that reports item states follows only a run over the same search.
+    """
+    settings = job.identity["settings"]
+    names = settings.keys() if stage.follows_fields is None else stage.follows_fields
+    wanted = {name: settings[name] for name in names}
+    searches = {role: artifact.manifest.settings for role, artifact in job.inputs.items()}
+    for artifact, manifest in catalogue.results_of(stage.name):
+        if [manifest["version"], manifest["seed"]] != [stage.version, job.seed]:
+            continue
+        own = manifest["settings"]
+        if stage.follows_fields is not None:
+            own = {name: own.get(name) for name in names}
+        if own != wanted:
+            continue
+        parents = {role: catalogue.manifest(digest) for role, digest in manifest["inputs"].items()}
+        if stage.states is None or searches == {
+            role: parent.settings for role, parent in parents.items() if parent is not None
+        }:
+            return artifact
+    return None
+
+
+@contextmanager
+def attempt(
+    stage: Stage, job: Job, catalogue: Catalogue, wait: bool = True
+) -> Iterator[tuple[RunRow, Artifact | None, Callable[[], None]]]:
+    """Record a run of a job while the block runs; keep other processes out of an exclusive stage.
+
+    A process that had to wait finds the artifact of the other one, or goes on where it ended.
+
+    Yields:
+        The run record, the artifact if the job was done before, and a function to call before the
+        result is recorded: it raises LeaseLost if another process has taken over the job.
+
+    Raises:
+        LeaseHeld, Locked: Another process runs the job and ``wait`` is False.
+    """
+    artifact, confirm = find(stage, job, catalogue), _confirm_nothing
+    with ExitStack() as stack:
+        if artifact is None and stage.exclusive:
+            # The lease excludes machines that share the catalogue. The lock excludes processes of
+            # this machine that use another catalogue, or have lost the lease without noticing.
+            name = f"{stage.name} job {job.key[:32]}"
+            confirm = stack.enter_context(catalogue.lease(name, wait, verb="run")).confirm
+            stack.enter_context(job.store.lock_scratch(job.key, wait))
+            artifact = find(stage, job, catalogue)
+        yield stack.enter_context(catalogue.run(stage.name, job.key)), artifact, confirm
+
+
+def _confirm_nothing() -> None:
+    """Do nothing: the stage is not exclusive."""
+
+
+def find(stage: Stage, job: Job, catalogue: Catalogue) -> Artifact | None:
+    """Find the artifact of an earlier run of this job, if it is still in the store.
+
+    An artifact that lacks items (``facts["retry"]``) counts only while none of them is due for
+    another attempt; otherwise the job runs again. A live stage always runs.
     """
     if stage.live:
         return None
-    here = catalogue.at(job.store)
-    artifact = here.last_made(job.key) or here.find(job.key)
+    catalogue_here = catalogue.at(job.store)
+    artifact = catalogue_here.last_made(job.key) or catalogue_here.find(job.key)
     if artifact is None or not job.store.has(artifact):
         return None
     if not artifact.manifest.facts.get("retry"):
@@ -82,94 +320,8 @@ def find(stage: Stage, job: Job, catalogue: Catalogue) -> Artifact | None:
     return artifact if waiting and waiting <= job.postponed.keys() else None
 
 
-@contextmanager
-def attempt(
-    stage: Stage, job: Job, catalogue: Catalogue, wait: bool = True
-) -> Iterator[tuple[RunRow, Artifact | None, Callable[[], None]]]:
-    """Record a run of a job while the block runs; of an exclusive stage, keep other processes out.
-
-    A process that had to wait finds what the other one made, or goes on where that one ended.
-
-    Args:
-        stage: The job's stage.
-        job: What is run.
-        catalogue: Keeps the record and the lease.
-        wait: Wait while another process runs the same job.
-
-    Yields:
-        The run record, the artifact if the job was done before, and a function to call before the
-        result is recorded: it raises LeaseLost if another process has taken over the job.
-
-    Raises:
-        LeaseHeld, Locked: Another process runs the job and ``wait`` is False.
-    """
-    found, confirm = find(stage, job, catalogue), _nothing
-    with ExitStack() as held:
-        if found is None and stage.exclusive:
-            # the lease excludes the machines that share the catalogue; the lock those processes of
-            # this machine that use another catalogue, or have lost the lease and don't know it yet
-            name = f"{stage.name} job {job.key[:32]}"
-            confirm = held.enter_context(catalogue.lease(name, wait, verb="run")).confirm
-            held.enter_context(job.store.lock_scratch(job.key, wait))
-            found = find(stage, job, catalogue)
-        yield held.enter_context(catalogue.run(stage.name, job.key)), found, confirm
-
-
-def _nothing() -> None:
-    """Confirm nothing: the stage is not exclusive."""
-
-
-def with_previous(stage: Stage, job: Job, catalogue: Catalogue) -> Job:
-    """Give a job what earlier runs left: the last result, and the items not to be asked yet.
-
-    The last result is that of a live or following stage, if it is still in the store.
-    """
-    if stage.states is not None:
-        job = replace(job, postponed=postponed_items(catalogue, job.record))
-    here = catalogue.at(job.store)
-    before = here.last_made(job.key) if stage.live else None
-    if stage.follows:
-        before = _last_like(stage, job, here)
-    return job if before is None or not job.store.has(before) else replace(job, previous=before)
-
-
-def _last_like(stage: Stage, job: Job, catalogue: Catalogue) -> Artifact | None:
-    """The last result of a following stage: by its settings and seed, on any inputs.
-
-    A stage that tells the state of items follows only a run over the same search.
-    """
-    settings = job.identity["settings"]
-    names = settings.keys() if stage.follows_fields is None else stage.follows_fields
-    wanted = {name: settings[name] for name in names}
-    searched = {role: artifact.manifest.settings for role, artifact in job.inputs.items()}
-    for artifact, made in catalogue.results_of(stage.name):
-        if [made["version"], made["seed"]] != [stage.version, job.seed]:
-            continue
-        own = made["settings"]
-        if (own if stage.follows_fields is None else {n: own.get(n) for n in names}) != wanted:
-            continue
-        parents = {role: catalogue.manifest(digest) for role, digest in made["inputs"].items()}
-        if stage.states is None or searched == {
-            role: parent.settings for role, parent in parents.items() if parent is not None
-        }:
-            return artifact
-    return None
-
-
-def note_states(
-    stage: Stage, job: Job, artifact: Artifact, catalogue: Catalogue, made: bool
-) -> None:
-    """Enter the state of each item into the catalogue, if the stage tells it.
-
-    A run that ``made`` the artifact asked for the items that wait, except the postponed ones.
-    """
-    if stage.states is not None:
-        states = stage.states(job, artifact)
-        note_items(catalogue, job.record, states, made, job.postponed)
-
-
 def plan_parts(stage: Stage, job: Job) -> list[Part]:
-    """Plan a job's parts, and keep the plan in the store where the workers read it."""
+    """Plan a job's parts, and keep the plan in the store, where workers read it."""
     parts = stage.plan(job)
     plan = canonical([{"key": p.key, "payload": p.payload} for p in parts])
     job.store.write_whole(job.store.plan_file(job.key), plan)
@@ -177,7 +329,7 @@ def plan_parts(stage: Stage, job: Job) -> list[Part]:
 
 
 def read_plan(job: Job) -> list[Part]:
-    """The parts that were planned for a job."""
+    """Read the parts that were planned for a job."""
     plan = json.loads(job.store.plan_file(job.key).read_bytes())
     return [Part(p["key"], p["payload"]) for p in plan]
 
@@ -224,18 +376,8 @@ def _steps(stage: Stage, job: Job, part: Part) -> Generator[None]:
         job.store.publish_part(part.key, out)
 
 
-def _whole_part(stage: Stage, job: Job, part: Part) -> Path:
-    """A part's folder with every file as it was published, worked on again where it is not."""
-    for _ in range(2):
-        work_parts(stage, job, [part])
-        folder = job.store.fetch_part(part.key)
-        if folder is not None:
-            return folder
-    raise RunError(f"part {part.key} of {stage.name} is damaged again after it was worked on anew")
-
-
 def seal(stage: Stage, job: Job, parts: list[Part]) -> tuple[Artifact, dict[str, Any]]:
-    """Write, hash and publish the artifact; returns it with the run's metrics."""
+    """Write, hash and publish the artifact; returns it with the metrics that the stage reports."""
     folders = [_whole_part(stage, job, part) for part in parts]
     known = linked(folders)
     with job.store.staging() as folder:
@@ -260,26 +402,34 @@ def seal(stage: Stage, job: Job, parts: list[Part]) -> tuple[Artifact, dict[str,
     return artifact, sealed.metrics
 
 
+def _whole_part(stage: Stage, job: Job, part: Part) -> Path:
+    """Return a part's folder with every file as published; a damaged part is computed again."""
+    for _ in range(2):
+        work_parts(stage, job, [part])
+        folder = job.store.fetch_part(part.key)
+        if folder is not None:
+            return folder
+    raise RunError(
+        f"part {part.key} of stage {stage.name} was computed again and is damaged again; check the "
+        f"disk or object store of {job.store.url}"
+    )
+
+
+def note_states(
+    stage: Stage, job: Job, artifact: Artifact, catalogue: Catalogue, computed: bool
+) -> None:
+    """Enter the state of each item into the catalogue, if the stage reports states.
+
+    A run that ``computed`` the artifact tried to read the items that wait, except postponed ones.
+    """
+    if stage.states is not None:
+        states = stage.states(job, artifact)
+        note_items(catalogue, job.record, states, computed, job.postponed)
+
+
 def gpus_held(stage: Stage, job: Job) -> int:
-    """GPUs that a stage's work keeps busy on this machine: 1 where it runs on one, else 0."""
+    """Count the GPUs that a stage's work keeps busy on this machine: 1 if it runs on a GPU."""
     return int(stage.device is not None and stage.device(job.device) == "cuda")
-
-
-#: Measures a block: ``meter(name, keep)`` gives a dictionary that is filled at the block's end, and
-#: hands what was spent so far to ``keep`` now and then.
-Meter = Callable[[str, Callable[[dict[str, Any]], None]], AbstractContextManager[dict[str, Any]]]
-
-
-@contextmanager
-def unmeasured(name: str, keep: Callable[[dict[str, Any]], None]) -> Iterator[dict[str, Any]]:
-    """A meter of seconds alone."""
-    spent: dict[str, Any] = {}
-    started = time.perf_counter()
-    try:
-        yield spent
-    finally:
-        spent["seconds"] = time.perf_counter() - started
-        keep(dict(spent))
 
 
 def peak_memory_mib() -> float:
@@ -293,39 +443,3 @@ def peak_memory_mib() -> float:
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) / 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-def run_stage(
-    stage: Stage,
-    store: Store,
-    catalogue: Catalogue,
-    inputs: dict[str, Artifact],
-    settings: Any,
-    seed: int = 0,
-    device: str = "auto",
-    meter: Meter = unmeasured,
-) -> Artifact:
-    """Run one stage in this process: from the catalogue, or part by part."""
-    job = make_job(stage, store, inputs, settings, seed, device, catalogue.url)
-    job = with_previous(stage, job, catalogue)
-    with attempt(stage, job, catalogue) as (run, found, confirm):
-        if found is None:
-            started = time.process_time()
-            with meter(stage.name, partial(catalogue.keep, run)) as spent:
-                parts = plan_parts(stage, job)
-                spent.update(parts=len(parts), parts_worked=0)
-                for number, part in enumerate(parts):
-                    spent["parts_worked"] += work_parts(stage, job, [part])
-                    tick(stage.name, number + 1, len(parts))
-                artifact, metrics = seal(stage, job, parts)
-            confirm()
-            catalogue.record(artifact, job.key)
-            held = {"gpu_seconds": spent["seconds"] * gpus_held(stage, job)}
-            process = {"cpu_seconds": time.process_time() - started, "peak_mib": peak_memory_mib()}
-            run.metrics = {**spent, **held, **metrics, **process}
-        else:
-            artifact, run.metrics = found, {"cached": True}
-        note_states(stage, job, artifact, catalogue, found is None)
-        run.artifact = artifact.digest
-    log.info("%s: %s %s", stage.name, stage.kind, artifact.digest[:12])
-    return artifact

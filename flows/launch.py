@@ -64,7 +64,7 @@ def launch(
     if json_:
         print_json(
             {
-                "artifacts": {stage: artifact.digest for stage, artifact in run.made.items()},
+                "artifacts": {stage: artifact.digest for stage, artifact in run.artifacts.items()},
                 "counts": run_counts(run),
                 **(run.version.to_json() if run.version else {}),
                 **({"model": run.model.to_json()["version"]} if run.model else {}),

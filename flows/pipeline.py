@@ -1,4 +1,8 @@
-"""The two flows: the data half that a schedule refreshes, and the whole way to a scored model."""
+"""The two Prefect flows.
+
+refresh_flow     the data half: search to pack, then publish a dataset version
+pretrain_flow    all stages: the data half, then pretrain, evaluate and report
+"""
 
 from __future__ import annotations
 
@@ -12,13 +16,12 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
 from pydantic import Field
 
-from data_catalog.artifact import Artifact
 from data_catalog.redaction import NO_PASSWORD
 from data_catalog.storage.process import end_with_parent
 from flows.preflight import check_once, check_runner
 from flows.settings import open_place, refuse_typed_password
-from flows.stage_flow import Run, run_stage
-from flows.summary import summary_markdown
+from flows.stage_flow import StageContext, run_in_flow
+from flows.summary import PipelineRun, summary_markdown
 from flows.versions import publish, version_markdown, waiting_items
 from geofm.config.recipe import ComputeSettings, Recipe
 from geofm.planet.catalog.serving import serving_source
@@ -29,7 +32,7 @@ Address = Annotated[str, Field(json_schema_extra={"pattern": NO_PASSWORD})]
 
 
 def task_runner(compute: ComputeSettings) -> TaskRunner[Any]:
-    """Prefect's task runner for ``compute.runner`` with ``compute.workers`` workers."""
+    """Return Prefect's task runner for ``compute.runner`` with ``compute.workers`` workers."""
     if compute.runner == "processes":
         return ProcessPoolTaskRunner(
             max_workers=compute.workers, initializer=end_with_parent, initargs=(os.getpid(),)
@@ -44,30 +47,34 @@ def task_runner(compute: ComputeSettings) -> TaskRunner[Any]:
     return ThreadPoolTaskRunner(max_workers=compute.workers)
 
 
-def _run(stages: tuple[str, ...], recipe: Recipe, store: str, catalog: str, wait: bool) -> Run:
+def _run_stages(
+    stages: tuple[str, ...], recipe: Recipe, store: str, catalog: str, wait: bool
+) -> PipelineRun:
+    """Run stages in their order, publish the dataset after the data half, and the model."""
     refuse_typed_password(catalog)
     place = open_place(store, catalog)
     place.clean_up()
     name = recipe.pack.name
     check_once(recipe, place, data_only=stages == DATA_STAGES)
     with serving_source(recipe.search.stac), task_runner(recipe.compute) as runner:
-        run = Run(recipe, place.store, place.catalogue, runner, wait=wait)
-        # two refreshes of one dataset at once would compete for what comes next
+        context = StageContext(recipe, place.store, place.catalogue, runner, wait=wait)
+        run = PipelineRun(recipe, place.catalogue)
+        # Two refreshes of one dataset at once would publish versions from the same predecessor.
         with place.catalogue.lease(name, wait) as lease:
             for stage in DATA_STAGES:
-                run_stage(stage, run)
+                run.artifacts[stage] = run_in_flow(stage, run.inputs(), context)
             lease.confirm()
-            dataset = run.made[DATA_STAGES[-1]]
+            dataset = run.artifacts[DATA_STAGES[-1]]
             version = publish(place.catalogue, name, dataset)
             run.version = replace(version, waiting=waiting_items(place.catalogue, dataset))
-            # the same samples under another digest would be trained on once more
-            run.made[DATA_STAGES[-1]] = place.catalogue.get(run.version.row.digest)
+            # If the newest version holds the same samples under another digest, training goes on
+            # with that version, so that the same samples are not trained on twice.
+            run.artifacts[DATA_STAGES[-1]] = place.catalogue.get(run.version.row.digest)
         create_markdown_artifact(version_markdown(run.version), key="geofm-version")
-        for stage in stages:
-            if stage not in DATA_STAGES:
-                run_stage(stage, run)
+        for stage in stages[len(DATA_STAGES) :]:
+            run.artifacts[stage] = run_in_flow(stage, run.inputs(), context)
             if stage == "pretrain":
-                run.model = publish(place.catalogue, recipe.model_name, run.made[stage])
+                run.model = publish(place.catalogue, recipe.model_name, run.artifacts[stage])
                 create_markdown_artifact(version_markdown(run.model), key="geofm-model")
     create_markdown_artifact(summary_markdown(run), key="geofm-summary")
     return run
@@ -76,38 +83,38 @@ def _run(stages: tuple[str, ...], recipe: Recipe, store: str, catalog: str, wait
 @flow(name="geofm-pretrain", flow_run_name="{recipe.name}", persist_result=False)
 def pretrain_flow(
     recipe: Recipe, store: Address = "", catalog: Address = "", wait: bool = True
-) -> Run:
-    """From a STAC search to a pretrained model with scores and a report.
+) -> PipelineRun:
+    """Go from a STAC search to a pretrained model with scores and a report.
 
     Args:
-        recipe: What to search, cut, curate, train and evaluate.
+        recipe: Settings of all stages.
         store: Store address; empty means GEOFM_STORE, else ./geofm-store.
         catalog: Catalogue address without a password (set GEOFM_CATALOG for one); empty means
             GEOFM_CATALOG, else the store's own.
         wait: Wait while another run refreshes the same dataset or trains the same model; else
             stop at once.
     """
-    return _run(ALL_STAGES, recipe, store, catalog, wait)
+    return _run_stages(ALL_STAGES, recipe, store, catalog, wait)
 
 
 @flow(name="geofm-refresh", flow_run_name="{recipe.name}", persist_result=False)
 def refresh_flow(
     recipe: Recipe, store: Address = "", catalog: Address = "", wait: bool = True
-) -> Run:
-    """The data half: find what is new, fetch only that, publish a dataset version.
+) -> PipelineRun:
+    """Run the data half: find what is new, fetch only that, publish a dataset version.
 
     Args:
-        recipe: What to search, cut, curate and pack.
+        recipe: Settings of all stages; those of the data stages are used.
         store: Store address; empty means GEOFM_STORE, else ./geofm-store.
         catalog: Catalogue address without a password (set GEOFM_CATALOG for one); empty means
             GEOFM_CATALOG, else the store's own.
         wait: Wait while another run refreshes the same dataset or trains the same model; else
             stop at once.
     """
-    return _run(DATA_STAGES, recipe, store, catalog, wait)
+    return _run_stages(DATA_STAGES, recipe, store, catalog, wait)
 
 
-def report_page(run: Run) -> Path | None:
-    """Local path of the run's report, if it made one."""
-    report: Artifact | None = run.made.get("report")
+def report_page(run: PipelineRun) -> Path | None:
+    """Return the local path of the run's report; None if no report was made."""
+    report = run.artifacts.get("report")
     return None if report is None else report.local("report.html")

@@ -1,11 +1,14 @@
-"""One stage under Prefect: from the catalogue, or planned, mapped over workers and sealed."""
+"""One stage in a Prefect flow: its parts are mapped over tasks, its result is shown in the UI.
+
+``data_catalog.run`` runs the stage. This module passes it a mapper that submits tasks to the flow's
+task runner, and writes the progress and the card of the stage for the UI.
+"""
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Iterator, Mapping
 from concurrent.futures import BrokenExecutor
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, field
 from typing import Any, cast
 from uuid import UUID
 
@@ -19,28 +22,16 @@ from prefect.task_runners import TaskRunner
 
 from data_catalog.artifact import Artifact
 from data_catalog.catalogue import Catalogue
-from data_catalog.database.schema import RunRow
 from data_catalog.errors import RunError
-from data_catalog.progress import tick
-from data_catalog.run import (
-    attempt,
-    gpus_held,
-    make_job,
-    note_states,
-    peak_memory_mib,
-    with_previous,
-)
-from data_catalog.stage import Job
+from data_catalog.run import JobResult, PartProgress, make_job, run_job
+from data_catalog.stage import Job, Part, Stage
 from data_catalog.store import Store
-from flows.tasks import plan, seal_stage, work
-from flows.versions import Published
+from flows.tasks import show_steps, work
 from geofm.config.recipe import Recipe
 from geofm.runtime.energy import Meter
 from geofm.stages import get_stage, section_of
 
-log = logging.getLogger("geofm.flow")
-
-#: Task runs per stage at most: the server's database grows by rows per task, not per part.
+#: Most task runs of one stage: the server's database grows with tasks, not with parts.
 MOST_TASKS = 32
 
 
@@ -48,106 +39,116 @@ class WorkerLost(RunError):
     """A worker process ended before its work did."""
 
 
-@dataclass
-class Run:
-    """What all stages of one run share."""
+@dataclass(frozen=True)
+class StageContext:
+    """What all stages of one flow run share.
+
+    Attributes:
+        wait: Wait while another process runs the same job; else stop.
+    """
 
     recipe: Recipe
     store: Store
     catalogue: Catalogue
     runner: TaskRunner[Any]
-    made: dict[str, Artifact] = field(default_factory=dict)
     meter: Meter = field(default_factory=Meter)
-    version: Published | None = None
-    model: Published | None = None
-    #: Wait while another process runs the same job; else stop.
     wait: bool = True
 
 
 def count_tasks(parts: int, workers: int, at_once: int = 1) -> int:
-    """Tasks that share the parts: a few per worker, never more than ``MOST_TASKS``.
+    """Count the tasks that share the parts of a stage: a few per worker, at most ``MOST_TASKS``.
 
-    A task ends when its last part does, so one that works on several at once gets several times as
-    many where there are enough. Task ``k`` of ``n`` works on the parts ``k``, ``k + n``, ...:
-    neighbours are alike (one day, one scene), and so the tasks are.
+    A task ends when its last part does, so workers that work on several parts at once get tasks
+    with several times as many parts, if there are enough.
+
+    Args:
+        parts: Number of parts.
+        workers: Number of workers.
+        at_once: Parts that one worker works on at once (``Stage.at_once``).
     """
-    each = 1 if at_once == 1 else 4 * at_once
-    return min(parts, MOST_TASKS, workers * max(1, min(4, parts // (workers * each))))
+    parts_per_task = 1 if at_once == 1 else 4 * at_once
+    per_worker = max(1, min(4, parts // (workers * parts_per_task)))
+    return min(parts, MOST_TASKS, workers * per_worker)
 
 
-def run_stage(name: str, run: Run) -> Artifact:
-    """Run one stage: the artifact is the catalogue's if this very job was done before."""
-    stage, recipe = get_stage(name), run.recipe
-    inputs = {get_stage(s).kind: a for s, a in run.made.items()}
+class TaskMapper:
+    """Map the parts of one job over Prefect tasks, with a progress artifact in the UI.
+
+    Task ``k`` of ``n`` works on the parts ``k``, ``k + n``, ...: neighbouring parts (one day, one
+    scene) take about as long as each other, so all tasks do.
+    """
+
+    def __init__(self, runner: TaskRunner[Any]) -> None:
+        self._runner = runner
+        self._progress: UUID | None = None
+
+    def __call__(self, stage: Stage, job: Job, parts: list[Part]) -> Iterator[PartProgress]:
+        """Submit the tasks, and report each as it ends.
+
+        Raises:
+            WorkerLost: A worker process ended in the middle of a task.
+        """
+        key = f"geofm-{stage.name}-progress"
+        self._progress = cast(UUID, create_progress_artifact(0.0, key=key, description=stage.name))
+        tasks = count_tasks(len(parts), job.how["workers"], stage.at_once)
+        futures = {
+            self._runner.submit(work, {"job": job, "number": number, "tasks": tasks}): number
+            for number in range(tasks)
+        }
+        finished = 0
+        for future in as_completed(list(futures)):
+            try:
+                computed = future.result()
+            except BrokenExecutor as error:
+                raise WorkerLost(
+                    f"a worker process ended in the middle of {stage.name} (killed by the system, "
+                    "perhaps because memory ran out): run again, which goes on with the parts that "
+                    "are there; fewer compute.workers need less memory"
+                ) from error
+            number_of_parts = len(range(futures[future], len(parts), tasks))
+            finished += number_of_parts
+            yield PartProgress(number_of_parts, computed)
+            update_progress_artifact(self._progress, 100.0 * finished / (len(parts) + 1))
+
+    def close(self) -> None:
+        """Set the progress to 100 %, if anything was mapped."""
+        if self._progress is not None:
+            update_progress_artifact(self._progress, 100.0)
+
+
+def run_in_flow(name: str, inputs: Mapping[str, Artifact], context: StageContext) -> Artifact:
+    """Run one stage in a Prefect flow and return its artifact.
+
+    Args:
+        name: Name of the stage.
+        inputs: Artifacts by kind; those that the stage does not name are ignored.
+        context: The recipe, store, catalogue and task runner of the flow run.
+    """
+    stage, recipe = get_stage(name), context.recipe
     job = make_job(
         stage,
-        run.store,
+        context.store,
         inputs,
         getattr(recipe, section_of(name)),
         recipe.compute.seed,
         recipe.compute.device,
-        run.catalogue.url,
+        context.catalogue.url,
+        recipe.compute.model_dump(),
     )
-    job = replace(with_previous(stage, job, run.catalogue), how=recipe.compute.model_dump())
-    with attempt(stage, job, run.catalogue, run.wait) as (record, found, confirm):
-        if found is None:
-            artifact, record.metrics = _make(job, run, record)
-            if run.catalogue.knows(artifact.digest):
-                # a stage that looks at the outside world found it as it was
-                record.metrics = {"cached": True, **record.metrics}
-            confirm()
-            run.catalogue.record(artifact, job.key)
-        else:
-            artifact, record.metrics = found, {"cached": True}
-        note_states(stage, job, artifact, run.catalogue, found is None)
-        record.artifact = artifact.digest
-    what = "unchanged" if found is None else "found in the catalogue"
-    tick(name, 1, 1, what if record.metrics.get("cached") else "done")
-    run.made[name] = artifact
-    create_markdown_artifact(_card(name, artifact, record.metrics), key=f"geofm-{name}")
-    return artifact
+    mapper = TaskMapper(context.runner)
+    result = run_job(
+        show_steps(stage), job, context.catalogue, mapper, context.meter.stage, context.wait
+    )
+    mapper.close()
+    create_markdown_artifact(_card(name, result), key=f"geofm-{name}")
+    return result.artifact
 
 
-def _make(job: Job, run: Run, record: RunRow) -> tuple[Artifact, dict[str, Any]]:
-    """Plan, map and seal one job; ``record`` learns what it spends while it runs."""
-    key = f"geofm-{job.stage}-progress"
-    bar = cast(UUID, create_progress_artifact(0.0, key=key, description=job.stage))
-    workers = run.recipe.compute.workers
-    with run.meter.stage(job.stage, partial(run.catalogue.keep, record)) as spent:
-        parts = plan(job)
-        spent.update(parts=parts, parts_worked=0)
-        done, tasks = 0, count_tasks(parts, workers, get_stage(job.stage).at_once)
-        futures = {
-            run.runner.submit(work, {"job": job, "number": k, "tasks": tasks}): k
-            for k in range(tasks)
-        }
-        for future in as_completed(list(futures)):
-            try:
-                spent["parts_worked"] += future.result()
-            except BrokenExecutor as error:
-                raise WorkerLost(
-                    f"a worker process ended in the middle of {job.stage} (killed by the system, "
-                    "perhaps for want of memory?): run again, which goes on with the parts that "
-                    "are there; fewer compute.workers need less memory"
-                ) from error
-            done += len(range(futures[future], parts, tasks))
-            tick(job.stage, done, parts + 1, "parts")
-            update_progress_artifact(bar, 100.0 * done / (parts + 1))
-        artifact, metrics = seal_stage(job)
-    update_progress_artifact(bar, 100.0)
-    usual = {
-        "gpu_seconds": spent["seconds"] * gpus_held(get_stage(job.stage), job),
-        "workers": workers,
-        "peak_mib": peak_memory_mib(),
-    }
-    return artifact, {**spent, **usual, **metrics}
-
-
-def _card(name: str, artifact: Artifact, metrics: dict[str, Any]) -> str:
-    """A stage's result as Markdown for the UI."""
-    manifest = artifact.manifest
+def _card(name: str, result: JobResult) -> str:
+    """Return a stage's result as Markdown for the UI."""
+    manifest, metrics = result.artifact.manifest, result.metrics
     rows = [f"| {k} | {v:,} |" for k, v in manifest.counts.items()]
     rows += [f"| dropped: {k} | {v:,} |" for k, v in manifest.dropped.items()]
     spent = "found in the catalogue" if metrics.get("cached") else f"{metrics['seconds']:.1f} s"
     table = "\n".join(["| what | how many |", "|---|---:|", *rows])
-    return f"### {name}: {spent}\n\n`{manifest.kind} {artifact.digest}`\n\n{table}\n"
+    return f"### {name}: {spent}\n\n`{manifest.kind} {result.artifact.digest}`\n\n{table}\n"

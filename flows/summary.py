@@ -1,61 +1,84 @@
-"""What a run amounts to: one table for people, one object for programs."""
+"""The result of a run of the pipeline, and its summary for the terminal and the Prefect UI."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any
 
+from data_catalog.artifact import Artifact
+from data_catalog.catalogue import Catalogue
 from data_catalog.provenance.costs import lineage_costs, totals
-from flows.stage_flow import Run
+from flows.versions import Published
+from geofm.config.recipe import Recipe
+from geofm.stages import get_stage
 
 
-def run_counts(run: Run) -> dict[str, Any]:
-    """Counts and drops of every stage of a run."""
-    manifests = {name: artifact.manifest for name, artifact in run.made.items()}
+@dataclass
+class PipelineRun:
+    """The result of a flow run, as far as it has come.
+
+    Attributes:
+        artifacts: Artifact of each stage, by the stage's name.
+        version: Version of the dataset.
+        model: Version of the model.
+    """
+
+    recipe: Recipe
+    catalogue: Catalogue
+    artifacts: dict[str, Artifact] = field(default_factory=dict)
+    version: Published | None = None
+    model: Published | None = None
+
+    def inputs(self) -> dict[str, Artifact]:
+        """Return the artifacts by kind, as the next stage names its inputs."""
+        return {get_stage(stage).kind: artifact for stage, artifact in self.artifacts.items()}
+
+
+def run_counts(run: PipelineRun) -> dict[str, Any]:
+    """Return counts and drops of every stage of a run."""
+    manifests = {name: artifact.manifest for name, artifact in run.artifacts.items()}
     return {name: {**m.counts, "dropped": m.dropped} for name, m in manifests.items()}
 
 
-def summary_rows(run: Run) -> list[tuple[str, str]]:
-    """The printed summary as label and value."""
+def summary_rows(run: PipelineRun) -> list[tuple[str, str]]:
+    """Return the printed summary as pairs of label and value."""
     rows: list[tuple[str, str]] = []
-    made = {name: artifact.manifest for name, artifact in run.made.items()}
-    spent = lineage_costs(run.catalogue, [a.digest for a in run.made.values()])
-    if "search" in made:
-        rows.append(("scenes", _flow(made["search"].counts, made["search"].dropped)))
-    if "cut" in made:
-        rows.append(("chips", _flow(made["cut"].counts, made["cut"].dropped)))
-    if "curate" in made:
-        rows.append(("selected", _flow(made["curate"].counts, made["curate"].dropped)))
-    if "pack" in made:
-        shards = [f for f in made["pack"].files if f.path.endswith(".tar")]
+    manifests = {name: artifact.manifest for name, artifact in run.artifacts.items()}
+    costs = lineage_costs(run.catalogue, [a.digest for a in run.artifacts.values()])
+    for stage, label in (("search", "scenes"), ("cut", "chips"), ("curate", "selected")):
+        if stage in manifests:
+            rows.append((label, _in_and_out(manifests[stage].counts, manifests[stage].dropped)))
+    if "pack" in manifests:
+        shards = [f for f in manifests["pack"].files if f.path.endswith(".tar")]
         size = sum(f.size for f in shards) / 2**20
         rows.append(("shards", f"{len(shards)} ({size:.1f} MiB)"))
     if run.version is not None:
         rows.append(("dataset", run.version.headline()))
     if run.model is not None:
         rows.append(("model", run.model.headline()))
-    for cost in spent:
+    for cost in costs:
         if cost.stage == "pretrain" and "images_per_second" in cost.metrics:
             rows.append(("training", f"{cost.metrics['images_per_second']:,.0f} images/s"))
-    whole = totals(spent)
-    if "seconds" in whole:
-        told = f"{whole['seconds']:.0f} s, {whole['gpu_seconds']:.0f} GPU-s"
+    total = totals(costs)
+    if "seconds" in total:
+        text = f"{total['seconds']:.0f} s, {total['gpu_seconds']:.0f} GPU-s"
         for name, unit in (("kwh", "Wh"), ("kg_co2e", "g CO2e")):
-            if name in whole:
-                told += f", {1000 * whole[name]:.2f} {unit}"
-        rows.append(("cost", told))
+            if name in total:
+                text += f", {1000 * total[name]:.2f} {unit}"
+        rows.append(("cost", text))
     return rows
 
 
-def score_rows(run: Run) -> list[dict[str, Any]]:
-    """The scores table, one dictionary a row; empty where nothing was evaluated."""
-    if "evaluate" not in run.made:
+def score_rows(run: PipelineRun) -> list[dict[str, Any]]:
+    """Return the rows of the scores table; empty if nothing was evaluated."""
+    if "evaluate" not in run.artifacts:
         return []
-    frame = run.made["evaluate"].table("scores.parquet")
+    frame = run.artifacts["evaluate"].table("scores.parquet")
     return [{str(k): v for k, v in row.items()} for row in frame.to_dict("records")]
 
 
-def summary_markdown(run: Run) -> str:
-    """The summary for the Prefect UI."""
+def summary_markdown(run: PipelineRun) -> str:
+    """Return the summary as Markdown for the Prefect UI."""
     lines = ["| what | |", "|---|---|", *(f"| {a} | {b} |" for a, b in summary_rows(run)), ""]
     scores = score_rows(run)
     if scores:
@@ -68,13 +91,14 @@ def summary_markdown(run: Run) -> str:
             f"| {s['ci_low']:.3f} to {s['ci_high']:.3f} |"
             for s in scores
         ]
-    if "report" in run.made:
-        lines += ["", f"Report: `{run.made['report'].path('report.html')}`"]
+    if "report" in run.artifacts:
+        lines += ["", f"Report: `{run.artifacts['report'].path('report.html')}`"]
     return "\n".join(lines)
 
 
-def _flow(counts: dict[str, int], dropped: dict[str, int]) -> str:
-    """``in -> out`` with the drops by reason."""
-    why = ", ".join(f"{n:,} {reason}" for reason, n in sorted(dropped.items(), key=lambda d: -d[1]))
-    head = f"{counts.get('rows_in', 0):,} → {counts.get('rows_out', 0):,}"
-    return f"{head}  (dropped: {why})" if why else head
+def _in_and_out(counts: dict[str, int], dropped: dict[str, int]) -> str:
+    """Return ``in → out`` with the drops by reason."""
+    by_count = sorted(dropped.items(), key=lambda entry: -entry[1])
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in by_count)
+    text = f"{counts.get('rows_in', 0):,} → {counts.get('rows_out', 0):,}"
+    return f"{text}  (dropped: {reasons})" if reasons else text

@@ -1,34 +1,37 @@
-"""The three tasks every stage is made of. A task body is one library call."""
+"""Prefect tasks: the work on parts, and the plan and seal of a stage for the UI.
+
+A task body is one library call. geofm's own record is the cache, so Prefect keeps no results.
+"""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from data_catalog.artifact import Artifact
-from data_catalog.run import plan_parts, read_plan, seal, work_parts
-from data_catalog.stage import Job
+from data_catalog.run import read_plan, work_parts
+from data_catalog.stage import Job, Stage
 from geofm.stages import get_stage
 
-#: geofm's own record is the cache; Prefect keeps no results.
-PLAIN: dict[str, Any] = {"cache_policy": NO_CACHE, "persist_result": False}
+UNCACHED: dict[str, Any] = {"cache_policy": NO_CACHE, "persist_result": False}
 
 
-@task(name="plan", task_run_name="plan {job.stage}", **PLAIN)
-def plan(job: Job) -> int:
-    """List the parts of a stage; returns how many there are."""
-    return len(plan_parts(get_stage(job.stage), job))
-
-
-@task(name="work", task_run_name="work {job.stage} {number} of {tasks}", **PLAIN)
+@task(name="work", task_run_name="work {job.stage} {number} of {tasks}", **UNCACHED)
 def work(job: Job, number: int, tasks: int) -> int:
-    """Compute every ``tasks``-th part from ``number`` on where missing; returns how many were."""
+    """Compute the missing parts among every ``tasks``-th part from ``number`` on.
+
+    Returns:
+        The number of parts computed.
+    """
     return work_parts(get_stage(job.stage), job, read_plan(job)[number::tasks])
 
 
-@task(name="seal", task_run_name="seal {job.stage}", **PLAIN)
-def seal_stage(job: Job) -> tuple[Artifact, dict[str, Any]]:
-    """Write, hash and publish the stage's artifact."""
-    return seal(get_stage(job.stage), job, read_plan(job))
+def show_steps(stage: Stage) -> Stage:
+    """Return the stage with its plan and its seal as task runs in the Prefect UI."""
+    return replace(
+        stage,
+        plan=task(stage.plan, name="plan", task_run_name=f"plan {stage.name}", **UNCACHED),
+        seal=task(stage.seal, name="seal", task_run_name=f"seal {stage.name}", **UNCACHED),
+    )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from data_catalog.progress import tick
 from data_catalog.run import run_stage
 from flows.cli.console import out, print_json, print_table, progress_bars
 from flows.settings import open_place
@@ -41,7 +40,6 @@ def calibrate(recipe: Recipe, store: str, catalog: str, json_: bool) -> None:
             made[stage.kind] = run_stage(
                 stage, place.store, place.catalogue, made, settings, seed, device, meter.stage
             )
-            tick(name, 1, 1)
     found = made["calibration"]
     thresholds = found.manifest.facts["thresholds"]
     if json_:
