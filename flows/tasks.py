@@ -30,8 +30,6 @@ def work(job: Job, number: int, tasks: int) -> int:
 
 def show_steps(stage: Stage) -> Stage:
     """Return the stage with its plan and its seal as task runs in the Prefect UI."""
-    return replace(
-        stage,
-        plan=task(stage.plan, name="plan", task_run_name=f"plan {stage.name}", **UNCACHED),
-        seal=task(stage.seal, name="seal", task_run_name=f"seal {stage.name}", **UNCACHED),
-    )
+    plan = task(name="plan", task_run_name=f"plan {stage.name}", **UNCACHED)(stage.plan)
+    seal = task(name="seal", task_run_name=f"seal {stage.name}", **UNCACHED)(stage.seal)
+    return replace(stage, plan=plan, seal=seal)
