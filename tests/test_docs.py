@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import shlex
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -132,3 +133,22 @@ def test_every_field_of_the_recipe_is_described_and_bounded() -> None:
             assert inner.description, f"{section}.{name} has no description"
             numeric = inner.annotation in (int, float)
             assert not numeric or inner.metadata, f"{section}.{name} has no bounds"
+
+
+def test_the_citation_and_the_issue_forms_are_valid() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert citation["cff-version"] == "1.2.0"
+    assert (citation["version"], citation["license"]) == (project["version"], project["license"])
+    assert all(work["title"] and work["authors"] for work in (citation, *citation["references"]))
+    forms = sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"))
+    assert len(forms) == 4
+    for path in forms:
+        form = yaml.safe_load(path.read_text())
+        if path.name != "config.yml":
+            assert form["name"]
+            assert form["description"]
+            inputs = [field for field in form["body"] if field["type"] != "markdown"]
+            names = [field["id"] for field in inputs]
+            assert len(set(names)) == len(names) > 0
+            assert all(field["attributes"]["label"] for field in inputs)
