@@ -178,7 +178,7 @@ def _check_tasks(recipe: Recipe) -> None:
 
 
 def _check_device(recipe: Recipe) -> None:
-    from geofm.pretraining.parallel import check_device
+    from geofm.runtime.device import check_device
 
     check_device(recipe.compute.device)
 

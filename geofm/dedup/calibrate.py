@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import NDArray
 
 from data_catalog.errors import RunError
@@ -35,6 +34,7 @@ from geofm.embeddings.images import picture
 from geofm.embeddings.store import load_vectors
 from geofm.embeddings.vectors import Space, make_space
 from geofm.embeddings.weight_inputs import inherit_weights, inherited_weights
+from geofm.runtime.native import torch
 from geofm.runtime.parts import ChipRef, chips_by_part, covers, ok_chips, read_pixels
 from geofm.runtime.threads import one_torch_thread
 

@@ -10,11 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import faiss  # noqa: F401  before torch: both bring an OpenMP
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from scipy.stats import beta
 
 from data_catalog.errors import CheckError
 from geofm.dedup.edges import Edges
@@ -29,6 +26,7 @@ from geofm.dedup.matmul import (
     on_every_core,
 )
 from geofm.embeddings.vectors import Space, take_rows, unit_rows
+from geofm.runtime.native import torch
 from geofm.types import Indices
 
 #: ``covered(lower, higher)``: which pairs of rows lie in a dense cell.
@@ -44,6 +42,8 @@ class MissedPairs(CheckError):
 
 def recall_bound(found: int, pairs: int, confidence: float = CONFIDENCE) -> float | None:
     """Lower Clopper-Pearson bound of the share of pairs found; None without any pair."""
+    from scipy.stats import beta  # takes as long to import as all the rest of this room
+
     if pairs == 0:
         return None
     if found == 0:

@@ -15,7 +15,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from data_catalog.errors import UsageError
@@ -33,6 +32,7 @@ from geofm.dedup.matmul import (
 )
 from geofm.dedup.partition import Cells, Frame
 from geofm.embeddings.vectors import BLOCK, READ, Space, take_rows, unit_rows
+from geofm.runtime.native import torch
 from geofm.types import Indices
 
 #: Rows made units at once: they stay in a core's cache.

@@ -15,15 +15,15 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
+from typing import Literal
 
-import faiss  # noqa: F401  before torch: both bring an OpenMP
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from data_catalog.errors import RunError
 from data_catalog.storage.process import cores
 from geofm.embeddings.vectors import MARGIN, READ, Space
+from geofm.runtime.native import torch
 from geofm.runtime.threads import Item, Result, in_order, one_torch_thread
 from geofm.types import Indices
 
@@ -55,17 +55,17 @@ class TooManyProposals(RunError):
 class Precision:
     """How blocks are multiplied: the type of the factors, and the bound on the error."""
 
-    dtype: torch.dtype
+    name: Literal["float32", "bfloat16"]
     error: float
 
     @property
-    def name(self) -> str:
-        """``bfloat16`` or ``float32``."""
-        return str(self.dtype).removeprefix("torch.")
+    def dtype(self) -> torch.dtype:
+        """Type of the factors."""
+        return torch.bfloat16 if self.name == "bfloat16" else torch.float32
 
 
-FLOAT32 = Precision(torch.float32, MARGIN)
-BFLOAT16 = Precision(torch.bfloat16, BF16_ERROR)
+FLOAT32 = Precision("float32", MARGIN)
+BFLOAT16 = Precision("bfloat16", BF16_ERROR)
 
 
 def _flags() -> set[str]:

@@ -11,9 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import faiss  # noqa: F401  before torch: both bring an OpenMP
 import numpy as np
-import torch
 
 from data_catalog.progress import tick
 from geofm.dedup.edges import Edges
@@ -33,6 +31,7 @@ from geofm.dedup.matmul import (
 from geofm.dedup.partition import Cells, Frame
 from geofm.dedup.sketch import LEAST, LOST, Sketches
 from geofm.embeddings.vectors import READ, Space
+from geofm.runtime.native import torch
 from geofm.types import Indices
 
 #: Cells that a thread searches before another may need the interpreter.
@@ -58,7 +57,7 @@ def factors_of(space: Space, sketches: Sketches, threshold: float) -> Factors:
         return Factors(values, threshold, precision)
     values = torch.from_numpy(sketches).view(torch.bfloat16)
     if precision == BFLOAT16:
-        precision = Precision(torch.bfloat16, BF16_SUM)
+        precision = Precision("bfloat16", BF16_SUM)
     return Factors(values.to(precision.dtype), threshold - LOST, precision)
 
 

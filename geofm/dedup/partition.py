@@ -21,15 +21,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-import faiss
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from data_catalog.progress import tick
 from geofm.dedup.matmul import as_factors, best_precision, multiply, near_pairs, on_every_core
 from geofm.dedup.sketch import find_axes
 from geofm.embeddings.vectors import BLOCK, Space, take_rows, use_threads
+from geofm.runtime.native import faiss, torch
 from geofm.types import Floats, Indices
 
 #: Pools up to this size are searched whole: 2 n² d / 2 products, a second or two.

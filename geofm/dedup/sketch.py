@@ -11,13 +11,12 @@ with a large pool reads a quarter of it.
 
 from __future__ import annotations
 
-import faiss  # noqa: F401  before torch: both bring an OpenMP
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from geofm.dedup.matmul import look_at_all
 from geofm.embeddings.vectors import MARGIN, Space
+from geofm.runtime.native import torch
 from geofm.runtime.threads import one_torch_thread
 
 Units = NDArray[np.float32]

@@ -15,10 +15,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import faiss  # noqa: F401  before torch: both bring an OpenMP
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import NDArray
 
 from data_catalog.errors import RunError, UsageError
@@ -30,6 +28,7 @@ from geofm.embeddings.encoders import CPU_BATCH, Encoder, features, fuse_for_cpu
 from geofm.embeddings.images import picture
 from geofm.embeddings.weight_inputs import own_weights, use_weights, weights_facts
 from geofm.embeddings.weights import Weights, WeightsMismatch
+from geofm.runtime.native import torch
 from geofm.runtime.parts import ChipRef, chips_by_part, covers, ok_chips, read_pixels
 from geofm.runtime.threads import in_order, keep_freed_memory, one_torch_thread
 

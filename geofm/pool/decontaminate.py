@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import NDArray
 
 from data_catalog.progress import tick
@@ -27,6 +26,7 @@ from geofm.embeddings.vectors import MARGIN, Space
 from geofm.pool.proximity import near_areas
 from geofm.pool.registry import EvaluationSet, read_images, registry_sha256
 from geofm.raster.radiometry import to_rgb
+from geofm.runtime.native import torch
 from geofm.runtime.threads import one_torch_thread
 from geofm.types import Floats, Indices
 

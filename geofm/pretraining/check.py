@@ -18,9 +18,9 @@ from geofm.pretraining.launch import team_of
 from geofm.pretraining.loop import check_pieces
 from geofm.pretraining.masking import draw_mask
 from geofm.pretraining.objective import build_pretrainer
-from geofm.pretraining.parallel import pick_device
 from geofm.pretraining.student import BadStudent, as_timm_student
 from geofm.pretraining.teacher import load_teacher, teach
+from geofm.runtime.device import pick_device
 
 
 def check_training(

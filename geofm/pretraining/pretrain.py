@@ -5,9 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from data_catalog.artifact import Artifact
 from data_catalog.catalogue import UnknownReference, open_catalogue
@@ -25,14 +23,12 @@ from geofm.embeddings.weight_inputs import (
     weights_facts,
 )
 from geofm.embeddings.weights import WeightsMissing
-from geofm.pretraining.data import Corpus, never_drawn, open_corpus
-from geofm.pretraining.export.card import write_card
-from geofm.pretraining.export.model import describe, write_model
-from geofm.pretraining.launch import await_others, team_of, train_together
-from geofm.pretraining.loop import Sources, Trained, train
-from geofm.pretraining.parallel import pick_device, threads_each
-from geofm.pretraining.student import as_timm_student
-from geofm.pretraining.teacher import features_once, load_teacher
+from geofm.runtime.device import pick_device
+from geofm.runtime.native import torch
+
+if TYPE_CHECKING:  # these import torch
+    from geofm.pretraining.data import Corpus
+    from geofm.pretraining.loop import Sources, Trained
 
 
 def resolve(job: Job) -> Job:
@@ -69,6 +65,13 @@ def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
     Raises:
         TooFewSamples, BadStudent, WeightsMissing, Diverged, Interrupted: see ``loop.train``.
     """
+    from geofm.pretraining.data import never_drawn, open_corpus
+    from geofm.pretraining.export.card import write_card
+    from geofm.pretraining.export.model import describe, write_model
+    from geofm.pretraining.launch import await_others, team_of, train_together
+    from geofm.pretraining.loop import train
+    from geofm.pretraining.teacher import features_once, load_teacher
+
     dataset = job.inputs["dataset"]
     await_others(job.scratch)
     corpus = open_corpus(dataset, job.settings.statistics)
@@ -128,6 +131,9 @@ def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
 
 def _sources(job: Job, corpus: Corpus) -> tuple[PretrainSettings, Sources]:
     """The settings with timm names in place of resolved weights, and these weights."""
+    from geofm.pretraining.loop import Sources
+    from geofm.pretraining.student import as_timm_student
+
     settings: PretrainSettings = job.settings
     teacher = own_weights(job, "teacher") if settings.alpha > 0 else None
     if teacher is not None:
@@ -152,6 +158,8 @@ def _embeddings(job: Job) -> Artifact | None:
 
 def _arithmetic(device: str, processes: int) -> str:
     """What the last bits of a result depend on."""
+    from geofm.pretraining.parallel import threads_each
+
     where = f"cpu, {threads_each(processes)} threads" if device == "cpu" else device
     return where if processes == 1 else f"{where}, in each of {processes} processes"
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from functools import cache
 from typing import TypeVar
 
-import torch
+from geofm.runtime.native import torch
 
 # Freed memory stays with the process: to ask for it anew costs more than a small network.
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import faiss
 import numpy as np
 import pandas as pd
 
 from geofm.embeddings.clusters import cluster
 from geofm.embeddings.vectors import ONE, Space, lattice, lattice_blocks, use_threads
+from geofm.runtime.native import faiss
 from geofm.selection.methods import Candidates, Method, select
 from geofm.types import Floats, Indices
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import faiss
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from geofm.embeddings.neighbours import NEIGHBOUR, knn_radius
 from geofm.embeddings.vectors import BLOCK, Space, use_threads
+from geofm.runtime.native import faiss
 from geofm.types import Floats, Indices
 
 #: Least radius that density is computed with: chips closer than this are as good as the same.
