@@ -17,8 +17,8 @@ import json
 import logging
 import resource
 import time
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -27,7 +27,6 @@ from typing import Any, NamedTuple
 
 from data_catalog.artifact import Artifact
 from data_catalog.catalogue import Catalogue
-from data_catalog.crew import count_others, work_together
 from data_catalog.database.items import note_items, postponed_items
 from data_catalog.database.schema import RunRow
 from data_catalog.errors import RunError
@@ -35,12 +34,9 @@ from data_catalog.hashing import canonical
 from data_catalog.manifest import Manifest, software_versions
 from data_catalog.progress import tick
 from data_catalog.stage import Job, Part, Stage
-from data_catalog.storage.process import cores
 from data_catalog.store import Store, linked, list_files
 
 log = logging.getLogger("geofm.run")
-#: What ``next`` says of work that has no further step.
-DONE = object()
 
 
 class PartProgress(NamedTuple):
@@ -335,44 +331,34 @@ def read_plan(job: Job) -> list[Part]:
 
 
 def work_parts(stage: Stage, job: Job, parts: list[Part]) -> int:
-    """Compute those of the parts that are not there yet; returns how many that were."""
-    missing = deque(part for part in parts if not job.store.has_part(part.key))
-    count = len(missing)
-    work, most = partial(_work_on, stage, job, missing), min(stage.at_once, count)
-    if most < 2:
-        work()
-    else:
-        work_together(work, missing.clear, cores() // job.how.get("workers", 1) or 1, most)
-    return count
+    """Compute the missing parts, ``stage.at_once`` of them at a time.
 
+    Returns:
+        Number of parts computed.
 
-def _work_on(stage: Stage, job: Job, missing: deque[Part]) -> None:
-    """Take parts until none is missing: each goes a step further whenever one is begun.
-
-    So a part whose work has three steps does its last while the answers to the second of the next
-    part, and to the first of the one after that, are on their way. Towards the end none is begun
-    ahead that another thread would be free for.
+    Raises:
+        Exception: The first that the stage's work raised; parts that have not begun are left out.
     """
-    begun: deque[Generator[None]] = deque()
-    try:
-        while True:
-            if not begun or len(missing) > 2 * count_others():
-                with suppress(IndexError):  # another thread took the last one
-                    begun.appendleft(_steps(stage, job, missing.popleft()))
-            if not begun:
-                return
-            for work in list(begun):  # what came last asks first
-                if next(work, DONE) is DONE:
-                    begun.remove(work)
-    finally:
-        for work in begun:
-            work.close()
+    missing = [part for part in parts if not job.store.has_part(part.key)]
+    threads = min(stage.at_once, len(missing))
+    if threads < 2:
+        for part in missing:
+            _work_on_part(stage, job, part)
+        return len(missing)
+    with ThreadPoolExecutor(threads, thread_name_prefix="geofm-part") as pool:
+        try:
+            calls = [pool.submit(_work_on_part, stage, job, part) for part in missing]
+            for call in as_completed(calls):
+                call.result()
+        finally:  # also when a user interrupts
+            pool.shutdown(cancel_futures=True)
+    return len(missing)
 
 
-def _steps(stage: Stage, job: Job, part: Part) -> Generator[None]:
-    """The steps of a part's work; it is published with the last."""
+def _work_on_part(stage: Stage, job: Job, part: Part) -> None:
+    """Compute one part and publish it."""
     with job.store.staging() as out:
-        yield from stage.work(job, part, out) or ()
+        stage.work(job, part, out)
         job.store.publish_part(part.key, out)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -151,9 +151,6 @@ class Stage:
     files into an empty folder; ``seal(job, part_folders, folder)`` writes the artifact's files,
     the part folders coming in the order of the plan. All three are module-level functions, so
     that any runner can carry them.
-
-    Work that waits for the network is a generator: it yields wherever it has asked for something,
-    and while that is on its way the steps of other parts are done.
     """
 
     name: str
@@ -162,7 +159,7 @@ class Stage:
     inputs: tuple[str, ...]
     software: tuple[str, ...]
     plan: Callable[[Job], list[Part]]
-    work: Callable[[Job, Part, Path], Iterator[None] | None]
+    work: Callable[[Job, Part, Path], None]
     seal: Callable[[Job, list[Path], Path], Sealed]
     seeded: bool = False
     #: The recipe's section with its settings, where that is not its name; and those of the
@@ -186,7 +183,7 @@ class Stage:
     #: ``states(job, artifact)``: the state of each item, for the catalogue's table of items. What
     #: is out of reach or waiting is asked again by a later run of the very same job.
     states: Callable[[Job, Artifact], dict[Key, ItemState]] | None = None
-    #: Threads of one worker that may work on parts: several where a part waits for the network.
+    #: Parts that one worker computes at once, in threads: several if they wait for the network.
     at_once: int = 1
     #: ``device(asked)``: where its work is done, ``cpu`` or ``cuda``; None for the processor alone.
     device: Callable[[str], str] | None = None

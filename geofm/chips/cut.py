@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -172,7 +172,7 @@ def cut_again(job: Job, number: int, order: Order) -> Path:
             return kept
     log.info("cut: cutting %s again", one.item_id)
     folder = empty_folder(job, digest_of([number, part.key]))
-    deque(cut_number(job, number, order, folder), 0)
+    cut_number(job, number, order, folder)
     if failed(read_state(folder)):
         return folder
     with job.store.staging() as staged:
@@ -181,14 +181,14 @@ def cut_again(job: Job, number: int, order: Order) -> Path:
     return job.store.fetch_part(part.key) or cut_again(job, number, order)
 
 
-def cut_number(job: Job, number: int, order: Order, out: Path) -> Iterator[None]:
-    """Cut the windows of an item in steps, or copy those of a stand-in."""
+def cut_number(job: Job, number: int, order: Order, out: Path) -> None:
+    """Cut the windows of an item, or copy those of a stand-in."""
     if is_stand_in(job, number):
         copy_chips(job, number, order, out)
         return
     access = access_of(job.inputs["items"], job.settings)
     one = item_of(job, number)
-    yield from cut_or_quarantine(one, job.settings, access, order, out, job.attempt)
+    cut_or_quarantine(one, job.settings, access, order, out, job.attempt)
 
 
 def empty_folder(job: Job, name: str) -> Path:
@@ -205,8 +205,7 @@ def read_state(folder: Path) -> Json:
     return state
 
 
-#: Most threads of a worker. Each has two more scenes under way besides the one that it cuts, so
-#: that one is enough unless a server is far away or has faults.
+#: Scenes that a worker cuts at once; they mostly wait for the network.
 THREADS = 4
 
 
@@ -250,11 +249,11 @@ def check_failed(bad: Iterable[Quarantine], total: int, settings: CutSettings) -
         )
 
 
-def work(job: Job, part: Part, out: Path) -> Iterator[None]:
-    """Cut one scene in steps, or write down why not."""
+def work(job: Job, part: Part, out: Path) -> None:
+    """Cut one scene, or write down why not."""
     keep_freed_memory()
     order = Order.from_json(part.payload["order"])
-    yield from cut_number(job, part.payload["number"], order, out)
+    cut_number(job, part.payload["number"], order, out)
 
 
 def seal(job: Job, parts: list[Path], out: Path) -> Sealed:

@@ -13,7 +13,6 @@ from geofm.raster.scene import ask_scene
 from geofm.remote.assets import Piece
 from geofm.remote.quarantine import Quarantine
 from geofm.remote.ranges import RangeSource
-from geofm.remote.sent import wait_for
 from geofm.remote.url_policy import Access
 
 
@@ -38,7 +37,7 @@ def source_changes(
         for key, (band, call) in pending.files.items():
             where = f"asset {key} ({where_is(band.href)})"
             try:
-                fetched = wait_for(call)
+                fetched = call.result()
             except Quarantine as problem:
                 if not problem.passing:
                     found.append(f"{where} can't be read any more: {problem}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from geofm.config.recipe import CutSettings
 from geofm.formats.npy import chip_bytes, pixel_sha256
 from geofm.formats.tar import write_tar
 from geofm.raster.grid import Cell, Grid, footprints
-from geofm.raster.scene import Scene, ask_scene
+from geofm.raster.scene import Scene, open_scene
 from geofm.raster.windows import (
     Seen,
     Strip,
@@ -94,7 +93,9 @@ def from_runs(runs: Iterable[Run]) -> list[Cell]:
 def cut_cells(
     scene: Scene, runs: Iterable[Run], seen: Seen | None = None
 ) -> Iterator[tuple[Cell, Strip]]:
-    """The pixels of each cell, in the order of the runs; the first are asked for at once.
+    """Yield the pixels of each cell, in the order of the runs.
+
+    While a batch of strips is decoded, the next one is fetched.
 
     Args:
         scene: open.
@@ -104,14 +105,8 @@ def cut_cells(
     Raises:
         Quarantine: for what is found wrong with the pixels.
     """
-    following = batches(scene, runs)
-    return _cut(scene, next(following, None), following, seen)
-
-
-def _cut(
-    scene: Scene, current: _Batch | None, following: Iterator[_Batch], seen: Seen | None
-) -> Iterator[tuple[Cell, Strip]]:
-    grid, before, after = scene.grid, _Batch(), None
+    grid, following = scene.grid, batches(scene, runs)
+    before, current, after = _Batch(), next(following, None), None
     try:
         while current is not None:
             after = next(following, None)
@@ -122,7 +117,7 @@ def _cut(
                     yield (x, y), strip.part((x - first) * grid.size, grid.size)
             before.forget()
             before, current, after = current, after, None
-    finally:  # also of what nobody waits for any more
+    finally:  # also if the caller stops early
         for batch in (before, current, after):
             if batch is not None:
                 batch.forget()
@@ -237,8 +232,8 @@ def same_place(a: Grid, b: Grid) -> bool:
 
 def cut_or_quarantine(
     one: Listed, settings: CutSettings, access: Access, order: Order, out: Path, attempt: str
-) -> Iterator[None]:
-    """Cut windows of a scene into an empty folder, in steps; a bad item leaves one row.
+) -> None:
+    """Cut windows of a scene into an empty folder; a bad item leaves one row.
 
     Args:
         one: the item.
@@ -249,7 +244,7 @@ def cut_or_quarantine(
         attempt: id of the attempt (``Job.attempt``): a failure counts for this attempt only.
     """
     try:
-        yield from cut_item(one, settings, access, order, out)
+        cut_item(one, settings, access, order, out)
     except Quarantine as problem:
         log.info("cut: %s", problem)
         quarantine_item(one, settings, problem, out, attempt)
@@ -257,10 +252,8 @@ def cut_or_quarantine(
 
 def cut_item(
     listed: Listed, settings: CutSettings, access: Access, order: Order, out: Path
-) -> Iterator[None]:
+) -> None:
     """Write the part of one scene: ``chips.tar`` and ``scene.arrow``.
-
-    A step ends where something was asked for: the beginnings of the files, then the first blocks.
 
     A scene that lies elsewhere than the order says is not cut; its state says where it lies.
 
@@ -280,10 +273,7 @@ def cut_item(
         rows = lost_rows(listed, settings, order.grid, lost)
         write_scene(out, listed, "ok", rows, grid=order.grid, order=order)
         return
-    with ExitStack() as stack:
-        asked = stack.enter_context(ask_scene(listed.item, source, settings, access))
-        yield
-        scene = stack.enter_context(asked.opened(listed.geometry))
+    with open_scene(listed.item, listed.geometry, source, settings, access) as scene:
         grid = scene.grid
         if not same_place(order.grid, grid):
             log.info("cut: %s lies elsewhere than its metadata say", listed.item_id)
@@ -292,11 +282,9 @@ def cut_item(
         rows = lost_rows(listed, settings, grid, lost)
         cut = window_rows(listed, settings, grid, from_runs(order.runs))
         watch = watch_for(source, listed.baseline)
-        strips = cut_cells(scene, order.runs, watch)
-        yield
 
         def members() -> Iterator[tuple[str, bytes]]:
-            for cell, strip in strips:
+            for cell, strip in cut_cells(scene, order.runs, watch):
                 cut[cell].update(measure(strip, scene, source))
                 yield f"{cut[cell]['chip_id']}.npy", chip_bytes(strip.counts)
 

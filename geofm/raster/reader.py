@@ -7,13 +7,12 @@ from what comes out.
 from __future__ import annotations
 
 import hashlib
-import os
 import warnings
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from itertools import product
 from typing import Any
 
@@ -25,19 +24,19 @@ from rasterio.io import MemoryFile
 from rasterio.windows import Window
 
 from geofm.raster.tiff import DECODED, PlainTiff, Read, Unsure, parse
-from geofm.remote.assets import Piece, Remote, beginning, remote
+from geofm.remote.assets import Piece, remote
 from geofm.remote.quarantine import Quarantine
-from geofm.remote.ranges import BLOCK, Range, RangeFile, RangeSource
-from geofm.remote.sent import Call, Later, Sent
+from geofm.remote.ranges import Range, RangeFile, RangeSource
 from geofm.remote.url_policy import Access, Signing
+from geofm.runtime.threads import shared_pool
 
 # Opening remote rasters safely: the driver is chosen here, and nothing beside the file is read.
 # GDAL opens whatever it recognises; a VRT named ``.tif`` then reads files of this machine. So the
 # first bytes decide (TIFF or JPEG 2000, nothing else), the driver is pinned, and GDAL sees only a
 # memory file or one Python file object: no directory, no sidecar, no address of its own to follow.
 
-#: Assets opened at once in a process: opening waits for the network.
-OPENERS = 24
+#: Threads of a process that open assets; opening waits for the network.
+OPEN_THREADS = 24
 _MAGIC = {
     b"II*\x00": "GTiff",
     b"MM\x00*": "GTiff",
@@ -77,41 +76,16 @@ def fetch(href: str, access: Access, signing: Signing, whole: bool = True) -> Pi
     Raises:
         Quarantine: with the reason.
     """
-    return _fetch(remote(href, access, signing), href, access, whole)
+    asset = remote(href, access, signing)
+    piece = asset.whole(access.whole_max) if whole and access.whole_max else None
+    return piece or RangeSource(asset, access.retries, where_is(href))
 
 
-def _fetch(
-    asset: Remote, href: str, access: Access, whole: bool, sent: Sent | None = None
-) -> Piece | RangeSource:
-    piece = None
-    if whole and access.whole_max:
-        piece, sent = asset.whole(access.whole_max, sent), None
-    return piece or RangeSource(asset, access.retries, where_is(href), sent)
-
-
-def begin(
-    href: str, access: Access, signing: Signing, whole: bool = True, size: int = 0
-) -> Call[Piece | RangeSource]:
-    """Begin to ``fetch``; what is wrong shows in the result.
-
-    ``size`` is the file's bytes as its item says, 0 where it doesn't: what takes one request is
-    asked for at once where that is possible, and all else by a thread.
-    """
-    whole = whole and access.whole_max > 0 and size <= access.whole_max
-    first = beginning(access.whole_max) if whole else BLOCK
-    if not whole or 0 < size <= first:
-        with suppress(Quarantine):
-            asset = remote(href, access, signing)
-            sent = asset.send(0, first)
-            if sent is not None:
-                return Later(sent, lambda sent: _fetch(asset, href, access, whole, sent))
-    return openers(os.getpid()).submit(fetch, href, access, signing, whole)
-
-
-@lru_cache(maxsize=2)
-def openers(process: int) -> ThreadPoolExecutor:
-    """The threads of a process that open assets (a fork can't use its parent's)."""
-    return ThreadPoolExecutor(OPENERS, thread_name_prefix="geofm-open")
+def prefetch(
+    href: str, access: Access, signing: Signing, whole: bool = True
+) -> Future[Piece | RangeSource]:
+    """Begin to `fetch` in the background; errors are raised by the future's result."""
+    return shared_pool("geofm-open", OPEN_THREADS).submit(fetch, href, access, signing, whole)
 
 
 def where_is(href: str) -> str:

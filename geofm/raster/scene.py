@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,11 +20,10 @@ from shapely.geometry.base import BaseGeometry
 from data_catalog.sources import Source
 from geofm.config.recipe import CutSettings
 from geofm.raster.grid import Grid, check_pixels, continuous, extent_footprint, make_grid, metres_of
-from geofm.raster.reader import Fetched, Raster, begin, open_raster
+from geofm.raster.reader import Fetched, Raster, open_raster, prefetch
 from geofm.remote.assets import Piece
 from geofm.remote.quarantine import Quarantine
 from geofm.remote.ranges import RangeSource
-from geofm.remote.sent import Call, wait_for
 from geofm.remote.url_policy import Access, signing_of
 from geofm.stac.bands import Band, declared_crs, find_band, find_layer
 from geofm.types import Json
@@ -87,7 +87,7 @@ class Asked:
     settings: CutSettings
     bands: list[Band]
     layer: Band | None
-    files: dict[str, tuple[Band, Call[Piece | RangeSource]]]
+    files: dict[str, tuple[Band, Future[Piece | RangeSource]]]
 
     @contextmanager
     def opened(self, geometry: BaseGeometry) -> Iterator[Scene]:
@@ -102,7 +102,7 @@ class Asked:
         wanted = [*self.bands, self.layer] if self.layer else self.bands
         with ExitStack() as stack:
             rasters = {
-                key: stack.enter_context(open_raster(wait_for(call), band.href, band.sha256))
+                key: stack.enter_context(open_raster(call.result(), band.href, band.sha256))
                 for key, (band, call) in self.files.items()
             }
             channels = [
@@ -140,7 +140,7 @@ def ask_scene(
     with ExitStack() as stack:
         files = {}
         for key, band in first.items():
-            call = begin(band.href, access, signing, whole, band.bytes)
+            call = prefetch(band.href, access, signing, whole)
             stack.callback(call.cancel)
             files[key] = band, call
         yield Asked(item, settings, bands, layer, files)

@@ -18,15 +18,16 @@ from urllib.parse import parse_qsl, urlsplit
 
 from data_catalog.redaction import without_secrets
 from data_catalog.storage.s3 import read_object
-from geofm.remote.http import Answer, Refused, address, ask, record, send_ahead
+from geofm.remote.http import Answer, CredentialsRequired, open_response, record_of
 from geofm.remote.quarantine import Quarantine
-from geofm.remote.retry import Fault, host_of, patiently
-from geofm.remote.sent import Sent
+from geofm.remote.retry import Fault, host_record, read_with_retries
 from geofm.remote.url_policy import (
     Access,
+    HttpUrl,
     Signing,
     credentials_allowed,
     locate,
+    parse_http_url,
     s3_options,
     scheme_of,
     sign_url,
@@ -59,19 +60,11 @@ class Piece:
 class Remote(Protocol):
     """An asset on a server."""
 
-    def whole(self, most: int, sent: Sent | None = None) -> Piece | None:
-        """All bytes; None when there are more than ``most``. ``sent``: for ``beginning(most)``."""
+    def whole(self, most: int) -> Piece | None:
+        """Read all bytes; None if there are more than ``most``."""
 
-    def part(self, start: int, end: int, sent: Sent | None = None) -> Piece:
-        """Bytes from ``start`` up to ``end`` (or to the end of the file), ``sent`` for or not."""
-
-    def send(self, start: int, end: int) -> Sent | None:
-        """Ask for a part whose answer is read later; None where that can't be done at once."""
-
-
-def beginning(most: int) -> int:
-    """Bytes that are asked for first of a file that is read whole up to ``most`` bytes."""
-    return min(most, BEGINNING)
+    def part(self, start: int, end: int) -> Piece:
+        """Read bytes from ``start`` up to ``end``, or to the end of the file."""
 
 
 @dataclass
@@ -93,7 +86,7 @@ class HttpAsset:
     _expires: float = field(default=math.inf, repr=False)
     _signs: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
-    def whole(self, most: int, sent: Sent | None = None) -> Piece | None:
+    def whole(self, most: int) -> Piece | None:
         """All bytes, checked against the length that the server told.
 
         The beginning comes first and tells the size, so that of a file with more than ``most``
@@ -103,7 +96,7 @@ class HttpAsset:
             return None
 
         def attempt() -> Piece | None:
-            begin = self._begin(most, sent)
+            begin = self._begin(most)
             if begin is None or begin.total > most:
                 return None
             if len(begin.data) == begin.total:
@@ -115,34 +108,27 @@ class HttpAsset:
 
         return self._retry(attempt)
 
-    def part(self, start: int, end: int, sent: Sent | None = None) -> Piece:
+    def part(self, start: int, end: int) -> Piece:
         """A range, checked against what was asked for."""
-        return self._retry(lambda: self._range(start, end, sent))
+        return self._retry(lambda: self._range(start, end))
 
-    def send(self, start: int, end: int) -> Sent | None:
-        """Ask for a range; not where an address would have to be signed before."""
-        if self._unsigned():
-            return None
-        url, signed = self._signed or self.href, bool(self._signed)
-        return send_ahead(url, _span(start, end), self.access, signed)
-
-    def _range(self, start: int, end: int, sent: Sent | None = None) -> Piece:
+    def _range(self, start: int, end: int) -> Piece:
         """One attempt at a range."""
-        with self._get(_span(start, end), sent) as answer:
+        with self._get(_span(start, end)) as answer:
             if answer.status != 206:
                 raise Quarantine("no_ranges", f"{self.where} does not serve byte ranges")
             return _piece(answer, start, end)
 
-    def _begin(self, most: int, sent: Sent | None = None) -> Piece | None:
+    def _begin(self, most: int) -> Piece | None:
         """One attempt at the beginning; all bytes from a server that does not serve ranges."""
-        first = beginning(most)
-        with self._get(_span(0, first), sent) as answer:
+        first = min(most, BEGINNING)
+        with self._get(_span(0, first)) as answer:
             if answer.status == 206:
                 return _piece(answer, 0, first)
             told = _whole(answer.headers.get("content-length", ""))
             if told is not None and told > most:
                 return None
-            data = answer.take(most + 1)
+            data = answer.read(most + 1)
             if len(data) > most:
                 return None
             if (told is None and not data) or (told is not None and len(data) != told):
@@ -155,41 +141,36 @@ class HttpAsset:
         return without_secrets(self.name or self.href).partition("?")[0][:200]
 
     def _retry(self, attempt: Callable[[], T]) -> T:
-        return patiently(attempt, self.access.retries, self.where, record(self.href))
+        return read_with_retries(attempt, self.access.retries, self.where, record_of(self.href))
 
     @contextmanager
-    def _get(self, headers: dict[str, str], sent: Sent | None = None) -> Iterator[Answer]:
-        """An open answer with status 200 or 206; a refusal is answered by signing (again) once."""
-        if sent is not None and not sent.waits:  # it was read: an attempt after the first
-            sent = None
-        if sent is None and self._unsigned():
+    def _get(self, headers: dict[str, str]) -> Iterator[Answer]:
+        """Open an answer with status 200 or 206; a refused address is signed and tried again."""
+        if self._unsigned():
             self._sign(self._signed)
         with ExitStack() as stack:
-            used = sent.signed if sent else self._signed
+            used = self._signed
             try:
-                answer = stack.enter_context(self._ask(used, headers, sent))
-            except Refused as refused:
+                answer = stack.enter_context(self._open(used, headers))
+            except CredentialsRequired as refused:
                 if not self._sign(used):
                     raise Quarantine(
                         "forbidden", f"{self.where} answers {refused.status}"
                     ) from refused
                 try:
-                    answer = stack.enter_context(self._ask(self._signed, headers))
-                except Refused as again:
+                    answer = stack.enter_context(self._open(self._signed, headers))
+                except CredentialsRequired as again:
                     raise Fault(f"answers {again.status} to a signed address") from again
-                record(
-                    self.href
-                ).signs = True  # its other assets are signed before they are asked for
+                # the host's other assets are then signed before they are requested
+                record_of(self.href).requires_signing = True
             yield answer
 
-    def _ask(
-        self, signed: str, headers: dict[str, str], sent: Sent | None = None
-    ) -> AbstractContextManager[Answer]:
-        return ask(signed or self.href, headers, self.access, self.where, sent=sent)
+    def _open(self, signed: str, headers: dict[str, str]) -> AbstractContextManager[Answer]:
+        return open_response(signed or self.href, headers, self.access, self.where)
 
     def _unsigned(self) -> bool:
         """Whether the address has to be signed (again) before it is asked."""
-        signs = self.signing.always or record(self.href).signs
+        signs = self.signing.always or record_of(self.href).requires_signing
         return self._expired() or (signs and not self._signed)
 
     def _expired(self) -> bool:
@@ -209,18 +190,17 @@ class HttpAsset:
         if not url:
             return False
         try:
-            with ask(url, {}, self.access, "the signing service", trusted=True) as answer:
-                body = answer.take(MAX_SIGNED)
-        except (Quarantine, Refused) as error:
+            with open_response(url, {}, self.access, "the signing service", trusted=True) as answer:
+                body = answer.read(MAX_SIGNED)
+        except (Quarantine, CredentialsRequired) as error:
             if self.signing.always:
                 raise Quarantine("forbidden", f"{self.where} could not be signed") from error
             return False
         try:
             told = json.loads(body)
             signed = told["href"]
-            same = address(signed)[:3] == address(self.href)[:3] and _path(signed) == _path(
-                self.href
-            )
+            ours, other = parse_http_url(self.href), parse_http_url(signed)
+            same = ours[:3] == other[:3] and _path(ours) == _path(other)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             service = without_secrets(url).partition("?")[0]
             raise Quarantine("forbidden", f"{service} does not sign") from error
@@ -258,8 +238,8 @@ def _span(start: int, end: int) -> dict[str, str]:
     return {"range": f"bytes={start}-{end - 1}"}
 
 
-def _path(url: str) -> str:
-    return address(url)[3].partition("?")[0]
+def _path(url: HttpUrl) -> str:
+    return url.target.partition("?")[0]
 
 
 def _whole(text: str) -> int | None:
@@ -270,13 +250,13 @@ def _whole(text: str) -> int | None:
 def _piece(answer: Answer, start: int, end: int) -> Piece:
     """The bytes of an answer to a range, as many as were asked for (fewer at the file's end)."""
     span = answer.headers.get("content-range", "")
-    if not span and not answer.take(1):
+    if not span and not answer.read(1):
         raise Fault("the answer ended amid its headers")
     first, total = _content_range(span)
     want = min(end, total) - start
     if first != start or want < 0:
         raise Fault(f"bytes from {first} of {total} came, not from {start}")
-    data = answer.take(want + 1)
+    data = answer.read(want + 1)
     if len(data) != want:
         raise Fault(f"{len(data)} of {want} bytes came")
     return Piece(data, total, answer.headers.get("etag", ""))
@@ -315,13 +295,13 @@ class S3Asset:
     access: Access
     signing: Signing = field(default_factory=Signing)
 
-    def whole(self, most: int, sent: Sent | None = None) -> Piece | None:
+    def whole(self, most: int) -> Piece | None:
         """All bytes; the beginning comes first and tells the size."""
         if most < 1:
             return None
 
         def attempt(files: Any) -> Piece | None:
-            begin = self._read(files, 0, beginning(most))
+            begin = self._read(files, 0, min(most, BEGINNING))
             if begin.total > most:
                 return None
             if len(begin.data) == begin.total:
@@ -333,17 +313,13 @@ class S3Asset:
 
         return self._retry(attempt)
 
-    def part(self, start: int, end: int, sent: Sent | None = None) -> Piece:
+    def part(self, start: int, end: int) -> Piece:
         """A range, with the size and the ETag that came with these very bytes."""
         return self._retry(lambda files: self._read(files, start, end))
 
     def _read(self, files: Any, start: int, end: int) -> Piece:
         """Read a range in one request."""
         return Piece(*read_object(files, self.href, start, end, self.access.timeout_s))
-
-    def send(self, start: int, end: int) -> Sent | None:
-        """Nothing: a thread asks."""
-        return None
 
     def _retry(self, call: Callable[[Any], T]) -> T:
         from botocore.exceptions import (
@@ -352,7 +328,7 @@ class S3Asset:
             ParamValidationError,
         )
 
-        host = host_of("s3://" + urlsplit(self.href).netloc)
+        host = host_record("s3://" + urlsplit(self.href).netloc)
         allowed = credentials_allowed(self.href, self.access, self.signing)
 
         def attempt() -> T:
@@ -372,11 +348,11 @@ class S3Asset:
             except (ParamValidationError, ValueError) as error:
                 raise Quarantine("bad_href", f"no bucket and key: {self.href!a:.80}") from error
             except (OSError, BotoCoreError) as error:
-                raise Fault(f"{type(error).__name__}: {error}"[:120], refused=True) from error
+                raise Fault(f"{type(error).__name__}: {error}"[:120], host_failed=True) from error
             host.answered()
             return found
 
-        return patiently(attempt, self.access.retries, self.href, host)
+        return read_with_retries(attempt, self.access.retries, self.href, host)
 
 
 def remote(href: str, access: Access, signing: Signing = Signing()) -> Remote:  # noqa: B008
@@ -418,16 +394,12 @@ class LocalAsset:
     href: str
     stac: str
 
-    def whole(self, most: int, sent: Sent | None = None) -> Piece | None:
+    def whole(self, most: int) -> Piece | None:
         """All bytes; None when there are more than ``most``."""
         path, size, mark = self._file()
         return Piece(path.read_bytes(), size, mark) if size <= most else None
 
-    def send(self, start: int, end: int) -> Sent | None:
-        """Nothing: a disk is read when it is wanted."""
-        return None
-
-    def part(self, start: int, end: int, sent: Sent | None = None) -> Piece:
+    def part(self, start: int, end: int) -> Piece:
         """Bytes from ``start`` up to ``end`` (or to the end of the file)."""
         path, size, mark = self._file()
         with path.open("rb") as file:

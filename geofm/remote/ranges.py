@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import io
-import os
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import pairwise
 
 from geofm.remote.assets import Piece, Remote
 from geofm.remote.quarantine import Quarantine
-from geofm.remote.retry import Fault, patiently
-from geofm.remote.sent import Call, Later, Sent, wait_for
+from geofm.remote.retry import Fault, read_with_retries
+from geofm.runtime.threads import shared_pool
 
 #: Bytes of a file's beginning that are asked for first, and of a block that is asked for later.
 BLOCK = 16 * 1024
@@ -26,17 +24,11 @@ MOST_AHEAD = 64
 #: Ranges nearer to each other than this (bytes) become one; longer ones are split.
 GAP = 32 * 1024
 MOST_RANGE = 4 * 2**20
-#: Threads of a process that fetch, and answers of a file that wait to be read without one.
-FETCHES, SENT = 24, 2
+#: Threads of a process that prefetch ranges.
+PREFETCH_THREADS = 24
 
 #: First byte and the one after the last.
 Range = tuple[int, int]
-
-
-@lru_cache(maxsize=2)
-def fetchers(process: int) -> ThreadPoolExecutor:
-    """The threads of a process that fetch (a fork can't use its parent's)."""
-    return ThreadPoolExecutor(FETCHES, thread_name_prefix="geofm-fetch")
 
 
 def coalesce(ranges: Iterable[Range]) -> list[Range]:
@@ -59,40 +51,30 @@ def coalesce(ranges: Iterable[Range]) -> list[Range]:
 class _Segment:
     start: int
     end: int
-    data: Call[bytes]
+    data: Future[bytes]
 
 
 class RangeSource:
-    """A remote file. One thread reads; what it asked for ahead is on its way meanwhile.
+    """A remote file, read by one thread while a pool prefetches other ranges of it."""
 
-    ``sent`` is a request for the first ``BLOCK`` bytes that is on its way already.
-    """
-
-    def __init__(self, asset: Remote, retries: int, where: str, sent: Sent | None = None) -> None:
+    def __init__(self, asset: Remote, retries: int, where: str) -> None:
         self.asset, self.retries, self.where = asset, retries, where
         self.blocks: OrderedDict[int, bytes] = OrderedDict()
         self.segments: list[_Segment] = []
         self.error: Quarantine | None = None
         self._lock = threading.Lock()
         self._next, self._ahead = 0, 0
-        first = asset.part(0, BLOCK, sent)
+        first = asset.part(0, BLOCK)
         self.size, self.etag = first.total, first.etag
         self.head = self.blocks[0] = first.data
 
     def prefetch(self, ranges: Iterable[Range]) -> None:
-        """Fetch ranges in the background; a read that needs one waits for it."""
+        """Fetch ranges in the background; a read of one of them waits for it."""
+        pool = shared_pool("geofm-prefetch", PREFETCH_THREADS)
         for start, end in ranges:
             if end > len(self.head):  # else it came with the beginning
-                self.segments.append(_Segment(start, end, self._begin(start, end)))
+                self.segments.append(_Segment(start, end, pool.submit(self._bytes, start, end)))
         self.segments.sort(key=lambda segment: segment.start)
-
-    def _begin(self, start: int, end: int) -> Call[bytes]:
-        """Ask for a range: at once where that is possible, else in a thread."""
-        if sum(isinstance(s.data, Later) and s.data.sent.waits for s in self.segments) < SENT:
-            sent = self.asset.send(start, end)
-            if sent is not None:
-                return Later(sent, lambda sent: self._bytes(start, end, sent))
-        return fetchers(os.getpid()).submit(self._bytes, start, end)
 
     def forget(self, ranges: Sequence[Range]) -> None:
         """Drop what was fetched ahead."""
@@ -125,7 +107,7 @@ class RangeSource:
                 pieces.append(self._from_blocks(at, end))
                 break
             stop = min(end, segment.end)
-            pieces.append(wait_for(segment.data)[at - segment.start : stop - segment.start])
+            pieces.append(segment.data.result()[at - segment.start : stop - segment.start])
             at = stop
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
@@ -154,16 +136,16 @@ class RangeSource:
             self.blocks.popitem(last=False)
         return b"".join(pieces)[offset - first * BLOCK : end - first * BLOCK]
 
-    def _bytes(self, start: int, end: int, sent: Sent | None = None) -> bytes:
+    def _bytes(self, start: int, end: int) -> bytes:
         """One request; a file that changes meanwhile is a fault."""
 
         def attempt() -> Piece:
-            piece = self.asset.part(start, end, sent)
+            piece = self.asset.part(start, end)
             if piece.total != self.size or (piece.etag != self.etag and not self._same(piece)):
                 raise Fault("the file changed while it was read")
             return piece
 
-        return patiently(attempt, self.retries, self.where).data
+        return read_with_retries(attempt, self.retries, self.where).data
 
     def _same(self, piece: Piece) -> bool:
         """Whether only the ETag is another one: then the file still begins as it did."""

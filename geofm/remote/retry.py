@@ -1,7 +1,7 @@
-"""Retries, a rate and a limit to patience for each host: how faults that pass are waited out.
+"""The retry policy: pauses, request rates, and hosts that are left alone, for pixels and search.
 
-Everything here counts by process and host. A limit of 10 requests a second is 10 for each of the
-worker processes; what is read depends on none of it.
+Everything is counted per process and host. A limit of 10 requests per second is 10 for each worker
+process. No result depends on it.
 """
 
 from __future__ import annotations
@@ -16,52 +16,55 @@ from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from typing import TypeVar
 
-from data_catalog.crew import kept_waiting
 from geofm.remote.quarantine import Quarantine
 
 T = TypeVar("T")
-#: First pause before a retry is up to so many seconds; each further one up to twice as many.
+#: Longest pause before the first retry (seconds); it doubles with each further retry.
 FIRST_PAUSE = 0.25
-#: Longest pause (seconds), whatever the server's Retry-After asks for.
+#: Longest pause (seconds), whatever a Retry-After header asks for.
 MAX_PAUSE = 30.0
-#: After so many requests in a row given up on one host, it is left alone for so many seconds.
-GIVEN_UP, LEFT_ALONE_S = 5, 60.0
-_pauses = random.Random()
+#: After this many requests in a row that failed for good, a host is left alone for some time.
+MAX_FAILURES, REST_S = 5, 60.0
+#: Source of the jitter.
+_jitter = random.Random()
 
 
 class Fault(Exception):
-    """A fault that may pass.
+    """A failure that another attempt may cure.
 
     Attributes:
-        pause: how long the server asks to wait (seconds).
-        refused: nobody answered, or the server asked to be left alone; False where an answer came
-            and was wrong, which says something about one asset rather than about its host.
+        pause: Seconds that the server asks to wait.
+        host_failed: The host did not answer, or asked to be left alone. False if it answered
+            wrongly, which says something about one asset rather than about the host.
+        status: HTTP status, if there was an answer with one.
     """
 
-    def __init__(self, detail: str, pause: float = 0.0, refused: bool = False) -> None:
+    def __init__(
+        self, detail: str, pause: float = 0.0, host_failed: bool = False, status: int | None = None
+    ) -> None:
         super().__init__(detail)
-        self.pause, self.refused = pause, refused
+        self.pause, self.host_failed, self.status = pause, host_failed, status
 
 
 @dataclass
 class Host:
-    """What this process has met on one host.
+    """This process's record of one host.
 
     Attributes:
-        next_turn: when the next request may start (monotonic seconds).
-        lost: requests given up in a row because nobody answered.
-        back: until when the host is left alone (monotonic seconds).
-        signs: whether it refused an address that it answered once that was signed.
+        next_turn: Time at which the next request may start (monotonic seconds).
+        failures: Requests in a row that failed for good because the host did not answer.
+        rests_until: Time until which the host is left alone (monotonic seconds).
+        requires_signing: The host refused an unsigned address and answered the signed one.
     """
 
     next_turn: float = 0.0
-    lost: int = 0
-    back: float = 0.0
-    signs: bool = False
+    failures: int = 0
+    rests_until: float = 0.0
+    requires_signing: bool = False
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def take_turn(self, per_s: float | None) -> None:
-        """Wait until one more request fits ``per_s`` requests a second (None: at once)."""
+        """Wait until another request fits ``per_s`` requests per second (None: no limit)."""
         if per_s is None:
             return
         with self._lock:
@@ -70,73 +73,98 @@ class Host:
         time.sleep(max(0.0, turn - time.monotonic()))
 
     def answered(self) -> None:
-        """An answer came."""
-        self.lost, self.back = 0, 0.0
+        """Note an answer."""
+        self.failures, self.rests_until = 0, 0.0
 
-    def gave_up(self) -> None:
-        """A request failed to its last retry; after some in a row the host gets a rest."""
+    def failed(self) -> None:
+        """Note a request that failed for good; the host rests after `MAX_FAILURES` in a row."""
         with self._lock:
-            self.lost += 1
-            if self.lost >= GIVEN_UP:
-                self.back = time.monotonic() + LEFT_ALONE_S
+            self.failures += 1
+            if self.failures >= MAX_FAILURES:
+                self.rests_until = time.monotonic() + REST_S
 
     def rests(self) -> bool:
-        """Whether the host is left alone; once the time is over one request may try."""
+        """Return whether the host is left alone; after its rest, one request may try it again."""
         with self._lock:
             now = time.monotonic()
-            if self.lost < GIVEN_UP:
+            if self.failures < MAX_FAILURES:
                 return False
-            if now < self.back:
+            if now < self.rests_until:
                 return True
-            self.back = now + LEFT_ALONE_S
+            self.rests_until = now + REST_S
             return False
 
 
-def host_of(place: str) -> Host:
-    """The record of ``host:port`` or ``s3://bucket`` in this process."""
-    return _host(place, os.getpid())
+def host_record(name: str) -> Host:
+    """Return this process's record of ``host:port`` or ``s3://bucket``."""
+    return _host_record(name, os.getpid())
 
 
 @lru_cache(maxsize=4096)
-def _host(place: str, process: int) -> Host:
+def _host_record(name: str, process: int) -> Host:
     return Host()
 
 
-def patiently(attempt: Callable[[], T], retries: int, what: str, host: Host | None = None) -> T:
-    """Call until it works, with pauses of full jitter: between nothing and a bound that doubles.
+def call_with_retries(attempt: Callable[[], T], retries: int, host: Host | None = None) -> T:
+    """Call a function until it raises no Fault, with pauses in between.
+
+    The pauses have full jitter: their length is uniform between 0 and a bound that doubles.
 
     Args:
-        attempt: one try; raises :class:`Fault` for what may pass.
-        retries: tries after the first.
-        what: is asked for, in messages.
-        host: the record of the host that is asked, where one is.
+        attempt: Function to call.
+        retries: Attempts after the first.
+        host: Record of the host; no more retries once it has failed too often.
 
     Raises:
-        Quarantine: ``unreachable`` (passing) when the last retry fails as well, and at once when
-            the host has answered nobody for some time.
+        Fault: That of the last attempt; its text states the number of attempts.
     """
-    if host is not None and host.rests():
-        raise Quarantine("unreachable", f"{what}: its host answers nobody", passing=True)
     for number in range(retries + 1):
         try:
             return attempt()
         except Fault as fault:
-            if number == retries or (host is not None and host.lost >= GIVEN_UP):
-                if host is not None and fault.refused:
-                    host.gave_up()
-                raise Quarantine(
-                    "unreachable", f"{what}: {fault} ({number + 1} attempts)", passing=True
-                ) from fault
-            wait = fault.pause + _pauses.uniform(0.0, FIRST_PAUSE * 2**number)
-            kept_waiting()
-            time.sleep(min(wait, MAX_PAUSE))
+            if number == retries or (host is not None and host.failures >= MAX_FAILURES):
+                fault.args = (f"{fault} ({number + 1} attempts)",)
+                raise
+            pause = fault.pause + _jitter.uniform(0.0, FIRST_PAUSE * 2**number)
+            time.sleep(min(pause, MAX_PAUSE))
     raise AssertionError("unreachable")
 
 
-def retry_after(text: str) -> float:
-    """Seconds that a Retry-After header (a number or an HTTP date) asks for; 0 for anything else.
+def read_with_retries(
+    attempt: Callable[[], T], retries: int, label: str, host: Host | None = None
+) -> T:
+    """Call a function that reads a part of an asset, with retries.
 
-    An answer is not believed to ask for more than :data:`MAX_PAUSE`.
+    Args:
+        attempt: Function to call; it raises Fault for failures that may pass.
+        retries: Attempts after the first.
+        label: Name of the asset in error messages.
+        host: Record of the asset's host.
+
+    Raises:
+        Quarantine: ``unreachable`` (passing) if the last attempt fails, and at once if the host
+            has not answered for some time.
+    """
+    if host is not None and host.rests():
+        detail = f"{label}: its host has not answered {MAX_FAILURES} requests in a row"
+        raise Quarantine("unreachable", detail, passing=True)
+    try:
+        return call_with_retries(attempt, retries, host)
+    except Fault as fault:
+        if host is not None and fault.host_failed:
+            host.failed()
+        raise Quarantine("unreachable", f"{label}: {fault}", passing=True) from fault
+
+
+def is_passing(status: int) -> bool:
+    """Return whether a request with this HTTP status may succeed later."""
+    return status in (408, 425, 429) or status >= 500
+
+
+def retry_after(text: str) -> float:
+    """Return the seconds that a Retry-After header (a number or an HTTP date) asks for.
+
+    The result is 0 for any other text, and at most `MAX_PAUSE`.
     """
     if text.isascii() and text.isdigit() and len(text) < 16:
         return min(float(text), MAX_PAUSE)

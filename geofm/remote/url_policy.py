@@ -14,10 +14,12 @@ import socket
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import lru_cache
+from typing import NamedTuple
 from urllib.parse import quote
 from urllib.request import getproxies
 
-import httpx
+from urllib3.exceptions import LocationParseError
+from urllib3.util import parse_url
 
 from data_catalog.errors import UsageError
 from data_catalog.redaction import resolve
@@ -32,6 +34,11 @@ PLANET_ENV = "GEOFM_PLANET_URL"
 PORTS = {"http": 80, "https": 443}
 #: Longest address (characters) that is asked.
 MAX_URL = 8192
+_AUTHORITY = re.compile(r"(https?)://([^/?#]*)", re.IGNORECASE)
+#: What makes parsers disagree about the host: a backslash, a space, a second ``@``.
+_AMBIGUOUS = re.compile(r"[\\\s]|@.*@")
+#: A host with letters beyond ASCII consists of letters, digits and hyphens once it is encoded.
+_LDH_HOST = re.compile(r"([a-z0-9]([a-z0-9-]*[a-z0-9])?\.?)+")
 _HOST = re.compile(r"[a-z0-9._-]+|[0-9a-f:.]+")
 _BUCKET = re.compile(r"s3://([A-Za-z0-9][A-Za-z0-9._-]{0,62})/(.+)", re.DOTALL)
 #: IPv6 addresses are public only in here, but for IPv4 addresses in NAT64's own prefix.
@@ -178,26 +185,64 @@ def _names(pattern: str, bucket: str, key: str) -> bool:
     return (key == prefix or key.startswith(prefix + "/")) and not {".", ".."} & set(steps)
 
 
+class HttpUrl(NamedTuple):
+    """An HTTP address as it will be requested.
+
+    Attributes:
+        scheme: ``http`` or ``https``.
+        host: Lower-case ASCII name or IP address, without brackets.
+        port: Port, never 0.
+        target: Percent-encoded path and query.
+    """
+
+    scheme: str
+    host: str
+    port: int
+    target: str
+
+
 @lru_cache(maxsize=4096)
-def origin(url: str) -> str:
-    """``host:port`` of an http(s) address, as the client that will ask it understands it.
+def parse_http_url(url: str) -> HttpUrl:
+    """Parse an HTTP address; this is the only parser, for the policy and for the connection.
+
+    Addresses that parsers read differently are refused: a backslash, a space or a second ``@`` in
+    the authority, and a host that is percent-encoded or has a zone. User names and fragments are
+    dropped.
 
     Raises:
-        Quarantine: ``bad_scheme`` for other schemes, ``bad_href`` for what nobody can ask.
+        Quarantine: ``bad_scheme`` for other schemes, ``bad_href`` for an address without a valid
+            host and port.
     """
     check_text(url)
-    try:
-        parts = httpx.URL(url)
-        host = parts.raw_host.decode("ascii").lower()
-        host.encode("idna")  # as the resolver will: no empty label and none that is too long
-    except (httpx.InvalidURL, ValueError) as error:
-        raise Quarantine("bad_href", f"no address: {url!a:.80}") from error
-    if parts.scheme not in PORTS or not host:
+    found = _AUTHORITY.match(url)
+    if found is None:
         raise Quarantine("bad_scheme", f"no http address: {url!a:.80}")
-    port = PORTS[parts.scheme] if parts.port is None else parts.port
-    if not _HOST.fullmatch(host) or not 0 < port < 2**16:
+    scheme, authority = found[1].lower(), found[2]
+    if _AMBIGUOUS.search(authority) or "%" in authority.rpartition("@")[2]:
         raise Quarantine("bad_href", f"no host and port: {url!a:.80}")
-    return f"{host}:{port}"
+    try:
+        parts = parse_url(url)
+        host = (parts.host or "").lower().removeprefix("[").removesuffix("]")
+        host.encode("idna")  # the resolver does the same: no empty label and none that is too long
+    except (LocationParseError, ValueError) as error:
+        raise Quarantine("bad_href", f"no address: {url!a:.80}") from error
+    if not host:
+        raise Quarantine("bad_scheme", f"no http address: {url!a:.80}")
+    port = PORTS[scheme] if parts.port is None else parts.port
+    valid = _HOST if authority.isascii() else _LDH_HOST
+    if not valid.fullmatch(host) or port == 0:
+        raise Quarantine("bad_href", f"no host and port: {url!a:.80}")
+    return HttpUrl(scheme, host, port, parts.request_uri)
+
+
+def origin(url: str) -> str:
+    """Return ``host:port`` of an HTTP address.
+
+    Raises:
+        Quarantine: As `parse_http_url`.
+    """
+    parts = parse_http_url(url)
+    return f"{parts.host}:{parts.port}"
 
 
 def check_text(url: str) -> None:
@@ -285,8 +330,7 @@ def check_redirect(url: str, target: str, access: Access) -> str:
         host, _, port = origin(target).rpartition(":")
         if host != origin(url).rpartition(":")[0] or port != "80":
             raise Quarantine("host_refused", f"a redirect leaves https for {origin(target)}")
-        parts = httpx.URL(target)
-        target = str(parts.copy_with(scheme="https", port=httpx.URL(url).port))
+        target = parse_url(target)._replace(scheme="https", port=parse_url(url).port).url
     check_host(target, access)
     return target
 

@@ -1,4 +1,4 @@
-"""Parts of a section: each kind of block has its look in ``templates/page_layout.html.j2``."""
+"""What a section of the page is made of; the template knows how each kind of block looks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from geofm.reporting.plots import Picture
 
 @dataclass(frozen=True)
 class Note:
-    """A sentence."""
+    """A sentence, also the one that stands where there is nothing to show."""
 
     text: str
     kind: ClassVar[str] = "note"
@@ -28,15 +28,9 @@ class Plot:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of text.
+    """Rows of text; ``numeric`` columns are aligned right, ``strong`` rows are set off.
 
-    Attributes:
-        head: Column titles.
-        rows: Cells, one sequence per row.
-        numeric: Columns that are aligned right.
-        strong: Rows that are highlighted.
-        code: Columns of identifiers that may be broken into lines.
-        names: Columns of identifiers that must stay on one line.
+    ``names`` are columns of identifiers that must not be broken, ``code`` those that may be.
     """
 
     head: Sequence[str]
@@ -49,8 +43,8 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Thumbnail:
-    """Picture of a chip with a short caption; the state gives the colour of its frame."""
+class Thumb:
+    """One chip's picture with a short caption; ``state`` colours its frame."""
 
     png: bytes
     alt: str
@@ -59,34 +53,34 @@ class Thumbnail:
 
 
 @dataclass(frozen=True)
-class Gallery:
-    """A heading, a sentence, and thumbnails in rows."""
+class Thumbs:
+    """A row of chips that wraps, under a heading of its own."""
 
     title: str
     text: str
-    thumbs: Sequence[Thumbnail]
-    kind: ClassVar[str] = "gallery"
+    thumbs: Sequence[Thumb]
+    kind: ClassVar[str] = "thumbs"
 
 
 @dataclass(frozen=True)
-class GalleryGrid:
-    """Short galleries, two beside each other on wide screens."""
+class Clusters:
+    """Several short rows of chips, two beside each other where the screen is wide enough."""
 
-    galleries: Sequence[Gallery]
-    kind: ClassVar[str] = "gallery_grid"
+    groups: Sequence[Thumbs]
+    kind: ClassVar[str] = "clusters"
 
 
 @dataclass(frozen=True)
-class Diagram:
-    """An inline SVG drawing, made by this package and never from outside."""
+class Graph:
+    """An inline SVG drawing, made by this package (never from outside)."""
 
     svg: str
     caption: str
-    kind: ClassVar[str] = "diagram"
+    kind: ClassVar[str] = "graph"
 
 
 @dataclass(frozen=True)
-class FactList:
+class Facts:
     """Names and values side by side."""
 
     title: str
@@ -94,31 +88,31 @@ class FactList:
     kind: ClassVar[str] = "facts"
 
 
-Block = Note | Plot | Table | Gallery | GalleryGrid | Diagram | FactList
+Plain = Note | Plot | Table | Thumbs | Clusters | Graph | Facts
 
 
 @dataclass(frozen=True)
-class Collapsible:
-    """Blocks that are hidden until the reader opens them."""
+class Fold:
+    """Blocks behind a line that opens them."""
 
     title: str
-    blocks: Sequence[Block]
-    kind: ClassVar[str] = "collapsible"
+    blocks: Sequence[Plain]
+    kind: ClassVar[str] = "fold"
 
 
 @dataclass(frozen=True)
-class PageSection:
-    """A section of the page: anchor, title, its result in a sentence, and blocks."""
+class Section:
+    """A section: its anchor, title, the finding in a sentence, and blocks."""
 
     id: str
     title: str
     lead: str
-    blocks: Sequence[Block | Collapsible] = field(default_factory=tuple)
+    blocks: Sequence[Plain | Fold] = field(default_factory=tuple)
 
 
 @dataclass(frozen=True)
-class HeadlineCard:
-    """A figure at the top of the page."""
+class Card:
+    """A headline number."""
 
     label: str
     value: str

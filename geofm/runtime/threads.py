@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
 from typing import TypeVar
@@ -33,6 +34,19 @@ def keep_freed_memory() -> bool:
     if mallopt is None:
         return False
     return bool(mallopt(_MMAP_THRESHOLD, KEPT_BLOCK) and mallopt(_TRIM_THRESHOLD, KEPT))
+
+
+@cache
+def _pool(name: str, threads: int, process: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix=name)
+
+
+def shared_pool(name: str, threads: int) -> ThreadPoolExecutor:
+    """Return the process's pool of threads with this name; it is made on first use.
+
+    A forked process gets its own pool, since the parent's threads do not exist in it.
+    """
+    return _pool(name, threads, os.getpid())
 
 
 Item = TypeVar("Item")

@@ -8,6 +8,8 @@ import math
 import os
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from urllib.parse import urlencode, urljoin, urlsplit
 
@@ -17,7 +19,7 @@ from pystac_client import Client
 from pystac_client.errors import ClientTypeError
 from pystac_client.exceptions import APIError
 from pystac_client.stac_api_io import StacApiIO
-from urllib3 import BaseHTTPResponse, Retry
+from urllib3 import BaseHTTPResponse
 from urllib3.exceptions import HTTPError, ProtocolError
 
 from data_catalog.errors import RunError, UsageError
@@ -25,9 +27,10 @@ from data_catalog.hashing import canonical
 from data_catalog.redaction import mask, without_secrets, without_secrets_in
 from geofm.config.credentials import base_address
 from geofm.config.recipe import SearchSettings
-from geofm.remote.http import BLOCK, SLOWEST, Request, final_response
+from geofm.remote.http import READ_SIZE, Request, check_speed, send_request
 from geofm.remote.json import shallow
 from geofm.remote.quarantine import Quarantine, printable
+from geofm.remote.retry import Fault, call_with_retries, is_passing, retry_after
 from geofm.remote.url_policy import PLANET_ENV, Access, check_redirect
 from geofm.stac.item import check_id
 from geofm.types import Json
@@ -35,13 +38,12 @@ from geofm.types import Json
 log = logging.getLogger("geofm.search")
 
 PAGE = 100
-ATTEMPTS = 5
+#: Attempts after the first for failures that may pass.
+RETRIES = 5
 #: Seconds to connect (an address where nobody answers is soon told) and between two bytes.
 TIMEOUT = (5.0, 60.0)
 #: Bytes that an answer may have.
 MAX_BYTES = 512 * 2**20
-#: Longest pause (seconds) that the API may ask for.
-MAX_PAUSE = 30.0
 MAX_PAGES = 1000
 #: Empty pages in a row after which a server is taken to page for ever.
 MAX_EMPTY = 20
@@ -83,32 +85,6 @@ def api_url(settings: SearchSettings) -> str:
     return planet_url() if settings.stac == "planet" else base_address(settings.stac)
 
 
-class BoundedRetry(Retry):
-    """Obeys Retry-After, but not for hours."""
-
-    def get_retry_after(self, response: BaseHTTPResponse) -> float | None:
-        """Seconds to wait."""
-        seconds = super().get_retry_after(response)
-        return None if seconds is None else min(seconds, MAX_PAUSE)
-
-
-def retries() -> BoundedRetry:
-    """How often a request is sent again."""
-    return BoundedRetry(
-        total=2 * ATTEMPTS,
-        connect=2,
-        read=ATTEMPTS,
-        other=0,
-        status=ATTEMPTS,
-        backoff_factor=0.2,
-        backoff_max=MAX_PAUSE,
-        status_forcelist=[429, 500, 502, 503, 504],
-        allowed_methods=None,
-        respect_retry_after_header=True,
-        raise_on_status=False,
-    )
-
-
 class PatientIO(StacApiIO):  # type: ignore[misc, unused-ignore]
     """Requests of pystac-client, sent by our own HTTP client.
 
@@ -148,30 +124,41 @@ class PatientIO(StacApiIO):  # type: ignore[misc, unused-ignore]
         """
         try:
             request = self._request(href, method or "GET", headers or {}, parameters or {})
-            for attempt in range(ATTEMPTS):
-                self.asked += 1
-                try:
-                    response, _ = final_response(request, self.access, without_secrets(href))
-                    status, text = response.status, _read(response)
-                    break
-                except ProtocolError as error:
-                    if attempt == ATTEMPTS - 1:
-                        raise
-                    log.info("search: asking again, %s", short(error))
-                    time.sleep(0.1 * 2**attempt)
+            status, text = call_with_retries(
+                partial(self._attempt, request, without_secrets(href)), RETRIES
+            )
         except Quarantine as problem:
             raise RunError(
                 f"the STAC API {self.access.base} leads to an address that is not asked "
                 f"({problem.detail}); check search.stac and search.allow_hosts"
             ) from problem
-        except HTTPError as error:
-            reason = getattr(error, "reason", None) or error  # a MaxRetryError quotes the address
-            raise APIError(mask(f"{type(reason).__name__}: {reason}")) from None
+        except Fault as fault:
+            failure = APIError(mask(str(fault)))
+            if fault.status is not None:
+                failure.status_code = fault.status
+            raise failure from None
         if 200 <= status < 300:
             return text
         failure = APIError(mask(text[:500]))
         failure.status_code = status
         raise failure
+
+    def _attempt(self, request: Request, label: str) -> tuple[int, str]:
+        """Send a request once and read the answer.
+
+        Raises:
+            Fault: No answer, one that ends too early, or one whose status may pass.
+        """
+        self.asked += 1
+        try:
+            response, _ = send_request(request, self.access, label)
+            text = _read(response)
+        except HTTPError as error:
+            raise Fault(f"{type(error).__name__}: {error}") from error
+        if is_passing(response.status):
+            pause = retry_after(response.headers.get("retry-after", ""))
+            raise Fault(text[:500], pause, status=response.status)
+        return response.status, text
 
     def _request(
         self, href: str, method: str, headers: dict[str, str], parameters: dict[str, Any]
@@ -194,7 +181,7 @@ class PatientIO(StacApiIO):  # type: ignore[misc, unused-ignore]
         elif parameters:
             given = {name: value for name, value in parameters.items() if value is not None}
             url += ("&" if "?" in url else "?") + urlencode(given, doseq=True)
-        return Request(url, told, method, body, retries(), TIMEOUT)
+        return Request(url, told, method, body, TIMEOUT)
 
     def json_loads(self, txt: str, *args: Any, **kwargs: Any) -> Json:
         """JSON by the standard library, whatever else is installed.
@@ -240,23 +227,23 @@ class PatientIO(StacApiIO):  # type: ignore[misc, unused-ignore]
             page = self.read_json(Link.from_dict(link), parameters=parameters)
 
 
-def _read(response: Any) -> str:
-    """The body of an answer, decompressed; the connection goes back to its pool.
+def _read(response: BaseHTTPResponse) -> str:
+    """Read and decompress the body of an answer; the connection returns to its pool.
 
     Raises:
-        ProtocolError: it ends too early or comes too slowly.
-        ValueError: it is too long, or no UTF-8.
+        ProtocolError: The body ends too early.
+        Fault: The body arrives too slowly.
+        ValueError: The body is too long, or is no UTF-8.
     """
-    began, blocks, size = time.monotonic(), [], 0
+    started, blocks, size = time.monotonic(), [], 0
     try:
-        while block := response.read(BLOCK, decode_content=True):
+        while block := response.read(READ_SIZE, decode_content=True):
             blocks.append(block)
             size += len(block)
             if size > MAX_BYTES:
                 raise ValueError(f"an answer of more than {MAX_BYTES} bytes")
-            if time.monotonic() - began > TIMEOUT[1] + size / SLOWEST:
-                raise ProtocolError(f"only {size} bytes came in {time.monotonic() - began:.0f} s")
-    except (ProtocolError, ValueError):
+            check_speed(size, started, TIMEOUT[1])
+    except (ProtocolError, ValueError, Fault):
         response.close()
         raise
     response.release_conn()
@@ -308,14 +295,23 @@ def is_api(root: Json) -> bool:
     return root.get("type") != "Collection" and asks
 
 
-def open_api(url: str, access: Access | None = None) -> Client:
+@dataclass(frozen=True)
+class ApiConnection:
+    """A STAC API: pystac-client builds the searches, and ``io`` sends their requests."""
+
+    client: Client
+    io: PatientIO
+
+
+def open_api(url: str, access: Access | None = None) -> ApiConnection:
     """Connect to a STAC API.
 
     Raises:
         RunError: when nobody answers or the answer is no STAC API.
     """
+    io = PatientIO(access or Access(url))
     try:
-        return Client.open(url, stac_io=PatientIO(access or Access(url)))
+        return ApiConnection(Client.open(url, stac_io=io), io)
     except STRANGE as error:
         raise RunError(_no_answer(url, error)) from error
 
@@ -342,7 +338,7 @@ def short(error: BaseException) -> str:
     return mask(printable(" ".join(f"{type(error).__name__}: {error}".split())))[:160]
 
 
-def list_collections(client: Client, url: str) -> dict[str, Json]:
+def list_collections(io: PatientIO, url: str) -> dict[str, Json]:
     """The collections that the API offers, by id, as raw JSON.
 
     Raises:
@@ -352,7 +348,7 @@ def list_collections(client: Client, url: str) -> dict[str, Json]:
     try:
         path, mark, query = url.partition("?")
         address = f"{path.rstrip('/')}/collections{mark}{query}"
-        pages = client._stac_io.get_pages(address)  # type: ignore[union-attr]
+        pages = io.get_pages(address)
         for number, page in enumerate(pages, start=1):
             for collection in page.get("collections", []):
                 if isinstance(collection, dict) and has_name(collection):

@@ -26,7 +26,7 @@ from shapely.geometry import box
 from data_catalog.errors import RunError, UsageError
 from data_catalog.progress import tick
 from geofm.runtime.text import instant
-from geofm.stac.api_client import STRANGE, short, status_of
+from geofm.stac.api_client import STRANGE, PatientIO, short, status_of
 from geofm.stac.canonical_item import Frozen
 from geofm.stac.query import Query, asked_for, in_area, is_box, parameters, pieces
 from geofm.types import Json
@@ -69,6 +69,7 @@ class Api:
     """
 
     client: Client
+    io: PatientIO
     collections: dict[str, Json]
     freeze: Callable[[Any], Frozen]
     language: str
@@ -135,7 +136,7 @@ def count(api: Api, query: Query) -> int | None:
         return None
     search = search_of(api, query, 1)
     try:
-        page = api.client._stac_io.read_json(  # type: ignore[union-attr]
+        page = api.io.read_json(
             search.url, method=search.method, parameters=search.get_parameters()
         )
     except STRANGE as error:
@@ -206,9 +207,7 @@ def skipped_items(api: Api, query: Query, gone: Sequence[Frozen]) -> list[Frozen
             ids=[one.item_id for one in part], collections=names, limit=BY_ID
         )
         try:
-            pages = api.client._stac_io.get_pages(  # type: ignore[union-attr]
-                search.url, search.method, search.get_parameters()
-            )
+            pages = api.io.get_pages(search.url, search.method, search.get_parameters())
             rows = [
                 (api.freeze(item), item)
                 for page in islice(pages, BY_ID)
@@ -335,9 +334,7 @@ def _pages(api: Api, query: Query, can_split: bool, above: int | None) -> list[F
     """
     search = search_of(api, query, min(PAGE, api.max_items))
     local = query.area if api.boxed and query.area and not is_box(query.area) else None
-    pages = api.client._stac_io.get_pages(  # type: ignore[union-attr]
-        search.url, search.method, search.get_parameters()
-    )
+    pages = api.io.get_pages(search.url, search.method, search.get_parameters())
     found: list[Frozen] = []
     seen: set[tuple[str, ...]] = set()
     versions: set[tuple[str, ...]] = set()

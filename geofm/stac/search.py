@@ -19,7 +19,7 @@ from geofm.config.recipe import SearchSettings
 from geofm.remote.assets import SCHEME, is_local
 from geofm.remote.url_policy import catalogue_access, scheme_of
 from geofm.stac.api_client import (
-    PatientIO,
+    ApiConnection,
     api_url,
     choose_collections,
     is_api,
@@ -89,12 +89,14 @@ def _static(walk: Walk, settings: SearchSettings) -> Listing:
     )
 
 
-def _api(client: Client, url: str, settings: SearchSettings, before: Before) -> Listing:
-    offered = list_collections(client, url)
+def _api(connection: ApiConnection, url: str, settings: SearchSettings, before: Before) -> Listing:
+    client, io = connection.client, connection.io
+    offered = list_collections(io, url)
     chosen = choose_collections(offered, settings.collections, url)
     own = "planet" if settings.stac == "planet" else ""
     api = Api(
         client=client,
+        io=io,
         collections={name: offered[name] for name in chosen},
         freeze=partial(frozen_item, base=url if own else "", scheme=own),
         language=language_of(client) if settings.watermark else "",
@@ -105,10 +107,9 @@ def _api(client: Client, url: str, settings: SearchSettings, before: Before) -> 
     query = query_of(settings, chosen)
     items, renewed = refresh(api, query, before)
     items += skipped_items(api, query, withdrawn(before, items))
-    io = client._stac_io
     asked = {
         "asked": "whole" if not renewed else "updated" if len(renewed) == len(chosen) else "both",
-        "requests": io.asked if isinstance(io, PatientIO) else 0,
+        "requests": io.asked,
         "unreached": api.unreached,
     }
     return Listing(items, api.collections, own, asked)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -36,20 +35,6 @@ def square(job: Job, part: Part, out: Path) -> None:
     log = job.store.local_root / "computed.log"
     with log.open("a") as file:
         file.write(f"{n}\n")
-
-
-def square_in_steps(job: Job, part: Part, out: Path, seen: list[tuple[str, int]]) -> Iterator[None]:
-    """As ``square``, but it waits twice before it writes."""
-    n = part.payload["n"]
-    try:
-        seen.append(("ask", n))
-        yield
-        seen.append(("open", n))
-        yield
-        seen.append(("write", n))
-        square(job, part, out)
-    finally:
-        seen.append(("end", n))
 
 
 def gather(job: Job, parts: list[Path], out: Path) -> Sealed:

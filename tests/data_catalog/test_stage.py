@@ -5,9 +5,7 @@ from __future__ import annotations
 import pickle
 import shutil
 import threading
-from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -26,7 +24,7 @@ from data_catalog.run import (
 )
 from data_catalog.stage import Job, Part, Sealed
 from data_catalog.store import Store, open_store
-from tests.data_catalog.helpers import NUMBERS, SQUARES, Settings, computed, square_in_steps
+from tests.data_catalog.helpers import NUMBERS, SQUARES, Settings, computed, square
 
 
 def test_second_run_finds_everything(store: Store, catalogue: Catalogue) -> None:
@@ -53,31 +51,18 @@ def test_killed_run_computes_only_what_is_missing(store: Store, catalogue: Catal
     assert resumed.path("005.txt").read_text() == "25"
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_what_a_part_waits_for_is_asked_for_while_another_is_worked_on(
+@pytest.mark.parametrize("threads", [1, 2, 9])
+def test_parts_are_the_same_for_any_number_of_threads(
     store: Store, catalogue: Catalogue, threads: int
 ) -> None:
     items = run_stage(NUMBERS, store, catalogue, {}, Settings(count=5))
     whole = run_stage(SQUARES, store, catalogue, {"items": items}, Settings())
-    seen: list[tuple[str, int]] = []
-    waits = replace(SQUARES, work=partial(square_in_steps, seen=seen), at_once=threads)
+    stage = replace(SQUARES, at_once=threads)
     shutil.rmtree(store.local_root / "parts")
-    job = make_job(waits, store, {"items": items}, Settings())
-    parts = plan_parts(waits, job)
-    assert work_parts(waits, job, parts) == 5
-    assert seal(waits, job, parts)[0].digest == whole.digest
-    assert sorted(seen) == sorted(
-        (what, n) for what in ("ask", "open", "write", "end") for n in range(5)
-    )
-    if threads == 1:
-        told = [(what, n) for what, n in seen if what != "end"]
-        assert told[:9] == [
-            ("ask", 0),
-            ("ask", 1), ("open", 0),
-            ("ask", 2), ("open", 1), ("write", 0),
-            ("ask", 3), ("open", 2), ("write", 1),
-        ]  # fmt: skip
-        assert told[-3:] == [("open", 4), ("write", 3), ("write", 4)]
+    job = make_job(stage, store, {"items": items}, Settings())
+    parts = plan_parts(stage, job)
+    assert work_parts(stage, job, parts) == 5
+    assert seal(stage, job, parts)[0].digest == whole.digest
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -85,47 +70,80 @@ def test_a_failure_ends_what_was_begun_and_nothing_more_is(
     store: Store, catalogue: Catalogue, threads: int
 ) -> None:
     items = run_stage(NUMBERS, store, catalogue, {}, Settings(count=50))
-    seen: list[tuple[str, int]] = []
-    waits = replace(SQUARES, work=partial(square_in_steps, seen=seen), at_once=threads)
-    job = make_job(waits, store, {"items": items}, Settings())
-    parts = plan_parts(waits, job)
+    begun: list[int] = []
+    ended: list[int] = []
+    failed = threading.Event()
+
+    def work(job: Job, part: Part, out: Path) -> None:
+        number = part.payload["n"]
+        begun.append(number)
+        try:
+            if number > 1:
+                failed.wait(1)
+            square(job, part, out)
+        except InterruptedError:
+            failed.set()
+            raise
+        finally:
+            ended.append(number)
+
+    stage = replace(SQUARES, work=work, at_once=threads)
+    job = make_job(stage, store, {"items": items}, Settings())
+    parts = plan_parts(stage, job)
     (store.local_root / "stop-at").write_text("1")
     with pytest.raises(InterruptedError):
-        work_parts(waits, job, parts)
-    begun = {n for what, n in seen if what == "ask"}
-    assert begun == {n for what, n in seen if what == "end"}
+        work_parts(stage, job, parts)
+    assert sorted(begun) == sorted(ended)
     assert len(begun) < 50
     if threads == 1:
-        assert (begun, computed(store.local_root)) == ({0, 1, 2, 3}, [0])
+        assert (begun, computed(store.local_root)) == ([0, 1], [0])
     assert not list((store.local_root / "staging").iterdir())
     (store.local_root / "stop-at").unlink()
     finished = len(computed(store.local_root))
-    assert work_parts(waits, job, parts) == 50 - finished
+    assert work_parts(stage, job, parts) == 50 - finished
     assert sorted(computed(store.local_root)) == list(range(50))
 
 
 @pytest.mark.parametrize("count", [2, 3, 4])
-def test_threads_share_few_parts(
-    store: Store, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch, count: int
-) -> None:
-    """Two large scenes are cut by two threads, however far ahead the first one asks."""
-    monkeypatch.setattr("data_catalog.run.cores", lambda: 2)
+def test_threads_share_few_parts(store: Store, catalogue: Catalogue, count: int) -> None:
+    """Two large scenes are cut by two threads."""
     items = run_stage(NUMBERS, store, catalogue, {}, Settings(count=count))
     both = threading.Barrier(2)
-    seen: list[tuple[str, int]] = []
-    who: list[int] = []
+    threads: list[int] = []
 
-    def slow(job: Job, part: Part, out: Path) -> Iterator[None]:
-        for _ in square_in_steps(job, part, out, seen):
-            yield
-        who.append(threading.get_ident())
-        if len(who) <= 2:
-            both.wait(10)  # nobody goes on before each has written one
+    def slow(job: Job, part: Part, out: Path) -> None:
+        square(job, part, out)
+        threads.append(threading.get_ident())
+        if len(threads) <= 2:
+            both.wait(10)  # no thread goes on before each has written a part
 
     stage = replace(SQUARES, work=slow, at_once=2)
     job = make_job(stage, store, {"items": items}, Settings())
     assert work_parts(stage, job, plan_parts(stage, job)) == count
-    assert len(set(who[:2])) == 2
+    assert len(set(threads[:2])) == 2
+
+
+def test_an_interruption_stops_the_other_parts(
+    store: Store, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    items = run_stage(NUMBERS, store, catalogue, {}, Settings(count=50))
+    going_on = threading.Event()
+    begun: list[int] = []
+
+    def work(job: Job, part: Part, out: Path) -> None:
+        begun.append(part.payload["n"])
+        assert going_on.wait(10)
+
+    def interrupted(_: object) -> None:
+        going_on.set()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("data_catalog.run.as_completed", interrupted)
+    stage = replace(SQUARES, work=work, at_once=2)
+    job = make_job(stage, store, {"items": items}, Settings())
+    with pytest.raises(KeyboardInterrupt):
+        work_parts(stage, job, plan_parts(stage, job))
+    assert len(begun) < 50
 
 
 def test_more_rows_reuse_the_parts_that_did_not_change(store: Store, catalogue: Catalogue) -> None:

@@ -21,7 +21,7 @@ def world() -> Iterator[World]:
 @pytest.fixture(autouse=True)
 def _new_hosts() -> None:
     """Forget the hosts of earlier tests, whose ports are used again."""
-    retry._host.cache_clear()
+    retry._host_record.cache_clear()
 
 
 @pytest.fixture(scope="module")

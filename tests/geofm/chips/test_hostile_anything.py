@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from data_catalog.catalogue import open_catalogue
 from data_catalog.store import open_store
-from geofm.remote import retry as patience
+from geofm.remote import retry
 from geofm.types import Json
 from tests.geofm.chips.test_cut import Run
 from tests.geofm.raster.crafted import craft, tile, usual, vast_jpeg2000
@@ -127,7 +127,7 @@ def files(draw: st.DrawFn) -> bytes:
 @contextmanager
 def watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[World, Run, Path, set[Any]]]:
     """A world, an empty store, and every address that a connection is made to or a name asked."""
-    patience._host.cache_clear()
+    retry._host_record.cache_clear()
     asked: set[Any] = set()
     connect, resolve = socket.socket.connect, socket.getaddrinfo
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import wait
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -23,10 +24,10 @@ from geofm.chips.writer import cut_cells, cut_one, to_runs
 from geofm.config.recipe import CutSettings
 from geofm.raster.reader import fetch, open_raster
 from geofm.raster.scene import open_scene
+from geofm.remote import ranges
 from geofm.remote.assets import Piece, S3Asset
 from geofm.remote.quarantine import Quarantine
 from geofm.remote.ranges import BLOCK, GAP, MOST_RANGE, RangeSource, coalesce
-from geofm.remote.sent import Later, Sent
 from geofm.remote.url_policy import Access, Signing
 from tests.geofm.stac.small_world import World, add_scene, texture
 
@@ -45,10 +46,7 @@ class Bytes:
     def whole(self, most: int) -> Piece | None:
         return None
 
-    def send(self, start: int, end: int) -> Sent | None:
-        return None
-
-    def part(self, start: int, end: int, sent: Sent | None = None) -> Piece:
+    def part(self, start: int, end: int) -> Piece:
         with self.lock:
             self.asked.append((start, end))
             other = len(self.asked) > self.changes
@@ -67,12 +65,12 @@ def test_reads_are_the_files_bytes_whatever_was_asked_for_ahead(
     ahead: list[tuple[int, int]], reads: list[tuple[int, int]], forget: bool
 ) -> None:
     source = RangeSource(Bytes(), 0, "here")
-    ranges = coalesce((start, min(start + size, len(DATA))) for start, size in ahead)
-    source.prefetch(ranges)
+    spans = coalesce((start, min(start + size, len(DATA))) for start, size in ahead)
+    source.prefetch(spans)
     for number, (start, size) in enumerate(reads):
         assert source.read(start, size) == DATA[start : start + size]
         if forget and number == len(reads) // 2:
-            source.forget(ranges)
+            source.forget(spans)
             assert not source.segments
     assert source.read(len(DATA), 10) == b""
 
@@ -187,21 +185,23 @@ def test_a_single_cell_leaves_nothing_behind(world: World) -> None:
             assert not any(one.segments for one in sources if one)
 
 
-def test_what_was_asked_for_ahead_ends_with_the_scene(world: World) -> None:
+def test_what_was_asked_for_ahead_ends_with_the_scene(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     item = big_scene(world)
     settings = CutSettings(size_px=128, bands=["red", "green"])
     access = Access(world.url, whole_max=0)
     source = source_named("sentinel-2")
-    for _ in range(2):  # the second time connections are open, and answers wait on them
-        with open_scene(item, shape(item["geometry"]), source, settings, access) as scene:
-            cut_cells(scene, to_runs(scene.grid.cells()))
-            sources = [channel.raster.source for channel in scene.channels]
-            calls = [segment.data for one in sources if one for segment in one.segments]
-            assert calls
-        assert not any(one.segments for one in sources if one)
-    waiting = [call for call in calls if isinstance(call, Later)]
-    assert waiting
-    assert not any(call.sent.waits for call in waiting)
+    monkeypatch.setattr(ranges, "PREFETCH_THREADS", 1)
+    with open_scene(item, shape(item["geometry"]), source, settings, access) as scene:
+        cells = cut_cells(scene, to_runs(scene.grid.cells()))
+        next(cells)
+        sources = [channel.raster.source for channel in scene.channels]
+        calls = [segment.data for one in sources if one for segment in one.segments]
+        assert calls
+    assert not any(one.segments for one in sources if one)
+    wait(calls, timeout=10)
+    assert any(call.cancelled() for call in calls)
 
 
 def test_a_block_beyond_the_end_of_the_file_is_told_before_it_is_read(world: World) -> None:
@@ -237,7 +237,7 @@ def test_an_outage_is_never_taken_for_damage_or_for_data(lost: int) -> None:
     """Whichever request fails: the pixels and their mask are right, or the fault may pass."""
 
     class Failing(Bytes):
-        def part(self, start: int, end: int, sent: Sent | None = None) -> Piece:
+        def part(self, start: int, end: int) -> Piece:
             piece = super().part(start, end)
             if len(self.asked) == lost:
                 raise Quarantine("unreachable", "an outage", passing=True)
@@ -258,7 +258,7 @@ def test_an_outage_is_never_taken_for_damage_or_for_data(lost: int) -> None:
 
 def test_a_passing_etag_is_not_written_down() -> None:
     class Passing(Bytes):
-        def part(self, start: int, end: int, sent: Sent | None = None) -> Piece:
+        def part(self, start: int, end: int) -> Piece:
             piece = super().part(start, end)
             return Piece(piece.data, piece.total, '"fault"') if len(self.asked) == 1 else piece
 

@@ -15,17 +15,17 @@ from typing import Any, BinaryIO
 import pytest
 
 from geofm.remote import assets as remote_module
-from geofm.remote import retry as patience
+from geofm.remote import retry
 from geofm.remote.assets import HttpAsset, expiry, remote
 from geofm.remote.quarantine import Quarantine
 from geofm.remote.retry import (
     FIRST_PAUSE,
-    GIVEN_UP,
+    MAX_FAILURES,
     MAX_PAUSE,
     Fault,
     Host,
-    host_of,
-    patiently,
+    host_record,
+    read_with_retries,
     retry_after,
 )
 from geofm.remote.url_policy import Access, Signing
@@ -38,7 +38,7 @@ SIGN = Signing("{api}/sign?href={href}")
 def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Pauses, taken down instead of slept."""
     pauses: list[float] = []
-    monkeypatch.setattr(patience.time, "sleep", pauses.append)
+    monkeypatch.setattr(retry.time, "sleep", pauses.append)
     return pauses
 
 
@@ -52,7 +52,7 @@ def test_pauses_grow_and_are_spread_over_their_whole_range(slept: list[float]) -
 
     for _ in range(200):
         with pytest.raises(Quarantine, match=r"unreachable.*6 attempts"):
-            patiently(fail, 5, "it")
+            read_with_retries(fail, 5, "it")
     for number in range(5):
         most = FIRST_PAUSE * 2**number
         pauses = slept[number::5]
@@ -76,7 +76,7 @@ def test_retry_after_is_obeyed_within_bounds(slept: list[float]) -> None:
             raise fault
         return 1
 
-    assert patiently(fail, 5, "it") == 1
+    assert read_with_retries(fail, 5, "it") == 1
     assert 7 <= slept[0] <= 7 + FIRST_PAUSE
     assert slept[1] == MAX_PAUSE
 
@@ -94,7 +94,7 @@ def test_the_server_says_when_to_come_back(world: World, slept: list[float]) -> 
 def test_requests_to_one_host_are_spaced(
     world: World, slept: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(patience.time, "monotonic", lambda: 100.0)
+    monkeypatch.setattr(retry.time, "monotonic", lambda: 100.0)
     href = world.add("/a", b"data")
     asset = remote(href, reader(world, requests_per_s=4))
     for _ in range(4):
@@ -105,7 +105,7 @@ def test_requests_to_one_host_are_spaced(
 
 
 def test_threads_share_a_hosts_rate(slept: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patience.time, "monotonic", lambda: 100.0)
+    monkeypatch.setattr(retry.time, "monotonic", lambda: 100.0)
     host = Host()
 
     def ask() -> None:
@@ -122,19 +122,19 @@ def test_threads_share_a_hosts_rate(slept: list[float], monkeypatch: pytest.Monk
 
 def test_a_dead_host_is_left_alone_and_tried_again(world: World, slept: list[float]) -> None:
     href = world.add("/a", b"data")
-    world.faults["/a"] += [503] * 2 * GIVEN_UP
+    world.faults["/a"] += [503] * 2 * MAX_FAILURES
     asset = remote(href, reader(world))
-    for _ in range(GIVEN_UP):
+    for _ in range(MAX_FAILURES):
         with pytest.raises(Quarantine, match="2 attempts"):
             asset.part(0, 2)
     asked = len(world.asked)
     for _ in range(20):
-        with pytest.raises(Quarantine, match="answers nobody") as found:
+        with pytest.raises(Quarantine, match="has not answered") as found:
             asset.part(0, 2)
         assert (found.value.reason, found.value.passing) == ("unreachable", True)
     assert len(world.asked) == asked
-    host = host_of(world.url.removeprefix("http://"))
-    host.back = 0.0  # its rest is over
+    host = host_record(world.url.removeprefix("http://"))
+    host.rests_until = 0.0  # its rest is over
     assert asset.part(0, 2).data == b"da"
     assert not host.rests()
 
@@ -142,7 +142,7 @@ def test_a_dead_host_is_left_alone_and_tried_again(world: World, slept: list[flo
 def test_some_lost_requests_do_not_make_a_dead_host(world: World, slept: list[float]) -> None:
     href = world.add("/a", b"data")
     asset = remote(href, reader(world))
-    for _ in range(GIVEN_UP):
+    for _ in range(MAX_FAILURES):
         world.faults["/a"] += [503] * 2
         with pytest.raises(Quarantine, match="unreachable"):
             asset.part(0, 2)
@@ -153,17 +153,17 @@ def test_wrong_answers_do_not_make_a_dead_host(world: World, slept: list[float])
     world.add("/a", b"data")
     head = b"HTTP/1.1 206 P\r\ncontent-range: bytes 5-9/100\r\ncontent-length: 4\r\n\r\ndata"
     world.raw["/lies"] = lambda out: (out.write(head), None)[1]
-    for _ in range(2 * GIVEN_UP):
+    for _ in range(2 * MAX_FAILURES):
         with pytest.raises(Quarantine, match="2 attempts"):
             remote(world.url + "/lies", reader(world)).part(0, 4)
     assert remote(world.url + "/a", reader(world)).part(0, 2).data == b"da"
 
 
 def test_what_is_not_there_says_nothing_about_its_host(world: World) -> None:
-    for _ in range(GIVEN_UP + 1):
+    for _ in range(MAX_FAILURES + 1):
         with pytest.raises(Quarantine, match="not_found"):
             remote(world.url + "/nothing", reader(world)).part(0, 2)
-    assert not host_of(world.url.removeprefix("http://")).rests()
+    assert not host_record(world.url.removeprefix("http://")).rests()
 
 
 def test_when_a_signature_expires() -> None:
@@ -340,7 +340,7 @@ def test_headers_cut_short_are_a_passing_fault(world: World, head: bytes) -> Non
 
 
 def test_records_belong_to_hosts() -> None:
-    assert host_of("a:80") is host_of("a:80")
-    assert host_of("a:80") is not host_of("a:81")
-    one: Any = host_of("s3://bucket")
-    assert one.lost == 0
+    assert host_record("a:80") is host_record("a:80")
+    assert host_record("a:80") is not host_record("a:81")
+    one: Any = host_record("s3://bucket")
+    assert one.failures == 0

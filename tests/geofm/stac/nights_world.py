@@ -25,7 +25,7 @@ from data_catalog.store import Store, open_store
 from geofm.chips import cut
 from geofm.config.recipe import CutSettings, SearchSettings
 from geofm.formats.npy import pixel_sha256
-from geofm.remote import retry as patience
+from geofm.remote import retry
 from geofm.stac import api_client as catalogue_api
 from geofm.stac import query_slices as slices
 from geofm.stac import search
@@ -151,7 +151,7 @@ def changing_world(quick: bool = True) -> Iterator[Changing]:
     with serve() as server, serve_api() as api, pytest.MonkeyPatch.context() as patch:
         patch.setattr(slices, "LISTING_PAUSE_S", 0.0)
         patch.setattr(catalogue_api, "ATTEMPTS", 1)
-        patch.setattr(patience, "GIVEN_UP", 10**9)
+        patch.setattr(retry, "MAX_FAILURES", 10**9)
         if quick:
             patch.setattr(search, "write_items", lambda texts, path: True)
             patch.setattr(run, "software_versions", lambda names: {})

@@ -8,7 +8,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from shapely.geometry import box
-from urllib3 import Retry
 
 from data_catalog.errors import RunError, UsageError
 from geofm.config.recipe import SearchSettings
@@ -79,7 +78,7 @@ def test_a_server_that_refuses_deep_pages_without_a_count(api: Api) -> None:
 
 
 def test_queries_that_tire_the_server_are_halved(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(catalogue_api, "ATTEMPTS", 1)
+    monkeypatch.setattr(catalogue_api, "RETRIES", 0)
     api.tires = 20
     assert len(listing(api, collections=["c"]).items) == 60
     api.tires = -1
@@ -265,7 +264,7 @@ class ByIds:
     def __init__(self, api: Api, monkeypatch: pytest.MonkeyPatch, status: int) -> None:
         self.whole, self.status = api.answer, status
         monkeypatch.setattr(catalogue_api, "TIMEOUT", (0.3, 0.3))
-        monkeypatch.setattr(catalogue_api, "retries", lambda: Retry(0, raise_on_status=False))
+        monkeypatch.setattr(catalogue_api, "RETRIES", 0)
         monkeypatch.setattr(api, "answer", self.answer, raising=False)
 
     def answer(self, query: dict[str, Any]) -> tuple[int, dict[str, Any]]:
