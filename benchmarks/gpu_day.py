@@ -304,7 +304,7 @@ def ceiling(options: argparse.Namespace) -> Rows:
     def multiply(dtype: str, tf32: bool = False) -> Figures:
         import torch
 
-        from geofm.pretraining.flops import ceiling as product
+        from geofm.pretraining.flops import matmul_speed as product
 
         torch.backends.cuda.matmul.allow_tf32 = tf32
         product.cache_clear()
@@ -381,11 +381,11 @@ def first_losses(
     from lightning_fabric import Fabric
 
     from data_catalog.artifact import Artifact
-    from geofm.pretraining.data import batches, open_corpus, steps_per_epoch
+    from geofm.pretraining.data import open_corpus, read_batches, steps_per_epoch
     from geofm.pretraining.objective import build_pretrainer
-    from geofm.pretraining.optimiser import schedule
-    from geofm.pretraining.parallel import PRECISION, make_fabric, strategy_of
-    from geofm.pretraining.step import Stepper
+    from geofm.pretraining.optimiser import make_schedule
+    from geofm.pretraining.parallel import PRECISION, make_fabric, make_strategy
+    from geofm.pretraining.step import TrainingStep
     from geofm.pretraining.teacher import load_teacher
 
     torch.backends.cudnn.allow_tf32 = False
@@ -394,7 +394,7 @@ def first_losses(
     if parallel:
         fabric = Fabric(
             accelerator=device, devices=1, precision=PRECISION[precision],
-            strategy=strategy_of(1, parallel),
+            strategy=make_strategy(1, parallel),
         )  # fmt: skip
         fabric.launch()
     else:
@@ -402,10 +402,10 @@ def first_losses(
     teacher = load_teacher(settings, fabric.device)
     module = build_pretrainer(settings, len(corpus.bands), 0, teacher.width)
     module.to(fabric.device)
-    plan = schedule(settings, steps_per_epoch(corpus, settings.batch))
-    stepper = Stepper(fabric, module, teacher, None, corpus, settings, plan, 0)
-    reading = batches(corpus, settings, 0, 0, SMOKE_STEPS, 1)
-    return [float(stepper.take(step, batch)[0]) for step, batch in enumerate(reading)]
+    plan = make_schedule(settings, steps_per_epoch(corpus, settings.batch))
+    stepper = TrainingStep(fabric, module, teacher, None, corpus, settings, plan, 0)
+    reading = read_batches(corpus, settings, 0, 0, SMOKE_STEPS, 1)
+    return [float(stepper.run(step, batch)[0]) for step, batch in enumerate(reading)]
 
 
 def collectives(device: str) -> Figures:
@@ -471,7 +471,7 @@ def step_of(options: argparse.Namespace, settings: Any, steps: int) -> Figures:
     rate = pace.images_per_s(settings.batch, first)
     return {
         "images_per_s": rate,
-        "of_ceiling": pace.speed.used(rate),
+        "of_ceiling": pace.speed.utilisation(rate),
         "ceiling_gflops": pace.speed.flop_per_second / 1e9,
         "gflop_per_image": pace.speed.flop_per_image / 1e9,
         "waited": pace.waited,

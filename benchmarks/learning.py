@@ -74,17 +74,17 @@ from data_catalog.store import open_store
 from data_catalog.tables import write_table
 from geofm.config.recipe import PretrainSettings
 from geofm.embeddings.encoders import encode
-from geofm.evaluation.models import Extract, Subject
-from geofm.evaluation.probes import bootstrap, knn_predict, linear_probe
+from geofm.evaluation.models import EvaluatedModel, FeatureExtractor
+from geofm.evaluation.probes import bootstrap_interval, knn_predict, linear_probe
 from geofm.evaluation.runner import encode_task
 from geofm.evaluation.tasks import LabelledImage, Task, open_task, seeded_order
 from geofm.formats.npy import chip_bytes
 from geofm.formats.tar import write_tar
 from geofm.pretraining.data import Corpus, open_corpus
-from geofm.pretraining.export.model import describe, features, random_model
+from geofm.pretraining.export.model import features, model_config, random_model
 from geofm.pretraining.loop import Interrupted, train
-from geofm.pretraining.parallel import arithmetic, cpu_threads
-from geofm.pretraining.teacher import load_teacher, teach_corpus
+from geofm.pretraining.parallel import cpu_threads, reproducible_torch
+from geofm.pretraining.teacher import encode_corpus, load_teacher
 
 RESULTS = Path(__file__).parent / "results"
 RGB = ("red", "green", "blue")
@@ -252,7 +252,7 @@ def run(trial: Trial, task: Task, fit: list[LabelledImage], held: list[LabelledI
         extract, history = trained(trial, corpus, folder, cost)
         history.to_parquet(folder / f"{trial.key}.curve.parquet")
     size = trial.settings.teacher_size_px if trial.arm == "teacher" else trial.settings.size_px
-    subject = Subject("model", trial.arm, RGB, (0.0,) * 3, size, extract)
+    subject = EvaluatedModel("model", trial.arm, RGB, (0.0,) * 3, size, extract)
     images = [*fit, *held]
     found = encode_task(task, images, subject, batch=50)
     truth = np.array([image.label for image in images], dtype=np.int64)
@@ -270,21 +270,21 @@ def run(trial: Trial, task: Task, fit: list[LabelledImage], held: list[LabelledI
     (folder / f"{trial.key}.json").write_text(json.dumps(cost))
 
 
-def untrained(trial: Trial, corpus: Corpus) -> Extract:
+def untrained(trial: Trial, corpus: Corpus) -> FeatureExtractor:
     """Features of the frozen teacher, or of the student before its first step."""
     settings = trial.settings
     if trial.arm == "teacher":
         exact = settings.model_copy(update={"teacher_precision": "fp32"})
         teacher = load_teacher(exact, "cpu")
         return lambda images: {"final": encode(teacher.encoder, images)}
-    config = describe(settings, corpus)
+    config = model_config(settings, corpus)
     model = random_model(config, trial.seed)
     return lambda images: features(model, config, images)
 
 
 def trained(
     trial: Trial, corpus: Corpus, folder: Path, cost: dict[str, Any]
-) -> tuple[Extract, pd.DataFrame]:
+) -> tuple[FeatureExtractor, pd.DataFrame]:
     """Features of the pretrained student, and its losses by step; fills in ``cost``."""
     settings, taught = trial.settings, None
     if "once" in trial.arm:
@@ -292,12 +292,12 @@ def trained(
     place = folder / f"{trial.key}.run"
     place.mkdir(exist_ok=True)
     began = time.process_time()
-    done = train(corpus, settings, trial.seed, "cpu", place, taught=taught)
+    done = train(corpus, settings, trial.seed, "cpu", place, cached_features=taught)
     cost["cpu_seconds"] = time.process_time() - began
     cost["seconds"] = done.metrics["seconds"]
     cost["steps"] = len(done.history)
     cost["images"] = len(done.history) * settings.batch
-    config, backbone = describe(settings, corpus), done.module.student.backbone
+    config, backbone = model_config(settings, corpus), done.module.student.backbone
     return lambda images: features(backbone, config, images), done.history
 
 
@@ -308,8 +308,8 @@ def taught_once(
     teacher = load_teacher(settings, "cpu")
     note = folder / f"taught-{corpus.digest[:12]}-{teacher.size_px}.json"
     began = time.process_time()
-    with arithmetic("cpu", 0, cpu_threads()):
-        taught = teach_corpus(corpus, teacher, "cpu", folder)
+    with reproducible_torch("cpu", 0, cpu_threads()):
+        taught = encode_corpus(corpus, teacher, "cpu", folder)
     if not note.exists():  # later trials find the features on disk
         note.write_text(json.dumps(time.process_time() - began))
     return taught, json.loads(note.read_text())
@@ -351,7 +351,7 @@ def summary(frame: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _line(feature: str, protocol: str, what: str, table: pd.DataFrame) -> dict[str, Any]:
-    it = bootstrap(table.mean(axis=1).to_numpy(), RESAMPLES, SPLIT_SEED)
+    it = bootstrap_interval(table.mean(axis=1).to_numpy(), RESAMPLES, SPLIT_SEED)
     by_seed = table.mean(axis=0)
     return {
         "feature": feature, "protocol": protocol, "what": what, "value": round(it.value, 4),
@@ -367,7 +367,7 @@ def score_rows(frame: pd.DataFrame, cost: dict[str, Any]) -> list[dict[str, Any]
     for (arm, seed, protocol, feature), group in frame.groupby(
         ["arm", "seed", "protocol", "feature"], sort=False
     ):
-        it = bootstrap(group["correct"].to_numpy(), RESAMPLES, SPLIT_SEED)
+        it = bootstrap_interval(group["correct"].to_numpy(), RESAMPLES, SPLIT_SEED)
         rows.append({
             "arm": arm, "seed": seed, "protocol": protocol, "feature": feature,
             "value": round(it.value, 4), "ci_low": round(it.low, 4),

@@ -76,11 +76,11 @@ def one_row(asked: argparse.Namespace) -> dict[str, Any]:
     from benchmarks.pretrain_step import untrained
     from data_catalog.artifact import Artifact
     from geofm.config.recipe_book import load_recipe
-    from geofm.pretraining.data import batches, open_corpus, steps_per_epoch
+    from geofm.pretraining.data import open_corpus, read_batches, steps_per_epoch
     from geofm.pretraining.objective import build_pretrainer
-    from geofm.pretraining.optimiser import schedule
+    from geofm.pretraining.optimiser import make_schedule
     from geofm.pretraining.parallel import make_fabric
-    from geofm.pretraining.step import Stepper
+    from geofm.pretraining.step import TrainingStep
     from geofm.pretraining.teacher import load_teacher
 
     preset, batch, few = asked.one.split(":")
@@ -97,11 +97,11 @@ def one_row(asked: argparse.Namespace) -> dict[str, Any]:
     teacher = load_teacher(settings, asked.device)
     module = build_pretrainer(settings, len(corpus.bands), 0, teacher.width)
     fabric = make_fabric(asked.device, settings.precision, 1, "ddp")
-    plan = schedule(settings, steps_per_epoch(corpus, settings.batch))
-    stepper = Stepper(fabric, module, teacher, None, corpus, settings, plan, 0)
+    plan = make_schedule(settings, steps_per_epoch(corpus, settings.batch))
+    stepper = TrainingStep(fabric, module, teacher, None, corpus, settings, plan, 0)
     gpu = asked.device == "cuda"
-    for step, pictures in enumerate(batches(corpus, settings, 0, 0, 2, 1)):
-        stepper.take(step, pictures)
+    for step, pictures in enumerate(read_batches(corpus, settings, 0, 0, 2, 1)):
+        stepper.run(step, pictures)
     if gpu:
         rest, peak = (
             torch.cuda.memory_allocated() / 2**20,

@@ -172,11 +172,11 @@ def run_loop(dataset: str, settings: Any, device: str, steps: int) -> Pace:
 
     ticks: list[tuple[int, float]] = []
     seen: list[Any] = []
-    settle = loop._settle
+    log_steps = loop._log_steps
 
     def watched(run: Any, *others: Any) -> bool:
-        seen.append((run.speed, run.progress.waited, time.perf_counter()))
-        return settle(run, *others)
+        seen.append((run.speed, run.progress.data_seconds, time.perf_counter()))
+        return log_steps(run, *others)
 
     def tick(what: str, done: int, total: int, note: str) -> None:
         if what == "pretrain":
@@ -185,14 +185,14 @@ def run_loop(dataset: str, settings: Any, device: str, steps: int) -> Pace:
                 raise _Enough
 
     corpus = open_corpus(Artifact(dataset))
-    loop.FLUSH["cuda"] = 10
-    loop._settle = watched
+    loop.STEPS_BETWEEN_LOGS["cuda"] = 10
+    loop._log_steps = watched
     started = time.perf_counter()
     try:
         with tempfile.TemporaryDirectory() as folder, listen(tick), suppress(_Enough):
             loop.train(corpus, settings, 0, device, Path(folder))
     finally:
-        loop._settle = settle
+        loop._log_steps = log_steps
     waited = (seen[-1][1] - seen[0][1]) / max(seen[-1][2] - seen[0][2], 1e-9)
     return Pace(started, ticks, seen[-1][0], waited)
 
@@ -203,7 +203,7 @@ def ours(asked: argparse.Namespace, settings: Any) -> dict[str, Any]:
     pace = run_loop(asked.dataset, settings, asked.device, first + asked.steps)
     rate = pace.images_per_s(asked.batch, first)
     return {
-        "images_per_s": rate, "of_ceiling": pace.speed.used(rate), "waited": pace.waited,
+        "images_per_s": rate, "of_ceiling": pace.speed.utilisation(rate), "waited": pace.waited,
         "gflop_per_image": pace.speed.flop_per_image / 1e9,
         "ceiling_gflops": pace.speed.flop_per_second / 1e9,
     }  # fmt: skip
@@ -216,7 +216,7 @@ def published(asked: argparse.Namespace, settings: Any) -> dict[str, Any]:
     from torch.nn import functional
 
     from benchmarks.published_step import Published
-    from geofm.pretraining.flops import ceiling
+    from geofm.pretraining.flops import matmul_speed
 
     device, batch = asked.device, asked.batch
     torch.manual_seed(0)
@@ -245,7 +245,7 @@ def published(asked: argparse.Namespace, settings: Any) -> dict[str, Any]:
     for _ in range(asked.steps):
         step()
     rate = asked.steps * batch / (time.perf_counter() - started)
-    top = ceiling(device, torch.bfloat16 if half else torch.float32, torch.get_num_threads())
+    top = matmul_speed(device, torch.bfloat16 if half else torch.float32, torch.get_num_threads())
     return {"images_per_s": rate, "ceiling_gflops": top / 1e9}
 
 

@@ -35,8 +35,8 @@ from torch import Tensor, nn
 from geofm.config.recipe_book import load_recipe
 from geofm.embeddings.encoders import load_encoder
 from geofm.pretraining.objective import Pretrainer, build_pretrainer
-from geofm.pretraining.optimiser import build_optimiser, set_lr
-from geofm.pretraining.teacher import Teacher, as_teacher, teach
+from geofm.pretraining.optimiser import build_optimiser, set_learning_rate
+from geofm.pretraining.teacher import Teacher, make_teacher, teacher_features
 
 RESULTS = Path(__file__).parent / "results" / "published_code.csv"
 SMALL = {"embed_dim": 32, "depths": [2, 2, 2, 2], "num_heads": [1, 2, 4, 8]}
@@ -64,7 +64,9 @@ def main() -> None:
     teacher.encoder.model.to(asked.device)
     sides = {
         "published": Side(theirs, groups_of(theirs), lambda x, rgb, mask: theirs(x, fine(mask))),
-        "ours": Side(ours, None, lambda x, rgb, mask: ours(x, mask, teach(teacher, rgb)).loss),
+        "ours": Side(
+            ours, None, lambda x, rgb, mask: ours(x, mask, teacher_features(teacher, rgb)).loss
+        ),
     }
     rows = []
     for step in range(asked.steps):
@@ -93,7 +95,7 @@ class Side:
         if gpu:
             torch.cuda.reset_peak_memory_stats()
         started = time.perf_counter()
-        set_lr(self.optimiser, PEAK_LR * min(1.0, (step + 1) / WARMUP))
+        set_learning_rate(self.optimiser, PEAK_LR * min(1.0, (step + 1) / WARMUP))
         loss = self.loss(images, rgb, mask)
         self.optimiser.zero_grad()
         loss.backward()
@@ -116,7 +118,7 @@ def build_ours(sizes: dict[str, Any]) -> tuple[Pretrainer, Teacher]:
     torch.manual_seed(1)
     frozen = timm.create_model("swin_base_patch4_window7_224", num_classes=0, **sizes)
     encoder = replace(encoder, model=frozen.eval().requires_grad_(False))
-    return module, as_teacher(encoder, 3, 224)
+    return module, make_teacher(encoder, 3, 224)
 
 
 def build_theirs(repo: Path, sizes: dict[str, Any], ours: Pretrainer, teacher: Teacher) -> Any:

@@ -166,9 +166,9 @@ def _check_trackers(recipe: Recipe) -> None:
 
 
 def _check_folders(recipe: Recipe) -> None:
-    from geofm.evaluation.tasks import open_folders
+    from geofm.evaluation.tasks import open_task_folders
 
-    open_folders(recipe.evaluate.tasks)
+    open_task_folders(recipe.evaluate.tasks)
 
 
 def _check_tasks(recipe: Recipe) -> None:
@@ -220,10 +220,10 @@ def _small(weights: Weights) -> bool:
 
 def _weights(field: str, name: str, recipe: Recipe | None, place: Place) -> Weights:
     """The weights that a field names; an untrained network where the hub's are not here yet."""
-    from geofm.embeddings.weight_inputs import check_bands, look_up
+    from geofm.embeddings.weight_inputs import check_bands, find_weights_offline
 
     try:
-        weights = look_up(name, place.catalogue.at(place.store))
+        weights = find_weights_offline(name, place.catalogue.at(place.store))
     except GeofmError as error:
         text = str(error)
         raise UsageError(text if field in text else f"{field}: {text}") from error

@@ -225,10 +225,10 @@ def beside(found: dict[str, Any]) -> tuple[str, str]:
 
 def _draw_pair(place: Place, artifact: Artifact, found: dict[str, Any], target: str) -> str | None:
     """Draw the chip and the one beside it; returns the path of the PNG, None without pixels."""
-    from geofm.reporting.pictures import pair
+    from geofm.reporting.pictures import side_by_side
 
     chips = ancestor(place.catalogue, artifact, "chips")
-    png = pair(chips, [chip for chip in (found["chip_id"], beside(found)[0]) if chip])
+    png = side_by_side(chips, [chip for chip in (found["chip_id"], beside(found)[0]) if chip])
     if png is None:
         return None
     if target:

@@ -93,14 +93,14 @@ def _write_model(
     name: tuple[str, str, str], link: bool,
 ) -> None:  # fmt: skip
     from geofm.pretraining.export.hub import export_model
-    from geofm.pretraining.export.mlm import mlm_item, to_text
+    from geofm.pretraining.export.mlm import item_json, mlm_item
 
     dataset = catalogue.get(model.manifest.inputs["dataset"])
     if format_ == "hf":
         costs = lineage_costs(catalogue, [model.digest])
         export_model(model, dataset, path, name[0], costs, link)
     else:
-        path.write_text(to_text(mlm_item(model, dataset, name[0])), encoding="utf-8")
+        path.write_text(item_json(mlm_item(model, dataset, name[0])), encoding="utf-8")
 
 
 def _title(artifact: Artifact, catalogue: Catalogue) -> str:

@@ -33,7 +33,7 @@ from geofm.embeddings.encoders import features
 from geofm.embeddings.images import picture
 from geofm.embeddings.store import load_vectors
 from geofm.embeddings.vectors import Space, make_space
-from geofm.embeddings.weight_inputs import inherit_weights, inherited_weights
+from geofm.embeddings.weight_inputs import inherit_weights, load_inherited
 from geofm.runtime.native import torch
 from geofm.runtime.parts import ChipRef, chips_by_part, covers, ok_chips, read_pixels
 from geofm.runtime.threads import one_torch_thread
@@ -82,7 +82,7 @@ def work(job: Job, part: Part, folder: Path) -> None:
     sampled = _sample(job)
     refs = [ref for ref in chips_by_part(chips)[name] if ref.chip_id in sampled]
     size_px = int(facts["size_px"])
-    encoder = chip_encoder(inherited_weights(job, "embeddings", "encoder"), size_px, "cpu")
+    encoder = chip_encoder(load_inherited(job, "embeddings", "encoder"), size_px, "cpu")
     if encoder.weights_sha256 != facts["weights_sha256"]:
         raise RunError(
             f"the encoder {facts['encoder']} has other weights than those of the embeddings; "

@@ -26,7 +26,7 @@ from data_catalog.tables import write_table
 from geofm.config.recipe import EmbedSettings
 from geofm.embeddings.encoders import CPU_BATCH, Encoder, features, fuse_for_cpu, load_encoder
 from geofm.embeddings.images import picture
-from geofm.embeddings.weight_inputs import own_weights, use_weights, weights_facts
+from geofm.embeddings.weight_inputs import load_resolved, resolve_weights, weights_facts
 from geofm.embeddings.weights import Weights, WeightsMismatch
 from geofm.runtime.native import torch
 from geofm.runtime.parts import ChipRef, chips_by_part, covers, ok_chips, read_pixels
@@ -56,12 +56,12 @@ def encoder_device(device: str) -> str:
 
 def resolve(job: Job) -> Job:
     """The job with the digest of its encoder's weights."""
-    return use_weights(job, "encoder")
+    return resolve_weights(job, "encoder")
 
 
 def _encoder(job: Job) -> Encoder:
     device = encoder_device(job.device)
-    return chip_encoder(own_weights(job, "encoder"), _settings(job).size_px, device)
+    return chip_encoder(load_resolved(job, "encoder"), _settings(job).size_px, device)
 
 
 def plan(job: Job) -> list[Part]:
@@ -147,7 +147,7 @@ def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
         facts={
             "encoder": settings.encoder,
             "weights_sha256": encoder.weights_sha256,
-            "weights": {"encoder": weights_facts(own_weights(job, "encoder"))},
+            "weights": {"encoder": weights_facts(load_resolved(job, "encoder"))},
             "size_px": settings.size_px,
             "dim": encoder.width,
             "dtype": "float16",

@@ -24,7 +24,13 @@ from huggingface_hub import constants as hub
 from huggingface_hub.errors import EntryNotFoundError
 
 from data_catalog.errors import UsageError
-from geofm.embeddings.weights import Weights, WeightsMismatch, WeightsMissing, check_file, unchanged
+from geofm.embeddings.weights import (
+    Weights,
+    WeightsMismatch,
+    WeightsMissing,
+    check_weights_file,
+    verified_file,
+)
 from geofm.raster.radiometry import rgb_index
 from geofm.runtime.native import timm, torch
 from geofm.runtime.threads import own_random_state
@@ -124,7 +130,7 @@ def load_encoder(
         WeightsChanged: resolved weights are not there any more as they were looked up.
     """
     if isinstance(name, Weights) and name.origin != "random":
-        with unchanged(name) as file, own_random_state(0 if seed is None else seed):
+        with verified_file(name) as file, own_random_state(0 if seed is None else seed):
             return _frozen(name.network, *_resolved(name, file, size_px), size_px)
     text = name.network if isinstance(name, Weights) else name
     with own_random_state(0 if seed is None else seed):
@@ -360,7 +366,7 @@ def load_file(
         WeightsMismatch: weights of the model are not in the file, or do not fit.
     """
     check_model_name(name)
-    held = check_file(file)
+    held = check_weights_file(file)
     given: dict[str, Any] = {"file": str(file)}
     if channels is not None:
         from safetensors.torch import load_file as load_tensors

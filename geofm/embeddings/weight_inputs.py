@@ -1,10 +1,15 @@
-"""Weights as inputs of a stage: names in the settings become digests, files and edges.
+"""Weights as inputs of a stage: names in the settings are resolved to digests and files.
 
-A stage's settings name weights as users do: a timm name, ``NAME@FILE.safetensors``, or the name,
-version or digest of a geofm model. Before the stage is looked up, ``use_weights`` replaces paths
-and published names by digests, so the key follows the bytes and the manifest holds no path. The
-weights of a geofm model become an input of the job, with an edge in the catalogue. The bytes of a
-local file are kept in the store, where later stages and other machines find them by digest.
+Settings name weights in the user's form: a timm name, ``NAME@FILE.safetensors``, or the name,
+version or digest of a geofm model. Before a stage is looked up, ``resolve_weights`` replaces paths
+and published names by digests. So the stage's key depends on the bytes, and its manifest contains
+no path. A geofm model becomes an input of the job, with an edge in the catalogue. A local file is
+copied to the store, where later stages and other machines find it by its digest.
+
+    find_weights        a name -> a file and its digest
+    resolve_weights     before a stage: all names of its settings
+    load_resolved       within a stage: the file of a resolved setting
+    load_inherited      the same for weights that an input of the stage was made with
 """
 
 from __future__ import annotations
@@ -38,7 +43,7 @@ from geofm.embeddings.weights import (
     WeightsChanged,
     WeightsMismatch,
     WeightsMissing,
-    check_file,
+    check_weights_file,
     file_sha256,
 )
 from geofm.raster.radiometry import rgb_index
@@ -46,29 +51,29 @@ from geofm.runtime.native import timm
 
 #: Files of a geofm model.
 MODEL, CONFIG = "model.safetensors", "config.json"
-#: After ``@`` in settings: the digest of a local file.
+#: Prefix of a local file's digest, after ``@`` in resolved settings.
 BY_DIGEST = "sha256:"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 class TakenName(UsageError):
-    """A model cannot be published under a name that means something else."""
+    """A model cannot be published under a name that already means other weights."""
 
 
 def find_weights(name: str, catalogue: Catalogue | None = None) -> Weights:
-    """Resolve a name of weights to the bytes that it stands for at this moment.
+    """Resolve a name to the weight file that it means at this moment.
 
-    Weights of the hub are fetched if this machine does not have them.
+    Weights of the hub are downloaded if this machine does not have them.
 
     Args:
         name: ``efficientnet-lite0``, a timm name, ``random:NAME``, ``NAME@FILE.safetensors``, or
             ``NAME``, ``NAME@VERSION`` or the digest of a geofm model.
-        catalogue: where geofm models are looked up; None: only the others are known.
+        catalogue: Catalogue of geofm models; None: only the other forms are known.
 
     Raises:
-        UnknownEncoder: nothing has this name, or it is an artifact of another kind.
-        WeightsMissing: no such file, or the hub does not give it.
-        WeightsMismatch: the file is of another format or damaged.
+        UnknownEncoder: No weights have this name, or it is an artifact of another kind.
+        WeightsMissing: The file does not exist, or the hub does not provide it.
+        WeightsMismatch: The file has another format or is damaged.
     """
     base, at, after = name.partition("@")
     if at and after.endswith(".safetensors"):
@@ -90,19 +95,18 @@ def find_weights(name: str, catalogue: Catalogue | None = None) -> Weights:
     return _from_model(name, catalogue)
 
 
-def look_up(name: str, catalogue: Catalogue) -> Weights:
-    """Resolve a name as ``find_weights`` does, but fetch nothing.
+def find_weights_offline(name: str, catalogue: Catalogue) -> Weights:
+    """Resolve a name as ``find_weights`` does, but download nothing.
 
     Returns:
-        The weights. If the hub has them and this machine does not, an untrained network stands
-        for them.
+        The weights, or an untrained network if only the hub has them.
 
     Raises:
-        UnknownEncoder, WeightsMissing, WeightsMismatch: as ``find_weights``.
-        WeightsMismatch: a geofm model's file does not have the bytes of its manifest.
+        UnknownEncoder, WeightsMissing, WeightsMismatch: See ``find_weights``; also if the file of a
+            geofm model does not have the bytes in its manifest.
     """
-    plain = "@" not in name and name != LITE0 and is_network(name)
-    if plain and not check_pretrained(name):
+    from_hub = "@" not in name and name != LITE0 and is_network(name)
+    if from_hub and not check_pretrained(name):
         return Weights(setting=name, network=f"random:{name}", origin="random")
     weights = find_weights(name, catalogue)
     if weights.origin == "model" and file_sha256(Path(weights.path)) != weights.sha256:
@@ -114,15 +118,15 @@ def look_up(name: str, catalogue: Catalogue) -> Weights:
 
 
 def is_network(name: str) -> bool:
-    """Whether a name (with or without a tag of timm) means a timm or package network."""
+    """Whether a name, with or without a timm tag, is a network of timm or of the package."""
     return name == LITE0 or bool(timm.is_model(name.partition(".")[0]))
 
 
 def check_model_title(name: str) -> None:
-    """Refuse to publish a model under a name that a recipe would read as other weights.
+    """Check that a recipe cannot read the name of a model as other weights.
 
     Raises:
-        TakenName: names the field and the remedy.
+        TakenName: It can; the message names the field and the remedy.
     """
     if is_network(name) or name.endswith(".safetensors"):
         raise TakenName(
@@ -133,7 +137,7 @@ def check_model_title(name: str) -> None:
 
 def _from_file(network: str, file: Path, catalogue: Catalogue | None) -> Weights:
     check_model_name(network)
-    check_file(file)
+    check_weights_file(file)
     digest = file_sha256(file)
     setting = f"{network}@{BY_DIGEST}{digest}"
     model = _model_of_file(digest, catalogue)
@@ -141,7 +145,7 @@ def _from_file(network: str, file: Path, catalogue: Catalogue | None) -> Weights
 
 
 def _model_of_file(sha256: str, catalogue: Catalogue | None) -> str:
-    """Digest of the geofm model whose weights have these bytes; empty where there is none."""
+    """Digest of the geofm model whose weight file has this digest; empty if there is none."""
     for row in catalogue.artifacts("model") if catalogue else []:
         if any(f["path"] == MODEL and f["sha256"] == sha256 for f in row.manifest["files"]):
             return row.digest
@@ -152,25 +156,29 @@ def _from_model(name: str, catalogue: Catalogue | None) -> Weights:
     if catalogue is None:
         check_model_name(name)
     try:
-        found = catalogue.resolve(name) if catalogue else None
+        model = catalogue.resolve(name) if catalogue else None
     except UnknownReference as error:
         try:
             check_model_name(name)
         except UnknownEncoder as unknown:
             raise UnknownEncoder(f"{unknown}. As a geofm model: {error}") from error
-        found = None
-    if found is None:
+        model = None
+    if model is None:
         raise UnknownEncoder(f"{name!r} names no weights")
-    return weights_of_model(found, name)
+    return weights_of_model(model, name)
 
 
 def weights_of_model(model: Artifact, name: str = "") -> Weights:
-    """The weights of a geofm model.
+    """Resolve the weights of a geofm model.
+
+    Args:
+        model: An artifact.
+        name: Name that the user gave, for messages.
 
     Raises:
-        UnknownEncoder: the artifact is no model.
-        WeightsMismatch: its form is that of an earlier geofm.
-        NotInStore: the catalogue knows it, but the store does not have it.
+        UnknownEncoder: The artifact is not a model.
+        WeightsMismatch: It was made by an earlier geofm in another form.
+        NotInStore: The catalogue has it, but the store does not.
     """
     if model.kind != "model":
         raise UnknownEncoder(
@@ -194,76 +202,77 @@ def weights_of_model(model: Artifact, name: str = "") -> Weights:
     )
 
 
-def use_weights(job: Job, *fields: str) -> Job:
-    """Resolve settings that name weights, before the job is looked up.
+def resolve_weights(job: Job, *fields: str) -> Job:
+    """Resolve the settings that name weights, before the job is looked up.
 
     Args:
-        job: of a stage whose settings have these fields.
-        fields: settings that name weights; each is also the role of the input.
+        job: Job of a stage whose settings have these fields.
+        fields: Settings that name weights; each is also the role of the input.
 
     Returns:
-        The job with digests in its settings and in its key (``reads``), geofm models among its
-        inputs, and local files in the store.
+        The job with digests in its settings and in its key (``reads``), and with geofm models among
+        its inputs. Local files are in the store.
     """
     catalogue = open_catalogue(job.catalogue, job.store) if job.catalogue else None
-    found = {field: find_weights(str(getattr(job.settings, field)), catalogue) for field in fields}
-    for weights in found.values():
-        keep_file(job, weights)
-    models = {field: w.model for field, w in found.items() if w.model}
-    settings = {field: weights.setting for field, weights in found.items()}
+    resolved = {name: find_weights(str(getattr(job.settings, name)), catalogue) for name in fields}
+    for weights in resolved.values():
+        store_weights_file(job, weights)
+    models = {name: weights.model for name, weights in resolved.items() if weights.model}
+    settings = {name: weights.setting for name, weights in resolved.items()}
     return replace(
         job,
         settings=job.settings.model_copy(update=settings),
         inputs={**job.inputs, **_artifacts(models, catalogue)},
-        reads={field: weights.sha256 for field, weights in found.items()},
+        reads={name: weights.sha256 for name, weights in resolved.items()},
     )
 
 
 def inherit_weights(job: Job, source: str, role: str) -> Job:
-    """Add the geofm model whose weights an input was made with as an input of the job.
+    """Add the geofm model that an input was made with to the inputs of the job.
 
     Args:
-        job: of a stage that loads the same weights again.
-        source: role of the input.
-        role: setting of that input's stage that names the weights.
+        job: Job of a stage that loads the same weights again.
+        source: Role of the input.
+        role: Setting of the input's stage that names the weights.
     """
-    made = job.inputs[source].manifest
-    setting = str(made.settings.get(role, ""))
-    model = made.inputs.get(role) or (setting if _DIGEST.fullmatch(setting) else "")
+    manifest = job.inputs[source].manifest
+    setting = str(manifest.settings.get(role, ""))
+    model = manifest.inputs.get(role) or (setting if _DIGEST.fullmatch(setting) else "")
     if not model or not job.catalogue:
         return job
-    more = _artifacts({role: model}, open_catalogue(job.catalogue, job.store))
-    return replace(job, inputs={**job.inputs, **more})
+    added = _artifacts({role: model}, open_catalogue(job.catalogue, job.store))
+    return replace(job, inputs={**job.inputs, **added})
 
 
 def _artifacts(models: dict[str, str], catalogue: Catalogue | None) -> dict[str, Artifact]:
     return {role: catalogue.get(digest) for role, digest in models.items()} if catalogue else {}
 
 
-def own_weights(job: Job, role: str) -> Weights:
-    """The weights that a setting of a resolved job names, on this machine.
+def load_resolved(job: Job, role: str) -> Weights:
+    """Locate the weights of a resolved setting on this machine.
 
     Raises:
-        WeightsChanged, WeightsMissing: they are not those of the key, or not there any more.
+        WeightsChanged: They have another digest than the job's key.
+        WeightsMissing: They are no longer on this machine or in the store.
     """
     setting = str(getattr(job.settings, role))
     return _located(job.store, setting, job.reads[role], job.inputs.get(role))
 
 
-def inherited_weights(job: Job, source: str, role: str) -> Weights:
-    """The weights that an input of the job was made with, on this machine.
+def load_inherited(job: Job, source: str, role: str) -> Weights:
+    """Locate the weights that an input of the job was made with on this machine.
 
     Raises:
-        WeightsChanged, WeightsMissing: as ``own_weights``.
+        WeightsChanged, WeightsMissing: See ``load_resolved``.
     """
-    made = job.inputs[source].manifest
-    known = made.facts.get("weights", {}).get(role, {})
-    setting, sha256 = str(made.settings[role]), str(known.get("sha256", ""))
+    manifest = job.inputs[source].manifest
+    facts = manifest.facts.get("weights", {}).get(role, {})
+    setting, sha256 = str(manifest.settings[role]), str(facts.get("sha256", ""))
     return _located(job.store, setting, sha256, job.inputs.get(role))
 
 
 def weights_facts(weights: Weights) -> dict[str, Any]:
-    """What a manifest says of weights."""
+    """Facts of a manifest about weights."""
     stated = weights_licence(weights.network) if weights.origin in ("package", "hub") else ""
     return {
         "network": weights.network,
@@ -276,7 +285,7 @@ def weights_facts(weights: Weights) -> dict[str, Any]:
 
 @lru_cache(maxsize=16)
 def _located(store: Store, setting: str, sha256: str, model: Artifact | None) -> Weights:
-    """The weights of a resolved setting, on this machine."""
+    """Locate the weights of a resolved setting on this machine."""
     network, _, digest = setting.partition(f"@{BY_DIGEST}")
     if digest:
         folder = store.fetch_part(_part_key(digest)) if store.has_part(_part_key(digest)) else None
@@ -292,25 +301,26 @@ def _located(store: Store, setting: str, sha256: str, model: Artifact | None) ->
                 f"the model {setting[:12]} is not in this catalogue (`geofm list`)"
             )
         return weights_of_model(model)
-    found = find_weights(setting)
-    if sha256 and found.sha256 != sha256:
+    weights = find_weights(setting)
+    if sha256 and weights.sha256 != sha256:
         raise WeightsChanged(
-            f"the weights of {setting} on this machine ({found.path}) have the SHA-256 "
-            f"{found.sha256[:12]}…, but {sha256[:12]}… was looked up; start the run again, with "
+            f"the weights of {setting} on this machine ({weights.path}) have the SHA-256 "
+            f"{weights.sha256[:12]}…, but {sha256[:12]}… was looked up; start the run again, with "
             "the same weights on every machine"
         )
-    return found
+    return weights
 
 
 def _part_key(sha256: str) -> str:
+    """Key of the part that keeps a weight file in the store."""
     return digest_of(["weights", sha256])
 
 
-def keep_file(job: Job, weights: Weights) -> None:
-    """Copy a local file of weights into the store, unless it is there.
+def store_weights_file(job: Job, weights: Weights) -> None:
+    """Copy a local weight file to the store, unless the store has it.
 
     Raises:
-        WeightsChanged: the file was replaced since it was looked up.
+        WeightsChanged: The file was replaced since it was resolved.
     """
     if weights.origin == "file":
         prepared(job, _part_key(weights.sha256), partial(_copy, weights))
@@ -323,42 +333,42 @@ def _copy(weights: Weights, folder: Path) -> None:
 
 
 def check_bands(weights: Weights, bands: Sequence[str], field: str) -> None:
-    """Refuse a geofm model as encoder or teacher that sees other bands than it is shown.
+    """Check that a geofm model used as encoder or teacher sees the bands of the chips.
 
     Args:
-        weights: resolved weights.
-        bands: of the chips (``cut.bands``).
-        field: setting that names the weights.
+        weights: Resolved weights.
+        bands: Bands of the chips (``cut.bands``).
+        field: Setting that names the weights, for messages.
 
     Raises:
-        WeightsMismatch: names the field and the remedy.
+        WeightsMismatch: The model sees other bands; the message names the field and the remedy.
     """
     if weights.origin != "model":
         return
-    seen = [str(band) for band in weights.about()["geofm"]["bands"]]
-    wanted, shown = ([names[i] for i in rgb_index(names)] for names in (seen, list(bands)))
-    if wanted != shown:
+    model_bands = [str(band) for band in weights.about()["geofm"]["bands"]]
+    needed, given = ([names[i] for i in rgb_index(names)] for names in (model_bands, list(bands)))
+    if needed != given:
         raise WeightsMismatch(
-            f"{field}: the model {weights.setting[:12]} sees {', '.join(wanted)} of its bands "
-            f"({', '.join(seen)}), but cut.bands gives {', '.join(shown)}; cut the bands that it "
-            "was trained on, or name another model"
+            f"{field}: the model {weights.setting[:12]} sees {', '.join(needed)} of its bands "
+            f"({', '.join(model_bands)}), but cut.bands gives {', '.join(given)}; cut the bands "
+            "that it was trained on, or name another model"
         )
 
 
-def bands_of(weights: Weights, bands: Sequence[str]) -> Weights:
-    """The weights of a geofm model with the input bands of a dataset; others as they are.
+def select_input_bands(weights: Weights, bands: Sequence[str]) -> Weights:
+    """Select the input bands of a dataset from a geofm model; other weights are unchanged.
 
     Raises:
-        WeightsMismatch: the model has not seen one of the bands.
+        WeightsMismatch: The model was not trained on one of the bands.
     """
     if weights.origin != "model":
         return weights
-    seen = [str(band) for band in weights.about()["geofm"]["bands"]]
-    missing = [band for band in bands if band not in seen]
+    model_bands = [str(band) for band in weights.about()["geofm"]["bands"]]
+    missing = [band for band in bands if band not in model_bands]
     if missing:
         raise WeightsMismatch(
             f"pretrain.student: the model {weights.setting[:12]} was trained on the bands "
-            f"{', '.join(seen)} and has no weights for {', '.join(missing)}; take these out of "
-            "cut.bands, or start from another model"
+            f"{', '.join(model_bands)} and has no weights for {', '.join(missing)}; take these out "
+            "of cut.bands, or start from another model"
         )
-    return replace(weights, channels=tuple(seen.index(band) for band in bands))
+    return replace(weights, channels=tuple(model_bands.index(band) for band in bands))

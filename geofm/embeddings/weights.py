@@ -1,7 +1,7 @@
-"""Files of weights: which bytes a name stands for, and proof that they are the ones that are read.
+"""Weight files: the record of a resolved file, and the check that the file has not changed.
 
-The digest of a file of weights is part of a stage's key. A file may be replaced at any moment, so
-its digest is compared with the one that was looked up, before and after the file is read.
+The digest of a weight file is part of a stage's key. A file can be replaced at any time, so its
+digest is compared with the resolved one before and after it is read.
 """
 
 from __future__ import annotations
@@ -21,35 +21,34 @@ from data_catalog.hashing import sha256_file
 
 
 class WeightsMissing(RunError):
-    """Pretrained weights are neither on this machine nor can they be fetched."""
+    """Pretrained weights are not on this machine and cannot be downloaded."""
 
 
 class WeightsMismatch(UsageError):
-    """A file of weights does not belong to the model it was given for."""
+    """A weight file does not belong to the network it was given for."""
 
 
 class WeightsChanged(RunError):
-    """A file of weights does not have the bytes it had when it was looked up."""
+    """A weight file no longer has the bytes it had when it was resolved."""
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Resolved weights: the bytes that a name in the settings stands for.
+    """A weight file, resolved from a name in the settings.
 
-    ``geofm.embeddings.weight_inputs`` resolves names. The fields are strings and
-    numbers, so that a process
-    can pass the record to another one as JSON.
+    ``geofm.embeddings.weight_inputs`` resolves names. The fields are strings and numbers, so that
+    a process can pass the record to another one as JSON.
 
     Attributes:
-        setting: The name as stages keep it: a digest instead of a path or of a published name.
+        setting: The name as stages keep it: a digest instead of a path or a published name.
         network: ``efficientnet-lite0``, a timm name, or ``random:NAME``.
-        origin: Where the bytes come from: a Python package, the hub that timm names, a local file,
-            a geofm model, or a random generator.
+        origin: Origin of the bytes: a Python package, the hub that timm names, a local file, a
+            geofm model, or a random generator.
         sha256: Digest of the file; empty for ``random``.
-        path: The file on this machine; empty for ``random``.
-        config: ``config.json`` of a geofm model; else empty.
-        model: Digest of the geofm model that has these weights; else empty.
-        channels: Input bands to keep, by position in the file; empty: as the file has them.
+        path: Path of the file on this machine; empty for ``random``.
+        config: ``config.json`` of a geofm model; otherwise empty.
+        model: Digest of the geofm model that has these weights; otherwise empty.
+        channels: Positions of the input bands to keep; empty: all bands of the file.
     """
 
     setting: str
@@ -62,50 +61,50 @@ class Weights:
     channels: tuple[int, ...] = ()
 
     def about(self) -> dict[str, Any]:
-        """The content of ``config.json`` of a geofm model."""
-        found: dict[str, Any] = json.loads(Path(self.config).read_bytes())
-        return found
+        """Read ``config.json`` of a geofm model."""
+        config: dict[str, Any] = json.loads(Path(self.config).read_bytes())
+        return config
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 (hex) of a local file; computed again only when the file was touched.
+    """SHA-256 of a local file, in hex; cached until the file is modified.
 
     Raises:
-        WeightsChanged: the file was replaced while it was read.
+        WeightsChanged: The file was replaced while it was read.
     """
-    before = _stamp(path)
-    digest = _sha256(path, before)
-    if _stamp(path) != before:
-        _sha256.cache_clear()
+    before = _file_state(path)
+    digest = _cached_sha256(path, before)
+    if _file_state(path) != before:
+        _cached_sha256.cache_clear()
         raise WeightsChanged(f"{path} was replaced while it was read; start again")
     return digest
 
 
-def _stamp(path: Path) -> tuple[int, ...]:
-    """What changes when a file is written to or replaced."""
-    about = path.stat()
-    return about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns
+def _file_state(path: Path) -> tuple[int, ...]:
+    """Values that change when a file is written or replaced."""
+    stat = path.stat()
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
 @lru_cache(maxsize=64)
-def _sha256(path: Path, stamp: tuple[int, ...]) -> str:
+def _cached_sha256(path: Path, state: tuple[int, ...]) -> str:
     return sha256_file(path)
 
 
 @contextmanager
-def unchanged(weights: Weights) -> Iterator[Path]:
-    """The file of resolved weights, checked before and after the block reads it.
+def verified_file(weights: Weights) -> Iterator[Path]:
+    """Yield the path of resolved weights, and verify the file before and after the block.
 
     Raises:
-        WeightsChanged: its bytes are not those that were looked up.
+        WeightsChanged: The file does not have the resolved digest.
     """
     path = Path(weights.path)
-    _check_bytes(path, weights)
+    _verify(path, weights)
     yield path
-    _check_bytes(path, weights)
+    _verify(path, weights)
 
 
-def _check_bytes(path: Path, weights: Weights) -> None:
+def _verify(path: Path, weights: Weights) -> None:
     if not path.is_file() or file_sha256(path) != weights.sha256:
         raise WeightsChanged(
             f"the weights {weights.setting} changed after they were looked up: {path} does not "
@@ -118,19 +117,22 @@ def check_named_file(name: str) -> None:
     """Check the file of ``NAME@FILE.safetensors``; other names pass.
 
     Raises:
-        WeightsMissing, WeightsMismatch: as ``check_file``.
+        WeightsMissing, WeightsMismatch: See ``check_weights_file``.
     """
     _, at, after = name.partition("@")
     if at and after.endswith(".safetensors"):
-        check_file(Path(after).expanduser())
+        check_weights_file(Path(after).expanduser())
 
 
-def check_file(file: Path) -> set[str]:
-    """Names of the tensors of a safetensors file, whose header must fit its size.
+def check_weights_file(file: Path) -> set[str]:
+    """Check that a file is an intact safetensors file, by its header and size.
+
+    Returns:
+        Names of its tensors.
 
     Raises:
-        WeightsMissing: the file does not exist.
-        WeightsMismatch: it is a folder, of another format, unreadable or damaged.
+        WeightsMissing: The file does not exist.
+        WeightsMismatch: It is a folder, has another format, or is unreadable or damaged.
     """
     if file.is_dir():
         raise WeightsMismatch(f"{file} is a folder; give NAME@FILE.safetensors")

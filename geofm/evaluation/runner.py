@@ -1,7 +1,7 @@
-"""One subject on one task: features of every image, both protocols, predictions of the test part.
+"""One network on one task: encode all images, split them, fit both probes, predict the test part.
 
-Predictions are kept, not only their mean: differences between models are then paired image by
-image, and a wrong one can be looked at.
+All predictions are kept, not only their mean. So differences between networks are paired image by
+image, and wrong predictions can be inspected.
 """
 
 from __future__ import annotations
@@ -18,25 +18,33 @@ from data_catalog.progress import tick
 from geofm.config.recipe import EvaluateSettings
 from geofm.evaluation.images import (
     ImageUnreadable,
+    centre_square,
     missing_bands,
-    on_bands,
-    read_image,
-    resize_square,
+    read_task_image,
+    select_bands,
 )
-from geofm.evaluation.models import Subject
+from geofm.evaluation.models import EvaluatedModel
 from geofm.evaluation.probes import Ints, knn_predict, linear_probe
 from geofm.evaluation.tasks import LabelledImage, Task, TaskError, split_images
 from geofm.runtime.native import torch
 from geofm.runtime.threads import one_torch_thread
 
-#: The split does not follow the run's seed: models trained from other seeds must meet the same
-#: test images, or their difference would be the split's.
+#: Seed of the split. It is not the run's seed: models trained with different seeds must have the
+#: same test images, or their difference would include that of the splits.
 SPLIT_SEED = 0
 
 
 @dataclass
-class Encoded:
-    """Features [images, D] by name of the images that could be read, and what was found out."""
+class EncodedTask:
+    """Features of the readable images of a task.
+
+    Attributes:
+        images: The readable images, in order.
+        features: Features by name, shape (images, D).
+        unreadable: Ids of the other images.
+        filled: Bands that the task lacks.
+        pixel_sha256: Digest of the stored pixels by image id.
+    """
 
     images: list[LabelledImage]
     features: dict[str, NDArray[np.float32]]
@@ -46,33 +54,100 @@ class Encoded:
 
 
 @dataclass
-class Trial:
-    """``predictions``: image_id, feature, protocol, truth, predicted. ``facts`` is JSON."""
+class TaskResult:
+    """Result of one network on one task.
+
+    Attributes:
+        predictions: Columns image_id, feature, protocol, truth, predicted.
+        facts: JSON facts about network, images and probes.
+    """
 
     predictions: pd.DataFrame
     facts: dict[str, Any]
 
 
+def evaluate_on_task(
+    task: Task,
+    images: Sequence[LabelledImage],
+    model: EvaluatedModel,
+    settings: EvaluateSettings,
+    seed: int,
+) -> TaskResult:
+    """Encode, split, fit the probes and predict.
+
+    Args:
+        task: The task.
+        images: The images of the task to use, sorted by id.
+        model: The network.
+        settings: Number of neighbours, test share, batch size.
+        seed: Seed of the folds in the probe's cross-validation.
+
+    Raises:
+        TaskError: No image can be read, or a class is missing on a side of the split.
+    """
+    encoded = encode_task(task, images, model, settings.batch)
+    sides = np.array(split_images(task, encoded.images, settings.test_share, SPLIT_SEED))
+    train, test = np.flatnonzero(sides == "train"), np.flatnonzero(sides == "test")
+    truth: Ints = np.array([image.label for image in encoded.images], dtype=np.int64)
+    test_ids = [encoded.images[i].id for i in test]
+    tables, probes = [], {}
+    for name, rows in encoded.features.items():
+        nearest = knn_predict(rows[train], truth[train], rows[test], settings.knn)
+        linear = linear_probe(rows[train], truth[train], rows[test], seed)
+        probes[name] = {"c": linear.c, "converged": linear.converged, "width": int(rows.shape[1])}
+        predictions = {f"knn{settings.knn}": nearest, "linear": linear.predicted}
+        for protocol, predicted in predictions.items():
+            tables.append(
+                pd.DataFrame(
+                    {
+                        "image_id": test_ids,
+                        "feature": name,
+                        "protocol": protocol,
+                        "truth": truth[test],
+                        "predicted": predicted,
+                    }
+                )
+            )
+    facts = {
+        "who": model.role,
+        "label": model.label,
+        "bands": list(model.bands),
+        "filled_bands": sorted(encoded.filled),
+        "size_px": model.size_px,
+        "unreadable": sorted(encoded.unreadable),
+        "train": len(train),
+        "test": len(test),
+        "probes": probes,
+        "pixel_sha256": dict(sorted(encoded.pixel_sha256.items())),
+        "test_ids": test_ids,
+    }
+    return TaskResult(pd.concat(tables, ignore_index=True), facts)
+
+
 def encode_task(
-    task: Task, images: Sequence[LabelledImage], subject: Subject, batch: int
-) -> Encoded:
-    """Features of a task's images, in their order; unreadable ones are left out and listed."""
-    encoded = Encoded([], {}, [], set(), {})
+    task: Task, images: Sequence[LabelledImage], model: EvaluatedModel, batch: int
+) -> EncodedTask:
+    """Compute the features of a task's images in order; unreadable images are listed.
+
+    Raises:
+        TaskError: No image can be read.
+    """
+    encoded = EncodedTask([], {}, [], set(), {})
     rows: dict[str, list[NDArray[np.float32]]] = {}
     done = 0
     with one_torch_thread():
         for chunk in _batches(images, batch):
-            pictures = []
+            inputs = []
             for image in chunk:
-                picture = _picture(task, image, subject, encoded)
-                if picture is not None:
-                    pictures.append(picture)
-            if pictures:
-                found = subject.extract(torch.stack(pictures))
-                for name in sorted(found):
-                    rows.setdefault(name, []).append(found[name].float().cpu().numpy())
+                prepared = _read_input(task, image, model, encoded)
+                if prepared is not None:
+                    inputs.append(prepared)
+            if inputs:
+                features = model.extract(torch.stack(inputs))
+                for name in sorted(features):
+                    rows.setdefault(name, []).append(features[name].float().cpu().numpy())
             done += len(chunk)
-            tick("evaluate", done, len(images), f"{task.name}, {subject.who}")
+            tick("evaluate", done, len(images), f"{task.name}, {model.role}")
     if not encoded.images:
         raise TaskError(
             f"evaluate.tasks: none of the {len(images)} images of task {task.name} can be read; "
@@ -87,75 +162,17 @@ def _batches(images: Sequence[LabelledImage], batch: int) -> Iterator[Sequence[L
         yield images[first : first + batch]
 
 
-def _picture(
-    task: Task, image: LabelledImage, subject: Subject, encoded: Encoded
+def _read_input(
+    task: Task, image: LabelledImage, model: EvaluatedModel, encoded: EncodedTask
 ) -> torch.Tensor | None:
-    """One image as the subject wants it; None, and a note, when it cannot be read."""
+    """Read an image as the network's input; an unreadable image is noted and gives None."""
     try:
-        read = read_image(image.path, task.card)
+        picture = read_task_image(image.path, task.card)
     except ImageUnreadable:
         encoded.unreadable.append(image.id)
         return None
     encoded.images.append(image)
-    encoded.pixel_sha256[image.id] = read.pixel_sha256
-    encoded.filled.update(missing_bands(read.bands, subject.bands))
-    return resize_square(
-        on_bands(read.unit, read.bands, subject.bands, subject.fill), subject.size_px
-    )
-
-
-def run_trial(
-    task: Task,
-    images: Sequence[LabelledImage],
-    subject: Subject,
-    settings: EvaluateSettings,
-    seed: int,
-) -> Trial:
-    """Encode, split, fit and predict.
-
-    Args:
-        task: where the images and their labels come from.
-        images: those of the task that are used, sorted by id.
-        subject: what turns them into features.
-        settings: neighbours, test share, batch.
-        seed: of the probe's cross-validation folds.
-
-    Raises:
-        TaskError: no image can be read, or a class has none left on one side of the split.
-    """
-    encoded = encode_task(task, images, subject, settings.batch)
-    sides = np.array(split_images(task, encoded.images, settings.test_share, SPLIT_SEED))
-    train, test = np.flatnonzero(sides == "train"), np.flatnonzero(sides == "test")
-    truth: Ints = np.array([image.label for image in encoded.images], dtype=np.int64)
-    ids = [encoded.images[i].id for i in test]
-    frames, probes = [], {}
-    for name, rows in encoded.features.items():
-        near = knn_predict(rows[train], truth[train], rows[test], settings.knn)
-        probe = linear_probe(rows[train], truth[train], rows[test], seed)
-        probes[name] = {"c": probe.c, "converged": probe.converged, "width": int(rows.shape[1])}
-        for protocol, predicted in ((f"knn{settings.knn}", near), ("linear", probe.predicted)):
-            frames.append(
-                pd.DataFrame(
-                    {
-                        "image_id": ids,
-                        "feature": name,
-                        "protocol": protocol,
-                        "truth": truth[test],
-                        "predicted": predicted,
-                    }
-                )
-            )
-    facts = {
-        "who": subject.who,
-        "label": subject.label,
-        "bands": list(subject.bands),
-        "filled_bands": sorted(encoded.filled),
-        "size_px": subject.size_px,
-        "unreadable": sorted(encoded.unreadable),
-        "train": len(train),
-        "test": len(test),
-        "probes": probes,
-        "pixel_sha256": dict(sorted(encoded.pixel_sha256.items())),
-        "test_ids": ids,
-    }
-    return Trial(pd.concat(frames, ignore_index=True), facts)
+    encoded.pixel_sha256[image.id] = picture.pixel_sha256
+    encoded.filled.update(missing_bands(picture.bands, model.bands))
+    unit = select_bands(picture.unit, picture.bands, model.bands, model.fill)
+    return centre_square(unit, model.size_px)

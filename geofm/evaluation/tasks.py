@@ -1,13 +1,13 @@
-"""Downstream tasks: folders of labelled images, cut to size and split the same way every time.
+"""Downstream tasks: folders of labelled images, with a reproducible subset and split.
 
-A task is a folder with one sub-folder per class. It may say more about itself in ``task.json``::
+A task is a folder with one sub-folder per class. A card, ``task.json``, may describe it::
 
     {"name": "crops", "classes": ["maize", "wheat"], "bands": ["red", "green", "blue", "nir"],
      "scale": [0.0001, 0.0001, 0.0001, 0.0001], "gsd_m": 10,
      "groups": {"maize/a.tif": "field 7"}, "split": {"maize/a.tif": "train"}}
 
-Images of one group (a scene, a field) stay on one side of the split: neighbours in space are near
-copies of each other, and a probe that has seen one scores too well on the other.
+Images of a group (a scene, a field) stay on one side of the split. Neighbours in space are almost
+copies of each other, so a probe trained on some of a group would score too well on the others.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from data_catalog.errors import UsageError
 from data_catalog.hashing import digest_of, sha256_file
 
-#: The task that the planet draws, in the settings.
+#: Name of the planet's built-in task in the settings.
 PLANET = "planet"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
-Side = Literal["train", "test"]
+SplitSide = Literal["train", "test"]
 
 
 class TaskError(UsageError):
-    """A task folder that cannot be used as it is."""
+    """A task folder cannot be used."""
 
 
 class TaskCard(BaseModel):
-    """``task.json``; every field may be left out. Other fields are kept but not used."""
+    """Content of ``task.json``. All fields are optional; unknown fields are kept but not used."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -44,12 +44,18 @@ class TaskCard(BaseModel):
     scale: list[float] | float | None = None
     gsd_m: float | None = None
     groups: dict[str, str] = {}
-    split: dict[str, Side] = {}
+    split: dict[str, SplitSide] = {}
 
 
 @dataclass(frozen=True)
 class LabelledImage:
-    """One image: ``id`` is ``class/file name``, ``label`` the position of its class."""
+    """An image of a task.
+
+    Attributes:
+        id: ``class/file name``.
+        path: Path of the file.
+        label: Number of its class, from 0.
+    """
 
     id: str
     path: Path
@@ -71,7 +77,7 @@ def open_task(folder: Path) -> Task:
     """Read a task folder; no image is opened.
 
     Raises:
-        TaskError: the folder is missing, ``task.json`` is malformed, there are fewer than two
+        TaskError: The folder is missing, ``task.json`` is malformed, there are fewer than two
             classes, or a class has fewer than two images.
     """
     if not folder.is_dir():
@@ -79,7 +85,7 @@ def open_task(folder: Path) -> Task:
             f"evaluate.tasks: there is no folder {folder}; give a folder with one sub-folder of "
             "images per class, or `planet`"
         )
-    card = _card(folder)
+    card = _read_card(folder)
     classes = sorted(set(card.classes)) or sorted(
         p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")
     )
@@ -90,7 +96,7 @@ def open_task(folder: Path) -> Task:
         )
     images: list[LabelledImage] = []
     for label, name in enumerate(classes):
-        files = _images(folder, name)
+        files = _class_files(folder, name)
         if len(files) < 2:
             raise TaskError(
                 f"evaluate.tasks: class {name!r} of {folder} has {len(files)} image(s); give it "
@@ -101,18 +107,19 @@ def open_task(folder: Path) -> Task:
     return Task(card.name or folder.resolve().name, folder, tuple(classes), ordered, card)
 
 
-def open_folders(names: Sequence[str]) -> list[Task]:
-    """Open the task folders that settings name, the planet's left out.
+def open_task_folders(names: Sequence[str]) -> list[Task]:
+    """Open the task folders in the settings, without the planet's built-in task.
 
     Raises:
-        TaskError: as ``open_task``, or nothing is named.
+        TaskError: See ``open_task``; or the settings name no task.
     """
     if not names:
         raise TaskError("evaluate.tasks is empty; name a folder, or `planet`")
     return [open_task(Path(name).expanduser()) for name in names if name != PLANET]
 
 
-def _card(folder: Path) -> TaskCard:
+def _read_card(folder: Path) -> TaskCard:
+    """The card of a task folder; an empty one if there is no ``task.json``."""
     path = folder / "task.json"
     if not path.exists():
         return TaskCard()
@@ -125,34 +132,39 @@ def _card(folder: Path) -> TaskCard:
         ) from error
 
 
-def _images(folder: Path, name: str) -> list[Path]:
-    inside = folder / name
-    if Path(name).name != name:  # task.json may have come with the data, and must stay inside it
+def _class_files(folder: Path, name: str) -> list[Path]:
+    """Image files of a class, sorted."""
+    class_folder = folder / name
+    # task.json may come from an untrusted source and must not name paths outside the folder.
+    if Path(name).name != name:
         raise TaskError(
             f"evaluate.tasks: class {name!r} in task.json of {folder} is no plain folder name; "
             "list the sub-folders by their names"
         )
-    if not inside.is_dir():
+    if not class_folder.is_dir():
         return []
-    return sorted(p for p in inside.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file())
+    return sorted(p for p in class_folder.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file())
 
 
 def task_digest(task: Task, images: Iterable[LabelledImage]) -> str:
-    """Content identity of a task: its card and the SHA-256 of each image used."""
+    """Digest of a task's content: its card and the SHA-256 of each given image."""
     files = [(image.id, sha256_file(image.path)) for image in images]
     return digest_of({"card": task.card.model_dump(mode="json"), "files": files})
 
 
 def seeded_order(ids: Iterable[str], seed: int, use: str) -> list[str]:
-    """Ids in an order that depends on each id and the seed, not on which others are there."""
+    """Sort ids by a hash of purpose, seed and id.
+
+    The order of two ids does not depend on the other ids, so adding images moves no others.
+    """
     return sorted(ids, key=lambda i: (digest_of([use, seed, i]), i))
 
 
 def cap_images(task: Task, most: int, seed: int) -> tuple[LabelledImage, ...]:
-    """At most ``most`` images, balanced by class: a small class is used up first.
+    """Select at most ``most`` images, as equally many per class as the classes allow.
 
     Raises:
-        TaskError: the limit leaves fewer than two images per class.
+        TaskError: The limit leaves fewer than two images per class.
     """
     if most < 2 * len(task.classes):
         raise TaskError(
@@ -170,35 +182,51 @@ def cap_images(task: Task, most: int, seed: int) -> tuple[LabelledImage, ...]:
 
 
 def fair_shares(sizes: Sequence[int], total: int) -> list[int]:
-    """How many to take of each so that the takes are as equal as the sizes allow.
+    """Divide a total into shares that are as equal as the sizes allow.
 
-    What does not divide evenly goes to the first of those that have more.
+    A remainder goes to the first of the classes that have more images.
+
+    Args:
+        sizes: Upper bound of each share.
+        total: Sum of the shares, or more than all sizes together.
     """
     shares = [0] * len(sizes)
-    left = min(total, sum(sizes))
-    while left:
-        hungry = [i for i, size in enumerate(sizes) if shares[i] < size]
-        each = max(left // len(hungry), 1)
-        for i in hungry:
-            take = min(each, sizes[i] - shares[i], left)
-            shares[i] += take
-            left -= take
+    remaining = min(total, sum(sizes))
+    while remaining:
+        unfilled = [i for i, size in enumerate(sizes) if shares[i] < size]
+        equal_share = max(remaining // len(unfilled), 1)
+        for i in unfilled:
+            added = min(equal_share, sizes[i] - shares[i], remaining)
+            shares[i] += added
+            remaining -= added
     return shares
 
 
 def split_images(
     task: Task, images: Sequence[LabelledImage], test_share: float, seed: int
-) -> list[Side]:
-    """The side of each image, as many of every class in the test part as ``test_share`` asks.
+) -> list[SplitSide]:
+    """Assign each image to the train or the test part.
 
-    The card's own ``split`` is used where it has one. Otherwise groups (single images where the
-    card has none) are taken in the order of a seeded hash, and one goes to the test part when
-    that brings the classes nearer to their shares.
+    A split in the card is used as it is. Otherwise groups (or single images, if the card has no
+    groups) are visited in the order of a seeded hash. A group goes to the test part if that brings
+    the number of test images per class nearer to ``test_share``.
+
+    Args:
+        task: The task.
+        images: Images to split.
+        test_share: Share of each class in the test part.
+        seed: Seed of the order of the groups.
+
+    Returns:
+        The side of each image.
 
     Raises:
-        TaskError: the card's split leaves out an image, or a class lacks one of the sides.
+        TaskError: The card's split lacks an image, or a class is missing on a side.
     """
-    sides = _given(task, images) if task.card.split else _drawn(task, images, test_share, seed)
+    if task.card.split:
+        sides = _split_of_card(task, images)
+    else:
+        sides = _random_split(task, images, test_share, seed)
     for label, name in enumerate(task.classes):
         present = {side for side, image in zip(sides, images, strict=True) if image.label == label}
         if len(present) < 2:
@@ -210,7 +238,8 @@ def split_images(
     return sides
 
 
-def _given(task: Task, images: Sequence[LabelledImage]) -> list[Side]:
+def _split_of_card(task: Task, images: Sequence[LabelledImage]) -> list[SplitSide]:
+    """The card's own split."""
     missing = [image.id for image in images if image.id not in task.card.split]
     if missing:
         raise TaskError(
@@ -220,23 +249,25 @@ def _given(task: Task, images: Sequence[LabelledImage]) -> list[Side]:
     return [task.card.split[image.id] for image in images]
 
 
-def _drawn(task: Task, images: Sequence[LabelledImage], test_share: float, seed: int) -> list[Side]:
+def _random_split(
+    task: Task, images: Sequence[LabelledImage], test_share: float, seed: int
+) -> list[SplitSide]:
+    """A split that keeps groups together; see ``split_images``."""
+    group_of = {image.id: task.card.groups.get(image.id, image.id) for image in images}
     members: dict[str, list[LabelledImage]] = {}
     for image in images:
-        members.setdefault(task.card.groups.get(image.id, image.id), []).append(image)
+        members.setdefault(group_of[image.id], []).append(image)
     totals = [sum(image.label == label for image in images) for label in range(len(task.classes))]
-    wanted = [min(max(round(test_share * n), 1), n - 1) for n in totals]
-    taken = [0] * len(totals)
-    test: set[str] = set()
+    targets = [min(max(round(test_share * n), 1), n - 1) for n in totals]
+    counts = [0] * len(totals)
+    test_groups: set[str] = set()
     for group in seeded_order(members, seed, "split"):
-        adds = [0] * len(totals)
+        with_group = counts.copy()
         for image in members[group]:
-            adds[image.label] += 1
-        before = sum(abs(t - w) for t, w in zip(taken, wanted, strict=True))
-        after = sum(abs(t + a - w) for t, a, w in zip(taken, adds, wanted, strict=True))
-        if after < before:
-            test.add(group)
-            taken = [t + a for t, a in zip(taken, adds, strict=True)]
-    return [
-        "test" if task.card.groups.get(image.id, image.id) in test else "train" for image in images
-    ]
+            with_group[image.label] += 1
+        error = sum(abs(n - target) for n, target in zip(counts, targets, strict=True))
+        new_error = sum(abs(n - target) for n, target in zip(with_group, targets, strict=True))
+        if new_error < error:
+            test_groups.add(group)
+            counts = with_group
+    return ["test" if group_of[image.id] in test_groups else "train" for image in images]

@@ -15,7 +15,7 @@ from geofm.dedup.describe import load_descriptors
 from geofm.embeddings.embed import chip_encoder, encoder_device
 from geofm.embeddings.store import load_vectors
 from geofm.embeddings.vectors import make_space
-from geofm.embeddings.weight_inputs import inherit_weights, inherited_weights
+from geofm.embeddings.weight_inputs import inherit_weights, load_inherited
 from geofm.pool.decontaminate import Decontamination, EvaluationViews, decontaminate, view_images
 from geofm.pool.registry import EvaluationSet, load_registry, registry_sha256
 
@@ -67,7 +67,7 @@ def work(job: Job, part: Part, folder: Path) -> None:
             f"the evaluation set {part.payload['set']} changed while it was read; run again"
         )
     settings = job.inputs["embeddings"].manifest.settings
-    weights = inherited_weights(job, "embeddings", "encoder")
+    weights = load_inherited(job, "embeddings", "encoder")
     encoder = chip_encoder(weights, settings["size_px"], encoder_device(job.device))
     views = view_images([one], part.payload["edge"] or None, encoder, settings["size_px"])
     table = views.descriptors.assign(id=views.ids)

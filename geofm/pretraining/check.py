@@ -1,4 +1,7 @@
-"""Checks of training before a run begins: student and teacher are tried on a blank image."""
+"""Checks before a run: student and teacher are tried on a blank image.
+
+An error that training would raise after hours of fetching and cutting is raised at once.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +14,15 @@ import torch
 
 from data_catalog.errors import UsageError
 from geofm.config.recipe import PretrainSettings
-from geofm.embeddings.weight_inputs import bands_of
+from geofm.embeddings.weight_inputs import select_input_bands
 from geofm.embeddings.weights import Weights, WeightsMismatch
 from geofm.pretraining.data import check_statistics
-from geofm.pretraining.launch import team_of
-from geofm.pretraining.loop import check_pieces
+from geofm.pretraining.launch import choose_workers
+from geofm.pretraining.loop import check_microbatches
 from geofm.pretraining.masking import draw_mask
 from geofm.pretraining.objective import build_pretrainer
-from geofm.pretraining.student import BadStudent, as_timm_student
-from geofm.pretraining.teacher import load_teacher, teach
+from geofm.pretraining.student import BadStudent, student_settings
+from geofm.pretraining.teacher import load_teacher, teacher_features
 from geofm.runtime.device import pick_device
 
 
@@ -30,37 +33,37 @@ def check_training(
     teacher: Weights | None,
     student: Weights | None,
 ) -> None:
-    """Build student and teacher, and compute the loss of one blank image.
+    """Build student and teacher, and compute the loss of a blank image.
 
     Args:
-        settings: the recipe's section.
-        bands: of the dataset.
-        compute: the recipe's section ``compute``.
-        teacher: resolved weights; None without distillation.
-        student: resolved weights; None for a random student.
+        settings: The recipe's section ``pretrain``.
+        bands: Bands of the dataset.
+        compute: The recipe's section ``compute``.
+        teacher: Resolved weights of the teacher; None without distillation.
+        student: Resolved weights of the student; None for random initial weights.
 
     Raises:
-        UsageError: names the field and the remedy.
+        UsageError: A setting does not fit; the message names the field and the remedy.
     """
     check_statistics(settings.statistics, bands)
-    team = team_of(compute, pick_device(str(compute["device"])))
+    workers = choose_workers(compute, pick_device(str(compute["device"])))
     if student is not None:
-        student = bands_of(student, bands)
-        settings = as_timm_student(settings, student)
-    width, taught = None, None
+        student = select_input_bands(student, bands)
+        settings = student_settings(settings, student)
+    teacher_width, target = None, None
     if teacher is not None:
-        width, taught = _teach(settings, teacher)
+        teacher_width, target = _try_teacher(settings, teacher)
     try:
-        module = build_pretrainer(settings, len(bands), 0, width, student).eval()
+        module = build_pretrainer(settings, len(bands), 0, teacher_width, student).eval()
     except WeightsMismatch as error:
         raise WeightsMismatch(f"pretrain.student: {error}") from error
-    check_pieces(module, settings, team.processes)
+    check_microbatches(module, settings, workers.processes)
     grid = settings.size_px // settings.mask_patch_px
     mask = draw_mask(np.random.default_rng(0), grid, settings.mask_ratio)
     images = torch.zeros(1, len(bands), settings.size_px, settings.size_px)
     try:
         with torch.no_grad():
-            module(images, torch.from_numpy(mask)[None], taught)
+            module(images, torch.from_numpy(mask)[None], target)
     except (RuntimeError, ValueError, TypeError, AttributeError, AssertionError) as error:
         raise BadStudent(
             f"pretrain.student: {settings.student} cannot be trained on images of pretrain.size_px "
@@ -72,11 +75,11 @@ def check_training(
         )
 
 
-def _teach(settings: PretrainSettings, weights: Weights) -> tuple[int, torch.Tensor]:
-    """Width of the teacher's feature, and that of a blank image."""
+def _try_teacher(settings: PretrainSettings, weights: Weights) -> tuple[int, torch.Tensor]:
+    """Channels C of the teacher's feature, and the feature (1, C) of a blank image."""
     try:
         teacher = load_teacher(settings.model_copy(update={"compile": False}), "cpu", weights)
-        taught = teach(teacher, torch.zeros(1, 3, teacher.size_px, teacher.size_px))
+        feature = teacher_features(teacher, torch.zeros(1, 3, teacher.size_px, teacher.size_px))
     except WeightsMismatch as error:
         raise WeightsMismatch(f"pretrain.teacher: {error}") from error
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
@@ -84,17 +87,17 @@ def _teach(settings: PretrainSettings, weights: Weights) -> tuple[int, torch.Ten
             f"pretrain.teacher: {weights.network} cannot see images of pretrain.teacher_size_px "
             f"{settings.teacher_size_px} ({_first_line(error)}); choose another size or teacher"
         ) from error
-    if tuple(taught.shape) != (1, teacher.width):
+    if tuple(feature.shape) != (1, teacher.width):
         raise UsageError(
-            f"pretrain.teacher: {weights.network} gives features of {tuple(taught.shape)[1:]}, not "
-            f"of {teacher.width} channels as timm states; choose another teacher"
+            f"pretrain.teacher: {weights.network} gives features of {tuple(feature.shape)[1:]}, "
+            f"not of {teacher.width} channels as timm states; choose another teacher"
         )
-    if not torch.isfinite(taught).all():
+    if not torch.isfinite(feature).all():
         raise WeightsMismatch(
             f"pretrain.teacher: weights of {weights.network} give features that are not finite; "
             "fetch the file again"
         )
-    return teacher.width, taught
+    return teacher.width, feature
 
 
 def _first_line(error: Exception) -> str:

@@ -1,6 +1,7 @@
-"""A run's state on disk: whole or absent, and enough to go on to the last bit.
+"""The checkpoint of a run: one file, written atomically, that allows an exact resume.
 
-What is random in a step is drawn from (seed, step, process), so no state of a generator is kept.
+Random numbers of a step follow from (seed, step, process), so a checkpoint holds no state of a
+random generator.
 """
 
 from __future__ import annotations
@@ -19,115 +20,129 @@ import torch
 from data_catalog.errors import RunError
 from data_catalog.storage.lock import is_in_use, mark_in_use
 
-NAME = "checkpoint.pt"
-#: Columns of metrics.parquet that are kept per step.
-COLUMNS = ("loss", "mim", "distill", "lr", "grad_norm")
+#: Name of the file in the folder of a run.
+CHECKPOINT_FILE = "checkpoint.pt"
+#: Columns of ``metrics.parquet`` that the history keeps for each step.
+METRIC_COLUMNS = ("loss", "mim", "distill", "lr", "grad_norm")
 
 
 class BadCheckpoint(RunError):
-    """A checkpoint cannot be read or belongs to another run."""
+    """A checkpoint cannot be read, or belongs to another run."""
 
 
 class CheckpointNotWritten(RunError):
-    """There was no room for a checkpoint; the one before is still whole."""
+    """A checkpoint could not be written; the previous one is intact."""
 
 
 @dataclass
-class Progress:
-    """How far a run is: the next step, its history (a row per step) and where the time went.
+class TrainingProgress:
+    """Progress of a run, over all its sessions.
 
-    ``seconds`` is all of it, ``waited`` what the loop waited for data, ``teaching`` what the
-    teacher took; all sessions of a run together.
+    Attributes:
+        step: Next step.
+        history: One row of ``METRIC_COLUMNS`` per step.
+        seconds: Wall-clock seconds in total.
+        data_seconds: Seconds of waiting for batches.
+        teacher_seconds: Seconds of the teacher's forward passes.
     """
 
     step: int = 0
     history: list[list[float]] = field(default_factory=list)
     seconds: float = 0.0
-    waited: float = 0.0
-    teaching: float = 0.0
+    data_seconds: float = 0.0
+    teacher_seconds: float = 0.0
 
 
-def save(folder: Path, identity: str, state: dict[str, Any], progress: Progress) -> None:
-    """Write a checkpoint beside the old one, then put it in its place.
+def save_checkpoint(
+    folder: Path, identity: str, state: dict[str, Any], progress: TrainingProgress
+) -> None:
+    """Replace the checkpoint of a run.
 
     Args:
-        folder: of the run.
-        identity: of the run, so that another one refuses the file.
-        state: weights and optimiser, whole, by name.
-        progress: of the run.
+        folder: Folder of the run.
+        identity: Identity of the run; loading with another one fails.
+        state: Weights and optimiser state as whole tensors by name.
+        progress: Progress of the run.
 
     Raises:
-        CheckpointNotWritten: the disk is full or read-only.
+        CheckpointNotWritten: The disk is full or read-only.
     """
     history = torch.tensor(progress.history, dtype=torch.float64)
-    times = torch.tensor([progress.seconds, progress.waited, progress.teaching]).double()
+    times = [progress.seconds, progress.data_seconds, progress.teacher_seconds]
     content = {
         **state,
         "identity": identity,
         "step": progress.step,
-        "history": history.reshape(-1, len(COLUMNS)),
-        "times": times,
+        "history": history.reshape(-1, len(METRIC_COLUMNS)),
+        "times": torch.tensor(times).double(),
     }
     try:
-        with whole_file(folder / NAME) as file:
+        with atomic_file(folder / CHECKPOINT_FILE) as file:
             torch.save(content, file)
-    except (OSError, RuntimeError) as error:  # torch wraps what the file system says
-        last = "the one before is intact" if (folder / NAME).exists() else "there is none yet"
+    except (OSError, RuntimeError) as error:  # torch raises RuntimeError for a full disk
+        exists = (folder / CHECKPOINT_FILE).exists()
+        previous = "the one before is intact" if exists else "there is none yet"
         raise CheckpointNotWritten(
             f"the checkpoint of step {progress.step} could not be written to {folder} "
-            f"({str(error).splitlines()[0]}); {last}. Make room and start the same run again"
+            f"({str(error).splitlines()[0]}); {previous}. Make room and start the same run again"
         ) from error
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """Write a file beside its place, and put it there whole or not at all.
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """Write a file beside its final path, then move it there.
 
-    It is locked while it is written, so that ``load`` knows it from what a killed process left.
+    The file is locked while it is written, so that ``load_checkpoint`` can tell it from a file that
+    a killed process has left.
     """
-    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
-        with beside.open("wb") as file:
+        with temporary.open("wb") as file:
             mark_in_use(file)
             yield file
             file.flush()
             os.fsync(file.fileno())
-        beside.replace(path)
+        temporary.replace(path)
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
-def load(folder: Path, identity: str) -> dict[str, Any] | None:
-    """The last checkpoint's content, or None without one.
+def load_checkpoint(folder: Path, identity: str) -> dict[str, Any] | None:
+    """Load the checkpoint of a run, and remove temporary files of killed processes.
+
+    Returns:
+        Its content, or None if there is no checkpoint.
 
     Raises:
-        BadCheckpoint: it is damaged or another run's; says which file to delete.
+        BadCheckpoint: It is damaged or another run's; the message names the file to delete.
     """
-    path = folder / NAME
-    for stale in folder.glob(f".{NAME}.*"):
-        if not is_in_use(stale):
-            stale.unlink(missing_ok=True)
+    path = folder / CHECKPOINT_FILE
+    for temporary in folder.glob(f".{CHECKPOINT_FILE}.*"):
+        if not is_in_use(temporary):
+            temporary.unlink(missing_ok=True)
     if not path.exists():
         return None
     try:
-        # mapped, not read: of several processes only the first needs what is in it
+        # Mapped into memory: of several processes only process 0 reads the tensors.
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        held = content["identity"]
+        found_identity = content["identity"]
     except (RuntimeError, KeyError, ValueError, EOFError, pickle.UnpicklingError) as error:
-        raise refused(folder, str(error).splitlines()[0]) from error
-    if held != identity:
-        raise refused(folder, "it belongs to another dataset, other settings or another seed")
+        raise unusable_checkpoint(folder, str(error).splitlines()[0]) from error
+    if found_identity != identity:
+        reason = "it belongs to another dataset, other settings or another seed"
+        raise unusable_checkpoint(folder, reason)
     return content
 
 
-def refused(folder: Path, why: str) -> BadCheckpoint:
-    """The error for a checkpoint that is of no use."""
+def unusable_checkpoint(folder: Path, reason: str) -> BadCheckpoint:
+    """The error for a checkpoint that cannot be used."""
     return BadCheckpoint(
-        f"the checkpoint {folder / NAME} cannot be used ({why}); delete it to train from the "
-        "beginning"
+        f"the checkpoint {folder / CHECKPOINT_FILE} cannot be used ({reason}); delete it to train "
+        "from the beginning"
     )
 
 
-def progress_of(content: dict[str, Any]) -> Progress:
-    """How far the run was when it wrote this."""
-    return Progress(int(content["step"]), content["history"].tolist(), *content["times"].tolist())
+def read_progress(content: dict[str, Any]) -> TrainingProgress:
+    """The progress that a checkpoint holds."""
+    history, times = content["history"].tolist(), content["times"].tolist()
+    return TrainingProgress(int(content["step"]), history, *times)

@@ -1,8 +1,8 @@
-"""The dataset artifact as batches: whichever thread reads them, they are the same.
+"""Batches of a dataset artifact, the same for any number of reading threads and processes.
 
-Sample i of epoch e is cropped and masked by a generator seeded with (seed, e, i), and the order of
-an epoch follows from (seed, e). So batch t of a run can be made without the ones before it, which
-is all that an exact resume needs.
+Sample i of epoch e is cropped and masked with a random generator seeded by (seed, e, i), and the
+order of an epoch follows from (seed, e). So the batch of any step can be made without those before
+it, and an exact resume needs no other state.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 from data_catalog.artifact import Artifact
 from data_catalog.errors import UsageError
 from geofm.config.recipe import PretrainSettings
-from geofm.pretraining.augment import draw_window, sample_rng
+from geofm.pretraining.augment import draw_crop, sample_rng
 from geofm.pretraining.masking import draw_mask
 from geofm.raster.radiometry import rgb_index, to_unit
 from geofm.runtime.threads import in_order
@@ -29,18 +29,23 @@ from geofm.shards.reader import DamagedShard, ShardFiles, ShardIndex, open_index
 
 
 class TooFewSamples(UsageError):
-    """The dataset does not fill one batch."""
+    """The dataset has fewer samples than a batch."""
 
 
 class NotRgb(UsageError):
-    """Statistics of red, green and blue for a dataset of other bands."""
+    """ImageNet statistics were requested for other bands than red, green and blue."""
 
 
 @dataclass(frozen=True, eq=False)
 class Corpus:
-    """Samples to train on: where each one's bytes are, and the statistics of all.
+    """The training samples of a dataset.
 
-    ``mean`` and ``std`` are per band in unit space; ``scales`` is [N, bands].
+    Attributes:
+        index: Position of each sample's bytes in the shards, in the order of the keys.
+        bands: Names of the bands.
+        mean: Mean per band in unit space.
+        std: Standard deviation per band in unit space.
+        scales: Unit-space scale per sample and band, shape (N, bands).
     """
 
     index: ShardIndex
@@ -59,15 +64,19 @@ class Corpus:
 
     @property
     def rgb(self) -> tuple[int, int, int]:
-        """Positions of the bands a teacher sees."""
+        """Positions of the bands that a teacher sees."""
         return rgb_index(self.bands)
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Chips in unit space [B, bands, H, W], windows [B, 5] to crop, masks [B, g, g] bool.
+    """Whole chips of a step, with the crop and the mask of each.
 
-    ``samples`` are their numbers in the corpus, [B].
+    Attributes:
+        samples: Number of each sample in the corpus, shape (B,).
+        images: Chips in unit space, padded to one size, shape (B, bands, H, W).
+        windows: Crop of each chip (see ``CropWindow``), int64, shape (B, 5).
+        mask: Patch mask of each crop, bool, shape (B, g, g), True where hidden.
     """
 
     samples: NDArray[np.int64]
@@ -76,24 +85,25 @@ class Batch:
     mask: Tensor
 
     def pinned(self) -> Batch:
-        """In memory that a GPU copies from while it computes."""
-        pictures = (self.images, self.windows, self.mask)
-        return Batch(self.samples, *(tensor.pin_memory() for tensor in pictures))
+        """Copy the tensors to page-locked memory, which a GPU can read while it computes."""
+        tensors = (self.images, self.windows, self.mask)
+        return Batch(self.samples, *(tensor.pin_memory() for tensor in tensors))
 
 
 def open_corpus(dataset: Artifact, statistics: str = "dataset") -> Corpus:
-    """Read the index of a dataset's training split; remote shards are fetched once, whole.
+    """Read the index of a dataset's training split; remote shards are downloaded once.
 
     Args:
-        dataset: an artifact of the stage ``pack``.
-        statistics: ``dataset`` or ``imagenet``: what pixels will be normalised by.
+        dataset: An artifact of the stage ``pack``.
+        statistics: Origin of the mean and standard deviation: ``dataset`` or ``imagenet``.
 
     Raises:
-        NotRgb: ImageNet's statistics for other bands.
+        NotRgb: ImageNet statistics are requested for other bands.
     """
     index = open_index(dataset, fetch=True)
     keys = index.keys.to_numpy(zero_copy_only=False)
-    index = index.take(np.argsort(keys, kind="stable"))  # a sample's number is not its place
+    # Samples are numbered in the order of their keys, whatever their position in the shards is.
+    index = index.take(np.argsort(keys, kind="stable"))
     samples = dataset.table("samples.parquet", ["chip_id", "scale"]).set_index("chip_id")
     stats = dataset.json("stats.json")
     check_statistics(statistics, stats["bands"])
@@ -103,17 +113,17 @@ def open_corpus(dataset: Artifact, statistics: str = "dataset") -> Corpus:
         index=index,
         bands=tuple(stats["bands"]),
         mean=tuple(float(m) for m in stats["mean"]),
-        # a band without any contrast would be divided by zero
+        # A band without contrast has a standard deviation of 0, and pixels are divided by it.
         std=tuple(max(float(s), 1e-6) for s in stats["std"]),
         scales=np.stack([np.asarray(s) for s in samples.loc[index.keys.to_pylist(), "scale"]]),
     )
 
 
 def check_statistics(statistics: str, bands: Sequence[str]) -> None:
-    """Refuse ImageNet's statistics for other bands than red, green and blue.
+    """Check that ImageNet statistics are requested for red, green and blue only.
 
     Raises:
-        NotRgb: names the field and the remedy.
+        NotRgb: The dataset has other bands; the message names the field and the remedy.
     """
     if statistics == "imagenet" and list(bands) != ["red", "green", "blue"]:
         raise NotRgb(
@@ -123,10 +133,10 @@ def check_statistics(statistics: str, bands: Sequence[str]) -> None:
 
 
 def steps_per_epoch(corpus: Corpus, batch: int) -> int:
-    """Whole batches in an epoch; the rest of the samples waits for the next one.
+    """Number of whole batches in an epoch; the remaining samples are not used in it.
 
     Raises:
-        TooFewSamples: not even one.
+        TooFewSamples: The dataset does not fill one batch.
     """
     if len(corpus) < batch:
         raise TooFewSamples(
@@ -137,14 +147,14 @@ def steps_per_epoch(corpus: Corpus, batch: int) -> int:
 
 
 def batch_samples(corpus: Corpus, seed: int, step: int, batch: int) -> tuple[int, list[int]]:
-    """Epoch of a step, and the samples of its batch."""
+    """Epoch of a step, and the numbers of the samples in its batch."""
     epoch, position = divmod(step, steps_per_epoch(corpus, batch))
     order = epoch_order(seed, epoch, len(corpus))
     return epoch, [int(i) for i in order[position * batch : (position + 1) * batch]]
 
 
-def never_drawn(corpus: Corpus, seed: int, epochs: int, batch: int) -> int:
-    """How many samples no epoch gets to (each drops those that fill no batch)."""
+def count_never_drawn(corpus: Corpus, seed: int, epochs: int, batch: int) -> int:
+    """Count the samples that are in no batch of any epoch."""
     missing = np.ones(len(corpus), dtype=np.bool_)
     used = steps_per_epoch(corpus, batch) * batch
     for epoch in range(epochs):
@@ -154,11 +164,11 @@ def never_drawn(corpus: Corpus, seed: int, epochs: int, batch: int) -> int:
     return int(missing.sum())
 
 
-def read_unit(corpus: Corpus, files: ShardFiles, sample: int) -> NDArray[np.float32]:
-    """One sample [bands, H, W] in unit space.
+def read_unit_pixels(corpus: Corpus, files: ShardFiles, sample: int) -> NDArray[np.float32]:
+    """Read one sample in unit space, shape (bands, H, W).
 
     Raises:
-        DamagedShard: the bytes at its place are not its pixels.
+        DamagedShard: The bytes are not the sample's pixels.
     """
     pixels = files.pixels(sample)
     if pixels.ndim != 3 or len(pixels) != len(corpus.bands):
@@ -175,24 +185,34 @@ def load_batch(
     settings: PretrainSettings,
     seed: int,
     step: int,
-    share: tuple[int, int] = (0, 1),
+    rank: int = 0,
+    world_size: int = 1,
 ) -> Batch:
-    """Batch ``step`` of a run, ready for the device; of process ``share[0]`` of ``share[1]``.
+    """Read one process's share of the batch of a step.
 
-    The whole batch does not depend on how many processes share it.
+    The whole batch does not depend on the number of processes.
+
+    Args:
+        corpus: The dataset.
+        files: Open shards of the corpus.
+        settings: The recipe's section ``pretrain``.
+        seed: Seed of the run.
+        step: Step of the run, from 0.
+        rank: Number of this process, from 0.
+        world_size: Number of processes.
     """
     epoch, samples = batch_samples(corpus, seed, step, settings.batch)
-    rank, world = share
-    samples = samples[rank * settings.batch // world : (rank + 1) * settings.batch // world]
-    pictures = [read_unit(corpus, files, sample) for sample in samples]
-    height, width = (max(p.shape[axis] for p in pictures) for axis in (1, 2))
+    first, end = (number * settings.batch // world_size for number in (rank, rank + 1))
+    samples = samples[first:end]
+    chips = [read_unit_pixels(corpus, files, sample) for sample in samples]
+    height, width = (max(chip.shape[axis] for chip in chips) for axis in (1, 2))
     images = np.zeros((len(samples), len(corpus.bands), height, width), dtype=np.float32)
     windows, masks = [], []
     grid = settings.size_px // settings.mask_patch_px
-    for place, (sample, picture) in enumerate(zip(samples, pictures, strict=True)):
-        images[place, :, : picture.shape[1], : picture.shape[2]] = picture
+    for row, (sample, chip) in enumerate(zip(samples, chips, strict=True)):
+        images[row, :, : chip.shape[1], : chip.shape[2]] = chip
         rng = sample_rng(seed, epoch, sample)
-        windows.append(draw_window(rng, picture.shape[1], picture.shape[2], settings.crop_scale))
+        windows.append(draw_crop(rng, chip.shape[1], chip.shape[2], settings.crop_scale))
         masks.append(draw_mask(rng, grid, settings.mask_ratio))
     return Batch(
         np.array(samples, dtype=np.int64),
@@ -202,24 +222,34 @@ def load_batch(
     )
 
 
-def batches(
+def read_batches(
     corpus: Corpus,
     settings: PretrainSettings,
     seed: int,
     first: int,
-    last: int,
+    end: int,
     threads: int,
-    share: tuple[int, int] = (0, 1),
+    rank: int = 0,
+    world_size: int = 1,
     pin: bool = False,
 ) -> Generator[Batch]:
-    """Batches ``first`` to ``last`` - 1 in order, read ahead by ``threads`` threads.
+    """Yield the batches of the steps ``first`` to ``end`` - 1 in order, read ahead by threads.
 
-    ``pin``: in page-locked memory, for a GPU.
+    Args:
+        corpus: The dataset.
+        settings: The recipe's section ``pretrain``.
+        seed: Seed of the run.
+        first: First step.
+        end: Step after the last one.
+        threads: Number of reading threads, and of batches read ahead.
+        rank: Number of this process, from 0.
+        world_size: Number of processes.
+        pin: Whether to put batches into page-locked memory, for a GPU.
     """
 
     def read(step: int) -> Batch:
-        batch = load_batch(corpus, files, settings, seed, step, share)
+        batch = load_batch(corpus, files, settings, seed, step, rank, world_size)
         return batch.pinned() if pin else batch
 
     with ShardFiles(corpus.index) as files, ThreadPoolExecutor(threads, "geofm-read") as pool:
-        yield from in_order(pool, read, range(first, last), threads)
+        yield from in_order(pool, read, range(first, end), threads)

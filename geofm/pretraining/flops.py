@@ -1,4 +1,8 @@
-"""What a step costs in arithmetic, and what the device could do: the share that is used (MFU)."""
+"""Model FLOP utilisation (MFU): the share of the device's arithmetic that training uses.
+
+``measure_speed`` counts the floating-point operations of one image and times a large matrix
+product as the upper bound of the device.
+"""
 
 from __future__ import annotations
 
@@ -11,40 +15,50 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from geofm.config.recipe import PretrainSettings
 from geofm.pretraining.objective import Pretrainer
-from geofm.pretraining.teacher import Teacher, teach
+from geofm.pretraining.teacher import Teacher, teacher_features
 
-#: Edge of the square matrices whose product is timed, and how often.
-EDGE = {"cpu": 1024, "cuda": 8192}
+#: Edge of the square matrices whose product is timed.
+MATRIX_EDGE = {"cpu": 1024, "cuda": 8192}
+#: Number of products; the fastest counts.
 REPEATS = 5
 
 
 @dataclass(frozen=True)
-class Speed:
-    """Operations per image, and operations per second of all processes' devices together."""
+class ComputeSpeed:
+    """Cost of an image and speed of the hardware.
+
+    Attributes:
+        flop_per_image: Floating-point operations of one image, teacher included.
+        flop_per_second: Operations per second of all processes' devices together.
+    """
 
     flop_per_image: float
     flop_per_second: float
 
-    def used(self, images_per_second: float) -> float:
-        """Model FLOP utilisation: the share of what large matrix products reach."""
+    def utilisation(self, images_per_second: float) -> float:
+        """MFU: share of the speed of large matrix products."""
         return self.flop_per_image * images_per_second / self.flop_per_second
 
 
-def measure(
+def measure_speed(
     module: Pretrainer, teacher: Teacher | None, settings: PretrainSettings, processes: int
-) -> Speed:
-    """Count the work of one image and time a matrix product; leaves its gradients behind."""
+) -> ComputeSpeed:
+    """Count the work of one image and time a matrix product.
+
+    The gradients of one backward pass stay in the module, for ``freeze_unused_parameters``.
+    """
     device = next(module.parameters()).device
     flop = flop_per_image(module, teacher, settings.size_px, settings.mask_patch_px)
     dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
-    return Speed(flop, ceiling(device.type, dtype, torch.get_num_threads()) * processes)
+    speed = matmul_speed(device.type, dtype, torch.get_num_threads())
+    return ComputeSpeed(flop, speed * processes)
 
 
-def freeze_what_never_learns(module: Pretrainer) -> None:
-    """Freeze parameters that a backward pass left without a gradient, and drop the gradients.
+def freeze_unused_parameters(module: Pretrainer) -> None:
+    """Freeze parameters without a gradient from a backward pass, and drop all gradients.
 
-    Without reconstruction those after the distilled stage get none, and processes that share
-    gradients would wait for them.
+    Without reconstruction, parameters after the distilled stage get no gradient. Processes that
+    average gradients would wait for them forever.
     """
     for parameter in module.parameters():
         parameter.requires_grad_(parameter.grad is not None)
@@ -54,40 +68,42 @@ def freeze_what_never_learns(module: Pretrainer) -> None:
 def flop_per_image(
     module: Pretrainer, teacher: Teacher | None, size_px: int, mask_patch_px: int
 ) -> float:
-    """Floating-point operations of one image: forward, backward and teacher.
+    """Count the floating-point operations of one image: forward, backward and teacher.
 
-    Two per multiplication and addition, of matrix products and convolutions alone, as is usual.
+    Only matrix products and convolutions count, with two operations per multiply-add, as usual.
     """
     device = next(module.parameters()).device
     grid = size_px // mask_patch_px
     images = torch.zeros(1, module.student.bands, size_px, size_px, device=device)
     mask = torch.zeros(1, grid * grid, dtype=torch.bool, device=device)
-    mask[:, module.student.shown :] = True
-    module.eval()  # what is kept for normalisation stays as it is, nothing is computed twice
+    mask[:, module.student.visible_patches :] = True
+    # Evaluation mode leaves running statistics unchanged and switches activation checkpointing off.
+    module.eval()
     with FlopCounterMode(display=False) as counter:
-        taught = None
+        target = None
         if teacher is not None:
-            taught = teach(teacher, images[:, [0, 0, 0]])
+            target = teacher_features(teacher, images[:, [0, 0, 0]])
         elif module.teacher_width:
-            taught = torch.ones(1, module.teacher_width, device=device)
-        module(images, mask.reshape(1, grid, grid), taught).loss.backward()
+            target = torch.ones(1, module.teacher_width, device=device)
+        module(images, mask.reshape(1, grid, grid), target).loss.backward()
     module.train()
     return float(counter.get_total_flops())
 
 
 @cache
-def ceiling(device: str, dtype: torch.dtype, threads: int) -> float:
-    """Operations per second of a large matrix product on this device, the best of a few.
+def matmul_speed(device: str, dtype: torch.dtype, threads: int) -> float:
+    """Time a large matrix product; returns operations per second, the best of ``REPEATS``.
 
-    Of random numbers: a GPU multiplies equal ones faster than it could any real ones.
+    The matrices are random, because a GPU multiplies constant matrices faster than real data.
+    ``threads`` is part of the cache's key only.
     """
-    edge = EDGE[device]
+    edge = MATRIX_EDGE[device]
     generator = torch.Generator().manual_seed(0)
-    left = torch.randn(edge, edge, generator=generator).to(device, dtype)
+    matrix = torch.randn(edge, edge, generator=generator).to(device, dtype)
     best = 0.0
     for _ in range(REPEATS):
         started = time.perf_counter()
-        torch.mm(left, left)
+        torch.mm(matrix, matrix)
         if device == "cuda":
             torch.cuda.synchronize()
         best = max(best, 2 * edge**3 / (time.perf_counter() - started))

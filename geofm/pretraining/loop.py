@@ -1,4 +1,21 @@
-"""The training loop: Lightning Fabric for precision and processes, everything else in sight."""
+"""The training program, from setting up to the trained model.
+
+In the order in which it runs:
+
+    train              set up, take all steps, return the trained model
+    _set_up            build model, teacher and optimiser; load the last checkpoint
+    _take_steps        for each step: read a batch, train on it, log, keep a checkpoint
+    _log_steps         fetch the losses of the last steps, check them, add them to the history
+    _save              write a checkpoint
+    _run_metrics       times, rates and memory of the whole run
+
+Then come two parts with a state of their own: ``DivergenceGuard`` stops a run that no longer
+learns, ``WeightAverage`` keeps a moving average of the weights.
+
+One step is in ``step.py``, the loss in ``objective.py``, the learning rate in ``optimiser.py``,
+batches in ``data.py``, devices and processes in ``parallel.py``. Lightning Fabric provides
+precision and process groups and nothing else.
+"""
 
 from __future__ import annotations
 
@@ -25,116 +42,459 @@ from data_catalog.hashing import digest_of
 from data_catalog.progress import tick
 from geofm.config.recipe import EXECUTION, PretrainSettings
 from geofm.embeddings.weights import Weights
-from geofm.pretraining.checkpoint import COLUMNS, Progress, load, progress_of, refused, save
-from geofm.pretraining.data import Corpus, batches, steps_per_epoch
-from geofm.pretraining.flops import Speed, freeze_what_never_learns, measure
+from geofm.pretraining.checkpoint import (
+    METRIC_COLUMNS,
+    TrainingProgress,
+    load_checkpoint,
+    read_progress,
+    save_checkpoint,
+    unusable_checkpoint,
+)
+from geofm.pretraining.data import Corpus, read_batches, steps_per_epoch
+from geofm.pretraining.flops import ComputeSpeed, freeze_unused_parameters, measure_speed
 from geofm.pretraining.objective import Pretrainer, build_pretrainer
-from geofm.pretraining.optimiser import schedule
+from geofm.pretraining.optimiser import make_schedule
 from geofm.pretraining.parallel import (
-    Parallel,
-    arithmetic,
+    ParallelMode,
     cpu_threads,
     device_name,
-    load_whole_state,
+    gather_state,
+    gather_tensor,
+    gather_weights,
+    load_gathered_state,
     make_fabric,
-    whole,
-    whole_state,
-    whole_weights,
+    reproducible_torch,
 )
-from geofm.pretraining.step import Stepper
-from geofm.pretraining.teacher import Teacher, who_teaches
-from geofm.pretraining.trackers import tracking
+from geofm.pretraining.step import TrainingStep
+from geofm.pretraining.teacher import Teacher, choose_teacher
+from geofm.pretraining.trackers import open_trackers
 from geofm.runtime.energy import so_far
 
-# A running mean of the weights, which is often a better model than the last of them.
+log = logging.getLogger("geofm.pretraining")
+
+#: Steps between two reads of the losses. A read makes a GPU wait, so it is rare there.
+STEPS_BETWEEN_LOGS = {"cpu": 1, "cuda": 20}
+#: Threads that read batches ahead.
+READER_THREADS = {"cpu": 1, "cuda": 4}
 
 
-class RunningMean:
-    """Exponential moving average of a module's weights and statistics (shards under FSDP2).
+class Interrupted(RunError):
+    """The run was stopped by a signal; its checkpoint is kept."""
 
-    Early on the decay is smaller, (1 + step) / (10 + step), or the random start would stay in it.
 
-    Args:
-        module: starts from its present weights.
-        decay: share of the old mean that a step keeps.
+class Diverged(RunError):
+    """The loss is not finite, or has lost what the model had learned."""
+
+
+@dataclass(frozen=True)
+class WorkerGroup:
+    """How a run is carried out: its processes, how they share the model, and its trackers.
+
+    Attributes:
+        processes: Number of processes; more than one must have been started by torchrun.
+        parallel: DDP (every process holds the model) or FSDP2 (each holds a shard).
+        trackers: Names of trackers that process 0 logs to.
     """
 
-    def __init__(self, module: nn.Module, decay: float) -> None:
-        self.decay = decay
-        held = module.state_dict(keep_vars=True)
-        self._of = {name: t for name, t in held.items() if t.is_floating_point()}
-        self._mean = {name: t.detach().clone() for name, t in self._of.items()}
-
-    @torch.no_grad()
-    def update(self, step: int) -> None:
-        """Take in the weights after step 0, 1, ..."""
-        decay = min(self.decay, (1 + step) / (10 + step))
-        for name, mean in self._mean.items():
-            mean.lerp_(self._of[name].detach(), 1 - decay)
-
-    def state(self) -> dict[str, Tensor]:
-        """Whole tensors on the CPU by name."""
-        return {name: whole(mean).cpu() for name, mean in self._mean.items()}
-
-    @torch.no_grad()
-    def give(self) -> None:
-        """Put the mean in the place of the weights."""
-        for name, mean in self._mean.items():
-            self._of[name].copy_(mean)
-
-    @torch.no_grad()
-    def load(self, state: dict[str, Any]) -> None:
-        """Go on from ``state``."""
-        for name, mean in self._mean.items():
-            mean.copy_(like(state[name], mean))
+    processes: int = 1
+    parallel: ParallelMode = "ddp"
+    trackers: tuple[str, ...] = ()
 
 
-def like(tensor: Tensor, target: Tensor) -> Tensor:
-    """A whole tensor as the target holds it: on its device, or spread over its processes."""
-    mesh = getattr(target, "device_mesh", None)
-    if mesh is None:
-        return tensor.to(target.device)
-    from torch.distributed.tensor import distribute_tensor
-
-    return distribute_tensor(tensor.to(target.device), mesh, target.placements)  # type: ignore[attr-defined]
+SINGLE_PROCESS = WorkerGroup()
 
 
-# When a run should not go on: losses that are no numbers, or that lost what had been learned.
+@dataclass(frozen=True)
+class ResolvedWeights:
+    """Weight files that a run reads. None: the names in the settings are resolved when needed."""
 
-#: Steps whose mean loss counts as where a run began.
-FIRST = 10
-#: Spreads (median absolute deviations) a run must have learned before it can lose it.
-SURE = 6.0
+    teacher: Weights | None = None
+    student: Weights | None = None
 
-REMEDY = (
+
+UNRESOLVED = ResolvedWeights()
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """A finished run.
+
+    Attributes:
+        module: The trained model on the CPU, in evaluation mode.
+        teacher: The teacher; None without distillation and with cached features.
+        history: One row per step, the columns of ``metrics.parquet``.
+        metrics: Seconds, rates and memory for the run record.
+    """
+
+    module: Pretrainer
+    teacher: Teacher | None
+    history: pd.DataFrame
+    metrics: dict[str, Any]
+
+
+@dataclass
+class _Run:
+    """The parts of a run and its progress."""
+
+    corpus: Corpus
+    settings: PretrainSettings
+    seed: int
+    folder: Path
+    trainer: TrainingStep
+    teacher: Teacher | None
+    teacher_width: int | None
+    speed: ComputeSpeed
+    average: WeightAverage | None
+    guard: DivergenceGuard
+    progress: TrainingProgress
+    unread_losses: list[Tensor] = field(default_factory=list)
+
+    @property
+    def identity(self) -> str:
+        """The identity that a checkpoint of this run carries."""
+        return run_identity(self.corpus, self.settings, self.seed)
+
+
+def train(
+    corpus: Corpus,
+    settings: PretrainSettings,
+    seed: int,
+    device: str,
+    folder: Path,
+    threads: int | None = None,
+    workers: WorkerGroup = SINGLE_PROCESS,
+    cached_features: NDArray[np.float32] | None = None,
+    weights: ResolvedWeights = UNRESOLVED,
+) -> TrainingResult:
+    """Pretrain a student; resume from the checkpoint in the run's folder if there is one.
+
+    Args:
+        corpus: The dataset.
+        settings: The recipe's section ``pretrain``.
+        seed: Seed of the initial weights, the order of samples, crops and masks.
+        device: ``cpu`` or ``cuda``.
+        folder: Folder of this run, which holds its checkpoint.
+        threads: CPU threads; default: all that this process may use.
+        workers: The processes of the run.
+        cached_features: The teacher's feature of every sample, shape (N, C). If given, no teacher
+            is loaded.
+        weights: Resolved weight files of the teacher and of the student's initial state.
+
+    Raises:
+        TooFewSamples, BadStudent, WeightsMissing: before the first step, with the remedy.
+        Diverged: The loss became infinite or NaN, or lost what the model had learned.
+        OutOfMemory: The device's memory is too small; the message names settings that need less.
+        CheckpointNotWritten, BadCheckpoint: The disk is full, or holds another run's checkpoint.
+        Interrupted: SIGTERM arrived (main thread only); the checkpoint is kept.
+    """
+    with (
+        reproducible_torch(device, seed, threads or cpu_threads()),
+        catch_sigterm() as stop_requested,
+    ):
+        run = _set_up(corpus, settings, seed, device, folder, workers, cached_features, weights)
+        trackers = workers.trackers if run.trainer.rank == 0 else ()
+        title = f"{settings.student.partition('@')[0]}-{run.identity[:8]}"
+        logged_settings = settings.model_dump(mode="json")
+        with open_trackers(trackers, title, logged_settings, run.progress.step) as log_metrics:
+            _take_steps(run, stop_requested, log_metrics)
+        if run.average is not None:
+            run.average.copy_to_model()
+        state = gather_weights(run.trainer.module)
+        history = history_table(run.progress, steps_per_epoch(corpus, settings.batch))
+        metrics = _run_metrics(run)
+    trained = build_pretrainer(
+        settings, len(corpus.bands), seed, run.teacher_width, weights.student
+    )
+    trained.load_state_dict(state)
+    return TrainingResult(trained.eval(), run.teacher, history, metrics)
+
+
+def _set_up(
+    corpus: Corpus,
+    settings: PretrainSettings,
+    seed: int,
+    device: str,
+    folder: Path,
+    workers: WorkerGroup,
+    cached_features: NDArray[np.float32] | None,
+    weights: ResolvedWeights,
+) -> _Run:
+    """Build the parts of a run and load its last checkpoint; the arguments are those of train."""
+    schedule = make_schedule(settings, steps_per_epoch(corpus, settings.batch))
+    # Fabric comes first: it assigns a device to each process.
+    fabric = make_fabric(device, settings.precision, workers.processes, workers.parallel)
+    teacher, teacher_width = choose_teacher(
+        settings, fabric.device, cached_features, weights.teacher
+    )
+    module = build_pretrainer(settings, len(corpus.bands), seed, teacher_width, weights.student)
+    check_microbatches(module, settings, workers.processes)
+    module.to(fabric.device)
+    # The measurement runs one backward pass. Its gradients show which parameters are in use.
+    speed = measure_speed(module, teacher, settings, workers.processes)
+    freeze_unused_parameters(module)
+    if settings.compile:
+        module.student.compile(dynamic=False)
+    checkpoint = load_checkpoint(folder, run_identity(corpus, settings, seed))
+    trainer = TrainingStep(
+        fabric, module, teacher, cached_features, corpus, settings, schedule, seed
+    )
+    average = WeightAverage(trainer.module, settings.ema) if settings.ema else None
+    progress = TrainingProgress()
+    if checkpoint is not None:
+        progress = _restore(folder, checkpoint, trainer, average)
+        log.info("pretrain: resuming after step %d of %d", progress.step, schedule.steps)
+    guard = DivergenceGuard(settings.spike_steps)
+    for row in progress.history:
+        guard.add(_unweighted_loss(row))
+    return _Run(
+        corpus=corpus,
+        settings=settings,
+        seed=seed,
+        folder=folder,
+        trainer=trainer,
+        teacher=teacher,
+        teacher_width=teacher_width,
+        speed=speed,
+        average=average,
+        guard=guard,
+        progress=progress,
+    )
+
+
+def check_microbatches(module: nn.Module, settings: PretrainSettings, processes: int) -> None:
+    """Check that a batch divides into equal microbatches, and that the student allows it.
+
+    Raises:
+        UsageError: The batch does not divide, or batch normalisation would see microbatches.
+    """
+    size = settings.at_once(processes)
+    if not size or settings.batch % (processes * size):
+        raise UsageError(
+            f"pretrain.batch {settings.batch} does not divide among compute.processes {processes} "
+            f"in pieces of pretrain.microbatch {size}"
+        )
+    if size == settings.batch:
+        return
+    if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in module.modules()):
+        raise UsageError(
+            f"{settings.student} has batch normalisation, which would see pieces of a batch: "
+            "leave compute.processes at 1 and pretrain.microbatch empty, or take another student"
+        )
+
+
+def run_identity(corpus: Corpus, settings: PretrainSettings, seed: int) -> str:
+    """Digest of dataset, settings and seed, without settings of how the run is carried out."""
+    fixed = settings.model_dump(mode="json", exclude=set(EXECUTION))
+    return digest_of([corpus.digest, fixed, seed])
+
+
+def _restore(
+    folder: Path,
+    checkpoint: dict[str, Any],
+    trainer: TrainingStep,
+    average: WeightAverage | None,
+) -> TrainingProgress:
+    """Load a checkpoint into the model, the optimiser and the average; return its progress."""
+    try:
+        load_gathered_state(trainer.module, trainer.optimiser, checkpoint)
+        if average is not None:
+            average.load(checkpoint["mean"])
+    except (RuntimeError, KeyError, ValueError) as error:
+        raise unusable_checkpoint(folder, str(error).splitlines()[0]) from error
+    return read_progress(checkpoint)
+
+
+def _take_steps(
+    run: _Run, stop_requested: Callable[[], bool], log_metrics: Callable[..., None]
+) -> None:
+    """Take the remaining steps.
+
+    Raises:
+        Interrupted: A stop was requested; the checkpoint was written before.
+    """
+    trainer, progress, settings = run.trainer, run.progress, run.settings
+    device, steps, first = trainer.device.type, trainer.schedule.steps, progress.step
+    earlier_seconds, started = progress.seconds, time.perf_counter()
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    batches = read_batches(
+        run.corpus,
+        settings,
+        run.seed,
+        first,
+        steps,
+        READER_THREADS[device],
+        trainer.rank,
+        trainer.world_size,
+        pin=device == "cuda",
+    )
+    with closing(batches):
+        for step in range(first, steps):
+            requested = time.perf_counter()
+            batch = next(batches)
+            progress.data_seconds += time.perf_counter() - requested
+            run.unread_losses.append(trainer.run(step, batch))
+            if run.average is not None:
+                run.average.update(step)
+            progress.step = step + 1
+            is_last = progress.step == steps
+            checkpoint_due = progress.step % settings.checkpoint_steps == 0
+            log_due = len(run.unread_losses) >= STEPS_BETWEEN_LOGS[device]
+            if not (is_last or checkpoint_due or log_due):
+                continue
+            stop = _log_steps(run, stop_requested(), log_metrics)
+            progress.seconds = earlier_seconds + time.perf_counter() - started
+            session_seconds = max(progress.seconds - earlier_seconds, 1e-9)
+            _report_progress(run, (progress.step - first) / session_seconds)
+            if is_last or ((checkpoint_due or stop) and run.guard.healthy):
+                _save(run)
+            if stop and not is_last:
+                raise Interrupted(
+                    f"stopped by SIGTERM after step {progress.step} of {steps}; the state is "
+                    "kept, start the same run again to go on"
+                )
+
+
+def _log_steps(run: _Run, stop_requested: bool, log_metrics: Callable[..., None]) -> bool:
+    """Fetch the losses of the last steps, averaged over all processes, and check them.
+
+    Returns:
+        Whether any process was requested to stop.
+
+    Raises:
+        Diverged: See ``check_finite`` and ``DivergenceGuard.check``.
+    """
+    progress, schedule, trainer = run.progress, run.trainer.schedule, run.trainer
+    values, stop = trainer.average_over_processes(torch.stack(run.unread_losses), stop_requested)
+    run.unread_losses.clear()
+    progress.teacher_seconds += trainer.take_teacher_seconds()
+    for loss, mim, distill, grad_norm in values.tolist():
+        step = len(progress.history)
+        rate = schedule.lr(step)
+        check_finite(step, schedule.steps, loss, grad_norm, rate)
+        row = dict(zip(METRIC_COLUMNS, (loss, mim, distill, rate, grad_norm), strict=True))
+        progress.history.append(list(row.values()))
+        run.guard.add(_unweighted_loss(progress.history[-1]))
+        run.guard.check(schedule.steps, rate)
+        log_metrics(step, {name: value for name, value in row.items() if not math.isnan(value)})
+    return stop
+
+
+def _unweighted_loss(row: list[float]) -> float:
+    """Sum of both loss terms without their weights, because the weights may have a schedule."""
+    return sum(term for term in row[1:3] if not math.isnan(term))
+
+
+def _save(run: _Run) -> None:
+    """Write a checkpoint; every process takes part in gathering the state."""
+    state = gather_state(run.trainer.module, run.trainer.optimiser)
+    if run.average is not None:
+        state["mean"] = run.average.state()
+    if run.trainer.rank == 0:
+        save_checkpoint(run.folder, run.identity, state, run.progress)
+
+
+def _report_progress(run: _Run, steps_per_second: float) -> None:
+    """Report loss, speed, waiting share, time left and energy to whoever listens."""
+    if run.trainer.rank != 0:
+        return
+    progress, steps = run.progress, run.trainer.schedule.steps
+    images_per_second = steps_per_second * run.settings.batch
+    seconds_left = (steps - progress.step) / max(steps_per_second, 1e-9)
+    waiting_share = progress.data_seconds / max(progress.seconds, 1e-9)
+    note = (
+        f"loss {progress.history[-1][0]:.4f}, {images_per_second:.0f} images/s, MFU "
+        f"{run.speed.utilisation(images_per_second):.0%}, {waiting_share:.0%} waiting for data, "
+        f"{seconds_left:.0f} s left"
+    )
+    kwh = so_far()
+    if kwh is not None:
+        note += f", {kwh * 1e3:.1f} Wh"
+    tick("pretrain", progress.step, steps, note)
+
+
+def _run_metrics(run: _Run) -> dict[str, Any]:
+    """Times, rates and memory, of all sessions of a run together."""
+    progress, trainer = run.progress, run.trainer
+    steps, seconds = trainer.schedule.steps, max(progress.seconds, 1e-9)
+    on_gpu = trainer.device.type == "cuda"
+    images_per_second = steps * run.settings.batch / seconds
+    return {
+        "steps": steps,
+        "images_per_second": images_per_second,
+        "seconds": progress.seconds,
+        "gpu_seconds": progress.seconds * trainer.world_size if on_gpu else 0.0,
+        "teacher_seconds": progress.teacher_seconds,
+        "data_wait_share": progress.data_seconds / seconds,
+        "gflop_per_image": run.speed.flop_per_image / 1e9,
+        "mfu": run.speed.utilisation(images_per_second),
+        "processes": trainer.world_size,
+        "device": device_name(trainer.device.type),
+        **({"peak_gpu_mib": torch.cuda.max_memory_allocated() / 2**20} if on_gpu else {}),
+    }
+
+
+def history_table(progress: TrainingProgress, steps_per_epoch: int) -> pd.DataFrame:
+    """One row per step, with the columns of ``metrics.parquet``."""
+    table = pd.DataFrame(progress.history, columns=list(METRIC_COLUMNS))
+    table.insert(0, "step", range(len(table)))
+    table.insert(1, "epoch", table["step"] // steps_per_epoch)
+    return table
+
+
+@contextmanager
+def catch_sigterm() -> Iterator[Callable[[], bool]]:
+    """Catch SIGTERM in this block; yields a function that says whether it has arrived.
+
+    Signals reach only the main thread. In other threads the function always returns False.
+    """
+    arrived = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield arrived.is_set
+        return
+    previous = signal.signal(signal.SIGTERM, lambda *_: arrived.set())
+    try:
+        yield arrived.is_set
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+#: Steps whose mean loss counts as the loss at the start of a run.
+FIRST_STEPS = 10
+#: Noise (in median absolute deviations) that the learned amount must exceed before it can be lost.
+SIGNIFICANT_DEVIATIONS = 6.0
+
+DIVERGENCE_REMEDY = (
     "lower pretrain.base_lr or pretrain.clip, use more pretrain.warmup_epochs, or "
     "pretrain.precision fp32"
 )
 
 
-class Diverged(RunError):
-    """The loss is no number any more, or far above what it had been."""
-
-
-def check_numbers(step: int, steps: int, loss: float, norm: float, rate: float) -> None:
-    """Refuse a step whose loss or gradient is infinite or not a number.
+def check_finite(step: int, steps: int, loss: float, grad_norm: float, rate: float) -> None:
+    """Check that the loss and the gradient norm of a step are finite.
 
     Raises:
-        Diverged: with the remedy.
+        Diverged: A value is infinite or NaN; the message names the remedy.
     """
-    if not (math.isfinite(loss) and math.isfinite(norm)):
+    if not (math.isfinite(loss) and math.isfinite(grad_norm)):
         raise Diverged(
-            f"the loss is {loss} and the gradient norm {norm} at step {step} of {steps} (learning "
-            f"rate {rate:.2e}): {REMEDY}"
+            f"the loss is {loss} and the gradient norm {grad_norm} at step {step} of {steps} "
+            f"(learning rate {rate:.2e}): {DIVERGENCE_REMEDY}"
         )
 
 
-class Guard:
-    """Watches the sum of both terms; knows of a run only its losses, so a resumed one is the same.
+class DivergenceGuard:
+    """Detects a run that has lost what it had learned.
 
-    Of each window of losses the median counts. A run is lost when the last window lies more than
-    half way back from the best one to where the run began. What had been learned must stand out
-    from the noise of the best window, or nothing is said.
+    The losses are divided into windows, and each window is represented by its median. A run has
+    diverged if its last window is more than half way back from the best window to the loss at the
+    start. No verdict is given before the difference between start and best window stands out from
+    the noise of the best window.
+
+    The guard's state follows from the losses alone, so a resumed run gives the same verdicts.
+
+    Args:
+        window: Number of steps in a window; 0 turns the guard off.
     """
 
     def __init__(self, window: int) -> None:
@@ -144,7 +504,7 @@ class Guard:
         self._spread = 0.0
 
     def add(self, loss: float) -> None:
-        """Take the next step's loss in."""
+        """Add the loss of the next step: the sum of both terms without their weights."""
         self._losses.append(loss)
         count, window = len(self._losses), self._window
         if window and count % window == 0:
@@ -156,25 +516,29 @@ class Guard:
 
     @property
     def limit(self) -> float:
-        """Losses above this have lost half of what was learned; infinite while that is unsure."""
+        """Loss above which half of what was learned is lost; infinite before a verdict."""
         if self._best == math.inf:
             return math.inf
-        begin = self._losses[:FIRST]
-        learned = sum(begin) / len(begin) - self._best
-        if learned <= SURE * self._spread:
+        start = self._losses[:FIRST_STEPS]
+        learned = sum(start) / len(start) - self._best
+        if learned <= SIGNIFICANT_DEVIATIONS * self._spread:
             return math.inf
         return self._best + learned / 2
 
     @property
     def healthy(self) -> bool:
-        """Whether the last few losses are below the limit: worth a checkpoint."""
-        return not self._losses or median(self._losses[-FIRST:]) <= self.limit
+        """Whether the last losses are below the limit, so that a checkpoint is worth keeping."""
+        return not self._losses or median(self._losses[-FIRST_STEPS:]) <= self.limit
 
     def check(self, steps: int, rate: float) -> None:
-        """Stop a run that lost what it had learned, and did not come back for a whole window.
+        """Stop a run whose loss was above the limit for a whole window.
+
+        Args:
+            steps: Number of steps of the run, for the message.
+            rate: Learning rate of this step, for the message.
 
         Raises:
-            Diverged: with the remedy.
+            Diverged: The loss rose and stayed; the message names the remedy.
         """
         window = self._window
         if not window or len(self._losses) < 2 * window:
@@ -183,309 +547,58 @@ class Guard:
         if now > self.limit:
             raise Diverged(
                 f"the loss rose from {self._best:.4f} to {now:.4f} and stayed there for {window} "
-                f"steps (step {len(self._losses)} of {steps}, learning rate {rate:.2e}): {REMEDY}. "
-                "The last good checkpoint is kept; pretrain.spike_steps=0 turns this check off"
+                f"steps (step {len(self._losses)} of {steps}, learning rate {rate:.2e}): "
+                f"{DIVERGENCE_REMEDY}. The last good checkpoint is kept; pretrain.spike_steps=0 "
+                "turns this check off"
             )
 
 
-log = logging.getLogger("geofm.pretraining")
+class WeightAverage:
+    """Exponential moving average (EMA) of a module's weights and floating-point buffers.
 
-#: A GPU is asked for its losses only so often (steps): each question makes it wait.
-FLUSH = {"cpu": 1, "cuda": 20}
-#: Threads that read ahead.
-READERS = {"cpu": 1, "cuda": 4}
-
-
-class Interrupted(RunError):
-    """The run was asked to stop, and has kept its state."""
-
-
-@dataclass(frozen=True)
-class Team:
-    """Processes that train together, how they share the model, and who else is told of steps."""
-
-    processes: int = 1
-    parallel: Parallel = "ddp"
-    trackers: tuple[str, ...] = ()
-
-
-ALONE = Team()
-
-
-@dataclass(frozen=True)
-class Sources:
-    """Resolved weights of a run; None: they are found by the names in the settings."""
-
-    teacher: Weights | None = None
-    student: Weights | None = None
-
-
-BY_NAME = Sources()
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A finished run: the module on the CPU, its teacher, a row per step, and what it cost.
-
-    There is no teacher without distillation, nor where its features were given.
-    """
-
-    module: Pretrainer
-    teacher: Teacher | None
-    history: pd.DataFrame
-    metrics: dict[str, Any]
-
-
-@dataclass
-class _Run:
-    """What a run has: its pieces, and how far it is."""
-
-    settings: PretrainSettings
-    corpus: Corpus
-    seed: int
-    folder: Path
-    stepper: Stepper
-    speed: Speed
-    mean: RunningMean | None
-    guard: Guard
-    progress: Progress
-    pending: list[Tensor] = field(default_factory=list)
-
-    @property
-    def identity(self) -> str:
-        """What a checkpoint must have been written for."""
-        return identity_of(self.corpus, self.settings, self.seed)
-
-
-def identity_of(corpus: Corpus, settings: PretrainSettings, seed: int) -> str:
-    """Digest of what a run computes: dataset, settings, seed; not how it is carried out."""
-    fixed = settings.model_dump(mode="json", exclude=set(EXECUTION))
-    return digest_of([corpus.digest, fixed, seed])
-
-
-def train(
-    corpus: Corpus,
-    settings: PretrainSettings,
-    seed: int,
-    device: str,
-    folder: Path,
-    threads: int | None = None,
-    team: Team = ALONE,
-    taught: NDArray[np.float32] | None = None,
-    sources: Sources = BY_NAME,
-) -> Trained:
-    """Pretrain a student; goes on from the checkpoint in ``folder`` if there is one.
+    In early steps the decay is (1 + step) / (10 + step) if that is smaller, because otherwise the
+    random initial weights would dominate the average. Under FSDP2 each process averages its shards.
 
     Args:
-        corpus: the dataset.
-        settings: the recipe's section.
-        seed: decides initial weights, order, crops and masks.
-        device: ``cpu`` or ``cuda``.
-        folder: of this very run; keeps the checkpoint.
-        threads: of the CPU; all that this process may use when not given.
-        team: more processes than one must have been started by torchrun (``launch``).
-        taught: the teacher's feature of every sample [N, C]; then no teacher is loaded.
-        sources: weights of the teacher and of the student's start, if they are resolved already.
-
-    Raises:
-        TooFewSamples, BadStudent, WeightsMissing: before the first step, with the remedy.
-        Diverged: the loss became infinite, NaN, or lost what had been learned.
-        OutOfMemory: on the device; says which settings need less.
-        CheckpointNotWritten, BadCheckpoint: the disk is full, or holds another run's state.
-        Interrupted: SIGTERM came (main thread only); the state is kept.
+        module: Module whose present weights are the initial average.
+        decay: Share of the previous average that a step keeps.
     """
-    with arithmetic(device, seed, threads or cpu_threads()), sigterm() as stopped:
-        per_epoch = steps_per_epoch(corpus, settings.batch)
-        plan = schedule(settings, per_epoch)
-        # first of all: it gives each process its device
-        fabric = make_fabric(device, settings.precision, team.processes, team.parallel)
-        teacher, width = who_teaches(settings, fabric.device, taught, sources.teacher)
-        module = build_pretrainer(settings, len(corpus.bands), seed, width, sources.student)
-        check_pieces(module, settings, team.processes)
-        module.to(fabric.device)
-        speed = measure(module, teacher, settings, team.processes)
-        freeze_what_never_learns(module)
-        if settings.compile:
-            module.student.compile(dynamic=False)
-        content = load(folder, identity_of(corpus, settings, seed))
-        stepper = Stepper(fabric, module, teacher, taught, corpus, settings, plan, seed)
-        mean = RunningMean(stepper.module, settings.ema) if settings.ema else None
-        progress = Progress()
-        if content is not None:
-            progress = _restore(folder, content, stepper, mean)
-            log.info("pretrain: going on after step %d of %d", progress.step, plan.steps)
-        guard = Guard(settings.spike_steps)
-        for row in progress.history:
-            guard.add(_unweighted(row))
-        run = _Run(settings, corpus, seed, folder, stepper, speed, mean, guard, progress)
-        names = team.trackers if fabric.is_global_zero else ()
-        known = settings.model_dump(mode="json")
-        name = f"{settings.student.partition('@')[0]}-{run.identity[:8]}"
-        with tracking(names, name, known, progress.step) as tell:
-            _take_steps(run, stopped, tell)
-        if mean is not None:
-            mean.give()
-        weights = whole_weights(module)
-        history = history_of(progress, per_epoch)
-        metrics = _metrics(run)
-    finished = build_pretrainer(settings, len(corpus.bands), seed, width, sources.student)
-    finished.load_state_dict(weights)
-    return Trained(finished.eval(), teacher, history, metrics)
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self.decay = decay
+        state = module.state_dict(keep_vars=True)
+        self._weights = {name: t for name, t in state.items() if t.is_floating_point()}
+        self._average = {name: t.detach().clone() for name, t in self._weights.items()}
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Add the present weights to the average, after step 0, 1, ..."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        for name, average in self._average.items():
+            average.lerp_(self._weights[name].detach(), 1 - decay)
+
+    def state(self) -> dict[str, Tensor]:
+        """The average as whole tensors on the CPU, by name."""
+        return {name: gather_tensor(value).cpu() for name, value in self._average.items()}
+
+    @torch.no_grad()
+    def copy_to_model(self) -> None:
+        """Replace the module's weights by their average."""
+        for name, average in self._average.items():
+            self._weights[name].copy_(average)
+
+    @torch.no_grad()
+    def load(self, state: dict[str, Any]) -> None:
+        """Continue from an average that ``state`` returned."""
+        for name, average in self._average.items():
+            average.copy_(_placed_like(state[name], average))
 
 
-def check_pieces(module: Pretrainer, settings: PretrainSettings, processes: int) -> None:
-    """Refuse a batch that does not divide, or whose statistics would be those of its pieces.
+def _placed_like(tensor: Tensor, target: Tensor) -> Tensor:
+    """A whole tensor on the device of a target, sharded if the target is sharded."""
+    mesh = getattr(target, "device_mesh", None)
+    if mesh is None:
+        return tensor.to(target.device)
+    from torch.distributed.tensor import distribute_tensor
 
-    Raises:
-        UsageError: names the settings.
-    """
-    at_once = settings.at_once(processes)
-    if not at_once or settings.batch % (processes * at_once):
-        raise UsageError(
-            f"pretrain.batch {settings.batch} does not divide among compute.processes {processes} "
-            f"in pieces of pretrain.microbatch {at_once}"
-        )
-    if at_once == settings.batch:
-        return
-    if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in module.modules()):
-        raise UsageError(
-            f"{settings.student} has batch normalisation, which would see pieces of a batch: "
-            "leave compute.processes at 1 and pretrain.microbatch empty, or take another student"
-        )
-
-
-def _restore(
-    folder: Path, content: dict[str, Any], stepper: Stepper, mean: RunningMean | None
-) -> Progress:
-    try:
-        load_whole_state(stepper.module, stepper.optimiser, content)
-        if mean is not None:
-            mean.load(content["mean"])
-    except (RuntimeError, KeyError, ValueError) as error:
-        raise refused(folder, str(error).splitlines()[0]) from error
-    return progress_of(content)
-
-
-def _take_steps(run: _Run, stopped: Callable[[], bool], tell: Callable[..., None]) -> None:
-    """All steps that are left, with checkpoints."""
-    stepper, progress, settings = run.stepper, run.progress, run.settings
-    device, steps, first = stepper.device.type, stepper.plan.steps, progress.step
-    before, started = progress.seconds, time.perf_counter()
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    share = stepper.share
-    reading = batches(
-        run.corpus, settings, run.seed, first, steps, READERS[device], share, device == "cuda"
-    )
-    with closing(reading):
-        for step in range(first, steps):
-            asked = time.perf_counter()
-            batch = next(reading)
-            progress.waited += time.perf_counter() - asked
-            run.pending.append(stepper.take(step, batch))
-            if run.mean is not None:
-                run.mean.update(step)
-            progress.step = step + 1
-            last = progress.step == steps
-            kept = progress.step % settings.checkpoint_steps == 0
-            if not (last or kept or len(run.pending) >= FLUSH[device]):
-                continue
-            stop = _settle(run, stopped(), tell)
-            progress.seconds = before + time.perf_counter() - started
-            _tick(run, steps, (progress.step - first) / max(progress.seconds - before, 1e-9))
-            if last or ((kept or stop) and run.guard.healthy):
-                _save(run)
-            if stop and not last:
-                raise Interrupted(
-                    f"stopped by SIGTERM after step {progress.step} of {steps}; the state is "
-                    "kept, start the same run again to go on"
-                )
-
-
-def _settle(run: _Run, stopped: bool, tell: Callable[..., None]) -> bool:
-    """Fetch the losses of the last steps, of all processes; whether any was asked to stop."""
-    progress, plan, stepper = run.progress, run.stepper.plan, run.stepper
-    values, stop = stepper.meet(torch.stack(run.pending), stopped)
-    run.pending.clear()
-    progress.teaching += stepper.teaching()
-    for numbers in values.tolist():
-        number = len(progress.history)
-        row = dict(zip(COLUMNS, [*numbers[:3], plan.lr(number), numbers[3]], strict=True))
-        check_numbers(number, plan.steps, row["loss"], row["grad_norm"], row["lr"])
-        progress.history.append(list(row.values()))
-        run.guard.add(_unweighted(progress.history[-1]))
-        run.guard.check(plan.steps, row["lr"])
-        tell(number, {name: value for name, value in row.items() if not math.isnan(value)})
-    return stop
-
-
-def _unweighted(row: list[float]) -> float:
-    """Both terms of a step without their weights, which may have schedules."""
-    return sum(term for term in row[1:3] if not math.isnan(term))
-
-
-def _save(run: _Run) -> None:
-    state = whole_state(run.stepper.module, run.stepper.optimiser)
-    if run.mean is not None:
-        state["mean"] = run.mean.state()
-    if run.stepper.fabric.is_global_zero:
-        save(run.folder, run.identity, state, run.progress)
-
-
-def _tick(run: _Run, steps: int, rate: float) -> None:
-    if not run.stepper.fabric.is_global_zero:
-        return
-    progress, batch = run.progress, run.settings.batch
-    left = (steps - progress.step) / max(rate, 1e-9)
-    waited = progress.waited / max(progress.seconds, 1e-9)
-    note = (
-        f"loss {progress.history[-1][0]:.4f}, {rate * batch:.0f} images/s, MFU "
-        f"{run.speed.used(rate * batch):.0%}, {waited:.0%} waiting for data, {left:.0f} s left"
-    )
-    energy = so_far()
-    if energy is not None:
-        note += f", {energy * 1e3:.1f} Wh"
-    tick("pretrain", progress.step, steps, note)
-
-
-def _metrics(run: _Run) -> dict[str, Any]:
-    """Times, rates and memory of all sessions of a run."""
-    progress, stepper = run.progress, run.stepper
-    steps, seconds = stepper.plan.steps, max(progress.seconds, 1e-9)
-    gpu = stepper.device.type == "cuda"
-    rate = steps * run.settings.batch / seconds
-    return {
-        "steps": steps,
-        "images_per_second": rate,
-        "seconds": progress.seconds,
-        "gpu_seconds": progress.seconds * stepper.share[1] if gpu else 0.0,
-        "teacher_seconds": progress.teaching,
-        "data_wait_share": progress.waited / seconds,
-        "gflop_per_image": run.speed.flop_per_image / 1e9,
-        "mfu": run.speed.used(rate),
-        "processes": stepper.share[1],
-        "device": device_name(stepper.device.type),
-        **({"peak_gpu_mib": torch.cuda.max_memory_allocated() / 2**20} if gpu else {}),
-    }
-
-
-def history_of(progress: Progress, per_epoch: int) -> pd.DataFrame:
-    """A row per step, as ``metrics.parquet`` has it."""
-    frame = pd.DataFrame(progress.history, columns=list(COLUMNS))
-    frame.insert(0, "step", range(len(frame)))
-    frame.insert(1, "epoch", frame["step"] // per_epoch)
-    return frame
-
-
-@contextmanager
-def sigterm() -> Iterator[Callable[[], bool]]:
-    """Turn SIGTERM into a question the loop can ask; only where signals arrive."""
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked.is_set
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
-    try:
-        yield asked.is_set
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    return distribute_tensor(tensor.to(target.device), mesh, target.placements)  # type: ignore[attr-defined]

@@ -1,4 +1,9 @@
-"""What is minimised: masked reconstruction plus distillation (GFM paper, section 4, Eq. 2 to 4)."""
+"""The GFM loss: masked reconstruction plus distillation (GFM paper, section 4, Eq. 2 to 4).
+
+    L = mim_weight * L_MIM + alpha * L_feat
+
+``Pretrainer`` is the module that is trained: student, decoder and projector.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +13,18 @@ from torch import Tensor, nn
 
 from geofm.config.recipe import PretrainSettings
 from geofm.embeddings.weights import Weights
-from geofm.pretraining.backbone import PAPERS_POOLING, Pooling, final_width, reduction, stage_width
-from geofm.pretraining.masking import spread
+from geofm.pretraining.backbone import (
+    PAPER_POOLING,
+    Pooling,
+    final_width,
+    output_stride,
+    stage_width,
+)
+from geofm.pretraining.masking import upsample_mask
 from geofm.pretraining.student import (
-    FillingDecoder,
     PixelDecoder,
     Student,
+    TransformerDecoder,
     build_student,
     derived_seed,
 )
@@ -21,7 +32,7 @@ from geofm.runtime.threads import own_random_state
 
 
 class Losses(NamedTuple):
-    """The loss and its two terms before weighting; a term that is switched off is None."""
+    """The loss and its unweighted terms; a term that is switched off is None."""
 
     loss: Tensor
     mim: Tensor | None
@@ -29,21 +40,29 @@ class Losses(NamedTuple):
 
 
 class Pretrainer(nn.Module):
-    """Student, decoder and projector with the loss that trains them together.
+    """Student, decoder and projector, with the loss that trains them.
 
-    ``alpha`` = 0 is plain masked image modelling (SimMIM): there is no projector; where it has a
-    schedule the loop sets it before each step. ``mim_weight`` = 0 is distillation alone: what
-    comes after the distilled stage is not even computed.
+    ``alpha`` = 0 gives masked image modelling alone (SimMIM). ``mim_weight`` = 0 gives distillation
+    alone; the layers after the distilled stage are then not computed and learn nothing.
+
+    Args:
+        student: The network that is pretrained.
+        decoder: Module that turns the student's final map into pixels.
+        projector: Map P from the student's to the teacher's channels; None without distillation.
+        alpha: Weight of distillation. The training loop changes it if it has a schedule.
+        mim_weight: Weight of reconstruction.
+        pooling: How the tokens of the distilled stage become one feature.
+        teacher_width: Channels C of the teacher's feature; 0 without distillation.
     """
 
     def __init__(
         self,
         student: Student,
-        decoder: PixelDecoder | FillingDecoder,
+        decoder: PixelDecoder | TransformerDecoder,
         projector: nn.Module | None,
         alpha: float,
         mim_weight: float,
-        pooling: Pooling = PAPERS_POOLING,
+        pooling: Pooling = PAPER_POOLING,
         teacher_width: int = 0,
     ) -> None:
         super().__init__()
@@ -55,41 +74,59 @@ class Pretrainer(nn.Module):
         self.pooling = pooling
         self.teacher_width = teacher_width
 
-    def forward(self, images: Tensor, mask: Tensor, taught: Tensor | None) -> Losses:
-        """Losses of a batch.
+    def forward(self, images: Tensor, mask: Tensor, target: Tensor | None) -> Losses:
+        """Compute the loss of a batch (GFM paper, Eq. 4).
 
         Args:
-            images: [B, bands, S, S] normalised pixels: input (masked by the student) and target.
-            mask: [B, g, g] bool, True where hidden.
-            taught: the teacher's feature [B, C], or None without distillation.
+            images: Normalised pixels, shape (B, bands, S, S): the input, which the student masks,
+                and the target of reconstruction.
+            mask: Patch mask, bool, shape (B, g, g), True where hidden.
+            target: The teacher's feature f_T, shape (B, C); None without distillation.
         """
-        tokens, final = self.student(images, mask, whole=self.mim_weight > 0)
+        tokens, final = self.student(images, mask, with_final=self.mim_weight > 0)
         mim = distill = None
         terms = []
         if final is not None:
             mim = reconstruction_loss(self.decoder(final, mask), images, mask)
             terms.append(self.mim_weight * mim)
-        if self.projector is not None and taught is not None:
-            distill = distillation_loss(self.projector(self.pooling(tokens)), taught)
+        if self.projector is not None and target is not None:
+            distill = distillation_loss(self.projector(self.pooling(tokens)), target)
             terms.append(self.alpha * distill)
         return Losses(terms[0] if len(terms) == 1 else terms[0] + terms[1], mim, distill)
 
 
-def reconstruction_loss(rebuilt: Tensor, images: Tensor, mask: Tensor) -> Tensor:
-    """Mean absolute error over masked pixels alone, as the paper's code has it.
+def reconstruction_loss(reconstruction: Tensor, images: Tensor, mask: Tensor) -> Tensor:
+    """Mean absolute error L_MIM over masked pixels.
+
+    The constant 1e-5 in the denominator is that of the paper's code.
 
     Args:
-        rebuilt: [B, C, S, S].
-        images: [B, C, S, S], the target.
-        mask: [B, g, g] bool.
+        reconstruction: Decoder output O, shape (B, bands, S, S).
+        images: Normalised pixels G, shape (B, bands, S, S).
+        mask: Patch mask, bool, shape (B, g, g), True where hidden.
+
+    Returns:
+        Scalar.
+
+    Source: GFM paper, section 4, Eq. 2.
     """
-    hidden = spread(mask, images.shape[-1])[:, None].to(images.dtype)
-    error = (images - rebuilt.to(images.dtype)).abs()
+    hidden = upsample_mask(mask, images.shape[-1])[:, None].to(images.dtype)
+    error = (images - reconstruction.to(images.dtype)).abs()
     return (error * hidden).sum() / (hidden.sum() + 1e-5) / images.shape[1]
 
 
 def distillation_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Negative cosine of features [B, C], mean over the batch; the teacher gets no gradient."""
+    """Negative cosine similarity L_feat, averaged over the batch.
+
+    Args:
+        student: Projected student features P(f_S), shape (B, C).
+        teacher: Teacher features f_T, shape (B, C); no gradient flows into them.
+
+    Returns:
+        Scalar from -1 (same direction) to 1.
+
+    Source: GFM paper, section 4, Eq. 3.
+    """
     cosine = nn.functional.cosine_similarity(student.float(), teacher.detach().float(), dim=1)
     return -cosine.mean()
 
@@ -101,40 +138,57 @@ def build_pretrainer(
     teacher_width: int | None,
     student_weights: Weights | None = None,
 ) -> Pretrainer:
-    """The module at step 0. Every piece is drawn from a seed of its own.
+    """Build the module at step 0; each part is initialised from a seed of its own.
+
+    Args:
+        settings: The recipe's section ``pretrain``.
+        bands: Number of input bands.
+        seed: Seed of the run.
+        teacher_width: Channels C of the teacher's feature; None without distillation.
+        student_weights: Resolved initial weights of the student (``student_init: pretrained``).
 
     Raises:
-        BadStudent, WeightsMissing, WeightsMismatch, WeightsChanged: as ``build_student``.
+        BadStudent, WeightsMissing, WeightsMismatch, WeightsChanged: See ``build_student``.
     """
     student = build_student(settings, bands, seed, student_weights)
     backbone = student.backbone
     with own_random_state(derived_seed(seed, "decoder")):
-        decoder = _decoder(settings, backbone, bands)
+        decoder = _build_decoder(settings, backbone, bands)
     projector = None
     if settings.alpha > 0 and teacher_width is not None:
+        student_width = stage_width(backbone, settings.distill_stage)
         with own_random_state(derived_seed(seed, "projector")):
-            projector = _projector(
-                settings.projector, stage_width(backbone, settings.distill_stage), teacher_width
-            )
-    pooling = Pooling(settings.distill_pool, settings.distill_norm)
-    weights = settings.alpha, settings.mim_weight
-    return Pretrainer(student, decoder, projector, *weights, pooling, teacher_width or 0)
+            projector = _build_projector(settings.projector, student_width, teacher_width)
+    return Pretrainer(
+        student,
+        decoder,
+        projector,
+        settings.alpha,
+        settings.mim_weight,
+        Pooling(settings.distill_pool, settings.distill_norm),
+        teacher_width or 0,
+    )
 
 
-def _decoder(
+def _build_decoder(
     settings: PretrainSettings, backbone: nn.Module, bands: int
-) -> PixelDecoder | FillingDecoder:
-    width, stride = final_width(backbone), reduction(backbone)
+) -> PixelDecoder | TransformerDecoder:
+    width, stride = final_width(backbone), output_stride(backbone)
     if settings.masking == "replace":
         return PixelDecoder(width, stride, bands)
-    grid = settings.size_px // stride
-    inner, depth = settings.decoder_width, settings.decoder_depth
-    few = settings.activation_checkpointing
-    return FillingDecoder(width, grid, stride, bands, inner, depth, few)
+    return TransformerDecoder(
+        width,
+        settings.size_px // stride,
+        stride,
+        bands,
+        inner=settings.decoder_width,
+        depth=settings.decoder_depth,
+        checkpointed=settings.activation_checkpointing,
+    )
 
 
-def _projector(kind: str, width: int, teacher_width: int) -> nn.Module:
-    """The paper's one linear layer, or two with a GELU between them."""
+def _build_projector(kind: str, width: int, teacher_width: int) -> nn.Module:
+    """The paper's single linear layer, or two layers with a GELU between them."""
     if kind == "linear":
         return nn.Linear(width, teacher_width)
     return nn.Sequential(

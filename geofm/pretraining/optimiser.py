@@ -1,4 +1,8 @@
-"""AdamW with the paper's groups, and its learning rate step by step."""
+"""AdamW with the paper's parameter groups, and the learning rate of each step.
+
+The constants are those of the paper's code: betas 0.9 and 0.999, eps 1e-8, no weight decay on 1-D
+tensors, biases, the mask token and relative position biases.
+"""
 
 from __future__ import annotations
 
@@ -15,20 +19,27 @@ from geofm.pretraining.objective import Pretrainer
 
 log = logging.getLogger("geofm.pretraining")
 
-#: Learning rates in the settings are per this many images of batch.
+#: Learning rates in the settings are for a batch of this many images.
 REFERENCE_BATCH = 512
-#: Where the warm-up starts, per 512 images.
+#: Learning rate at the start of the warm-up, for the reference batch.
 WARMUP_LR = 1e-6
-#: Never decayed, whatever their shape.
-PLAIN = ("mask_token", "relative_position_bias_table")
+#: Parameters without weight decay, whatever their shape.
+UNDECAYED = ("mask_token", "relative_position_bias_table")
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """Linear warm-up, then what is left of half a cosine; rates are for the batch that is used.
+class LearningRateSchedule:
+    """Linear warm-up followed by a cosine; all rates are for the run's own batch.
 
-    The cosine runs over all steps, warm-up included, and takes over where it then is: as the
-    paper's code has it (0.975 of the peak after 10 of 100 epochs).
+    The cosine runs over all steps, warm-up included, so it starts below its peak: at 0.975 of it
+    after 10 of 100 epochs. The paper's code does the same.
+
+    Attributes:
+        start: Rate at step 0.
+        peak: Rate at the end of the warm-up, and at the start of the cosine.
+        end: Rate at the end of the cosine.
+        warmup_steps: Number of warm-up steps.
+        steps: Number of steps of the run.
     """
 
     start: float
@@ -44,22 +55,15 @@ class Schedule:
         return half_cosine(self.peak, self.end, step / max(1, self.steps))
 
 
-def half_cosine(first: float, last: float, done: float) -> float:
-    """From ``first`` at ``done`` = 0 to ``last`` at 1."""
-    return last + (first - last) * 0.5 * (1.0 + math.cos(math.pi * done))
+def half_cosine(first: float, last: float, progress: float) -> float:
+    """Half a cosine from ``first`` at progress 0 to ``last`` at progress 1."""
+    return last + (first - last) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
-def alpha_at(settings: PretrainSettings, step: int, steps: int) -> float:
-    """Weight of distillation at a step."""
-    if settings.alpha_end is None:
-        return settings.alpha
-    return half_cosine(settings.alpha, settings.alpha_end, step / max(1, steps - 1))
+def make_schedule(settings: PretrainSettings, steps_per_epoch: int) -> LearningRateSchedule:
+    """Make the schedule of a run.
 
-
-def schedule(settings: PretrainSettings, steps_per_epoch: int) -> Schedule:
-    """The schedule of a run: rates times batch / 512, warm-up counted in steps.
-
-    A warm-up that is longer than the run is cut to the run.
+    Rates are scaled by batch / 512. A warm-up longer than the run is cut to the run.
     """
     factor = settings.batch / REFERENCE_BATCH
     warmup = min(settings.warmup_epochs, float(settings.epochs))
@@ -69,7 +73,7 @@ def schedule(settings: PretrainSettings, steps_per_epoch: int) -> Schedule:
             settings.warmup_epochs,
             settings.epochs,
         )
-    return Schedule(
+    return LearningRateSchedule(
         start=WARMUP_LR * factor,
         peak=settings.base_lr * factor,
         end=settings.min_lr * factor,
@@ -78,34 +82,45 @@ def schedule(settings: PretrainSettings, steps_per_epoch: int) -> Schedule:
     )
 
 
-def decay_groups(module: Pretrainer, weight_decay: float) -> list[dict[str, Any]]:
-    """Parameters with and without weight decay, in the order of the module.
-
-    Not decayed: 1-D tensors and biases, the mask token, relative position biases, and what timm
-    says of the backbone (position embedding, class token).
-    """
-    backbone: Any = module.student.backbone
-    said: set[str] = getattr(backbone, "no_weight_decay", set)()  # convolutional ones say nothing
-    spared = {f"student.backbone.{name}" for name in said}
-    decayed: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
-    for name, parameter in module.named_parameters():
-        last = name.rpartition(".")[2]
-        is_plain = parameter.ndim <= 1 or last == "bias" or last in PLAIN or name in spared
-        (plain if is_plain else decayed).append(parameter)
-    return [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": plain, "weight_decay": 0.0},
-    ]
+def distillation_weight(settings: PretrainSettings, step: int, steps: int) -> float:
+    """Weight alpha of distillation at a step: constant, or half a cosine to ``alpha_end``."""
+    if settings.alpha_end is None:
+        return settings.alpha
+    return half_cosine(settings.alpha, settings.alpha_end, step / max(1, steps - 1))
 
 
 def build_optimiser(module: Pretrainer, settings: PretrainSettings) -> torch.optim.AdamW:
-    """AdamW, betas 0.9 and 0.999, eps 1e-8; ``set_lr`` gives it a rate before each step."""
+    """Build AdamW; ``set_learning_rate`` gives it a rate before each step."""
     groups = decay_groups(module, settings.weight_decay)
     return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.999), eps=1e-8, fused=True)
 
 
-def set_lr(optimiser: torch.optim.Optimizer, rate: float) -> None:
-    """Give every group the learning rate of the coming step."""
+def decay_groups(module: Pretrainer, weight_decay: float) -> list[dict[str, Any]]:
+    """Divide the parameters into those with and those without weight decay.
+
+    Without are 1-D tensors, biases, the mask token, relative position biases, and parameters that
+    timm's model excludes itself (position embedding, class token).
+
+    Returns:
+        Two parameter groups for an optimiser, in the order of the module's parameters.
+    """
+    backbone: Any = module.student.backbone
+    # Convolutional networks have no such method.
+    excluded_by_timm: set[str] = getattr(backbone, "no_weight_decay", set)()
+    excluded = {f"student.backbone.{name}" for name in excluded_by_timm}
+    decayed: list[nn.Parameter] = []
+    undecayed: list[nn.Parameter] = []
+    for name, parameter in module.named_parameters():
+        last = name.rpartition(".")[2]
+        plain = parameter.ndim <= 1 or last == "bias" or last in UNDECAYED or name in excluded
+        (undecayed if plain else decayed).append(parameter)
+    return [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": undecayed, "weight_decay": 0.0},
+    ]
+
+
+def set_learning_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate of all parameter groups."""
     for group in optimiser.param_groups:
         group["lr"] = rate

@@ -1,7 +1,12 @@
-"""How processes share a model, and its whole state in one form: the same for one process or many.
+"""Threads, reproducibility and processes of a run.
 
-Under DDP each process has the model whole; under FSDP2 each keeps a shard of every parameter. A
-checkpoint always holds whole tensors by name, so it goes on with any number of processes.
+- ``cpu_threads``, ``threads_per_process``: how many threads a run uses.
+- ``reproducible_torch``: seeds and deterministic algorithms while a run lasts.
+- ``make_fabric``: Lightning Fabric for one process, for DDP, or for FSDP2.
+- ``gather_state``, ``load_gathered_state``, ``gather_weights``: state of a run as whole tensors.
+
+Under DDP every process holds the whole model; under FSDP2 each holds a shard of every parameter. A
+checkpoint always holds whole tensors by name, so a run resumes with any number of processes.
 """
 
 from __future__ import annotations
@@ -30,35 +35,45 @@ from torch.utils import deterministic
 from data_catalog.storage.process import cores
 from geofm.pretraining.objective import Pretrainer
 
-# The arithmetic of a run: threads, determinism and random state, put back afterwards.
+ParallelMode = Literal["ddp", "fsdp"]
+
+#: Fabric's name of each precision.
+PRECISION: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed"}
+#: Gather whole tensors on the CPU of process 0.
+GATHER = StateDictOptions(full_state_dict=True, cpu_offload=True)
+#: Process 0 holds whole tensors and sends them to the others.
+BROADCAST = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
 
 
 def device_name(device: str) -> str:
-    """What the run record calls the device."""
+    """Name of a device in the run record."""
     return torch.cuda.get_device_name() if device == "cuda" else "cpu"
 
 
 def cpu_threads() -> int:
-    """Threads of the processor: ``OMP_NUM_THREADS``, or every core this process may use."""
-    wanted = os.environ.get("OMP_NUM_THREADS", "")
-    if wanted.isdecimal() and int(wanted) > 0:
-        return int(wanted)
+    """Number of CPU threads: ``OMP_NUM_THREADS``, or all cores that this process may use."""
+    setting = os.environ.get("OMP_NUM_THREADS", "")
+    if setting.isdecimal() and int(setting) > 0:
+        return int(setting)
     return cores()
 
 
-def threads_each(processes: int) -> int:
-    """Threads of each of so many processes that share the processor."""
+def threads_per_process(processes: int) -> int:
+    """Number of CPU threads of each process if several share the CPU."""
     return max(1, cpu_threads() // processes)
 
 
 @contextmanager
-def arithmetic(device: str, seed: int, threads: int) -> Iterator[None]:
-    """Fixed threads, a seeded random state and, on the CPU, deterministic algorithms only."""
+def reproducible_torch(device: str, seed: int, threads: int) -> Iterator[None]:
+    """Make torch reproducible in this block, and restore its settings afterwards.
+
+    Sets the number of threads and the seed; on the CPU also deterministic algorithms.
+    """
     memory: Any = deterministic
-    before = torch.get_num_threads()
-    strict = torch.are_deterministic_algorithms_enabled()
-    fill = memory.fill_uninitialized_memory
-    with torch.random.fork_rng(devices=[]):  # a GPU's is set anew at every step
+    threads_before = torch.get_num_threads()
+    deterministic_before = torch.are_deterministic_algorithms_enabled()
+    fill_before = memory.fill_uninitialized_memory
+    with torch.random.fork_rng(devices=[]):  # every step seeds the GPU anew
         torch.manual_seed(seed)
         torch.set_num_threads(threads)
         if device == "cpu":
@@ -67,22 +82,14 @@ def arithmetic(device: str, seed: int, threads: int) -> Iterator[None]:
         try:
             yield
         finally:
-            torch.use_deterministic_algorithms(strict)
-            memory.fill_uninitialized_memory = fill
-            torch.set_num_threads(before)
+            torch.use_deterministic_algorithms(deterministic_before)
+            memory.fill_uninitialized_memory = fill_before
+            torch.set_num_threads(threads_before)
 
 
-PRECISION: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed"}
-#: Whole tensors, on the CPU, in process 0; read by process 0 and handed to the others.
-WRITE = StateDictOptions(full_state_dict=True, cpu_offload=True)
-READ = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
-
-Parallel = Literal["ddp", "fsdp"]
-
-
-def make_fabric(device: str, precision: str, processes: int, parallel: Parallel) -> Fabric:
-    """Fabric for one process, or for one of several on this machine that torchrun started."""
-    strategy: Any = strategy_of(processes, parallel) if processes > 1 else "auto"
+def make_fabric(device: str, precision: str, processes: int, parallel: ParallelMode) -> Fabric:
+    """Launch Fabric for a single process, or for one of several that torchrun has started here."""
+    strategy: Any = make_strategy(processes, parallel) if processes > 1 else "auto"
     fabric = Fabric(
         accelerator=device, devices=processes, precision=PRECISION[precision], strategy=strategy
     )
@@ -90,57 +97,57 @@ def make_fabric(device: str, precision: str, processes: int, parallel: Parallel)
     return fabric
 
 
-def strategy_of(processes: int, parallel: Parallel) -> DDPStrategy | ModelParallelStrategy:
-    """Fabric's strategy for processes that share a model."""
+def make_strategy(processes: int, parallel: ParallelMode) -> DDPStrategy | ModelParallelStrategy:
+    """Fabric's strategy for processes that train one model."""
     if parallel == "ddp":
-        # what buffers there are (masks, indices) never changes
+        # The only buffers (masks, indices) never change.
         return DDPStrategy(broadcast_buffers=False)
     return ModelParallelStrategy(_shard, data_parallel_size=processes, tensor_parallel_size=1)
 
 
 def _shard(module: Pretrainer, mesh: Any) -> Pretrainer:
-    """FSDP2: a shard per process of every block, and of what is left as one more unit."""
-    across = mesh["data_parallel"]
-    for block in blocks_of(module):
-        fully_shard(block, mesh=across)
-    fully_shard(module, mesh=across)
+    """Apply FSDP2: each block is a unit, and all other parameters form one more unit."""
+    data_parallel = mesh["data_parallel"]
+    for block in repeated_blocks(module):
+        fully_shard(block, mesh=data_parallel)
+    fully_shard(module, mesh=data_parallel)
     return module
 
 
-def blocks_of(module: Pretrainer) -> list[nn.Module]:
-    """The repeated pieces of the student, which are gathered one after another."""
+def repeated_blocks(module: Pretrainer) -> list[nn.Module]:
+    """The student's repeated blocks; FSDP2 gathers their parameters one block at a time."""
     backbone: Any = module.student.backbone
     if hasattr(backbone, "layers"):
         return [block for layer in backbone.layers for block in layer.blocks]
     return list(getattr(backbone, "blocks", getattr(backbone, "stages", [])))
 
 
-def whole_state(module: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Any]:
-    """Weights and state of the optimiser by name; every process asks, process 0 gets them."""
+def gather_state(module: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Any]:
+    """Gather weights and optimiser state as whole tensors by name.
+
+    Every process must call this; only process 0 gets the tensors.
+    """
     return {
-        "module": get_model_state_dict(module, options=WRITE),
-        "optimiser": get_optimizer_state_dict(module, optimiser, options=WRITE),
+        "module": get_model_state_dict(module, options=GATHER),
+        "optimiser": get_optimizer_state_dict(module, optimiser, options=GATHER),
     }
 
 
-def load_whole_state(
+def load_gathered_state(
     module: nn.Module, optimiser: torch.optim.Optimizer, state: dict[str, Any]
 ) -> None:
-    """Give every process its part of what ``whole_state`` gave."""
-    set_model_state_dict(module, state["module"], options=_reading())
-    set_optimizer_state_dict(module, optimiser, state["optimiser"], options=_reading())
+    """Load a state that ``gather_state`` returned; every process gets its part."""
+    options = BROADCAST if dist.is_initialized() else StateDictOptions(full_state_dict=True)
+    set_model_state_dict(module, state["module"], options=options)
+    set_optimizer_state_dict(module, optimiser, state["optimiser"], options=options)
 
 
-def _reading() -> StateDictOptions:
-    return READ if dist.is_initialized() else StateDictOptions(full_state_dict=True)
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """A tensor, or all shards of one put together."""
+def gather_tensor(tensor: Tensor) -> Tensor:
+    """Return a tensor, or the whole of a sharded tensor."""
     gather = getattr(tensor, "full_tensor", None)
     return tensor if gather is None else gather()
 
 
-def whole_weights(module: nn.Module) -> dict[str, Tensor]:
-    """All weights on the CPU by name; every process must ask, and each gets them."""
-    return {name: whole(value).cpu() for name, value in module.state_dict().items()}
+def gather_weights(module: nn.Module) -> dict[str, Tensor]:
+    """Gather all weights on the CPU, by name; every process must call this and gets them."""
+    return {name: gather_tensor(value).cpu() for name, value in module.state_dict().items()}

@@ -1,4 +1,15 @@
-"""The network that is pretrained: a timm backbone that does not see what is masked."""
+"""The student: a timm backbone with masked input, and the decoder that reconstructs pixels.
+
+``Student`` runs the backbone on masked images. A decoder turns the backbone's final feature map
+into pixels. There are two, one for each way of masking:
+
+- Masked patches are *replaced* by a token (SimMIM; GFM paper, section 4): the encoder infers the
+  hidden content itself, and ``PixelDecoder``, one 1x1 convolution, reads it off.
+- Masked patches are *dropped* (MAE; He et al. 2022, section 3): ``TransformerDecoder`` inserts mask
+  tokens at their positions, and a few transformer blocks infer the hidden content.
+
+``build_student`` builds a student at its first step and checks the sizes in the settings.
+"""
 
 from __future__ import annotations
 
@@ -15,32 +26,94 @@ from data_catalog.errors import UsageError
 from data_catalog.hashing import digest_of
 from geofm.config.recipe import PretrainSettings
 from geofm.embeddings.encoders import check_model_name, load_file, pretrained_file
-from geofm.embeddings.weights import Weights, unchanged
+from geofm.embeddings.weights import Weights, verified_file
 from geofm.pretraining.backbone import (
-    DROPPING,
-    Masked,
-    family,
+    TOKEN_DROPPING_FAMILIES,
+    MaskedInput,
     final_width,
+    forward_stages,
+    network_family,
+    output_stride,
     patch_size,
-    reduction,
     run_blocks,
     stage_width,
-    walk,
 )
-from geofm.pretraining.masking import masked_patches, shown_places, spread
+from geofm.pretraining.masking import masked_patches, upsample_mask, visible_positions
 from geofm.runtime.threads import own_random_state
 
-# From the final map of the student back to pixels: the paper's one convolution, or a few blocks.
-# With masked patches replaced, the encoder has done the filling in already and one 1x1 convolution
-# reads the pixels off (SimMIM; GFM paper, section 4). With masked patches left out, a small
-# transformer puts mask tokens into their places first (He et al. 2022, section 3).
+#: Modules of timm whose networks are built for one size of input.
+FIXED_SIZE_MODULES = tuple(
+    f"timm.models.{name}"
+    for name in ("swin_transformer", "swin_transformer_v2", "vision_transformer", "hiera")
+)
+VIT_MODULE = "timm.models.vision_transformer"
+#: Model arguments that other settings or the dataset determine, with the reason.
+RESERVED_ARGUMENTS = {
+    "in_chans": "it is the number of cut.bands",
+    "img_size": "set pretrain.size_px",
+    "num_classes": "a backbone has none",
+}
+#: Channels per attention head of the transformer decoder.
+HEAD_CHANNELS = 32
 
-#: Channels per head of the small transformer.
-HEAD = 32
+
+class BadStudent(UsageError):
+    """The student cannot be built, or does not fit the sizes in the settings."""
+
+
+class Student(nn.Module):
+    """A backbone and its mask token.
+
+    Args:
+        backbone: timm network without a classifier.
+        mask_token: Initial token that replaces masked patches, or None if they are dropped.
+        bands: Number of input bands.
+        visible_patches: Number of patches of a mask that are not hidden.
+        stage: Distilled stage L, from 1.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        mask_token: Tensor | None,
+        bands: int,
+        visible_patches: int,
+        stage: int,
+    ) -> None:
+        super().__init__()
+        self.backbone, self.bands = backbone, bands
+        self.mask_token = None if mask_token is None else nn.Parameter(mask_token)
+        self.visible_patches, self.stage = visible_patches, stage
+
+    def forward(
+        self, images: Tensor, mask: Tensor, *, with_final: bool = True
+    ) -> tuple[Tensor, Tensor | None]:
+        """Compute the distilled stage and the final map of masked images.
+
+        Args:
+            images: Normalised pixels, shape (B, bands, S, S).
+            mask: Patch mask, bool, shape (B, g, g), True where hidden.
+            with_final: Whether to compute the final map.
+
+        Returns:
+            See ``backbone.forward_stages``.
+        """
+        masked = MaskedInput(mask, self.mask_token, self.visible_patches)
+        return forward_stages(
+            self.backbone, images, self.stage, with_final=with_final, masked=masked
+        )
 
 
 class PixelDecoder(nn.Module):
-    """A 1x1 convolution and a pixel shuffle: [B, h, w, C] to [B, bands, h * stride, ...]."""
+    """A 1x1 convolution and a pixel shuffle, for replaced patches.
+
+    Source: GFM paper, section 4; SimMIM.
+
+    Args:
+        width: Channels C of the final feature map.
+        stride: Pixels per position of the map, along an edge.
+        bands: Bands of the image.
+    """
 
     def __init__(self, width: int, stride: int, bands: int) -> None:
         super().__init__()
@@ -48,25 +121,36 @@ class PixelDecoder(nn.Module):
         self.shuffle = nn.PixelShuffle(stride)
 
     def forward(self, final: Tensor, mask: Tensor) -> Tensor:
-        """Pixels of every position; which of them were hidden does not matter here."""
+        """Reconstruct all pixels, hidden and visible.
+
+        Args:
+            final: Final feature map, shape (B, h, w, C).
+            mask: Not used; both decoders have the same signature.
+
+        Returns:
+            Pixels, shape (B, bands, h * stride, w * stride).
+        """
         pixels: Tensor = self.shuffle(self.pixels(final.permute(0, 3, 1, 2)))
         return pixels
 
 
-class FillingDecoder(nn.Module):
-    """Visible tokens [B, n, C] and a mask to pixels [B, bands, S, S].
+class TransformerDecoder(nn.Module):
+    """A small transformer over visible tokens and mask tokens, for dropped patches.
+
+    Source: MAE (He et al. 2022), section 3.
 
     Args:
-        width: C of the encoder.
-        grid: positions along one edge.
-        stride: pixels per position along one edge.
-        bands: of the picture.
-        inner: channels of the blocks, a multiple of 32.
-        depth: number of blocks.
-        checkpointed: keep no activations of the blocks, and compute them twice.
+        width: Channels C of the encoder's tokens.
+        grid: Positions along an edge.
+        stride: Pixels per position, along an edge.
+        bands: Bands of the image.
+        inner: Channels of the blocks, a multiple of 32.
+        depth: Number of blocks.
+        checkpointed: Whether to recompute the blocks' activations in the backward pass instead of
+            keeping them.
     """
 
-    place: Tensor
+    positions: Tensor
 
     def __init__(
         self,
@@ -80,105 +164,115 @@ class FillingDecoder(nn.Module):
     ) -> None:
         super().__init__()
         self.checkpointed = checkpointed
+        # The names of the parameters are those in objective.safetensors.
         self.enter = nn.Linear(width, inner)
         self.hidden = nn.Parameter(nn.init.trunc_normal_(torch.empty(inner), std=0.02))
         self.blocks = nn.Sequential(
-            *(Block(inner, inner // HEAD, qkv_bias=True) for _ in range(depth))
+            *(Block(inner, inner // HEAD_CHANNELS, qkv_bias=True) for _ in range(depth))
         )
         self.norm = nn.LayerNorm(inner)
         self.leave = nn.Linear(inner, stride * stride * bands)
         self.shuffle = nn.PixelShuffle(stride)
-        place = build_sincos2d_pos_embed([grid, grid], dim=inner)
-        self.register_buffer("place", place.reshape(grid, grid, inner), persistent=False)
+        positions = build_sincos2d_pos_embed([grid, grid], dim=inner)
+        self.register_buffer("positions", positions.reshape(grid, grid, inner), persistent=False)
 
     def forward(self, final: Tensor, mask: Tensor) -> Tensor:
-        """Pixels of every position, the visible ones too (the loss leaves those out)."""
-        seen = self.enter(final)
-        grid, inner = self.place.shape[0], self.place.shape[-1]
-        at = shown_places(spread(mask, grid), seen.shape[1])[..., None].expand(-1, -1, inner)
-        empty = self.hidden.to(seen.dtype).expand(len(seen), grid * grid, inner)
-        tokens = empty.scatter(1, at, seen) + self.place.to(seen.dtype).flatten(0, 1)
+        """Reconstruct all pixels, hidden and visible (the loss ignores the visible ones).
+
+        Args:
+            final: Visible tokens in the order of their positions, shape (B, n, C).
+            mask: Patch mask, bool, shape (B, g, g), True where hidden.
+
+        Returns:
+            Pixels, shape (B, bands, grid * stride, grid * stride).
+        """
+        visible = self.enter(final)
+        grid, inner = self.positions.shape[0], self.positions.shape[-1]
+        index = visible_positions(upsample_mask(mask, grid), visible.shape[1])
+        index = index[..., None].expand(-1, -1, inner)
+        mask_tokens = self.hidden.to(visible.dtype).expand(len(visible), grid * grid, inner)
+        tokens = mask_tokens.scatter(1, index, visible)
+        tokens = tokens + self.positions.to(visible.dtype).flatten(0, 1)
         tokens = run_blocks(self.blocks, tokens, self.checkpointed and self.training)
         tokens = self.leave(self.norm(tokens)).unflatten(1, (grid, grid))
         pixels: Tensor = self.shuffle(tokens.permute(0, 3, 1, 2))
         return pixels
 
 
-#: timm modules whose networks are built for one size of input.
-SIZED = tuple(
-    f"timm.models.{name}"
-    for name in ("swin_transformer", "swin_transformer_v2", "vision_transformer", "hiera")
-)
-VIT = "timm.models.vision_transformer"
-#: What other settings and the dataset decide.
-RESERVED = {
-    "in_chans": "it is the number of cut.bands",
-    "img_size": "set pretrain.size_px",
-    "num_classes": "a backbone has none",
-}
+def build_student(
+    settings: PretrainSettings, bands: int, seed: int, weights: Weights | None = None
+) -> Student:
+    """Build a student at its first step.
 
+    Args:
+        settings: The recipe's section ``pretrain``; ``student`` is a timm name or ``NAME@FILE``.
+        bands: Number of input bands.
+        seed: Seed of random initial weights.
+        weights: Resolved initial weights (``student_init: pretrained``).
 
-class BadStudent(UsageError):
-    """The student cannot be built, or does not fit the sizes that were set."""
-
-
-class Student(nn.Module):
-    """A backbone, and the token that stands for what is masked (none where it is left out).
-
-    ``shown`` is the number of patches of a mask that are not hidden.
+    Raises:
+        BadStudent: It cannot be built, or its grid does not fit size_px or mask_patch_px.
+        WeightsMissing: ``student_init`` is pretrained and there are no weights.
+        WeightsMismatch, WeightsChanged: The file holds another network, or was replaced.
     """
-
-    def __init__(
-        self, backbone: nn.Module, mask_token: Tensor | None, bands: int, shown: int, stage: int
-    ) -> None:
-        super().__init__()
-        self.backbone, self.bands = backbone, bands
-        self.mask_token = None if mask_token is None else nn.Parameter(mask_token)
-        self.shown, self.stage = shown, stage
-
-    def forward(
-        self, images: Tensor, mask: Tensor, *, whole: bool = True
-    ) -> tuple[Tensor, Tensor | None]:
-        """Distilled stage and final map of masked images; see ``backbone.walk``.
-
-        Args:
-            images: [B, bands, S, S], normalised.
-            mask: [B, g, g] bool, True where hidden.
-            whole: compute the final map as well.
-        """
-        masked = Masked(mask, self.mask_token, self.shown)
-        return walk(self.backbone, images, self.stage, whole=whole, masked=masked)
+    backbone = _build_backbone(settings, bands, seed, weights)
+    _check_sizes(backbone, settings)
+    if network_family(backbone) == "maps":
+        _check_feature_maps(backbone, settings, bands)
+    if settings.activation_checkpointing:
+        _checkpoint_activations(backbone, settings.student)
+    patches = (settings.size_px // settings.mask_patch_px) ** 2
+    visible = patches - masked_patches(patches, settings.mask_ratio)
+    token = None if settings.masking == "drop" else _mask_token(backbone, bands, seed)
+    return Student(backbone, token, bands, visible, settings.distill_stage)
 
 
-def derived_seed(seed: int, what: str) -> int:
-    """A seed of its own for each module, so that none disturbs how another one starts."""
-    return int(digest_of([seed, what])[:15], 16)
+def _build_backbone(
+    settings: PretrainSettings, bands: int, seed: int, weights: Weights | None
+) -> nn.Module:
+    arguments = backbone_arguments(settings, bands)
+    name, at, file = settings.student.partition("@")
+    if settings.student_init == "random":
+        if at:
+            raise BadStudent(
+                "pretrain.student names a file of weights, but pretrain.student_init is random; "
+                "set it to pretrained, or leave out the file"
+            )
+        return random_backbone(name, arguments, seed)
+    if weights is not None:
+        with own_random_state(seed), verified_file(weights) as path:
+            return load_file(name, path, channels=weights.channels or None, **arguments)
+    with own_random_state(seed):
+        return load_file(name, Path(file) if at else pretrained_file(name), **arguments)
 
 
 def backbone_arguments(settings: PretrainSettings, bands: int) -> dict[str, Any]:
-    """Arguments of ``timm.create_model`` that build the backbone again.
+    """Arguments of ``timm.create_model`` that build the backbone.
 
     Raises:
-        BadStudent: an argument that other settings decide.
+        BadStudent: ``student_args`` has an argument that other settings determine.
         UnknownEncoder: timm has no such model.
     """
     name = settings.student.partition("@")[0]
     check_model_name(name)
-    for reserved, why in RESERVED.items():
+    for reserved, reason in RESERVED_ARGUMENTS.items():
         if reserved in settings.student_args:
-            raise BadStudent(f"pretrain.student_args: leave out {reserved}, {why}")
+            raise BadStudent(f"pretrain.student_args: leave out {reserved}, {reason}")
     fixed = {"in_chans": bands, "num_classes": 0}
     module = timm.model_entrypoint(name.partition(".")[0]).__module__
     cfg = timm.models.get_pretrained_cfg(name)
-    if module in SIZED or (cfg is not None and cfg.fixed_input_size):
+    if module in FIXED_SIZE_MODULES or (cfg is not None and cfg.fixed_input_size):
         fixed["img_size"] = settings.size_px
-    # The paper's code drops no paths in pretraining; a masked ViT learns through its patch tokens.
-    pooled = {"global_pool": "avg", "fc_norm": False} if module == VIT else {}
+    # The paper's code pretrains without drop path. A masked ViT learns through its patch tokens, so
+    # its feature is their mean and not the class token.
+    pooled = {"global_pool": "avg", "fc_norm": False} if module == VIT_MODULE else {}
     return {"drop_path_rate": 0.0, **pooled, **settings.student_args, **fixed}
 
 
 def random_backbone(name: str, arguments: dict[str, Any], seed: int) -> nn.Module:
-    """The timm model that ``torch.manual_seed(seed)`` gives; the caller's state is left alone.
+    """Build a timm model with the initial weights that ``torch.manual_seed(seed)`` gives.
+
+    The caller's random state is restored.
 
     Raises:
         BadStudent: timm refuses the arguments.
@@ -194,66 +288,25 @@ def random_backbone(name: str, arguments: dict[str, Any], seed: int) -> nn.Modul
     return model
 
 
-def as_timm_student(settings: PretrainSettings, weights: Weights) -> PretrainSettings:
-    """The settings with a timm network in place of resolved weights of the student.
+def student_settings(settings: PretrainSettings, weights: Weights) -> PretrainSettings:
+    """Settings whose student is the timm network of resolved weights.
 
-    The arguments of a geofm model are those of its own config, where the settings give no other.
+    Arguments of a geofm model come from its own config, unless the settings give others.
     """
     arguments = weights.about()["model_args"] if weights.origin == "model" else {}
-    decided = {name: value for name, value in arguments.items() if name not in RESERVED}
-    update = {
-        "student": weights.network,
-        "student_args": {**decided, **settings.student_args},
-    }
+    own = {name: value for name, value in arguments.items() if name not in RESERVED_ARGUMENTS}
+    update = {"student": weights.network, "student_args": {**own, **settings.student_args}}
     return settings.model_copy(update=update)
 
 
-def build_student(
-    settings: PretrainSettings, bands: int, seed: int, weights: Weights | None = None
-) -> Student:
-    """A student at its first step.
-
-    Args:
-        settings: the recipe's section; ``student`` is a timm name, or ``NAME@FILE``.
-        bands: number of input bands.
-        seed: seed of a random student.
-        weights: what it starts from, if that is resolved already (``student_init: pretrained``).
-
-    Raises:
-        BadStudent: it cannot be built, or its grid does not fit size_px or mask_patch_px.
-        WeightsMissing: ``student_init: pretrained`` and no weights.
-        WeightsMismatch, WeightsChanged: the weights are of another network, or were replaced.
-    """
-    arguments = backbone_arguments(settings, bands)
-    name, at, file = settings.student.partition("@")
-    if settings.student_init == "random":
-        if at:
-            raise BadStudent(
-                "pretrain.student names a file of weights, but pretrain.student_init is random; "
-                "set it to pretrained, or leave out the file"
-            )
-        backbone = random_backbone(name, arguments, seed)
-    elif weights is not None:
-        with own_random_state(seed), unchanged(weights) as found:
-            channels = weights.channels or None
-            backbone = load_file(name, found, channels=channels, **arguments)
-    else:
-        with own_random_state(seed):
-            backbone = load_file(name, Path(file) if at else pretrained_file(name), **arguments)
-    _check_sizes(backbone, settings)
-    if family(backbone) == "maps":
-        _check_maps(backbone, settings, bands)
-    if settings.activation_checkpointing:
-        _keep_few_activations(backbone, settings.student)
-    cells = (settings.size_px // settings.mask_patch_px) ** 2
-    shown = cells - masked_patches(cells, settings.mask_ratio)
-    token = None if settings.masking == "drop" else _mask_token(backbone, bands, seed)
-    return Student(backbone, token, bands, shown, settings.distill_stage)
+def derived_seed(seed: int, purpose: str) -> int:
+    """Derive a seed for one purpose, so that the modules' initial weights are independent."""
+    return int(digest_of([seed, purpose])[:15], 16)
 
 
 def _mask_token(backbone: nn.Module, bands: int, seed: int) -> Tensor:
-    """Drawn as SimMIM's; pixels that have no patch embedding start at the mean of the dataset."""
-    if family(backbone) == "maps":
+    """Initial mask token: SimMIM's distribution, or the dataset's mean for networks on pixels."""
+    if network_family(backbone) == "maps":
         return torch.zeros(1, bands, 1, 1)
     generator = torch.Generator().manual_seed(derived_seed(seed, "mask token"))
     token = torch.empty(1, 1, 1, embed_width(backbone))
@@ -261,25 +314,35 @@ def _mask_token(backbone: nn.Module, bands: int, seed: int) -> Tensor:
 
 
 def embed_width(backbone: Any) -> int:
-    """Channels of a token right after the patch embedding."""
+    """Channels of a token after the patch embedding."""
     return int(backbone.patch_embed.proj.out_channels)
 
 
 def _check_sizes(backbone: Any, settings: PretrainSettings) -> None:
+    """Check size_px, mask_patch_px, masking and distill_stage against the backbone.
+
+    Raises:
+        BadStudent, NoSuchStage: A setting does not fit; the message names it.
+    """
     stage_width(backbone, settings.distill_stage)
-    kind, patch, coarse = family(backbone), patch_size(backbone), reduction(backbone)
-    if settings.size_px % coarse:
+    family, patch, stride = (
+        network_family(backbone),
+        patch_size(backbone),
+        output_stride(backbone),
+    )
+    if settings.size_px % stride:
         raise BadStudent(
             f"pretrain.size_px is {settings.size_px}, but {settings.student} needs a multiple of "
-            f"{coarse}, e.g. {max(1, round(settings.size_px / coarse)) * coarse}"
+            f"{stride}, e.g. {max(1, round(settings.size_px / stride)) * stride}"
         )
     if settings.masking == "drop":
-        if kind not in DROPPING:
+        if family not in TOKEN_DROPPING_FAMILIES:
             raise BadStudent(
                 f"pretrain.masking is drop, but {settings.student} cannot leave tokens out: set it "
                 "to replace, or take a ViT or Hiera, e.g. vit_small_patch16_224, hiera_base_224"
             )
-        if kind == "hiera":  # its mask units stay whole
+        if family == "hiera":
+            # Hiera drops whole mask units, each of several patches.
             patch *= int(backbone.mask_unit_size[0])
     if settings.mask_patch_px % patch:
         raise BadStudent(
@@ -288,16 +351,20 @@ def _check_sizes(backbone: Any, settings: PretrainSettings) -> None:
         )
 
 
-def _check_maps(backbone: nn.Module, settings: PretrainSettings, bands: int) -> None:
-    """Try a network of no known family once: its maps must be where timm says they are."""
+def _check_feature_maps(backbone: nn.Module, settings: PretrainSettings, bands: int) -> None:
+    """Run a network of no known family once, and compare its maps with timm's description.
+
+    Raises:
+        BadStudent: The maps have other shapes, or the network cannot give them.
+    """
     edge, stage = settings.size_px, settings.distill_stage
     backbone.eval()
     try:
         with torch.no_grad():
-            tapped, final = walk(backbone, torch.zeros(1, bands, edge, edge), stage)
-        side = edge // reduction(backbone)
+            tokens, final = forward_stages(backbone, torch.zeros(1, bands, edge, edge), stage)
+        side = edge // output_stride(backbone)
         expected = (1, side, side, final_width(backbone))
-        fits = tapped.shape[-1] == stage_width(backbone, stage)
+        fits = tokens.shape[-1] == stage_width(backbone, stage)
         fits = fits and final is not None and tuple(final.shape) == expected
     except (AttributeError, TypeError, ValueError, RuntimeError) as error:
         fits, reason = False, f" ({str(error).splitlines()[0]})"
@@ -311,11 +378,11 @@ def _check_maps(backbone: nn.Module, settings: PretrainSettings, bands: int) -> 
         )
 
 
-def _keep_few_activations(backbone: Any, name: str) -> None:
+def _checkpoint_activations(backbone: Any, name: str) -> None:
     """Switch timm's activation checkpointing on.
 
     Raises:
-        BadStudent: the network has none.
+        BadStudent: The network has no activation checkpointing.
     """
     try:
         backbone.set_grad_checkpointing(True)

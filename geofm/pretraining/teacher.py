@@ -1,10 +1,13 @@
-"""The teacher's features of a whole corpus, computed once instead of in every epoch.
+"""The frozen teacher, and a cache of its features for a whole dataset.
 
-A student that is distilled for many epochs asks its frozen teacher about every chip many times.
-Here the teacher sees each *whole* chip once: N forward passes instead of N times the epochs, or
-none at all where curation has embedded the chips with the very same network. The price is that the
-student's random crop is then taught the feature of the chip around it; ``crop_scale: 1,1`` makes
-the crop the chip. ``benchmarks/learning.py`` measures both.
+``teacher_features`` computes the distillation target of a batch: the teacher sees the same crops as
+the student, unmasked, in red, green and blue.
+
+A student that is distilled for many epochs shows its teacher every chip many times.
+``cache_features`` shows it each whole chip once instead: N forward passes instead of N times the
+epochs, or none if curation has embedded the chips with the same network. The cost is accuracy: the
+student's random crop is then compared with the feature of the whole chip. With ``crop_scale: 1,1``
+both are the same. ``benchmarks/learning.py`` measures the effect.
 """
 
 from __future__ import annotations
@@ -24,45 +27,77 @@ from data_catalog.errors import UsageError
 from data_catalog.hashing import digest_of
 from data_catalog.progress import tick
 from geofm.config.recipe import PretrainSettings
-from geofm.embeddings.encoders import Encoder, load_encoder, normalise, resize
+from geofm.embeddings.encoders import Encoder, load_encoder, normalise
 from geofm.embeddings.store import load_vectors
 from geofm.embeddings.weights import Weights
-from geofm.pretraining.backbone import PAPERS_POOLING, Pooling, family, stage_width, walk
-from geofm.pretraining.checkpoint import whole_file
-from geofm.pretraining.data import Corpus, read_unit
+from geofm.pretraining.backbone import (
+    PAPER_POOLING,
+    Pooling,
+    forward_stages,
+    network_family,
+    stage_width,
+)
+from geofm.pretraining.checkpoint import atomic_file
+from geofm.pretraining.data import Corpus, read_unit_pixels
+from geofm.raster.resample import resize_images
 from geofm.shards.reader import ShardFiles
 
-# The frozen teacher: the same crop, unmasked, its red, green and blue alone.
+log = logging.getLogger("geofm.pretraining")
+
+#: Samples per file of cached features; a crash costs at most this many.
+SAMPLES_PER_FILE = 4096
+#: Chips per forward pass. Fixed, because the last bits of a sum may depend on it.
+CHIPS_PER_PASS = {"cpu": 16, "cuda": 256}
+
+Features = NDArray[np.float32]
+
+
+class FeaturesMismatch(UsageError):
+    """Embeddings were made by another network, or hold another feature than the one distilled."""
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """A frozen encoder and the stage whose pooled feature is taught; ``width`` is its channels."""
+    """A frozen encoder and the stage whose pooled feature is the distillation target.
+
+    Attributes:
+        encoder: The network with its own normalisation.
+        stage: Stage L of the paper, from 1.
+        size_px: Edge of the images that the network sees.
+        width: Channels C of the feature.
+        pooling: How the tokens of the stage become one feature.
+        forward: ``forward_stages``, or its compiled form.
+    """
 
     encoder: Encoder
     stage: int
     size_px: int
     width: int
-    pooling: Pooling = PAPERS_POOLING
-    walk: Callable[..., tuple[Tensor, Tensor | None]] = walk
+    pooling: Pooling = PAPER_POOLING
+    forward: Callable[..., tuple[Tensor, Tensor | None]] = forward_stages
 
 
-def as_teacher(encoder: Encoder, stage: int, size_px: int | None = None) -> Teacher:
-    """A teacher of an encoder that is already loaded.
+def choose_teacher(
+    settings: PretrainSettings,
+    device: str | torch.device,
+    cached_features: Features | None,
+    weights: Weights | None = None,
+) -> tuple[Teacher | None, int | None]:
+    """Load the teacher that a run needs.
 
-    Args:
-        encoder: any frozen encoder.
-        stage: stage of a Swin or Hiera, quarter of a ViT's depth; other networks give their
-            pooled features whatever it says.
-        size_px: input edge; the encoder's own when not given or when it takes no other.
+    Returns:
+        The teacher, or None if its features are cached or nothing is distilled; and the channels of
+        the feature, or None if nothing is distilled.
 
     Raises:
-        NoSuchStage: the network has fewer stages.
+        UnknownEncoder, WeightsMissing, WeightsMismatch, NoSuchStage: See ``load_teacher``.
     """
-    staged = family(encoder.model) != "maps"
-    width = stage_width(encoder.model, stage) if staged else encoder.width
-    edge = size_px if size_px and encoder.any_size else encoder.size_px
-    return Teacher(encoder, stage, edge, width)
+    if cached_features is not None:
+        return None, cached_features.shape[1]
+    if settings.alpha == 0:
+        return None, None
+    teacher = load_teacher(settings, device, weights)
+    return teacher, teacher.width
 
 
 def load_teacher(
@@ -70,196 +105,208 @@ def load_teacher(
 ) -> Teacher:
     """Load the frozen teacher onto a device.
 
-    ``geofm.embeddings.encoders.load_encoder`` documents the names.
-
     Args:
-        settings: the recipe's section.
-        device: where the teacher runs.
-        weights: the teacher's weights, if they are resolved already.
+        settings: The recipe's section ``pretrain``; ``load_encoder`` documents the names.
+        device: Device of the teacher.
+        weights: Resolved weights; None: resolve the name in the settings.
 
     Raises:
-        UnknownEncoder, WeightsMissing, WeightsMismatch: as ``load_encoder``.
-        NoSuchStage: the network has fewer stages.
+        UnknownEncoder, WeightsMissing, WeightsMismatch: See ``load_encoder``.
+        NoSuchStage: The network has fewer stages.
     """
     size = settings.teacher_size_px
     encoder = load_encoder(weights or settings.teacher, size_px=size)
-    # Convolutions run a third faster when channels lie side by side.
-    half = (settings.teacher_precision or settings.precision) == "bf16"
+    # Convolutions run a third faster on channels-last tensors.
     model = encoder.model.to(device).to(memory_format=torch.channels_last)
-    if half:  # it never learns: no full weights need to be kept beside
+    if (settings.teacher_precision or settings.precision) == "bf16":
+        # A frozen network needs no copy of its weights in float32.
         model = model.to(torch.bfloat16)
     stage = settings.teacher_stage or settings.distill_stage
-    teacher = as_teacher(replace(encoder, model=model), stage, size)
+    teacher = make_teacher(replace(encoder, model=model), stage, size)
     teacher = replace(teacher, pooling=Pooling(settings.distill_pool, settings.distill_norm))
     if settings.compile:
         model.compile(dynamic=False)
-        teacher = replace(teacher, walk=torch.compile(walk, dynamic=False))
+        teacher = replace(teacher, forward=torch.compile(forward_stages, dynamic=False))
     return teacher
 
 
-def who_teaches(
-    settings: PretrainSettings,
-    device: str | torch.device,
-    taught: NDArray[np.float32] | None,
-    weights: Weights | None = None,
-) -> tuple[Teacher | None, int | None]:
-    """The teacher to ask, and the channels of what is taught; None where there is none of it.
+def make_teacher(encoder: Encoder, stage: int, size_px: int | None = None) -> Teacher:
+    """Make a teacher of a loaded encoder.
 
-    Nobody is asked where the features ``taught`` [N, C] are known beforehand.
+    Args:
+        encoder: A frozen encoder.
+        stage: Stage of a Swin or Hiera, or quarter of a ViT's depth. Networks without stages give
+            their pooled feature and ignore it.
+        size_px: Edge of the input; default, and if the network takes no other: the encoder's own.
 
     Raises:
-        UnknownEncoder, WeightsMissing, WeightsMismatch, NoSuchStage: as ``load_teacher``.
+        NoSuchStage: The network has fewer stages.
     """
-    if taught is not None:
-        return None, taught.shape[1]
-    if settings.alpha == 0:
-        return None, None
-    teacher = load_teacher(settings, device, weights)
-    return teacher, teacher.width
+    has_stages = network_family(encoder.model) != "maps"
+    width = stage_width(encoder.model, stage) if has_stages else encoder.width
+    edge = size_px if size_px and encoder.any_size else encoder.size_px
+    return Teacher(encoder, stage, edge, width)
 
 
 @torch.no_grad()
-def teach(teacher: Teacher, rgb: Tensor) -> Tensor:
-    """Pooled feature [B, C] of the taught stage for RGB [B, 3, H, W] in 0..1.
+def teacher_features(teacher: Teacher, rgb: Tensor) -> Tensor:
+    """Compute the distillation target f_T of images.
 
-    In the arithmetic of the teacher's own weights, whatever the student's is. Networks without
-    stages give the feature they pool themselves.
+    The teacher computes in the precision of its own weights, whatever the student's precision is.
+
+    Args:
+        teacher: The frozen teacher.
+        rgb: Images in unit space 0 to 1, shape (B, 3, H, W); resized to the teacher's input.
+
+    Returns:
+        Pooled tokens of the teacher's stage, shape (B, C). Networks without stages give their own
+        pooled feature.
+
+    Source: GFM paper, section 4.
     """
     model = teacher.encoder.model
-    images = normalise(teacher.encoder, enlarge(rgb.float(), teacher.size_px))
+    images = normalise(teacher.encoder, resize_for_teacher(rgb.float(), teacher.size_px))
     images = images.to(next(model.parameters()).dtype)
     with torch.autocast(rgb.device.type, enabled=False):
-        if family(model) != "maps":
-            tapped, _ = teacher.walk(model, images, teacher.stage, whole=False)
-            return teacher.pooling(tapped)
+        if network_family(model) != "maps":
+            tokens, _ = teacher.forward(model, images, teacher.stage, with_final=False)
+            return teacher.pooling(tokens)
         features: Tensor = model(images.contiguous(memory_format=torch.channels_last))
     if teacher.pooling.norm:
         return nn.functional.layer_norm(features, features.shape[-1:])
     return features
 
 
-def enlarge(rgb: Tensor, size_px: int) -> Tensor:
-    """RGB at the teacher's size: corners on corners when larger, as the paper's code has it."""
+def resize_for_teacher(rgb: Tensor, size_px: int) -> Tensor:
+    """Resize images (B, 3, H, W) to (B, 3, size_px, size_px), as the paper's code does.
+
+    Enlarging aligns the corner pixels (``align_corners``); reducing is antialiased.
+    """
     if rgb.shape[-1] >= size_px:
-        return resize(rgb, size_px)
+        return resize_images(rgb, size_px)
     return nn.functional.interpolate(
         rgb, size=(size_px, size_px), mode="bilinear", align_corners=True
     )
 
 
-log = logging.getLogger("geofm.pretraining")
-
-#: Samples of a file: what a crash can cost.
-BLOCK = 4096
-#: Chips per forward pass; fixed, because sums may differ in their last bits with it.
-BATCH = {"cpu": 16, "cuda": 256}
-
-Features = NDArray[np.float32]
-
-
-class NotTheTeacher(UsageError):
-    """Embeddings were not made by the teacher, or are not the feature that it teaches."""
-
-
-def features_once(
+def cache_features(
     corpus: Corpus, teacher: Teacher, embeddings: Artifact | None, device: str, folder: Path
 ) -> tuple[Features, str]:
-    """Curation's vectors where they are the teacher's features, else a pass of its own.
-
-    Returns:
-        The features [N, C], and where they came from, in words.
-    """
-    why = "no embeddings are known"
-    if embeddings is not None:
-        try:
-            return from_embeddings(corpus, teacher, embeddings), "the embeddings of curation"
-        except NotTheTeacher as error:
-            why = str(error)
-    log.info("pretrain: the teacher sees every chip once (%s)", why)
-    return teach_corpus(corpus, teacher, device, folder), "one pass over whole chips"
-
-
-def teach_corpus(corpus: Corpus, teacher: Teacher, device: str, folder: Path) -> Features:
-    """The teacher's pooled feature of every whole chip, float32 [N, C], in the corpus' order.
-
-    What was computed is kept in ``folder``, in files of ``BLOCK`` samples that are whole or
-    absent, so that a restart computes only what is missing.
+    """Get the teacher's feature of every sample, from curation's vectors if they are the same.
 
     Args:
-        corpus: the dataset.
-        teacher: on ``device`` already.
+        corpus: The dataset.
+        teacher: Teacher on the device.
+        embeddings: Artifact of the stage ``embed`` that the dataset was curated with, if known.
         device: ``cpu`` or ``cuda``.
-        folder: of the run.
+        folder: Folder of the run; keeps computed features.
+
+    Returns:
+        Features, shape (N, C), and their origin in words, for the manifest.
+    """
+    reason = "no embeddings are known"
+    if embeddings is not None:
+        try:
+            features = features_from_embeddings(corpus, teacher, embeddings)
+        except FeaturesMismatch as error:
+            reason = str(error)
+        else:
+            return features, "the embeddings of curation"
+    log.info("pretrain: the teacher encodes every chip once (%s)", reason)
+    return encode_corpus(corpus, teacher, device, folder), "one pass over whole chips"
+
+
+def encode_corpus(corpus: Corpus, teacher: Teacher, device: str, folder: Path) -> Features:
+    """Compute the teacher's feature of every whole chip.
+
+    Features are kept in files of ``SAMPLES_PER_FILE`` samples, each written atomically, so a
+    restart computes only missing files.
+
+    Args:
+        corpus: The dataset.
+        teacher: Teacher on the device.
+        device: ``cpu`` or ``cuda``.
+        folder: Folder of the run.
+
+    Returns:
+        Features in the order of the corpus, float32, shape (N, C).
 
     Raises:
-        DamagedShard: a sample's bytes are not its pixels.
+        DamagedShard: The bytes of a sample are not its pixels.
     """
-    place = folder / f"taught-{_key(corpus, teacher, device)}"
-    place.mkdir(parents=True, exist_ok=True)
+    cache = folder / f"teacher-features-{_cache_key(corpus, teacher, device)}"
+    cache.mkdir(parents=True, exist_ok=True)
     blocks = []
     with ShardFiles(corpus.index) as files:
-        for first in range(0, len(corpus), BLOCK):
-            file = place / f"{first // BLOCK:05d}.npy"
-            if not file.exists():
-                numbers = range(first, min(first + BLOCK, len(corpus)))
-                found = _block(corpus, files, teacher, device, numbers)
-                with whole_file(file) as out:
-                    np.save(out, found)
-            blocks.append(np.load(file, allow_pickle=False))
+        for first in range(0, len(corpus), SAMPLES_PER_FILE):
+            path = cache / f"{first // SAMPLES_PER_FILE:05d}.npy"
+            if not path.exists():
+                samples = range(first, min(first + SAMPLES_PER_FILE, len(corpus)))
+                features = _encode_samples(corpus, files, teacher, device, samples)
+                with atomic_file(path) as file:
+                    np.save(file, features)
+            blocks.append(np.load(path, allow_pickle=False))
     return np.concatenate(blocks)
 
 
-def _key(corpus: Corpus, teacher: Teacher, device: str) -> str:
-    """What the features depend on."""
-    made = teacher.encoder.weights_sha256, teacher.stage, teacher.size_px, teacher.pooling
-    facts = [*made, corpus.digest, device]
-    return digest_of(facts)[:16]
+def _cache_key(corpus: Corpus, teacher: Teacher, device: str) -> str:
+    """Digest of everything that the features depend on."""
+    network = teacher.encoder.weights_sha256, teacher.stage, teacher.size_px, teacher.pooling
+    return digest_of([*network, corpus.digest, device])[:16]
 
 
-def _block(
-    corpus: Corpus, files: ShardFiles, teacher: Teacher, device: str, numbers: range
+def _encode_samples(
+    corpus: Corpus, files: ShardFiles, teacher: Teacher, device: str, samples: range
 ) -> Features:
-    """Features of some samples [len(numbers), C]."""
-    found = np.empty((len(numbers), teacher.width), dtype=np.float32)
+    """Features of some samples, shape (len(samples), C)."""
+    features = np.empty((len(samples), teacher.width), dtype=np.float32)
     rgb = list(corpus.rgb)
-    for first in range(0, len(numbers), BATCH[device]):
-        some = numbers[first : first + BATCH[device]]
-        chips = [torch.from_numpy(read_unit(corpus, files, n)[rgb]).clamp(0, 1) for n in some]
-        # chips may differ in size
-        images = torch.cat([resize(chip[None], teacher.size_px) for chip in chips])
-        found[first : first + len(some)] = teach(teacher, images.to(device)).float().cpu().numpy()
-        tick("teacher", some[-1] + 1, len(corpus), "features of whole chips")
-    return found
+    for first in range(0, len(samples), CHIPS_PER_PASS[device]):
+        batch = samples[first : first + CHIPS_PER_PASS[device]]
+        chips = [
+            torch.from_numpy(read_unit_pixels(corpus, files, sample)[rgb]).clamp(0, 1)
+            for sample in batch
+        ]
+        # Chips may differ in size, so each is resized by itself.
+        images = torch.cat([resize_images(chip[None], teacher.size_px) for chip in chips])
+        encoded = teacher_features(teacher, images.to(device))
+        features[first : first + len(batch)] = encoded.float().cpu().numpy()
+        tick("teacher", batch[-1] + 1, len(corpus), "features of whole chips")
+    return features
 
 
-def from_embeddings(corpus: Corpus, teacher: Teacher, embeddings: Artifact) -> Features:
-    """The same from curation's vectors, which are float16: no forward pass at all.
+def features_from_embeddings(corpus: Corpus, teacher: Teacher, embeddings: Artifact) -> Features:
+    """Read the teacher's features from curation's vectors (stored as float16).
 
     Args:
-        corpus: a dataset made from the chips that were embedded.
-        teacher: says which weights, input edge and feature are wanted.
-        embeddings: an artifact of the stage ``embed``.
+        corpus: A dataset made from the embedded chips.
+        teacher: Teacher whose weights, input edge and feature the vectors must match.
+        embeddings: An artifact of the stage ``embed``.
+
+    Returns:
+        Features in the order of the corpus, float32, shape (N, C).
 
     Raises:
-        NotTheTeacher: another network, another input edge, or not the feature that is taught.
-        RunError: a chip of the corpus has no vector.
+        FeaturesMismatch: The vectors come from another network, another input edge, or hold another
+            feature.
+        RunError: A chip of the corpus has no vector.
     """
     facts, encoder = embeddings.manifest.facts, teacher.encoder
-    made = f"embeddings {embeddings.digest[:12]}"
+    subject = f"embeddings {embeddings.digest[:12]}"
     if facts["weights_sha256"] != encoder.weights_sha256:
-        raise NotTheTeacher(
-            f"{made} were made by {facts['encoder']}, but pretrain.teacher is {encoder.name}; set "
-            "embed.encoder and pretrain.teacher to the same network"
+        raise FeaturesMismatch(
+            f"{subject} were made by {facts['encoder']}, but pretrain.teacher is {encoder.name}; "
+            "set embed.encoder and pretrain.teacher to the same network"
         )
     if facts["size_px"] != teacher.size_px:
-        raise NotTheTeacher(
-            f"{made} were made at {facts['size_px']} px, but the teacher sees {teacher.size_px}; "
-            "set embed.size_px and pretrain.teacher_size_px to the same edge"
+        raise FeaturesMismatch(
+            f"{subject} were made at {facts['size_px']} px, but the teacher sees "
+            f"{teacher.size_px}; set embed.size_px and pretrain.teacher_size_px to the same edge"
         )
-    if family(encoder.model) != "maps":
-        raise NotTheTeacher(
-            f"{made} hold the final pooled feature of {encoder.name}, but a network with stages "
-            f"teaches that of stage {teacher.stage} (pretrain.distill_stage): ask it yourself"
+    if network_family(encoder.model) != "maps":
+        raise FeaturesMismatch(
+            f"{subject} hold the final pooled feature of {encoder.name}, but stage {teacher.stage} "
+            "of a network with stages is distilled (pretrain.distill_stage)"
         )
     keys = [str(key) for key in corpus.index.keys.to_pylist()]
     return load_vectors(embeddings, keys).astype(np.float32)

@@ -1,6 +1,6 @@
-"""Training steps for whoever watches live: TensorBoard, Weights & Biases, or both.
+"""Live logs of training steps: TensorBoard, Weights & Biases, or both.
 
-They are told what ``metrics.parquet`` will hold; nothing that a run yields depends on them.
+They receive the values that ``metrics.parquet`` will hold. No result of a run depends on them.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from urllib.parse import urlsplit
 
 from data_catalog.errors import UsageError
 
-#: Where logs go when GEOFM_LOGS does not say.
+#: Folder of logs if the environment variable GEOFM_LOGS is not set.
 LOGS = "geofm-logs"
 
-Log = Callable[[int, Mapping[str, float]], None]
+#: A function that logs the metrics of a step.
+LogStep = Callable[[int, Mapping[str, float]], None]
 
 
 class TrackerMissing(UsageError):
@@ -27,44 +28,45 @@ class TrackerMissing(UsageError):
 
 
 @contextmanager
-def tracking(
-    names: Sequence[str], run: str, settings: Mapping[str, Any], first: int = 0
-) -> Iterator[Log]:
-    """A function that logs the numbers of a step to every tracker named.
+def open_trackers(
+    names: Sequence[str], run: str, settings: Mapping[str, Any], first_step: int = 0
+) -> Iterator[LogStep]:
+    """Open trackers; yields a function that logs the metrics of a step to all of them.
 
     Args:
-        names: ``tensorboard``, ``wandb``.
-        run: name of the run.
-        settings: of the run, logged once.
-        first: step at which it goes on; what a tracker has of later ones is replaced.
+        names: Names of trackers: ``tensorboard``, ``wandb``.
+        run: Name of the run.
+        settings: Settings of the run, logged once.
+        first_step: Step at which the run starts or resumes. Entries of later steps, from before an
+            interruption, are replaced.
 
     Raises:
-        TrackerMissing: says what to install.
+        TrackerMissing: A package is not installed; the message names it.
     """
-    openers = {"tensorboard": _tensorboard, "wandb": _wandb}
+    openers = {"tensorboard": _open_tensorboard, "wandb": _open_wandb}
     with ExitStack() as stack:
-        logs = [stack.enter_context(openers[name](run, settings, first)) for name in names]
+        loggers = [stack.enter_context(openers[name](run, settings, first_step)) for name in names]
 
-        def log(step: int, values: Mapping[str, float]) -> None:
-            for one in logs:
-                one(step, values)
+        def log_step(step: int, metrics: Mapping[str, float]) -> None:
+            for logger in loggers:
+                logger(step, metrics)
 
-        yield log
+        yield log_step
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Check that every tracker is installed and can log; nothing is sent.
+    """Check that the trackers are installed and can log; nothing is sent.
 
     Raises:
-        TrackerMissing: a package is not installed.
-        UsageError: the folder of logs cannot be written, or wandb has no key to log in with.
+        TrackerMissing: A package is not installed.
+        UsageError: The folder of logs cannot be written, or wandb has no key to log in with.
     """
     for name in names:
         try:
-            import_module(name)  # both packages are called as their tracker
+            import_module(name)  # both packages have the name of their tracker
         except ImportError as error:
             raise _missing(name) from error
-    if names and not os.access(_writable_parent(Path(os.environ.get("GEOFM_LOGS", LOGS))), os.W_OK):
+    if names and not os.access(_existing_parent(Path(os.environ.get("GEOFM_LOGS", LOGS))), os.W_OK):
         raise UsageError(
             f"compute.trackers: the folder of logs {os.environ.get('GEOFM_LOGS', LOGS)} cannot be "
             "written; set GEOFM_LOGS to another folder"
@@ -77,25 +79,24 @@ def check_trackers(names: Sequence[str]) -> None:
         )
 
 
-def _writable_parent(folder: Path) -> Path:
-    """The folder, or the nearest one above it that exists."""
-    return next(
-        place for place in (folder.absolute(), *folder.absolute().parents) if place.exists()
-    )
+def _existing_parent(folder: Path) -> Path:
+    """The folder, or its nearest parent that exists."""
+    absolute = folder.absolute()
+    return next(path for path in (absolute, *absolute.parents) if path.exists())
 
 
 def _logged_in() -> bool:
-    """Whether ``wandb login`` has left a key for its service on this machine."""
+    """Whether ``wandb login`` has stored a key for its service on this machine."""
     try:
-        found = netrc.netrc(os.environ.get("NETRC"))
+        credentials = netrc.netrc(os.environ.get("NETRC"))
     except (OSError, netrc.NetrcParseError):
         return False
     service = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
-    return found.authenticators(urlsplit(service).hostname or "") is not None
+    return credentials.authenticators(urlsplit(service).hostname or "") is not None
 
 
 def logs_folder() -> Path:
-    """``GEOFM_LOGS``, or a folder beside where the command was started."""
+    """Create and return the folder of logs: ``GEOFM_LOGS``, or one in the working directory."""
     folder = Path(os.environ.get("GEOFM_LOGS", LOGS))
     folder.mkdir(parents=True, exist_ok=True)
     return folder
@@ -108,50 +109,48 @@ def _missing(name: str) -> TrackerMissing:
 
 
 @contextmanager
-def _tensorboard(run: str, settings: Mapping[str, Any], first: int) -> Iterator[Log]:
+def _open_tensorboard(run: str, settings: Mapping[str, Any], first_step: int) -> Iterator[LogStep]:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise _missing("tensorboard") from error
-    writer = SummaryWriter(str(logs_folder() / run), flush_secs=10, purge_step=first or None)
+    writer = SummaryWriter(str(logs_folder() / run), flush_secs=10, purge_step=first_step or None)
     lines = "\n".join(f"| {key} | {value} |" for key, value in settings.items())
     writer.add_text("settings", f"| | |\n|---|---|\n{lines}")
 
-    def log(step: int, values: Mapping[str, float]) -> None:
-        for name, value in values.items():
+    def log_step(step: int, metrics: Mapping[str, float]) -> None:
+        for name, value in metrics.items():
             writer.add_scalar(name, value, step)
 
     try:
-        yield log
+        yield log_step
     finally:
         writer.close()
 
 
 @contextmanager
-def _wandb(run: str, settings: Mapping[str, Any], first: int) -> Iterator[Log]:
+def _open_wandb(run: str, settings: Mapping[str, Any], first_step: int) -> Iterator[LogStep]:
     try:
         import wandb
     except ImportError as error:
         raise _missing("wandb") from error
-    # without an account nothing is sent: `wandb sync` can do that later
+    # Without an account nothing is sent; `wandb sync` can upload the folder later.
     mode: Any = os.environ.get("WANDB_MODE") or (
         "online" if os.environ.get("WANDB_API_KEY") else "offline"
     )
-    quiet = wandb.Settings(console="off", silent=True)
-    folder = str(logs_folder())
-    # only the service can go on with a run; offline each session is one
-    again: Any = {"id": run, "resume": "allow"} if mode == "online" else {}
+    # Only the service can resume a run. Offline, each session is a run of its own.
+    resume: Any = {"id": run, "resume": "allow"} if mode == "online" else {}
     with wandb.init(
         project="geofm",
         name=run,
-        **again,
+        **resume,
         config=dict(settings),
-        dir=folder,
+        dir=str(logs_folder()),
         mode=mode,
-        settings=quiet,
-    ) as told:
+        settings=wandb.Settings(console="off", silent=True),
+    ) as wandb_run:
 
-        def log(step: int, values: Mapping[str, float]) -> None:
-            told.log(dict(values), step=step)
+        def log_step(step: int, metrics: Mapping[str, float]) -> None:
+            wandb_run.log(dict(metrics), step=step)
 
-        yield log
+        yield log_step

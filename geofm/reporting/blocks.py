@@ -1,4 +1,4 @@
-"""What a section of the page is made of; the template knows how each kind of block looks."""
+"""Parts of a section: each kind of block has its look in ``templates/page_layout.html.j2``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from geofm.reporting.plots import Picture
 
 @dataclass(frozen=True)
 class Note:
-    """A sentence, also the one that stands where there is nothing to show."""
+    """A sentence."""
 
     text: str
     kind: ClassVar[str] = "note"
@@ -28,9 +28,15 @@ class Plot:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text; ``numeric`` columns are aligned right, ``strong`` rows are set off.
+    """A table of text.
 
-    ``names`` are columns of identifiers that must not be broken, ``code`` those that may be.
+    Attributes:
+        head: Column titles.
+        rows: Cells, one sequence per row.
+        numeric: Columns that are aligned right.
+        strong: Rows that are highlighted.
+        code: Columns of identifiers that may be broken into lines.
+        names: Columns of identifiers that must stay on one line.
     """
 
     head: Sequence[str]
@@ -43,8 +49,8 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Thumb:
-    """One chip's picture with a short caption; ``state`` colours its frame."""
+class Thumbnail:
+    """Picture of a chip with a short caption; the state gives the colour of its frame."""
 
     png: bytes
     alt: str
@@ -53,34 +59,34 @@ class Thumb:
 
 
 @dataclass(frozen=True)
-class Thumbs:
-    """A row of chips that wraps, under a heading of its own."""
+class Gallery:
+    """A heading, a sentence, and thumbnails in rows."""
 
     title: str
     text: str
-    thumbs: Sequence[Thumb]
-    kind: ClassVar[str] = "thumbs"
+    thumbs: Sequence[Thumbnail]
+    kind: ClassVar[str] = "gallery"
 
 
 @dataclass(frozen=True)
-class Clusters:
-    """Several short rows of chips, two beside each other where the screen is wide enough."""
+class GalleryGrid:
+    """Short galleries, two beside each other on wide screens."""
 
-    groups: Sequence[Thumbs]
-    kind: ClassVar[str] = "clusters"
+    galleries: Sequence[Gallery]
+    kind: ClassVar[str] = "gallery_grid"
 
 
 @dataclass(frozen=True)
-class Graph:
-    """An inline SVG drawing, made by this package (never from outside)."""
+class Diagram:
+    """An inline SVG drawing, made by this package and never from outside."""
 
     svg: str
     caption: str
-    kind: ClassVar[str] = "graph"
+    kind: ClassVar[str] = "diagram"
 
 
 @dataclass(frozen=True)
-class Facts:
+class FactList:
     """Names and values side by side."""
 
     title: str
@@ -88,31 +94,31 @@ class Facts:
     kind: ClassVar[str] = "facts"
 
 
-Plain = Note | Plot | Table | Thumbs | Clusters | Graph | Facts
+Block = Note | Plot | Table | Gallery | GalleryGrid | Diagram | FactList
 
 
 @dataclass(frozen=True)
-class Fold:
-    """Blocks behind a line that opens them."""
+class Collapsible:
+    """Blocks that are hidden until the reader opens them."""
 
     title: str
-    blocks: Sequence[Plain]
-    kind: ClassVar[str] = "fold"
+    blocks: Sequence[Block]
+    kind: ClassVar[str] = "collapsible"
 
 
 @dataclass(frozen=True)
-class Section:
-    """A section: its anchor, title, the finding in a sentence, and blocks."""
+class PageSection:
+    """A section of the page: anchor, title, its result in a sentence, and blocks."""
 
     id: str
     title: str
     lead: str
-    blocks: Sequence[Plain | Fold] = field(default_factory=tuple)
+    blocks: Sequence[Block | Collapsible] = field(default_factory=tuple)
 
 
 @dataclass(frozen=True)
-class Card:
-    """A headline number."""
+class HeadlineCard:
+    """A figure at the top of the page."""
 
     label: str
     value: str

@@ -1,141 +1,159 @@
-"""The curation's own part of the page: thresholds, whom the filters hit, how good the choice is."""
+"""Sections about curation: thresholds, survival by stratum, quality of the selection, leaks."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Any
 
-from geofm.reporting import plots as curation_plots
-from geofm.reporting.blocks import Note, Plain, Plot, Section, Table
-from geofm.reporting.report_data import Material
-from geofm.runtime import text as words
-from geofm.runtime.text import count, each, percent
+from geofm.reporting import plots
+from geofm.reporting.blocks import Block, Note, PageSection, Plot, Table
+from geofm.reporting.report_data import ReportData
+from geofm.runtime.text import count, each, known, percent, some
 
-CHOICES = {"kept": "this dataset", "random": "random choice", "balanced-kmeans":
-           "balanced k-means"}  # fmt: skip
-MEASURES = ("facility_location", "covering_radius", "spectral_log_volume", "cluster_gini")
+#: Names of the selection and of the baselines it is compared with.
+SELECTION_NAMES = {
+    "kept": "this dataset",
+    "random": "random choice",
+    "balanced-kmeans": "balanced k-means",
+}
+#: Columns of the table of quality measures.
+QUALITY_MEASURES = (
+    "facility_location",
+    "covering_radius",
+    "spectral_log_volume",
+    "cluster_gini",
+)
+#: Strata without kept chips that the section lists.
+MOST_STRATA = 20
 
 
-def thresholds(material: Material) -> Section:
-    """Where the duplicate threshold comes from."""
+def curation_sections(data: ReportData) -> Iterable[PageSection]:
+    """Make the sections about curation, in the order of the page."""
+    yield thresholds_section(data)
+    yield survival_section(data)
+    yield selection_section(data)
+    yield evaluation_sets_section(data)
+
+
+def thresholds_section(data: ReportData) -> PageSection:
+    """Duplicate threshold of each collection, and its calibration."""
     title = "Thresholds"
-    facts = material.facts("calibration")
-    found: dict[str, dict[str, Any]] = facts.get("thresholds", {})
-    if not found:
-        return Section("thresholds", title, "No threshold was calibrated.")
+    thresholds: dict[str, dict[str, Any]] = data.facts("calibration").get("thresholds", {})
+    if not thresholds:
+        return PageSection("thresholds", title, "No threshold was calibrated.")
+    head = ("Collection", "Cosine from", "Where it comes from", "Like pairs", "Unlike pairs")
     rows = [
-        (name, f"{one['threshold']:.4f}", f"{one['source']}: {one['reason']}",
-         count(one["positives"]), count(one["negatives"]))
-        for name, one in sorted(found.items())
-    ]  # fmt: skip
-    blocks: list[Plain] = [
-        Table(
-            ("Collection", "Cosine from", "Where it comes from", "Like pairs", "Unlike pairs"),
-            rows,
-            numeric=frozenset({1, 3, 4}),
+        (
+            name,
+            f"{facts['threshold']:.4f}",
+            f"{facts['source']}: {facts['reason']}",
+            count(facts["positives"]),
+            count(facts["negatives"]),
         )
+        for name, facts in sorted(thresholds.items())
     ]
-    curve = material.curve
+    blocks: list[Block] = [Table(head, rows, numeric=frozenset({1, 3, 4}))]
+    curve = data.curve
     if len(curve):
         curve = curve[curve["class"] == "all"].dropna(subset=["precision"])
     if len(curve):
-        chosen = {name: float(one["threshold"]) for name, one in found.items()}
+        chosen = {name: float(facts["threshold"]) for name, facts in thresholds.items()}
         caption = (
-            "Pairs whose truth is known without looking at them: re-rendered and overlapping chips "
-            "are alike, other dates and far places are not."
+            "Pairs with a known truth: re-rendered and overlapping chips are duplicates, chips of "
+            "other dates and of far regions are not."
         )
-        blocks.append(Plot(curation_plots.calibration(curve, chosen), caption))
+        blocks.append(Plot(plots.plot_calibration(curve, chosen), caption))
     lead = (
-        "From which cosine similarity two chips of this encoder and sensor are duplicates, "
-        "measured on pairs that metadata already knows."
+        "Cosine similarity from which two chips of this encoder and sensor are duplicates, "
+        "measured on pairs whose truth follows from their metadata."
     )
-    return Section("thresholds", title, lead, blocks)
+    return PageSection("thresholds", title, lead, blocks)
 
 
-def survival(material: Material) -> Section:
-    """Whom the filters hit."""
-    title = "Whom the filters hit"
-    table = material.survival
+def survival_section(data: ReportData) -> PageSection:
+    """Share of candidates that the filters leave in each stratum."""
+    title = "Effect of the filters by stratum"
+    table = data.survival
     if table.empty:
-        return Section("survival", title, "Nothing reached curation.")
-    whole = table[table["stratum_of"] == table["stratum_of"].iloc[0]]
-    overall = whole["kept"].sum() / max(int(whole["candidates"].sum()), 1)
-    gone = table[(table["kept"] == 0) & (table["candidates"] > 0)]
-    lead = f"{percent(overall, 0)} of the candidates stay."
-    if len(gone):
+        return PageSection("survival", title, "Nothing reached curation.")
+    first_dimension = table[table["stratum_of"] == table["stratum_of"].iloc[0]]
+    candidates = max(int(first_dimension["candidates"].sum()), 1)
+    lead = f"{percent(first_dimension['kept'].sum() / candidates, 0)} of the candidates stay."
+    emptied = table[(table["kept"] == 0) & (table["candidates"] > 0)]
+    if len(emptied):
         lead += (
-            f" {words.some(len(gone), 'stratum')} lost every chip: look there for a filter's bias."
+            f" {some(len(emptied), 'stratum')} lost every chip, which may show a bias of a filter."
         )
     else:
         lead += " No stratum lost all of its chips."
     caption = (
-        "Each row is a stratum with its number of candidates; dots are what is left after the "
-        "gates, after duplicates, and in the end."
+        "Each row is a stratum with its number of candidates; the dots show the share that remains "
+        "after the gates, after duplicate removal, and in the dataset."
     )
-    blocks: list[Plain] = [Plot(curation_plots.survival(table), caption)]
-    if len(gone):
-        rows = [(str(r.stratum_of), str(r.stratum), count(r.candidates)) for r in each(gone[:20])]
-        blocks.append(
-            Table(("By", "Without any kept chip", "Candidates"), rows, numeric=frozenset({2}))
-        )
-    return Section("survival", title, lead, blocks)
+    blocks: list[Block] = [Plot(plots.plot_survival(table), caption)]
+    if len(emptied):
+        rows = [
+            (str(row.stratum_of), str(row.stratum), count(row.candidates))
+            for row in each(emptied[:MOST_STRATA])
+        ]
+        head = ("By", "Without any kept chip", "Candidates")
+        blocks.append(Table(head, rows, numeric=frozenset({2})))
+    return PageSection("survival", title, lead, blocks)
 
 
-def choice(material: Material) -> Section:
-    """How good the choice is beside others of the same size."""
-    title = "How good the choice is"
-    table = material.measures
+def selection_section(data: ReportData) -> PageSection:
+    """Quality of the selection beside other selections of the same size."""
+    title = "Quality of the selection"
+    table = data.measures
     if table.empty:
-        return Section("choice", title, "Nothing was chosen, so there is nothing to compare.")
-    columns = [c for c in MEASURES if c in table]
+        return PageSection("choice", title, "Nothing was selected, so there is nothing to compare.")
+    columns = [c for c in QUALITY_MEASURES if c in table]
+    head = ("Selection", *(c.replace("_", " ") for c in columns))
     rows = [
-        (CHOICES.get(str(row["choice"]), str(row["choice"])),
-         *(f"{row[c]:.4f}" if words.known(row[c]) else "—" for c in columns))
+        (
+            SELECTION_NAMES.get(str(row["choice"]), str(row["choice"])),
+            *(f"{row[c]:.4f}" if known(row[c]) else "—" for c in columns),
+        )
         for row in table.to_dict("records")
-    ]  # fmt: skip
-    head = ("Choice", *(c.replace("_", " ") for c in columns))
+    ]
     block = Table(head, rows, numeric=frozenset(range(1, len(head))), strong=frozenset({0}))
     lead = (
-        "Measured over the chips that passed the gates: facility location is the mean similarity "
-        "of a chip to its nearest kept one (higher is better), the covering radius how far the "
-        "worst-served chip is (lower is better), the spectral volume how much of the spectral "
-        "range is kept, the Gini index how unevenly clusters are served (0 is even). All choices "
-        "have the same number of chips."
+        "Measured over the chips that passed the gates. Facility location is the mean similarity "
+        "of a chip to its nearest kept chip (higher is better). The covering radius is the largest "
+        "distance of a chip to its nearest kept chip (lower is better). The spectral volume "
+        "measures how much of the spectral range is kept. The Gini index measures how unevenly the "
+        "clusters are represented (0 is even). All selections have the same number of chips."
     )
-    return Section("choice", title, lead, [block])
+    return PageSection("choice", title, lead, [block])
 
 
-def contamination(material: Material) -> Section:
-    """What was removed because an evaluation set has it."""
+def evaluation_sets_section(data: ReportData) -> PageSection:
+    """Chips that were removed because an evaluation set contains them."""
     title = "Evaluation sets"
-    found: dict[str, Any] = material.facts("decisions").get("decontamination", {})
-    if not found.get("sets"):
+    facts: dict[str, Any] = data.facts("decisions").get("decontamination", {})
+    sets = facts.get("sets")
+    if not sets:
         lead = (
             "No evaluation set was registered (curate.evaluation_sets), so none was checked: "
             "scores on public benchmarks may be leaked."
         )
-        return Section("contamination", title, lead)
+        return PageSection("contamination", title, lead)
+    head = ("Set", "Checked by", "Footprints", "Images", "Chips removed")
     rows = [
         (
-            str(one["name"]), ", ".join(one["checked_by"]), count(one["footprints"]),
-            count(one["images"]), count(one["removed"]),
+            str(evaluation_set["name"]),
+            ", ".join(evaluation_set["checked_by"]),
+            count(evaluation_set["footprints"]),
+            count(evaluation_set["images"]),
+            count(evaluation_set["removed"]),
         )
-        for one in found["sets"]
-    ]  # fmt: skip
-    head = ("Set", "Checked by", "Footprints", "Images", "Chips removed")
-    blocks: list[Plain] = [Table(head, rows, numeric=frozenset({2, 3, 4}))]
-    if any("footprint" not in one["checked_by"] for one in found["sets"]):
+        for evaluation_set in sets
+    ]
+    blocks: list[Block] = [Table(head, rows, numeric=frozenset({2, 3, 4}))]
+    if any("footprint" not in evaluation_set["checked_by"] for evaluation_set in sets):
         blocks.append(
-            Note("A set without footprints can be checked by what its images look like only.")
+            Note("A set without footprints is checked by the appearance of its images only.")
         )
-    removed = words.some(found["chips_removed"], "chip")
+    removed = some(facts["chips_removed"], "chip")
     lead = f"{removed} removed because an evaluation set shows the same place or picture."
-    return Section("contamination", title, lead, blocks)
-
-
-def sections(material: Material) -> Iterable[Section]:
-    """In the order of the page."""
-    yield thresholds(material)
-    yield survival(material)
-    yield choice(material)
-    yield contamination(material)
+    return PageSection("contamination", title, lead, blocks)

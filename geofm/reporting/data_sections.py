@@ -1,4 +1,4 @@
-"""The data half of the page: where, what fell and why, what it looks like."""
+"""Sections about the data: map, drops, chips, duplicates, distributions, feature space."""
 
 from __future__ import annotations
 
@@ -11,247 +11,276 @@ import pandas as pd
 from data_catalog.artifact import Artifact
 from geofm.config.recipe import ReportSettings
 from geofm.reporting import maps, plots
-from geofm.reporting.blocks import Clusters, Note, Plain, Plot, Section, Thumb, Thumbs
-from geofm.reporting.pictures import chip_picture, png, spread, stored
-from geofm.reporting.report_data import Material, cascade, item_states, vectors
-from geofm.runtime import text as words
-from geofm.runtime.text import count, each, reason
+from geofm.reporting.blocks import (
+    Block,
+    Gallery,
+    GalleryGrid,
+    Note,
+    PageSection,
+    Plot,
+    Thumbnail,
+)
+from geofm.reporting.pictures import chip_picture, evenly_spaced, png_bytes, with_pixels
+from geofm.reporting.report_data import (
+    ReportData,
+    count_drops,
+    sample_vectors,
+    with_item_states,
+)
+from geofm.runtime.text import count, each, known, percent, reason, some
 
-#: Chips drawn in the feature map; t-SNE beyond it takes minutes and shows no more.
+#: Chips in the map of the feature space; t-SNE of more takes minutes and shows no more.
 MOST_POINTS = 1500
+#: Chips in the histograms.
 MOST_HISTOGRAM = 200_000
+#: Dropped chips shown per rule.
 DROPPED_PER_RULE = 8
+#: Dropped chips shown beside each kept duplicate.
 COPIES_SHOWN = 3
+#: Pairs shown with a similarity just above the threshold.
 CLOSE_CALLS = 4
 
 
-def where(material: Material) -> Section:
+def data_sections(data: ReportData, settings: ReportSettings) -> Iterable[PageSection]:
+    """Make the sections about the data, in the order of the page."""
+    yield map_section(data)
+    yield drops_section(data)
+    yield kept_section(data, settings)
+    yield dropped_section(data, settings)
+    yield duplicates_section(data, settings)
+    yield distributions_section(data)
+    yield feature_space_section(data)
+
+
+def map_section(data: ReportData) -> PageSection:
     """Footprints of scenes and chips."""
-    items = item_states(material.items)
-    drawn = maps.drawable(items)
+    items = with_item_states(data.items)
+    drawn = maps.has_footprint(items)
     if not drawn.any():
-        return Section("map", "Where", "No scene has a footprint, so there is no map to draw.")
-    picture = maps.footprints(items, material.chips)
+        return PageSection("map", "Map", "No scene has a footprint, so there is no map to draw.")
     lead = (
-        f"{count(len(items))} scenes, {count(len(material.chips))} candidate chips, "
-        f"{count(len(material.kept()))} kept."
+        f"{count(len(items))} scenes, {count(len(data.chips))} candidate chips, "
+        f"{count(len(data.kept()))} kept."
     )
     caption = (
-        "Longitude and latitude (WGS 84), one panel per place with the most scenes. Scenes of "
-        "several dates lie on top of each other: a blue cell with an orange centre is a place "
-        "where one chip stays and another was dropped."
+        "Longitude and latitude (WGS 84), a panel for each of the regions with most scenes. Scenes "
+        "of several dates lie on top of each other: a blue cell with an orange centre is a place "
+        "where one chip was kept and another was dropped."
     )
-    blocks: list[Plain] = [Plot(picture, caption)]
-    lost = int((~drawn).sum())
-    if lost:
+    blocks: list[Block] = [Plot(maps.plot_footprints(items, data.chips), caption)]
+    missing = int((~drawn).sum())
+    if missing:
         blocks.append(
-            Note(f"Without a usable footprint, and so not drawn: {words.some(lost, 'scene')}.")
+            Note(f"Without a usable footprint, and so not drawn: {some(missing, 'scene')}.")
         )
-    return Section("map", "Where", lead, blocks)
+    return PageSection("map", "Map", lead, blocks)
 
 
-def funnel(material: Material) -> Section:
-    """What fell, by reason."""
-    items, chips = item_states(material.items), material.chips
+def drops_section(data: ReportData) -> PageSection:
+    """Numbers of dropped scenes and chips, by reason."""
+    title = "Dropped scenes and chips"
+    items, chips = with_item_states(data.items), data.chips
     if items.empty:
-        return Section("funnel", "What was dropped, and why", "The search found no scene.")
-    scene_steps = cascade(items, "state", "reason")
-    chip_steps = cascade(chips, "state", "why")
-    gone = len(chips) - len(material.kept())
+        return PageSection("funnel", title, "The search found no scene.")
+    item_drops = count_drops(items, "state", "reason")
+    chip_drops = count_drops(chips, "state", "why")
+    dropped = len(chips) - len(data.kept())
     if not len(chips):
         lead = "No chip was cut."
-    elif not gone:
+    elif not dropped:
         lead = f"All {count(len(chips))} candidate chips were kept."
     else:
-        _, why, rows = chip_steps[0]
+        _, why, rows = chip_drops[0]
         lead = (
-            f"{count(gone)} of {count(len(chips))} candidate chips "
-            f"({words.percent(gone / len(chips), 0)}) were dropped; the commonest reason is "
+            f"{count(dropped)} of {count(len(chips))} candidate chips "
+            f"({percent(dropped / len(chips), 0)}) were dropped; the most frequent reason is "
             f"“{reason(why)}” with {count(rows)}."
         )
-    picture = plots.funnel((len(items), scene_steps), (len(chips), chip_steps))
-    caption = "Every row in is a row out or a row with a reason: the bars of a panel add up."
-    return Section("funnel", "What was dropped, and why", lead, [Plot(picture, caption)])
+    picture = plots.plot_drops((len(items), item_drops), (len(chips), chip_drops))
+    caption = "Every input row is an output row or a row with a reason: the bars add up."
+    return PageSection("funnel", title, lead, [Plot(picture, caption)])
 
 
-def thumb(chips: Artifact, row: Any, caption: str) -> Thumb:
-    """One chip as a thumbnail."""
-    alt = f"{row.state} chip {row.chip_id} of {row.collection}"
-    return Thumb(png(chip_picture(chips, row)), alt, caption, row.state)
-
-
-def _thumbs(chips: Artifact, rows: pd.DataFrame, caption: str = "collection") -> list[Thumb]:
-    return [thumb(chips, row, str(getattr(row, caption))) for row in each(rows)]
-
-
-def kept(material: Material, settings: ReportSettings) -> Section:
-    """A sample of what is kept."""
-    table = stored(material.kept())
+def kept_section(data: ReportData, settings: ReportSettings) -> PageSection:
+    """A sample of the kept chips."""
+    table = with_pixels(data.kept())
     if table.empty:
-        return Section("kept", "Kept chips", "No chip was kept.")
-    shown = spread(table, settings.montage)
+        return PageSection("kept", "Kept chips", "No chip was kept.")
+    shown = evenly_spaced(table, settings.montage)
     lead = (
         f"{count(len(shown))} of {count(len(table))} kept chips, evenly spaced over collections "
-        "and ids, not chosen for their looks."
+        "and ids, not selected for their looks."
     )
-    gallery = Thumbs("", _tone(shown), _thumbs(material.artifacts["chips"], shown))
-    return Section("kept", "Kept chips", lead, [gallery])
+    gallery = Gallery("", _rendering(shown), _thumbnails(data.artifacts["chips"], shown))
+    return PageSection("kept", "Kept chips", lead, [gallery])
 
 
-def _tone(shown: pd.DataFrame) -> str:
-    """How the pictures were made, where that is not obvious."""
-    bands = {tuple(b) for b in shown["bands"]}
-    if all({"red", "green", "blue"} <= set(b) for b in bands):
+def _thumbnail(chips: Artifact, row: Any, caption: str) -> Thumbnail:
+    alt = f"{row.state} chip {row.chip_id} of {row.collection}"
+    return Thumbnail(png_bytes(chip_picture(chips, row)), alt, caption, row.state)
+
+
+def _thumbnails(chips: Artifact, rows: pd.DataFrame) -> list[Thumbnail]:
+    """Thumbnails with the collection as caption."""
+    return [_thumbnail(chips, row, str(row.collection)) for row in each(rows)]
+
+
+def _rendering(shown: pd.DataFrame) -> str:
+    """How the pictures were rendered."""
+    band_lists = {tuple(bands) for bands in shown["bands"]}
+    if all({"red", "green", "blue"} <= set(bands) for bands in band_lists):
         return "True colour; reflectance of 0.3 is white, with a gamma of 1.5 for the screen."
     return "Some collections lack red, green and blue: their first bands are shown instead."
 
 
-def dropped(material: Material, settings: ReportSettings) -> Section:
-    """Samples of what was dropped, by rule."""
-    gone = material.chips[material.chips["state"] != "kept"]
-    table = stored(gone)
+def dropped_section(data: ReportData, settings: ReportSettings) -> PageSection:
+    """A sample of the dropped chips for each rule."""
+    dropped = data.chips[data.chips["state"] != "kept"]
+    table = with_pixels(dropped)
     if table.empty:
-        lead = "No chip was dropped." if gone.empty else "No dropped chip has stored pixels."
-        return Section("dropped", "Dropped chips", lead)
-    blocks: list[Plain] = []
+        lead = "No chip was dropped." if dropped.empty else "No dropped chip has stored pixels."
+        return PageSection("dropped", "Dropped chips", lead)
+    blocks: list[Block] = []
     rules = table["why"].value_counts(sort=True)
     most = max(min(DROPPED_PER_RULE, settings.montage // len(rules)), 2)
-    for rule, rows in rules.items():
-        mine = table[table["why"] == rule]
-        shown = spread(mine, most)
-        text = f"{words.some(int(rows), 'chip')}."
-        said = mine["reason"].dropna().astype(str) if "reason" in mine else pd.Series(dtype=str)
-        if len(said) and said.iloc[0]:
-            text += f" For example: {said.iloc[0]}."
-        title = reason(str(rule)).capitalize()
-        blocks.append(Thumbs(title, text, _thumbs(material.artifacts["chips"], shown)))
-    unseen = len(gone) - len(table)
-    if unseen:
-        blocks.append(Note(f"{count(unseen)} more were dropped before their pixels were stored."))
-    lead = "A sample for each rule, so that a rule that drops the wrong thing can be seen."
-    return Section("dropped", "Dropped chips", lead, blocks)
+    for rule, size in rules.items():
+        rows = table[table["why"] == rule]
+        text = f"{some(int(size), 'chip')}."
+        reasons = rows["reason"].dropna().astype(str) if "reason" in rows else pd.Series(dtype=str)
+        if len(reasons) and reasons.iloc[0]:
+            text += f" For example: {reasons.iloc[0]}."
+        thumbs = _thumbnails(data.artifacts["chips"], evenly_spaced(rows, most))
+        blocks.append(Gallery(reason(str(rule)).capitalize(), text, thumbs))
+    without_pixels = len(dropped) - len(table)
+    if without_pixels:
+        blocks.append(
+            Note(f"{count(without_pixels)} more were dropped before their pixels were stored.")
+        )
+    lead = "A sample for each rule, so that a rule that drops usable chips can be seen."
+    return PageSection("dropped", "Dropped chips", lead, blocks)
 
 
-def duplicates(material: Material, settings: ReportSettings) -> Section:
-    """Duplicate clusters: the kept chip beside those dropped for it."""
-    chips = material.chips
-    copies = stored(chips[chips["why"].isin(["near_duplicate", "pixel_duplicate", "identical"])])
-    by_id = stored(material.kept()).set_index("chip_id", drop=False)
-    copies = copies[copies["witness_id"].isin(by_id.index)]
-    title = "Duplicates and their witnesses"
+def duplicates_section(data: ReportData, settings: ReportSettings) -> PageSection:
+    """Kept chips beside the duplicates that were dropped for them."""
+    chips, title = data.chips, "Duplicates and their witnesses"
+    copies = with_pixels(
+        chips[chips["why"].isin(["near_duplicate", "pixel_duplicate", "identical"])]
+    )
+    kept = with_pixels(data.kept()).set_index("chip_id", drop=False)
+    copies = copies[copies["witness_id"].isin(kept.index)]
     if copies.empty:
-        return Section("duplicates", title, "No chip was dropped as a duplicate of another.")
-    source = material.artifacts["chips"]
-    groups: list[Thumbs] = []
+        return PageSection("duplicates", title, "No chip was dropped as a duplicate of another.")
+    source = data.artifacts["chips"]
+    galleries: list[Gallery] = []
     sizes = copies.groupby("witness_id").size().sort_values(ascending=False, kind="stable")
     for witness_id in sizes.index[: settings.clusters]:
-        mine = copies[copies["witness_id"] == witness_id].sort_values(
+        cluster = copies[copies["witness_id"] == witness_id].sort_values(
             ["similarity", "chip_id"], ascending=[False, True]
         )
-        pick = np.unique(np.linspace(0, len(mine) - 1, min(len(mine), COPIES_SHOWN)).astype(int))
-        name = f"{witness_id[:10]} stands for {count(len(mine))} more"
-        text = _places(pd.concat([by_id.loc[[witness_id]], mine]))
-        row = _pair(source, by_id, mine.iloc[pick])
-        groups.append(Thumbs(name, text, row))
-    blocks: list[Plain] = [Clusters(groups)]
+        number = min(len(cluster), COPIES_SHOWN)
+        rows = np.unique(np.linspace(0, len(cluster) - 1, number).astype(int))
+        name = f"{witness_id[:10]} replaces {count(len(cluster))} more"
+        text = _origin(pd.concat([kept.loc[[witness_id]], cluster]))
+        galleries.append(Gallery(name, text, _witness_and_copies(source, kept, cluster.iloc[rows])))
+    blocks: list[Block] = [GalleryGrid(galleries)]
     near = copies[copies["why"] == "near_duplicate"].dropna(subset=["similarity"])
     if len(near):
-        closest = near.sort_values(["similarity", "chip_id"]).iloc[:CLOSE_CALLS]
-        row = [t for i in range(len(closest)) for t in _pair(source, by_id, closest.iloc[[i]])]
-        text = (
-            "Pairs just above the threshold: if these do not look like duplicates, "
-            "curate.threshold is too low."
-        )
-        blocks.append(Thumbs("The closest calls", text, row))
+        blocks.append(_close_calls(source, kept, near))
     lead = (
-        f"{count(len(copies))} chips were dropped because {count(len(sizes))} kept ones look the "
-        "same. Left in each row is the witness, which stays; the number is the exact cosine "
-        "similarity to it, or the likeness of the pixels."
+        f"{count(len(copies))} chips were dropped because {count(len(sizes))} kept chips look the "
+        "same. The first picture of each row is the witness, which was kept. The numbers are exact "
+        "cosine similarities to it, or similarities of the pixels."
     )
-    return Section("duplicates", title, lead, blocks)
+    return PageSection("duplicates", title, lead, blocks)
 
 
-def _pair(source: Artifact, by_id: pd.DataFrame, rows: pd.DataFrame) -> list[Thumb]:
-    """The witness of these rows, then the rows."""
-    witness = each(by_id.loc[[rows["witness_id"].iloc[0]]])[0]
-    thumbs = [thumb(source, witness, f"kept\n{_day(witness)}".strip())]
-    for row in each(rows):
+def _close_calls(source: Artifact, kept: pd.DataFrame, near: pd.DataFrame) -> Gallery:
+    """The duplicates with the lowest similarity to their witness."""
+    closest = near.sort_values(["similarity", "chip_id"]).iloc[:CLOSE_CALLS]
+    thumbs = [
+        thumb
+        for i in range(len(closest))
+        for thumb in _witness_and_copies(source, kept, closest.iloc[[i]])
+    ]
+    text = "If these pairs do not look like duplicates, curate.threshold is too low."
+    return Gallery("Pairs just above the threshold", text, thumbs)
+
+
+def _witness_and_copies(
+    source: Artifact, kept: pd.DataFrame, copies: pd.DataFrame
+) -> list[Thumbnail]:
+    """Thumbnails of a witness and of copies of it."""
+    witness = each(kept.loc[[copies["witness_id"].iloc[0]]])[0]
+    thumbs = [_thumbnail(source, witness, f"kept\n{_date(witness)}".strip())]
+    for row in each(copies):
         value = "equal" if row.why == "identical" else f"{row.similarity:.4f}"
         value += " by pixels" if row.why == "pixel_duplicate" else ""
-        thumbs.append(thumb(source, row, f"{value}\n{_day(row)}".strip()))
+        thumbs.append(_thumbnail(source, row, f"{value}\n{_date(row)}".strip()))
     return thumbs
 
 
-def _day(row: Any) -> str:
-    return str(row.datetime)[:10] if words.known(getattr(row, "datetime", None)) else ""
+def _date(row: Any) -> str:
+    return str(row.datetime)[:10] if known(getattr(row, "datetime", None)) else ""
 
 
-def _places(rows: pd.DataFrame) -> str:
+def _origin(rows: pd.DataFrame) -> str:
+    """Scenes and collections of chips, in a sentence."""
     scenes, collections = rows["item_id"].nunique(), sorted(rows["collection"].unique())
-    return f"From {words.some(scenes, 'scene')} of {', '.join(map(str, collections))}."
+    return f"From {some(scenes, 'scene')} of {', '.join(map(str, collections))}."
 
 
-def distributions(material: Material) -> Section:
-    """Histograms of the scores."""
+def distributions_section(data: ReportData) -> PageSection:
+    """Histograms of the scores of kept and dropped chips."""
     title = "Scores, kept and dropped"
-    chips = material.chips[material.chips["status"] == "ok"]
+    chips = data.chips[data.chips["status"] == "ok"]
     if len(chips) > MOST_HISTOGRAM:
         chips = chips.iloc[:: -(-len(chips) // MOST_HISTOGRAM)]
-    if not plots.measured(chips):
-        return Section("scores-of-chips", title, "No candidate chip has scores.")
-    threshold = material.facts("decisions").get("threshold")
-    picture = plots.distributions(chips, threshold)
-    halves = [
-        chips.loc[chips["state"] == s, "entropy"].median() for s in ("kept", "dropped")
-    ] if "entropy" in chips else []  # fmt: skip
-    lead = "Quality only orders chips; it decides which of several duplicates stays."
-    if len(halves) == 2 and all(words.known(h) for h in map(float, halves)):
+    if not plots.measured_columns(chips):
+        return PageSection("scores-of-chips", title, "No candidate chip has scores.")
+    threshold = data.facts("decisions").get("threshold")
+    picture = plots.plot_distributions(chips, threshold)
+    lead = "Quality only orders chips: it decides which of several duplicates is kept."
+    medians = []
+    if "entropy" in chips:
+        states = ("kept", "dropped")
+        medians = [chips.loc[chips["state"] == state, "entropy"].median() for state in states]
+    if medians and all(known(float(median)) for median in medians):
         lead += (
-            f" Median entropy is {halves[0]:.2f} bits for kept chips and {halves[1]:.2f} for "
+            f" Median entropy is {medians[0]:.2f} bits for kept chips and {medians[1]:.2f} for "
             "dropped ones."
         )
     caption = (
-        "Chips that reached curation. Entropy is shown, never maximised: noise has the most of it."
+        "Chips that reached curation. Entropy is shown but never maximised, because noise has the "
+        "highest entropy."
     )
-    return Section("scores-of-chips", title, lead, [Plot(picture, caption)])
+    return PageSection("scores-of-chips", title, lead, [Plot(picture, caption)])
 
 
-def embedding(material: Material) -> Section:
-    """The chips in the encoder's feature space."""
+def feature_space_section(data: ReportData) -> PageSection:
+    """Chips in the encoder's feature space, in two dimensions."""
     title = "Feature space"
-    ids, matrix = vectors(material.artifacts, MOST_POINTS)
-    chips = material.chips.set_index("chip_id", drop=False)
-    found = [i for i, chip_id in enumerate(ids) if chip_id in chips.index]
-    if len(found) < 3:
-        return Section("embedding", title, "Fewer than three chips have a vector: nothing to map.")
-    table = chips.loc[[ids[i] for i in found]]
-    flat, method = maps.flatten(matrix[found])
-    source = material.artifacts["chips"]
+    ids, vectors = sample_vectors(data.artifacts, MOST_POINTS)
+    chips = data.chips.set_index("chip_id", drop=False)
+    present = [i for i, chip_id in enumerate(ids) if chip_id in chips.index]
+    if len(present) < 3:
+        sentence = "Fewer than three chips have a vector: nothing to map."
+        return PageSection("embedding", title, sentence)
+    table = chips.loc[[ids[i] for i in present]]
+    flat, method = maps.project_vectors(vectors[present])
     rows = each(table)
+    source = data.artifacts["chips"]
     pictures = {
         row: chip_picture(source, rows[row], 72) for row in maps.mosaic_rows(flat) if rows[row].part
     }
-    picture = maps.embedding(
-        flat, table["state"].tolist(), table["collection"].astype(str).tolist(), pictures, method
-    )
-    encoder = material.facts("embeddings").get("encoder", "the encoder")
+    states, collections = table["state"].tolist(), table["collection"].astype(str).tolist()
+    picture = maps.plot_feature_space(flat, states, collections, pictures, method)
+    encoder = data.facts("embeddings").get("encoder", "the encoder")
     lead = (
-        f"{count(len(found))} chips by what {encoder} sees in them. Orange clumps with little blue "
-        "are redundancy removed; orange regions without blue would be a gap."
+        f"{count(len(present))} chips in the feature space of {encoder}. Orange groups with little "
+        "blue are removed duplicates; orange regions without blue would be a gap in the dataset."
     )
     caption = (
         f"{method} with a fixed seed; distances between far groups mean little. "
-        "Decisions are taken in the full space, not in this picture."
+        "Decisions are made in the full space, not in this picture."
     )
-    return Section("embedding", title, lead, [Plot(picture, caption)])
-
-
-def sections(material: Material, settings: ReportSettings) -> Iterable[Section]:
-    """The data half, in the order of the page."""
-    yield where(material)
-    yield funnel(material)
-    yield kept(material, settings)
-    yield dropped(material, settings)
-    yield duplicates(material, settings)
-    yield distributions(material)
-    yield embedding(material)
+    return PageSection("embedding", title, lead, [Plot(picture, caption)])

@@ -1,4 +1,4 @@
-"""Two kinds of map: where the footprints are on Earth, and where the chips are in feature space."""
+"""Maps: footprints on the Earth, and chips in the encoder's feature space."""
 
 from __future__ import annotations
 
@@ -19,63 +19,80 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from geofm.reporting.plots import GRID, INK, NEUTRAL, SERIES, SOFT, STATES, Picture, drawing, finish
+from geofm.reporting.plots import (
+    GRID,
+    INK,
+    NEUTRAL,
+    SERIES,
+    SOFT,
+    STATES,
+    Picture,
+    new_figure,
+    save_figure,
+)
 from geofm.types import Floats
 
-#: Scenes nearer to each other than this (degrees) are one place and share a panel.
-NEAR = 0.25
-MOST_PLACES = 6
-#: Footprints drawn per panel; more could not be told apart.
+#: Scenes closer to each other than this (degrees) are one region and share a panel.
+REGION_DISTANCE = 0.25
+#: Regions that get a panel.
+MOST_REGIONS = 6
+#: Footprints drawn in a panel; more could not be distinguished.
 MOST_FOOTPRINTS = 6000
 
 
-def places(geometries: Sequence[Any]) -> list[Floats]:
-    """Bounding boxes (west, south, east, north) of groups of scenes, the largest group first."""
-    boxes = shapely.box(*shapely.bounds(np.asarray(geometries, dtype=object)).T)
-    merged = shapely.union_all(shapely.buffer(boxes, NEAR / 2, cap_style="square"))
-    parts = shapely.get_parts(merged)
-    tree = shapely.STRtree(parts)
-    home = tree.query(boxes, predicate="intersects")
-    sizes = np.bincount(home[1], minlength=len(parts))
-    order = np.argsort(-sizes, kind="stable")
-    found = []
-    for part in order:
-        members = boxes[home[0][home[1] == part]]
-        found.append(np.asarray(shapely.total_bounds(members), dtype=np.float64))
-    return found
-
-
-def footprints(items: pd.DataFrame, chips: pd.DataFrame) -> Picture:
-    """Scenes and chips by what became of them: an overview, and a panel per place.
+def group_scenes(geometries: Sequence[Any]) -> list[Floats]:
+    """Group scenes into regions.
 
     Args:
-        items: ``geometry`` (EPSG:4326) and ``state``; at least one geometry.
-        chips: ``geometry`` and ``state``.
+        geometries: Footprints in degrees.
+
+    Returns:
+        Bounding box (west, south, east, north) of each region, the region with most scenes first.
     """
-    items = items[drawable(items)]
-    chips = chips[drawable(chips)]
-    found = places(items["geometry"].tolist())
-    shown = found[:MOST_PLACES]
+    boxes = shapely.box(*shapely.bounds(np.asarray(geometries, dtype=object)).T)
+    merged = shapely.union_all(shapely.buffer(boxes, REGION_DISTANCE / 2, cap_style="square"))
+    parts = shapely.get_parts(merged)
+    tree = shapely.STRtree(parts)
+    scene, part = tree.query(boxes, predicate="intersects")
+    sizes = np.bincount(part, minlength=len(parts))
+    regions = []
+    for number in np.argsort(-sizes, kind="stable"):
+        members = boxes[scene[part == number]]
+        regions.append(np.asarray(shapely.total_bounds(members), dtype=np.float64))
+    return regions
+
+
+def plot_footprints(items: pd.DataFrame, chips: pd.DataFrame) -> Picture:
+    """Draw scenes and chips by state: an overview, and a panel per region.
+
+    Args:
+        items: Columns ``geometry`` (EPSG:4326) and ``state``; at least one geometry.
+        chips: Columns ``geometry`` and ``state``.
+    """
+    items = items[has_footprint(items)]
+    chips = chips[has_footprint(chips)]
+    regions = group_scenes(items["geometry"].tolist())
+    shown = regions[:MOST_REGIONS]
     columns = 2 if len(shown) in (2, 4) else min(len(shown), 3)
     rows = -(-len(shown) // columns)
-    several = len(found) > 1
+    several = len(regions) > 1
     heights = ([2.7] if several else []) + [3.3 if columns > 1 else 5.4] * rows
-    with drawing(sum(heights) + 0.5) as figure:
+    with new_figure(sum(heights) + 0.5) as figure:
         grid = figure.add_gridspec(len(heights), columns, height_ratios=heights)
         if several:
-            _overview(figure.add_subplot(grid[0, :]), items, found)
+            _draw_overview(figure.add_subplot(grid[0, :]), items, regions)
         for number, box in enumerate(shown):
             line, column = divmod(number, columns)
             panel = figure.add_subplot(grid[line + int(several), column])
-            _place(panel, items, chips, box, str(number + 1) if several else "")
-        _legend(figure, items, chips)
+            _draw_region(panel, items, chips, box, str(number + 1) if several else "")
+        _draw_legend(figure, items, chips)
         counts = ", ".join(f"{n} {s}" for s, n in chips["state"].value_counts().items())
-        alt = f"Map of {len(items)} scene footprints in {len(found)} place(s); chips: {counts}"
-        return finish(figure, "map", alt)
+        alt = f"Map of {len(items)} scene footprints in {len(regions)} region(s); chips: {counts}"
+        return save_figure(figure, "map", alt)
 
 
-def drawable(table: pd.DataFrame) -> pd.Series:
-    """Which rows have a footprint that a map in degrees can show."""
+def has_footprint(table: pd.DataFrame) -> pd.Series:
+    """Mark the rows whose footprint can be shown on a map in degrees."""
     shapes = np.asarray(table["geometry"].tolist(), dtype=object)
     inside = ~(shapely.is_missing(shapes) | shapely.is_empty(shapes))
     bounds = shapely.bounds(shapes)
@@ -86,7 +103,7 @@ def drawable(table: pd.DataFrame) -> pd.Series:
     return pd.Series(inside, index=table.index)
 
 
-def _graticule(axes: Axes, latitude: float, x_ticks: int = 3) -> None:
+def _draw_graticule(axes: Axes, latitude: float, x_ticks: int = 3) -> None:
     axes.set_aspect(1 / max(np.cos(np.radians(latitude)), 0.2))
     axes.xaxis.set_major_formatter(lambda v, _: _degrees(v, "E", "W"))
     axes.yaxis.set_major_formatter(lambda v, _: _degrees(v, "N", "S"))
@@ -101,27 +118,37 @@ def _degrees(value: float, positive: str, negative: str) -> str:
     return f"{round(abs(value), 4):g}°{positive if value > 0 else negative if value < 0 else ''}"
 
 
-def _overview(axes: Axes, items: pd.DataFrame, found: list[Floats]) -> None:
+def _draw_overview(axes: Axes, items: pd.DataFrame, regions: list[Floats]) -> None:
     centres = shapely.centroid(np.asarray(items["geometry"].tolist(), dtype=object))
     x, y = shapely.get_x(centres), shapely.get_y(centres)
     for state, colour in STATES.items():
-        here = (items["state"] == state).to_numpy()
-        axes.scatter(x[here], y[here], s=22, color=colour, alpha=0.8, linewidths=0, zorder=3)
-    for number, box in enumerate(found[:MOST_PLACES]):
+        selected = (items["state"] == state).to_numpy()
+        axes.scatter(
+            x[selected], y[selected], s=22, color=colour, alpha=0.8, linewidths=0, zorder=3
+        )
+    for number, box in enumerate(regions[:MOST_REGIONS]):
         axes.annotate(
-            str(number + 1), ((box[0] + box[2]) / 2, box[3]), xytext=(0, 5),
-            textcoords="offset points", ha="center", fontsize=9, fontweight="bold", color=INK,
-        )  # fmt: skip
+            str(number + 1),
+            ((box[0] + box[2]) / 2, box[3]),
+            xytext=(0, 5),
+            textcoords="offset points",
+            ha="center",
+            fontsize=9,
+            fontweight="bold",
+            color=INK,
+        )
     west, south, east, north = np.min(x), np.min(y), np.max(x), np.max(y)
     pad_x, pad_y = max((east - west) * 0.06, 1.0), max((north - south) * 0.12, 1.0)
     axes.set_xlim(max(west - pad_x, -180), min(east + pad_x, 180))
     axes.set_ylim(max(south - pad_y, -90), min(north + pad_y, 90))
-    _graticule(axes, float(south + north) / 2, x_ticks=8)
+    _draw_graticule(axes, float(south + north) / 2, x_ticks=8)
     axes.set_aspect("auto")
     axes.set_title("All scenes")
 
 
-def _place(axes: Axes, items: pd.DataFrame, chips: pd.DataFrame, box: Floats, name: str) -> None:
+def _draw_region(
+    axes: Axes, items: pd.DataFrame, chips: pd.DataFrame, box: Floats, name: str
+) -> None:
     window = shapely.box(*box)
     scenes = items[shapely.intersects(np.asarray(items["geometry"].tolist(), dtype=object), window)]
     inside = chips
@@ -129,7 +156,7 @@ def _place(axes: Axes, items: pd.DataFrame, chips: pd.DataFrame, box: Floats, na
         shapes = np.asarray(chips["geometry"].tolist(), dtype=object)
         inside = chips[shapely.intersects(shapes, window)]
     step = max(-(-len(inside) // MOST_FOOTPRINTS), 1)
-    # kept over dropped, then the dropped once more as a mark in the middle of their cell
+    # Kept chips cover dropped ones, so dropped chips are drawn again as a small central mark.
     for state, share in (("dropped", 1.0), ("quarantined", 1.0), ("kept", 1.0), ("dropped", 0.4)):
         rings = [
             ring.mean(axis=0) + share * (ring - ring.mean(axis=0))
@@ -145,10 +172,10 @@ def _place(axes: Axes, items: pd.DataFrame, chips: pd.DataFrame, box: Floats, na
     pad_x, pad_y = (box[2] - box[0]) * 0.04 + 1e-4, (box[3] - box[1]) * 0.04 + 1e-4
     axes.set_xlim(box[0] - pad_x, box[2] + pad_x)
     axes.set_ylim(box[1] - pad_y, box[3] + pad_y)
-    _graticule(axes, float(box[1] + box[3]) / 2)
+    _draw_graticule(axes, float(box[1] + box[3]) / 2)
     kept = int((inside["state"] == "kept").sum())
-    where = f"{name}   " if name else ""
-    axes.set_title(f"{where}{kept} of {len(inside)} chips kept", fontsize=9.5)
+    prefix = f"{name}   " if name else ""
+    axes.set_title(f"{prefix}{kept} of {len(inside)} chips kept", fontsize=9.5)
 
 
 def _rings(table: pd.DataFrame) -> list[Floats]:
@@ -157,7 +184,7 @@ def _rings(table: pd.DataFrame) -> list[Floats]:
     return [shapely.get_coordinates(shapely.get_exterior_ring(p)) for p in polygons]
 
 
-def _legend(figure: Figure, items: pd.DataFrame, chips: pd.DataFrame) -> None:
+def _draw_legend(figure: Figure, items: pd.DataFrame, chips: pd.DataFrame) -> None:
     styles: list[tuple[str, Any]] = [("kept", "-"), ("dropped", "--"), ("quarantined", ":")]
     handles: list[Any] = [
         Patch(color=STATES[s], label=f"chip {s}") for s in STATES if (chips["state"] == s).any()
@@ -169,11 +196,18 @@ def _legend(figure: Figure, items: pd.DataFrame, chips: pd.DataFrame) -> None:
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
 
 
-def flatten(vectors: NDArray[np.float32], seed: int = 0) -> tuple[Floats, str]:
-    """Two coordinates per vector, and the method's name.
+def project_vectors(vectors: NDArray[np.float32], seed: int = 0) -> tuple[Floats, str]:
+    """Project vectors to two dimensions for display.
 
-    t-SNE on the first 50 principal components from 50 vectors up, else the first two components.
-    One thread and a fixed seed: the same vectors give the same picture.
+    From 50 vectors on the method is t-SNE on the first 50 principal components, otherwise the first
+    two components. A single thread and a fixed seed make the result reproducible.
+
+    Args:
+        vectors: Vectors, shape (n, D).
+        seed: Seed of t-SNE.
+
+    Returns:
+        Coordinates, shape (n, 2), and the name of the method.
     """
     centred = vectors.astype(np.float64) - vectors.astype(np.float64).mean(axis=0)
     parts = min(50, *centred.shape)
@@ -184,48 +218,57 @@ def flatten(vectors: NDArray[np.float32], seed: int = 0) -> tuple[Floats, str]:
             flat[:, : min(2, parts)] = reduced[:, :2]
             return flat, "principal components"
         tsne = TSNE(
-            perplexity=min(30.0, len(vectors) / 4), init="pca", random_state=seed, n_jobs=1,
+            perplexity=min(30.0, len(vectors) / 4),
+            init="pca",
+            random_state=seed,
+            n_jobs=1,
             max_iter=600,
-        )  # fmt: skip
+        )
         return np.asarray(tsne.fit_transform(reduced), dtype=np.float64), "t-SNE"
 
 
 def mosaic_rows(flat: Floats, columns: int = 17, lines: int = 7) -> list[int]:
-    """Rows whose pictures are shown: in each cell of a grid, the one nearest to its centre."""
+    """Select the points whose pictures are shown: in each cell of a grid, the most central one.
+
+    Args:
+        flat: Coordinates, shape (n, 2).
+        columns: Columns of the grid.
+        lines: Rows of the grid.
+    """
     low, high = flat.min(axis=0), flat.max(axis=0)
     cells = np.array([columns, lines])
     scaled = (flat - low) / np.where(high > low, high - low, 1) * (cells - 1e-9)
-    home = scaled.astype(int)
-    away = ((scaled - home - 0.5) ** 2).sum(axis=1)
-    best: dict[tuple[int, int], int] = {}
-    for row in np.argsort(away, kind="stable"):
-        best.setdefault((int(home[row, 0]), int(home[row, 1])), int(row))
-    return sorted(best.values())
+    cell = scaled.astype(int)
+    distance = ((scaled - cell - 0.5) ** 2).sum(axis=1)
+    nearest: dict[tuple[int, int], int] = {}
+    for row in np.argsort(distance, kind="stable"):
+        nearest.setdefault((int(cell[row, 0]), int(cell[row, 1])), int(row))
+    return sorted(nearest.values())
 
 
-def embedding(
+def plot_feature_space(
     flat: Floats,
     states: Sequence[str],
     collections: Sequence[str],
     pictures: dict[int, NDArray[np.uint8]],
     method: str,
 ) -> Picture:
-    """Chips in feature space: by decision, by collection, and as thumbnails framed by decision.
+    """Draw chips in feature space: by decision, by collection, and as thumbnails.
 
     Args:
-        flat: [n, 2] coordinates.
-        states: kept or dropped, per chip.
-        collections: per chip.
-        pictures: row -> picture [H, W, 3].
-        method: how the coordinates were made.
+        flat: Coordinates, shape (n, 2).
+        states: State of each chip.
+        collections: Collection of each chip.
+        pictures: Picture of shape (H, W, 3) by row, for the thumbnails.
+        method: Name of the projection.
     """
-    with drawing(8.6) as figure:
+    with new_figure(8.6) as figure:
         grid = figure.add_gridspec(2, 2, height_ratios=[3.6, 4.8])
         colours = {s: STATES[s] for s in STATES if s in states}
-        _scatter(figure.add_subplot(grid[0, 0]), flat, states, colours, "By decision")
+        _draw_points(figure.add_subplot(grid[0, 0]), flat, states, colours, "By decision")
         names = sorted(set(collections))
         by_name = {name: SERIES[i % len(SERIES)] for i, name in enumerate(names)}
-        _scatter(figure.add_subplot(grid[0, 1]), flat, collections, by_name, "By collection")
+        _draw_points(figure.add_subplot(grid[0, 1]), flat, collections, by_name, "By collection")
         panel = figure.add_subplot(grid[1, :])
         panel.scatter(flat[:, 0], flat[:, 1], s=0)
         for row, picture in pictures.items():
@@ -243,23 +286,34 @@ def embedding(
                 spine.set_visible(True)
                 spine.set_color(GRID)
         alt = f"{method} of {len(flat)} chip embeddings by decision and collection, with thumbnails"
-        return finish(figure, "embedding", alt)
+        return save_figure(figure, "embedding", alt)
 
 
-def _scatter(
+def _draw_points(
     axes: Axes, flat: Floats, groups: Sequence[str], colours: dict[str, str], title: str
 ) -> None:
     labels = np.asarray(groups)
     size = float(np.clip(6000 / max(len(flat), 1), 4, 26))
     for name, colour in reversed(colours.items()):
-        here = labels == name
+        selected = labels == name
         axes.scatter(
-            flat[here, 0], flat[here, 1], s=size, color=colour, alpha=0.7, linewidths=0,
-            label=f"{name} ({int(here.sum())})",
-        )  # fmt: skip
+            flat[selected, 0],
+            flat[selected, 1],
+            s=size,
+            color=colour,
+            alpha=0.7,
+            linewidths=0,
+            label=f"{name} ({int(selected.sum())})",
+        )
     axes.set_title(title)
     handles, names = axes.get_legend_handles_labels()
     axes.legend(
-        handles[::-1], names[::-1], loc="upper left", bbox_to_anchor=(0, -0.01), ncols=2,
-        markerscale=1.4, handletextpad=0.2, labelcolor=SOFT,
-    )  # fmt: skip
+        handles[::-1],
+        names[::-1],
+        loc="upper left",
+        bbox_to_anchor=(0, -0.01),
+        ncols=2,
+        markerscale=1.4,
+        handletextpad=0.2,
+        labelcolor=SOFT,
+    )

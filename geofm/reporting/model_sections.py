@@ -1,4 +1,4 @@
-"""The model half of the page: how it trained, what it scores, what it cost."""
+"""Sections about the model: training, scores, cost."""
 
 from __future__ import annotations
 
@@ -9,125 +9,156 @@ import pandas as pd
 
 from data_catalog.provenance.costs import totals
 from geofm.reporting import plots
-from geofm.reporting.blocks import Facts, Note, Plain, Plot, Section, Table
-from geofm.reporting.report_data import Material
-from geofm.runtime import text as words
+from geofm.reporting.blocks import Block, FactList, Note, PageSection, Plot, Table
+from geofm.reporting.report_data import ReportData
 from geofm.runtime.cost import cost_table, in_order, remarks
-from geofm.runtime.text import count, each, percent, plain, points
+from geofm.runtime.text import amount, count, duration, each, known, percent, plain, points
 
-#: Facts of a model worth a line of their own, in this order.
+#: Facts and settings of a model that the section on training shows, in order.
 _MODEL_FACTS = (
-    "teacher", "teacher_weights_sha256", "student", "parameters", "alpha", "mim_weight",
-    "distill_stage", "student_init", "steps", "images", "batch", "size_px", "arithmetic",
-)  # fmt: skip
+    "teacher",
+    "teacher_weights_sha256",
+    "student",
+    "parameters",
+    "alpha",
+    "mim_weight",
+    "distill_stage",
+    "student_init",
+    "steps",
+    "images",
+    "batch",
+    "size_px",
+    "arithmetic",
+)
 
 
-def training(material: Material) -> Section:
-    """Curves and the facts of the training run."""
-    metrics = material.metrics
+def model_sections(data: ReportData) -> Iterable[PageSection]:
+    """Make the sections about the model, in the order of the page."""
+    yield training_section(data)
+    yield scores_section(data)
+    yield cost_section(data)
+
+
+def training_section(data: ReportData) -> PageSection:
+    """Loss curves and facts of the training run."""
+    metrics = data.metrics
     if metrics.empty:
-        return Section("training", "Training", "This run trained no model.")
-    settings = material.settings("model")
-    known = {**settings, **material.facts("model"), **material.artifacts["model"].manifest.counts}
+        return PageSection("training", "Training", "This run trained no model.")
+    settings = data.settings("model")
     first, last = metrics.iloc[0], metrics.iloc[-1]
-    told = [
+    changes = [
         f"{name} went from {first[column]:.3g} to {last[column]:.3g}"
         for column, name in (("mim", "reconstruction"), ("distill", "distillation"))
-        if column in metrics and words.known(float(last[column]))
+        if column in metrics and known(float(last[column]))
     ]
     lead = f"{count(len(metrics))} logged steps over {settings.get('epochs', '?')} epochs"
-    lead += f": {', '.join(told)}." if told else "."
-    blocks: list[Plain] = []
+    lead += f": {', '.join(changes)}." if changes else "."
+    blocks: list[Block] = []
     if len(metrics) > 1:
         caption = (
             "Faint: every logged step; line: running mean. The losses are those of Mendieta et al. "
             "2023 (Eq. 2 and 3): masked L1 on normalised pixels, and similarity to the frozen "
             "teacher."
         )
-        blocks.append(Plot(plots.curves(metrics), caption))
-    pairs = [(n.replace("_", " "), plain(known[n])) for n in _MODEL_FACTS if n in known]
-    blocks.append(Facts("The objective", pairs))
-    return Section("training", "Training", lead, blocks)
+        blocks.append(Plot(plots.plot_training(metrics), caption))
+    values = {**settings, **data.facts("model"), **data.artifacts["model"].manifest.counts}
+    pairs = [(n.replace("_", " "), plain(values[n])) for n in _MODEL_FACTS if n in values]
+    blocks.append(FactList("The objective", pairs))
+    return PageSection("training", "Training", lead, blocks)
+
+
+def scores_section(data: ReportData) -> PageSection:
+    """Accuracy of the model and of both baselines."""
+    table = data.scores
+    if table.empty:
+        return PageSection("scores", "Scores", "No downstream task was evaluated.")
+    facts = data.facts("scores")
+    tasks = facts.get("tasks", [])
+    differences = facts.get("differences", [])
+    chance = {t["task"]: 1 / len(t["classes"]) for t in tasks if t.get("classes")}
+    blocks: list[Block] = [
+        Plot(
+            plots.plot_scores(table, chance),
+            "Dot: top-1 accuracy on the test part; bar: 95 % bootstrap interval over test images. "
+            "The frozen teacher is the first row: training has not paid off for a student with "
+            "lower accuracy.",
+        ),
+        _score_table(table),
+    ]
+    if differences:
+        blocks.append(_difference_table(differences))
+    blocks += [Note(text) for text in _score_remarks(facts, tasks)]
+    return PageSection("scores", "Scores", _best_row_sentence(differences, table), blocks)
 
 
 def best_score(scores: pd.DataFrame) -> Any:
-    """The best row of the trained model, or None."""
-    ours = scores[scores["model"] == "model"] if len(scores) else scores
-    return None if ours.empty else ours.iloc[int(ours["value"].to_numpy().argmax())]
+    """The row of the trained model with the highest value, or None."""
+    own = scores[scores["model"] == "model"] if len(scores) else scores
+    return None if own.empty else own.iloc[int(own["value"].to_numpy().argmax())]
 
 
-def scores(material: Material) -> Section:
-    """Accuracy against the two baselines."""
-    table = material.scores
-    if table.empty:
-        return Section("scores", "Scores", "No downstream task was evaluated.")
-    facts = material.facts("scores")
-    tasks = facts.get("tasks", [])
-    chance = {t["task"]: 1 / len(t["classes"]) for t in tasks if t.get("classes")}
-    blocks: list[Plain] = [
-        Plot(
-            plots.score_dots(table, chance),
-            "Dot: top-1 accuracy on the test part; bar: 95 % bootstrap interval over test images. "
-            "The frozen teacher comes first: a student below it has not paid for itself yet.",
-        )
-    ]
+def _score_table(scores: pd.DataFrame) -> Table:
+    """Accuracy and interval of every row; the model's rows are highlighted."""
+    head = ("Task", "Features", "Protocol", "Accuracy", "95 % interval", "Test images")
     rows = [
         (
-            r.task, plots.score_name(r.model, r.feature), plots.protocol_name(r.protocol),
-            percent(r.value), f"{percent(r.ci_low)} – {percent(r.ci_high)}", count(r.n),
+            row.task,
+            plots.score_name(row.model, row.feature),
+            plots.protocol_name(row.protocol),
+            percent(row.value),
+            f"{percent(row.ci_low)} – {percent(row.ci_high)}",
+            count(row.n),
         )
-        for r in each(table)
-    ]  # fmt: skip
-    ours = frozenset(i for i, model in enumerate(table["model"]) if model == "model")
-    head = ("Task", "Features", "Protocol", "Accuracy", "95 % interval", "Test images")
-    blocks.append(Table(head, rows, numeric=frozenset({3, 4, 5}), strong=ours))
-    found = facts.get("differences", [])
-    if found:
-        blocks.append(_differences(found))
-    blocks += [Note(text) for text in _remarks(facts, tasks)]
-    return Section("scores", "Scores", _finding(found, table), blocks)
+        for row in each(scores)
+    ]
+    own = frozenset(i for i, model in enumerate(scores["model"]) if model == "model")
+    return Table(head, rows, numeric=frozenset({3, 4, 5}), strong=own)
 
 
-def _finding(found: list[dict[str, Any]], table: pd.DataFrame) -> str:
-    """The best row in a sentence, with what it is worth against both baselines."""
-    best = best_score(table)
-    if best is None:
-        return "No row of the model itself was scored."
-    ours = int((table["model"] == "model").sum())
-    text = (
-        f"Best of {ours} rows: {percent(best.value)} on {best.task} "
-        f"({plots.protocol_name(best.protocol)}, {best.feature} feature)"
-    )
-    for d in found:
-        same = all(d[k] == best[k] for k in ("task", "protocol", "feature"))
-        if same:
-            other = "a random network" if d["against"] == "random" else "the frozen teacher"
-            sure = "" if d["certain"] else ", which may be chance"
-            text += f"; {points(d['value'])} points against {other}{sure}"
-    return text + "."
-
-
-def _differences(found: list[dict[str, Any]]) -> Table:
+def _difference_table(differences: list[dict[str, Any]]) -> Table:
+    """Paired differences of the model to its baselines."""
+    head = ("Task", "Features", "Against", "Protocol", "Difference, points", "95 % interval", "")
     rows = []
-    for d in found:
+    for d in differences:
         verdict = "better" if d["ci_low"] > 0 else "worse" if d["ci_high"] < 0 else "undecided"
         rows.append(
             (
-                d["task"], f"this model, {d['feature']}",
+                d["task"],
+                f"this model, {d['feature']}",
                 "frozen teacher" if d["against"] == "teacher" else "random init",
-                plots.protocol_name(d["protocol"]), points(d["value"]),
-                f"{points(d['ci_low'])} to {points(d['ci_high'])}", verdict,
+                plots.protocol_name(d["protocol"]),
+                points(d["value"]),
+                f"{points(d['ci_low'])} to {points(d['ci_high'])}",
+                verdict,
             )
-        )  # fmt: skip
-    head = ("Task", "Features", "Against", "Protocol", "Difference, points", "95 % interval", "")
+        )
     return Table(head, rows, numeric=frozenset({4, 5}))
 
 
-def _remarks(facts: dict[str, Any], tasks: list[dict[str, Any]]) -> Iterable[str]:
+def _best_row_sentence(differences: list[dict[str, Any]], scores: pd.DataFrame) -> str:
+    """The model's best row in a sentence, with its differences to both baselines."""
+    best = best_score(scores)
+    if best is None:
+        return "No row of the model itself was scored."
+    own = int((scores["model"] == "model").sum())
+    sentence = (
+        f"Best of {own} rows: {percent(best.value)} on {best.task} "
+        f"({plots.protocol_name(best.protocol)}, {best.feature} feature)"
+    )
+    for d in differences:
+        if all(d[key] == best[key] for key in ("task", "protocol", "feature")):
+            baseline = "a random network" if d["against"] == "random" else "the frozen teacher"
+            doubt = "" if d["certain"] else ", which may be chance"
+            sentence += f"; {points(d['value'])} points against {baseline}{doubt}"
+    return sentence + "."
+
+
+def _score_remarks(facts: dict[str, Any], tasks: list[dict[str, Any]]) -> Iterable[str]:
+    """Limits of the scores, in sentences."""
     if facts.get("training_seeds") == 1:
         yield (
             "One training seed: the intervals cover the choice of test images, not the chance in "
-            "training. Train from other seeds before concluding."
+            "training. Train with other seeds before you draw a conclusion."
         )
     for task in tasks:
         if task.get("filled_bands"):
@@ -146,35 +177,29 @@ def _remarks(facts: dict[str, Any], tasks: list[dict[str, Any]]) -> Iterable[str
             )
 
 
-def cost(material: Material) -> Section:
-    """Time, energy and carbon of everything these artifacts come from, beside the paper's."""
-    costs = in_order(material.costs)
-    timed = [(c.stage, c.seconds) for c in costs if c.seconds is not None]
+def cost_section(data: ReportData) -> PageSection:
+    """Time, energy and carbon of the whole lineage, beside the paper's figures."""
+    costs = in_order(data.costs)
+    timed = [(cost.stage, cost.seconds) for cost in costs if cost.seconds is not None]
     if not timed:
-        return Section("cost", "Cost", "The catalogue has no record of what these stages cost.")
-    whole = totals(costs)
+        return PageSection("cost", "Cost", "The catalogue has no record of what these stages cost.")
     table = cost_table(costs, details=True)
-    blocks: list[Plain] = [
+    last_row = frozenset({len(table.rows) - 1})
+    blocks: list[Block] = [
         Plot(
-            plots.cost_bars(timed),
-            "Wall-clock seconds, all sessions of a job together; stages found in the catalogue "
-            "keep the cost of the run that made them.",
+            plots.plot_costs(timed),
+            "Wall-clock seconds, all sessions of a job together. A stage that was reused from the "
+            "catalogue has the cost of the run that made it.",
         ),
-        Table(table.head, table.rows, table.numeric, strong=frozenset({len(table.rows) - 1})),
+        Table(table.head, table.rows, table.numeric, strong=last_row),
         *(Note(text) for text in remarks(costs)),
     ]
-    lead = f"{words.duration(whole['seconds'])} in all"
-    if whole.get("gpu_seconds"):
-        lead += f", {words.duration(whole['gpu_seconds'])} on GPUs"
-    if "kwh" in whole:
-        lead += f", {words.amount(whole['kwh'], 'kWh')}"
-    if "kg_co2e" in whole:
-        lead += f", {words.amount(whole['kg_co2e'], 'kg')} CO2e"
-    return Section("cost", "Cost", lead + ".", blocks)
-
-
-def sections(material: Material) -> Iterable[Section]:
-    """The model half, in the order of the page."""
-    yield training(material)
-    yield scores(material)
-    yield cost(material)
+    total = totals(costs)
+    lead = f"{duration(total['seconds'])} in total"
+    if total.get("gpu_seconds"):
+        lead += f", {duration(total['gpu_seconds'])} on GPUs"
+    if "kwh" in total:
+        lead += f", {amount(total['kwh'], 'kWh')}"
+    if "kg_co2e" in total:
+        lead += f", {amount(total['kg_co2e'], 'kg')} CO2e"
+    return PageSection("cost", "Cost", lead + ".", blocks)

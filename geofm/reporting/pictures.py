@@ -1,4 +1,4 @@
-"""Chips as pictures: thumbnails for the page and sheets of them as files."""
+"""Chips as pictures: thumbnails for the page, and contact sheets as files."""
 
 from __future__ import annotations
 
@@ -16,15 +16,26 @@ from geofm.formats.npy import read_chip
 from geofm.raster.radiometry import to_rgb
 from geofm.runtime.text import each
 
-#: Reflectance is shown with this gamma: forests and water are dark, and a screen makes them black.
+#: Gamma for reflectance: without it forests and water are almost black on a screen.
 GAMMA = 1.5
 THUMB_PX = 128
-#: Edge of each chip in the picture of a pair.
+#: Edge of each chip in a side-by-side picture.
 PAIR_PX = 384
 
 
-def displayed(pixels: NDArray[Any], bands: Sequence[str], scale: Sequence[float]) -> NDArray[Any]:
-    """A chip [bands, H, W] as it is shown: uint8 [H, W, 3]; 8-bit imagery is left as it is."""
+def display_pixels(
+    pixels: NDArray[Any], bands: Sequence[str], scale: Sequence[float]
+) -> NDArray[Any]:
+    """Convert a chip to RGB for display.
+
+    Args:
+        pixels: Stored pixels, shape (bands, H, W). 8-bit pixels get no gamma.
+        bands: Names of the bands.
+        scale: Unit-space scale of each band.
+
+    Returns:
+        uint8, shape (H, W, 3).
+    """
     rgb = to_rgb(pixels, list(bands), list(scale))
     if pixels.dtype != np.uint8:
         rgb = rgb ** np.float32(1 / GAMMA)
@@ -32,24 +43,27 @@ def displayed(pixels: NDArray[Any], bands: Sequence[str], scale: Sequence[float]
 
 
 def chip_picture(chips: Artifact, row: Any, size_px: int = THUMB_PX) -> NDArray[np.uint8]:
-    """A chip's picture [size_px, size_px, 3]; small chips keep hard pixels, large are averaged."""
-    shown = displayed(read_chip(chips, row), list(row.bands), list(row.scale))
+    """Read a chip as a picture of shape (size_px, size_px, 3).
+
+    Enlarging repeats pixels, so that small chips keep their edges; reducing uses a Lanczos filter.
+    """
+    shown = display_pixels(read_chip(chips, row), list(row.bands), list(row.scale))
     if shown.shape[:2] == (size_px, size_px):
         return shown
-    larger = size_px > max(shown.shape[:2])
-    method = Image.Resampling.NEAREST if larger else Image.Resampling.LANCZOS
+    enlarge = size_px > max(shown.shape[:2])
+    method = Image.Resampling.NEAREST if enlarge else Image.Resampling.LANCZOS
     return np.asarray(Image.fromarray(shown).resize((size_px, size_px), method), dtype=np.uint8)
 
 
-def png(picture: NDArray[np.uint8]) -> bytes:
-    """Pixels [H, W, 3] as PNG."""
+def png_bytes(picture: NDArray[np.uint8]) -> bytes:
+    """Encode a picture of shape (H, W, 3) as PNG."""
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
 
 
-def sheet(pictures: Sequence[NDArray[np.uint8]], columns: int, gap: int = 4) -> bytes:
-    """A contact sheet as PNG: pictures of one size in rows on white."""
+def contact_sheet(pictures: Sequence[NDArray[np.uint8]], columns: int, gap: int = 4) -> bytes:
+    """Arrange pictures of one size in rows on white; returns a PNG."""
     rows = -(-len(pictures) // columns)
     height, width = pictures[0].shape[:2]
     canvas = np.full(
@@ -58,19 +72,22 @@ def sheet(pictures: Sequence[NDArray[np.uint8]], columns: int, gap: int = 4) -> 
     for number, picture in enumerate(pictures):
         top, left = number // columns * (height + gap), number % columns * (width + gap)
         canvas[top : top + height, left : left + width] = picture
-    return png(canvas)
+    return png_bytes(canvas)
 
 
-def pair(chips: Artifact, chip_ids: Sequence[str]) -> bytes | None:
-    """Chips beside each other as PNG, in the order given; None where none has stored pixels."""
+def side_by_side(chips: Artifact, chip_ids: Sequence[str]) -> bytes | None:
+    """Show chips beside each other in the given order; None if none has stored pixels."""
     table = chips.table("chips.parquet", ["chip_id", "part", "offset", "size", "bands", "scale"])
-    table = stored(table[table["chip_id"].isin(list(chip_ids))]).set_index("chip_id", drop=False)
+    table = with_pixels(table[table["chip_id"].isin(list(chip_ids))])
+    table = table.set_index("chip_id", drop=False)
     rows = each(table.loc[[chip_id for chip_id in chip_ids if chip_id in table.index]])
-    return sheet([chip_picture(chips, row, PAIR_PX) for row in rows], len(rows)) if rows else None
+    if not rows:
+        return None
+    return contact_sheet([chip_picture(chips, row, PAIR_PX) for row in rows], len(rows))
 
 
-def spread(table: pd.DataFrame, most: int) -> pd.DataFrame:
-    """At most ``most`` rows, evenly spaced in the order of collection and id."""
+def evenly_spaced(table: pd.DataFrame, most: int) -> pd.DataFrame:
+    """Select at most ``most`` chips, evenly spaced in the order of collection and id."""
     ordered = table.sort_values(["collection", "chip_id"], kind="stable")
     if len(ordered) <= most:
         return ordered
@@ -78,6 +95,6 @@ def spread(table: pd.DataFrame, most: int) -> pd.DataFrame:
     return ordered.iloc[rows]
 
 
-def stored(table: pd.DataFrame) -> pd.DataFrame:
-    """Rows whose pixels are in the artifact; a chip that was never cut has none."""
+def with_pixels(table: pd.DataFrame) -> pd.DataFrame:
+    """Select the chips whose pixels are in the artifact; a chip that was not cut has none."""
     return table[table["part"].fillna("").astype(str) != ""]

@@ -1,4 +1,4 @@
-"""The record half of the page: what was asked, where everything came from, what was set aside."""
+"""Sections about the record: settings, lineage and licences, quarantine."""
 
 from __future__ import annotations
 
@@ -7,114 +7,152 @@ from typing import Any
 
 from data_catalog.artifact import Artifact
 from geofm.config.recipe import Recipe
-from geofm.reporting import lineage
-from geofm.reporting.blocks import Facts, Fold, Graph, Note, Plain, Section, Table
-from geofm.reporting.report_data import Material
-from geofm.runtime import text as words
-from geofm.runtime.text import count, each, plain
+from geofm.reporting.blocks import (
+    Block,
+    Collapsible,
+    Diagram,
+    FactList,
+    Note,
+    PageSection,
+    Table,
+)
+from geofm.reporting.lineage_diagram import draw_lineage
+from geofm.reporting.report_data import ReportData
+from geofm.runtime.text import count, each, plain, reason, some
 from geofm.stages import section_of
 
-#: What the page is made from, by role, first made first.
+#: Roles of the artifacts that the page shows, in the order of the stages.
 ROLES = (
-    "items", "chips", "embeddings", "descriptors", "pool", "calibration", "buckets", "pairs",
-    "alike", "decisions", "dataset", "model", "scores",
-)  # fmt: skip
+    "items",
+    "chips",
+    "embeddings",
+    "descriptors",
+    "pool",
+    "calibration",
+    "buckets",
+    "pairs",
+    "alike",
+    "decisions",
+    "dataset",
+    "model",
+    "scores",
+)
+#: Rows of the quarantine table.
 MOST_ROWS = 100
-MOST_FACT = 320
+#: Characters of a fact.
+MOST_CHARACTERS = 320
 
 
-def asked(material: Material) -> Section:
-    """The settings: those that differ from the defaults, then all."""
-    usual = Recipe().model_dump(mode="json")
-    about = {
+def settings_section(data: ReportData) -> PageSection:
+    """Settings that differ from the defaults, then all settings."""
+    defaults = Recipe().model_dump(mode="json")
+    descriptions = _setting_descriptions()
+    changed, everything = {}, {}
+    for role in ROLES:
+        if role not in data.artifacts:
+            continue
+        section = section_of(data.artifacts[role].manifest.stage)
+        for field, value in data.settings(role).items():
+            name = f"{section}.{field}"  # several stages may share a section
+            everything[name] = (name, plain(value), descriptions.get(name, ""))
+            if value != defaults.get(section, {}).get(field):
+                changed[name] = everything[name]
+    seeds = sorted({artifact.manifest.seed for artifact in data.artifacts.values()})
+    lead = (
+        f"{len(changed)} of {len(everything)} settings differ from the defaults; "
+        f"seed {seeds[-1] if seeds else 0}."
+    )
+    blocks: list[Block | Collapsible] = []
+    if changed:
+        blocks.append(_settings_table(list(changed.values())))
+    all_settings = _settings_table(list(everything.values()))
+    blocks.append(Collapsible(f"All {len(everything)} settings", [all_settings]))
+    return PageSection("settings", "Settings", lead, blocks)
+
+
+def _setting_descriptions() -> dict[str, str]:
+    """Description of each field of the recipe, by section and field."""
+    return {
         f"{name}.{field}": info.description or ""
         for name, section in Recipe.model_fields.items()
         if hasattr(section.annotation, "model_fields")
         for field, info in section.annotation.model_fields.items()  # type: ignore[union-attr]
     }
-    chosen, everything = {}, {}
-    for role in ROLES:
-        if role not in material.artifacts:
-            continue
-        section = section_of(material.artifacts[role].manifest.stage)
-        for name, value in material.settings(role).items():
-            full = f"{section}.{name}"  # stages may share a section, and fields of it
-            everything[full] = (full, plain(value), about.get(full, ""))
-            if value != usual.get(section, {}).get(name):
-                chosen[full] = everything[full]
-    seeds = sorted({a.manifest.seed for a in material.artifacts.values()})
-    lead = (
-        f"{len(chosen)} of {len(everything)} settings differ from the defaults; "
-        f"seed {seeds[-1] if seeds else 0}."
-    )
-    head = ("Setting", "Value", "What it is")
-    look = {"names": frozenset({0}), "code": frozenset({1})}
-    blocks: list[Plain | Fold] = []
-    if chosen:
-        blocks.append(Table(head, list(chosen.values()), **look))
-    whole = Table(head, list(everything.values()), **look)
-    blocks.append(Fold(f"All {len(everything)} settings", [whole]))
-    return Section("asked", "What was asked", lead, blocks)
 
 
-def origin(material: Material) -> Section:
-    """The chain of digests, the licences and the certificates."""
-    found = licences(material)
-    sources = sorted({row[0] for row in found})
-    blocks: list[Plain | Fold] = [
-        Graph(
-            lineage.draw(material.artifacts, sources),
-            "Each box is a sealed artifact, named by the first digits of its digest; dashed boxes "
+def _settings_table(rows: list[tuple[str, str, str]]) -> Table:
+    head = ("Setting", "Value", "Description")
+    return Table(head, rows, names=frozenset({0}), code=frozenset({1}))
+
+
+def lineage_section(data: ReportData) -> PageSection:
+    """Digests of all artifacts, licences, certificates and software."""
+    source_rows = licence_rows(data)
+    sources = sorted({row[0] for row in source_rows})
+    licences = {row[1] for row in source_rows}
+    blocks: list[Block | Collapsible] = [
+        Diagram(
+            draw_lineage(data.artifacts, sources),
+            "Each box is a sealed artifact with the first digits of its digest; dashed boxes "
             "come from outside.",
-        )
+        ),
+        _artifact_table(data),
     ]
+    if source_rows:
+        head = ("Source", "Licence", "Kept chips", "Attribution")
+        blocks.append(Table(head, source_rows, numeric=frozenset({2})))
+    else:
+        blocks.append(Note("No source is recorded for this dataset."))
+    blocks += _certificates(data)
+    software = FactList("", _software_versions(data.artifacts.values()))
+    blocks.append(Collapsible("Software", [software]))
+    lead = (
+        f"From {some(len(sources), 'source')} under {some(len(licences), 'licence')} to the "
+        "scores, by digest. `geofm trace` follows a single sample, `geofm verify --deep` "
+        "re-hashes the chain."
+    )
+    return PageSection("lineage", "Lineage", lead, blocks)
+
+
+def _artifact_table(data: ReportData) -> Table:
+    """Digest, inputs and size of each artifact, the last stage first."""
+    head = ("Artifact", "Digest (sha256)", "Made from", "Rows", "Bit-reproducible")
     rows = []
     for role in reversed(ROLES):
-        if role in material.artifacts:
-            manifest = material.artifacts[role].manifest
-            parents = ", ".join(f"{r} {d[:12]}" for r, d in manifest.inputs.items())
+        if role in data.artifacts:
+            artifact = data.artifacts[role]
+            manifest = artifact.manifest
+            inputs = ", ".join(f"{name} {digest[:12]}" for name, digest in manifest.inputs.items())
             rows.append(
                 (
-                    role, material.artifacts[role].digest, parents or "the sources",
+                    role,
+                    artifact.digest,
+                    inputs or "the sources",
                     count(manifest.counts.get("rows_out", 0)),
                     "yes" if manifest.deterministic else "no",
                 )
-            )  # fmt: skip
-    head = ("Artifact", "Digest (sha256)", "Made from", "Rows", "Bit-reproducible")
-    blocks.append(Table(head, rows, numeric=frozenset({3}), code=frozenset({1, 2})))
-    blocks.append(
-        Table(("Source", "Licence", "Kept chips", "Attribution"), found, numeric=frozenset({2}))
-        if found
-        else Note("No source is recorded for this dataset.")
-    )
-    blocks += _certificates(material)
-    software = _software(material.artifacts.values())
-    blocks.append(Fold("Software", [Facts("", software)]))
-    lead = (
-        f"From {words.some(len(sources), 'source')} under "
-        f"{words.some(len({row[1] for row in found}), 'licence')} to the scores, by digest. "
-        "`geofm trace` follows a single sample, `geofm verify --deep` re-hashes the chain."
-    )
-    return Section("lineage", "Where everything came from", lead, blocks)
+            )
+    return Table(head, rows, numeric=frozenset({3}), code=frozenset({1, 2}))
 
 
-def licences(material: Material) -> list[tuple[str, str, str, str]]:
-    """Source, licence, kept chips and attribution, as recorded or else from the scenes."""
-    recorded = material.facts("dataset").get("sources", [])
+def licence_rows(data: ReportData) -> list[tuple[str, str, str, str]]:
+    """Source, licence, kept chips and attribution, from the dataset or else from the scenes."""
+    recorded = data.facts("dataset").get("sources", [])
     if recorded:
         return [
             (s["source"], s["licence"], count(s["rows"]), s.get("attribution") or "—")
             for s in recorded
         ]
-    if "source" not in material.items or material.kept().empty:
+    if "source" not in data.items or data.kept().empty:
         return []
-    columns = material.items[["item_id", "source", "licence"]].drop_duplicates("item_id")
-    joined = material.kept()[["item_id"]].merge(columns, on="item_id", how="left")
+    columns = data.items[["item_id", "source", "licence"]].drop_duplicates("item_id")
+    joined = data.kept()[["item_id"]].merge(columns, on="item_id", how="left")
     sizes = joined.groupby(["source", "licence"]).size().reset_index(name="rows")
-    return [(str(r.source), str(r.licence), count(r.rows), "—") for r in each(sizes)]
+    return [(str(row.source), str(row.licence), count(row.rows), "—") for row in each(sizes)]
 
 
-def _certificates(material: Material) -> Iterable[Facts]:
+def _certificates(data: ReportData) -> Iterable[FactList]:
+    """Facts in the manifests, by stage."""
     for role, title in (
         ("embeddings", "Embeddings"),
         ("pairs", "Search for duplicates"),
@@ -123,27 +161,27 @@ def _certificates(material: Material) -> Iterable[Facts]:
         ("dataset", "Dataset"),
         ("model", "Model"),
     ):
-        pairs = _flat(material.facts(role))
+        pairs = _flatten_facts(data.facts(role))
         if pairs:
-            yield Facts(title, pairs)
+            yield FactList(title, pairs)
 
 
-def _flat(facts: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Facts as names and values on one line each; nested ones get both names."""
+def _flatten_facts(facts: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Facts as pairs of name and text; a nested fact has the names of its parents as a prefix."""
     pairs: list[tuple[str, str]] = []
-    for name, value in facts.items():
-        if name == "sources":
+    for key, value in facts.items():
+        if key == "sources":
             continue
-        words_of = f"{prefix}{name.replace('_', ' ')}"
+        name = f"{prefix}{key.replace('_', ' ')}"
         if isinstance(value, dict) and value:
-            pairs += _flat(value, f"{words_of}: ")
+            pairs += _flatten_facts(value, f"{name}: ")
         else:
-            text = plain(value)
-            pairs.append((words_of, text if len(text) <= MOST_FACT else text[:MOST_FACT] + "…"))
+            pairs.append((name, _shorten(plain(value), MOST_CHARACTERS)))
     return pairs
 
 
-def _software(artifacts: Iterable[Artifact]) -> list[tuple[str, str]]:
+def _software_versions(artifacts: Iterable[Artifact]) -> list[tuple[str, str]]:
+    """Versions of each package in all manifests."""
     merged: dict[str, set[str]] = {}
     for artifact in artifacts:
         for name, version in artifact.manifest.software.items():
@@ -151,28 +189,32 @@ def _software(artifacts: Iterable[Artifact]) -> list[tuple[str, str]]:
     return [(name, ", ".join(sorted(versions))) for name, versions in sorted(merged.items())]
 
 
-def quarantine(material: Material) -> Section:
-    """What was set aside as unusable."""
-    table = material.quarantine
-    title = "Quarantine"
+def quarantine_section(data: ReportData) -> PageSection:
+    """Scenes, chips and assets that could not be used."""
+    table, title = data.quarantine, "Quarantine"
     if table.empty:
-        return Section("quarantine", title, "Nothing was quarantined.")
+        return PageSection("quarantine", title, "Nothing was quarantined.")
     sizes = table.groupby("what", sort=False).size()
-    told = ", ".join(words.some(int(n), str(what)) for what, n in sizes.items())
-    lead = f"{told} could not be used. The run went on without them; each keeps its row."
+    counts = ", ".join(some(int(n), str(what)) for what, n in sizes.items())
+    lead = f"{counts} could not be used. The run continued without them; each keeps its row."
     rows = [
-        (str(r.what), _short(str(r.id)), _short(str(r.collection)), words.reason(str(r.reason)))
-        for r in each(table.iloc[:MOST_ROWS])
+        (
+            str(row.what),
+            _shorten(str(row.id)),
+            _shorten(str(row.collection)),
+            reason(str(row.reason)),
+        )
+        for row in each(table.iloc[:MOST_ROWS])
     ]
-    blocks: list[Plain] = [Table(("What", "Which", "Collection", "Why"), rows, code=frozenset({1}))]
+    blocks: list[Block] = [Table(("Kind", "Id", "Collection", "Reason"), rows, code=frozenset({1}))]
     more = len(table) - len(rows)
     if more:
         blocks.append(
             Note(f"{count(more)} more are in items.parquet, chips.parquet, assets.parquet.")
         )
-    return Section("quarantine", title, lead, blocks)
+    return PageSection("quarantine", title, lead, blocks)
 
 
-def _short(text: str, most: int = 120) -> str:
-    """Names from outside can be of any length."""
+def _shorten(text: str, most: int = 120) -> str:
+    """Shorten a text; names from outside can have any length."""
     return text if len(text) <= most else text[:most] + "…"

@@ -1,7 +1,12 @@
-"""Stage ``report``: the page of pictures for one run.
+"""Stage `report`: all artifacts of a run -> one HTML page.
 
-It shows times and energy from the catalogue's run records, so two runs over the same artifacts
-make pages that differ: the manifest says that it is not deterministic.
+plan    none
+seal    read the tables of the artifacts         (report_data.py)
+        make the sections                        (record_, data_, curation_, model_sections.py)
+        put them into one page                   (page.py, templates/)
+
+The page shows times and energy from the catalogue's run records. Two runs over the same artifacts
+therefore make different pages, and the manifest marks the report as not deterministic.
 """
 
 from __future__ import annotations
@@ -15,7 +20,7 @@ from geofm.reporting.record_sections import ROLES
 
 
 def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
-    """``report.html`` and the figures as PNG files."""
+    """Write ``report.html``, and its figures as PNG files."""
     digests = [artifact.digest for artifact in job.inputs.values()]
     page = build_page(job.inputs, job.settings, costs(job.catalogue, digests))
     (folder / "report.html").write_text(page.html, encoding="utf-8")

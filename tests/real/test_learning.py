@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from geofm.evaluation.tasks import Task, open_task
-from geofm.pretraining.data import open_corpus, read_unit
+from geofm.pretraining.data import open_corpus, read_unit_pixels
 from geofm.shards.reader import ShardFiles
 
 
@@ -53,7 +53,9 @@ def test_the_corpus_holds_the_scenes_of_the_pretraining_part_alone(
     stored = set()
     with ShardFiles(corpus.index) as files:
         for number in range(len(corpus)):
-            stored.add((read_unit(corpus, files, number) * 255).round().astype(np.uint8).tobytes())
+            stored.add(
+                (read_unit_pixels(corpus, files, number) * 255).round().astype(np.uint8).tobytes()
+            )
     scenes = [np.asarray(Image.open(image.path).convert("RGB")) for image in fit]
     assert stored == {scene.transpose(2, 0, 1).tobytes() for scene in scenes}
 

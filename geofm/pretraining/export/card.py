@@ -1,7 +1,7 @@
-"""The model's card: what it is, what it was made from, under which terms, and how to load it.
+"""The model card: origin of the model, its terms, and how to load it.
 
-What a run cost is not in it: that differs from run to run, and an artifact's bytes may not.
-``geofm export`` adds it, as it stands in the catalogue.
+The card does not contain the cost of the run, because that differs from run to run and the bytes of
+an artifact must not. ``geofm export`` adds the cost from the catalogue.
 """
 
 from __future__ import annotations
@@ -39,18 +39,19 @@ mean, std = (torch.tensor(model.pretrained_cfg[k])[:, None, None] for k in ("mea
 features = model((unit - mean) / std)  # unit: [N, {band_count}, {size_px}, {size_px}]
 ```
 
-Bands in the order {bands}. *Unit* pixels are reflectance / {white} for 16-bit data (count x scale /
-{white}, after the product's offset) and count / 255 for 8-bit data. `config.json` holds all of this
-under `pretrained_cfg` and `geofm`.
+The bands are in the order {bands}. *Unit* pixels are reflectance / {white} for 16-bit data (count x
+scale / {white}, after the product's offset) and count / 255 for 8-bit data. `config.json` contains
+all of this under `pretrained_cfg` and `geofm`.
 
-This is the *final* feature: the mean over the normalised last map. The *distilled* feature is the
-mean over stage {stage}, without a norm: of a Swin with the patch merging that follows it, of a ViT
-after {stage} quarters of its depth. There the student was held against the teacher{pooled}; where
-the reconstruction had no weight, what comes later has learned nothing. `geofm.pretraining.features`
-gives both (for Hiera and ConvNeXt timm's own output norms the mean instead).
+This code gives the *final* feature: the mean over the normalised last feature map. The *distilled*
+feature is the mean over stage {stage}, before any norm. For a Swin, stage {stage} includes the
+patch merging that follows it; for a ViT it ends after {stage} quarters of the depth. Training
+compared this stage with the teacher{pooled}. If the reconstruction had no weight, later layers have
+learned nothing. `geofm.pretraining.features` gives both features. (For Hiera and ConvNeXt the
+output of timm itself is normalised after the mean instead.)
 
-`objective.safetensors` holds what only pretraining needs: mask token, decoder, projector.
-`metrics.parquet` has a row per training step.
+`objective.safetensors` contains the parts that only pretraining needs: mask token, decoder,
+projector. `metrics.parquet` has one row per training step.
 
 ## Lineage
 
@@ -58,45 +59,53 @@ gives both (for Hiera and ConvNeXt timm's own output norms the mean instead).
 |---|---|
 {lineage}
 
-`geofm trace` follows these to the source assets.
+`geofm trace` follows these digests to the source assets.
 
 ## Terms
 
-The weights were learned from imagery under these terms: {terms}. They are listed, not interpreted:
-whoever publishes the weights decides what follows from them.
+The weights were learned from imagery under these terms: {terms}. The terms are listed here without
+interpretation; a publisher of the weights must decide what follows from them.
 
 {sources}
 {weights}
 ## Limits
 
-It has seen the places, seasons and sensors of its dataset, and no others; other sensors' values
-need the same unit scale and the same bands. Judge it by the scores of its own evaluation beside
-the frozen teacher and the untrained student, and not by one training seed. Training is repeated
-bit for bit only on a processor with as many threads.
+The model has seen only the regions, seasons and sensors of its dataset. Data of other sensors needs
+the same unit scale and the same bands. Judge the model by the scores of its own evaluation, beside
+the frozen teacher and the untrained student, and from more than one training seed. Training repeats
+bit for bit only on a CPU with the same number of threads.
 """
 
+#: Settings that the card prints under their own names.
+_PRINTED = {"epochs", "batch", "precision", "mask_ratio", "mask_patch_px", "size_px"}
 
-def write_card(
+
+def write_model_card(
     path: Path,
     settings: PretrainSettings,
     dataset: Artifact,
     facts: dict[str, Any],
     seed: int,
 ) -> None:
-    """Write ``README.md``; nothing in it depends on when or where."""
-    data = dataset.manifest
-    rows = [("dataset", dataset.digest), *sorted(data.inputs.items())]
-    rows.append(("teacher weights", facts["teacher_weights_sha256"] or "none"))
+    """Write the card; its text does not depend on time or machine.
+
+    Args:
+        path: Path of ``README.md``.
+        settings: The recipe's section ``pretrain``, with timm names for student and teacher.
+        dataset: The dataset artifact.
+        facts: Facts of the model's manifest.
+        seed: Seed of the run.
+    """
+    manifest = dataset.manifest
+    digests = [("dataset", dataset.digest), *sorted(manifest.inputs.items())]
+    digests.append(("teacher weights", facts["teacher_weights_sha256"] or "none"))
     for role, weights in facts["weights"].items():
-        rows.append((f"{role} file ({weights['origin']})", weights["sha256"] or "none"))
+        digests.append((f"{role} file ({weights['origin']})", weights["sha256"] or "none"))
         if "model" in weights:
-            rows.append((f"{role} model", weights["model"]))
-    told = {
-        "epochs", "batch", "precision", "mask_ratio", "mask_patch_px", "size_px",
-    }  # fmt: skip
+            digests.append((f"{role} model", weights["model"]))
     text = _CARD.format(
-        **settings.model_dump(include=told),
-        name=data.facts.get("name", dataset.digest[:12]),
+        **settings.model_dump(include=_PRINTED),
+        name=manifest.facts.get("name", dataset.digest[:12]),
         objective=_objective(settings),
         loss=_loss(settings),
         student=facts["student"],
@@ -113,15 +122,16 @@ def write_card(
         masked="left out" if settings.masking == "drop" else "replaced by a token",
         mean=f", running mean of the weights ({settings.ema} a step)" if settings.ema else "",
         pooled=f" by its {settings.distill_pool}{', normalised' if settings.distill_norm else ''}",
-        lineage="\n".join(f"| {role} | `{digest}` |" for role, digest in rows),
+        lineage="\n".join(f"| {role} | `{digest}` |" for role, digest in digests),
         terms=", ".join(sorted({str(s["licence"]) for s in facts["sources"]})) or "none named",
-        sources=_sources(facts["sources"]),
-        weights=_weights(facts["weights"]),
+        sources=_source_table(facts["sources"]),
+        weights=_weights_terms(facts["weights"]),
     )
     path.write_text(text, encoding="utf-8")
 
 
 def _objective(settings: PretrainSettings) -> str:
+    """The objective in words."""
     parts = []
     if settings.mim_weight:
         parts.append("masked image modelling")
@@ -132,35 +142,40 @@ def _objective(settings: PretrainSettings) -> str:
 
 
 def _loss(settings: PretrainSettings) -> str:
+    """The loss as a sum of its weighted terms."""
     terms = [f"{settings.mim_weight} x masked L1"] if settings.mim_weight else []
     if settings.alpha:
         weight = str(settings.alpha)
         if settings.alpha_end is not None:
             weight += f" (at the end {settings.alpha_end})"
-        taught = settings.teacher_stage or settings.distill_stage
-        between = (
-            f"stage {settings.distill_stage} ({settings.projector}) and the teacher's {taught}"
+        student_stage = f"stage {settings.distill_stage} ({settings.projector})"
+        teacher_stage = settings.teacher_stage or settings.distill_stage
+        terms.append(
+            f"{weight} x negative cosine of {student_stage} and the teacher's {teacher_stage}"
         )
-        terms.append(f"{weight} x negative cosine of {between}")
     return " + ".join(terms)
 
 
-def _sources(sources: list[dict[str, Any]]) -> str:
+def _source_table(sources: list[dict[str, Any]]) -> str:
+    """Licence, source, samples and attribution as a Markdown table."""
     if not sources:
         return "The dataset's manifest names no source; see its own card.\n"
     lines = ["| licence | source | samples | attribution |", "|---|---|---:|---|"]
-    for entry in sources:
-        asked = " ".join(str(entry.get("attribution") or "").split()).replace("|", "\\|")
-        lines.append(f"| {entry['licence']} | {entry['source']} | {entry['rows']} | {asked} |")
+    for source in sources:
+        attribution = " ".join(str(source.get("attribution") or "").split()).replace("|", "\\|")
+        lines.append(
+            f"| {source['licence']} | {source['source']} | {source['rows']} | {attribution} |"
+        )
     return "\n".join(lines) + "\n"
 
 
-def _weights(weights: dict[str, dict[str, Any]]) -> str:
-    """The terms of the weights that training began with or looked at."""
-    said = ""
-    for role, found in weights.items():
-        terms = found["licence"] or "terms that are not stated with them"
-        if "model" in found:
-            terms = f"the terms of geofm model {found['model'][:12]} (`geofm licences`)"
-        said += f"The {role}'s {'first ' if role == 'student' else ''}weights are under {terms}.\n"
-    return said
+def _weights_terms(weights: dict[str, dict[str, Any]]) -> str:
+    """The terms of the teacher's weights and of the student's initial weights."""
+    text = ""
+    for role, facts in weights.items():
+        terms = facts["licence"] or "terms that are not stated with them"
+        if "model" in facts:
+            terms = f"the terms of geofm model {facts['model'][:12]} (`geofm licences`)"
+        subject = "student's first" if role == "student" else f"{role}'s"
+        text += f"The {subject} weights are under {terms}.\n"
+    return text

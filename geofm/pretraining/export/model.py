@@ -1,4 +1,9 @@
-"""The model artifact: weights that timm loads, the settings to build it again, and its features."""
+"""The model artifact: weights and config that timm loads, and the features of a loaded model.
+
+write_model      `model.safetensors`, `objective.safetensors`, `config.json`
+load_model       the trained backbone;  random_model: the same network before training
+features         pooled features of images, after the final map and the distilled stage
+"""
 
 from __future__ import annotations
 
@@ -16,56 +21,57 @@ from data_catalog.artifact import Artifact
 from data_catalog.errors import CheckError, UsageError
 from data_catalog.hashing import canonical
 from geofm.config.recipe import PretrainSettings
-from geofm.embeddings.encoders import resize
-from geofm.pretraining.backbone import final_width, stage_width, token_mean, walk
+from geofm.pretraining.backbone import final_width, forward_stages, stage_width, token_mean
 from geofm.pretraining.data import Corpus
 from geofm.pretraining.objective import Pretrainer
 from geofm.pretraining.student import backbone_arguments, random_backbone
 from geofm.raster.radiometry import WHITE
+from geofm.raster.resample import resize_images
 from geofm.runtime.threads import own_random_state
 
 MODEL, OBJECTIVE, CONFIG = "model.safetensors", "objective.safetensors", "config.json"
 
 
 class DamagedModel(CheckError):
-    """The weights of a model artifact do not fit its own config."""
+    """The weights of a model artifact do not fit its config."""
 
 
 class OldModel(UsageError):
-    """A model artifact in a form that is not read any more."""
+    """A model artifact has a form that this version does not read."""
 
 
-def describe(
-    settings: PretrainSettings, corpus: Corpus, terms: Sequence[str] = ()
+def model_config(
+    settings: PretrainSettings, corpus: Corpus, licences: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """The content of ``config.json``: a config as timm writes and reads it, and a section of ours.
+    """Make the content of ``config.json``: timm's own fields, and a section ``geofm``.
 
     ``timm.create_model("local-dir:FOLDER", pretrained=True)`` builds the backbone with its weights.
-    Its input is [N, bands, size, size]: unit pixels (``geofm.unit``) less ``mean``, divided by
-    ``std``, per band. For 8-bit imagery that is what timm's own transforms do.
+    Its input has shape (N, bands, size, size): unit pixels (``geofm.unit``) minus ``mean``, divided
+    by ``std``, per band. For 8-bit imagery timm's own transforms do the same.
 
     Args:
-        settings: the recipe's section.
-        corpus: the dataset.
-        terms: licences of its samples.
+        settings: The recipe's section ``pretrain``.
+        corpus: The dataset.
+        licences: Licences of its samples.
     """
     name = settings.student.partition("@")[0].partition(".")[0]
-    usual = timm.models.get_pretrained_cfg(name)
+    default = timm.models.get_pretrained_cfg(name)
+    first_conv = {"first_conv": default.first_conv} if default and default.first_conv else {}
     return {
         "architecture": name,
         "num_classes": 0,
         "model_args": backbone_arguments(settings, len(corpus.bands)),
         "pretrained_cfg": {
             "input_size": [len(corpus.bands), settings.size_px, settings.size_px],
-            "fixed_input_size": usual is not None and usual.fixed_input_size,
+            "fixed_input_size": default is not None and default.fixed_input_size,
             "interpolation": "bilinear",
             "crop_pct": 1.0,
-            "crop_mode": "squash",  # resized as it is, nothing cut off
+            "crop_mode": "squash",  # the whole image is resized, nothing is cut off
             "mean": list(corpus.mean),
             "std": list(corpus.std),
             "num_classes": 0,
-            **({"first_conv": usual.first_conv} if usual is not None and usual.first_conv else {}),
-            "license": " AND ".join(terms),
+            **first_conv,
+            "license": " AND ".join(licences),
         },
         "geofm": {
             "bands": list(corpus.bands),
@@ -78,7 +84,7 @@ def describe(
 
 
 def write_model(module: Pretrainer, config: dict[str, Any], folder: Path) -> None:
-    """Write the weights and the config; the same bytes for the same weights."""
+    """Write weights and config; equal weights give equal bytes."""
     network = module.student.backbone
     widths = {
         "final": final_width(network),
@@ -90,22 +96,22 @@ def write_model(module: Pretrainer, config: dict[str, Any], folder: Path) -> Non
         "geofm": {**config["geofm"], "features": widths},
     }
     backbone = network.state_dict()
-    kept = {
+    objective = {
         name.removeprefix("student."): value
         for name, value in module.state_dict().items()
         if not name.startswith("student.backbone.")
     }
-    for name, state in ((MODEL, backbone), (OBJECTIVE, kept)):
+    for name, state in ((MODEL, backbone), (OBJECTIVE, objective)):
         tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
         save_tensors(tensors, folder / name, metadata={"format": "pt"})
     (folder / CONFIG).write_bytes(canonical(config))
 
 
-def read_config(artifact: Artifact) -> dict[str, Any]:
-    """The config of a model artifact, as ``describe`` and ``write_model`` made it.
+def read_model_config(artifact: Artifact) -> dict[str, Any]:
+    """Read the config of a model artifact.
 
     Raises:
-        OldModel: it was made before configs had timm's form.
+        OldModel: It was written before configs had timm's form.
     """
     config: dict[str, Any] = artifact.json(CONFIG)
     if "geofm" not in config:
@@ -117,13 +123,13 @@ def read_config(artifact: Artifact) -> dict[str, Any]:
 
 
 def load_model(artifact: Artifact) -> tuple[nn.Module, dict[str, Any]]:
-    """The pretrained backbone in evaluation mode, and its config.
+    """Load the trained backbone in evaluation mode, and its config.
 
     Raises:
-        DamagedModel: weights and config do not belong together.
-        OldModel: see ``read_config``.
+        DamagedModel: The weights do not fit the config.
+        OldModel: See ``read_model_config``.
     """
-    config = read_config(artifact)
+    config = read_model_config(artifact)
     with own_random_state():
         model: nn.Module = timm.create_model(
             config["architecture"], pretrained=False, **config["model_args"]
@@ -139,31 +145,31 @@ def load_model(artifact: Artifact) -> tuple[nn.Module, dict[str, Any]]:
 
 
 def random_model(config: dict[str, Any], seed: int) -> nn.Module:
-    """The very network that training with this seed started from, in evaluation mode."""
+    """Build the network that training with this seed started from, in evaluation mode."""
     return random_backbone(config["architecture"], config["model_args"], seed).eval()
 
 
 @torch.no_grad()
 def features(model: nn.Module, config: dict[str, Any], images: Tensor) -> dict[str, Tensor]:
-    """Pooled features of images, unmasked, on the device of the images.
+    """Compute pooled features of unmasked images, on the device of the images.
 
     Args:
-        model: from ``load_model`` or ``random_model``.
-        config: the model's own.
-        images: [N, bands, H, W] in unit space; resized to the size of pretraining.
+        model: Network from ``load_model`` or ``random_model``.
+        config: Config of the model.
+        images: Images in unit space, shape (N, bands, H, W); resized to the size of pretraining.
 
     Returns:
-        ``final``: mean over the normalised final map, [N, C]; ``distilled``: mean over the
-        distilled stage, its patch merging included, [N, C'].
+        ``final``: mean over the normalised final map, shape (N, C). ``distilled``: mean over the
+        distilled stage, for a Swin after the patch merging, shape (N, C').
     """
-    given = config["pretrained_cfg"]
-    bands, size_px = int(given["input_size"][0]), int(given["input_size"][-1])
+    timm_config = config["pretrained_cfg"]
+    bands, size_px = int(timm_config["input_size"][0]), int(timm_config["input_size"][-1])
     mean, std = (
-        torch.tensor(given[name], device=images.device).reshape(1, bands, 1, 1)
+        torch.tensor(timm_config[name], device=images.device).reshape(1, bands, 1, 1)
         for name in ("mean", "std")
     )
-    normalised = (resize(images.float(), size_px) - mean) / std
-    tapped, final = walk(model, normalised, int(config["geofm"]["distill_stage"]))
+    normalised = (resize_images(images.float(), size_px) - mean) / std
+    tokens, final = forward_stages(model, normalised, int(config["geofm"]["distill_stage"]))
     if final is None:
-        return {"distilled": token_mean(tapped)}
-    return {"final": token_mean(final), "distilled": token_mean(tapped)}
+        return {"distilled": token_mean(tokens)}
+    return {"final": token_mean(final), "distilled": token_mean(tokens)}

@@ -7,10 +7,10 @@ import torch
 
 from geofm.config.recipe_book import load_recipe, recipe_names
 from geofm.embeddings.encoders import LITE0, check_model_name
-from geofm.pretraining.loop import check_pieces
+from geofm.pretraining.loop import check_microbatches
 from geofm.pretraining.masking import masked_patches
 from geofm.pretraining.objective import build_pretrainer
-from geofm.pretraining.optimiser import schedule
+from geofm.pretraining.optimiser import make_schedule
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -21,10 +21,10 @@ def test_its_student_can_be_built_and_takes_a_step(name: str) -> None:
         check_model_name(settings.teacher)
     module = build_pretrainer(settings, bands, 0, 64)
     for processes in (1, 2, 8):
-        check_pieces(module, settings, processes)
+        check_microbatches(module, settings, processes)
     grid = settings.size_px // settings.mask_patch_px
     mask = torch.zeros(1, grid * grid, dtype=torch.bool)
-    mask[:, module.student.shown :] = True
+    mask[:, module.student.visible_patches :] = True
     images = torch.randn(1, bands, settings.size_px, settings.size_px)
     with torch.no_grad():
         losses = module(images, mask.reshape(1, grid, grid), torch.randn(1, 64))
@@ -34,7 +34,7 @@ def test_its_student_can_be_built_and_takes_a_step(name: str) -> None:
 
 def test_gfm_swin_b_has_the_papers_figures() -> None:
     settings = load_recipe("gfm-swin-b").pretrain
-    plan = schedule(settings, 587_954 // settings.batch)
+    plan = make_schedule(settings, 587_954 // settings.batch)
     assert (plan.steps, plan.peak) == (57_400, pytest.approx(4e-4))
     grid = settings.size_px // settings.mask_patch_px
     assert (grid * grid, masked_patches(grid * grid, settings.mask_ratio)) == (36, 22)

@@ -338,20 +338,20 @@ def test_a_model_is_where_a_student_starts(
 def test_a_student_starts_from_exactly_the_models_weights_on_the_bands_of_the_dataset(
     model: Artifact,
 ) -> None:
-    from geofm.embeddings.weight_inputs import bands_of
-    from geofm.pretraining.student import as_timm_student
+    from geofm.embeddings.weight_inputs import select_input_bands
+    from geofm.pretraining.student import student_settings
 
-    found = bands_of(weights_of_model(model), ["nir", "red"])
+    found = select_input_bands(weights_of_model(model), ["nir", "red"])
     assert found.channels == (3, 0)
     named = tiny_settings(student=model.digest, student_init="pretrained", student_args={})
-    student = build_student(as_timm_student(named, found), 2, 0, found)
+    student = build_student(student_settings(named, found), 2, 0, found)
     held = load_file(model.local("model.safetensors"))
     state = student.backbone.state_dict()
     first = "patch_embed.proj.weight"
     assert torch.equal(state[first], held[first][:, [3, 0]])
     assert all(torch.equal(state[name], held[name]) for name in held if name != first)
     with pytest.raises(WeightsMismatch, match="no weights for swir"):
-        bands_of(weights_of_model(model), ["red", "swir"])
+        select_input_bands(weights_of_model(model), ["red", "swir"])
 
 
 def test_a_model_as_encoder_sees_its_other_bands_at_their_mean(model: Artifact) -> None:

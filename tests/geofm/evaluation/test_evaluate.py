@@ -21,8 +21,8 @@ from data_catalog.tables import write_table
 from geofm.config.recipe import EvaluateSettings, PretrainSettings
 from geofm.embeddings.encoders import WeightsMissing
 from geofm.evaluation import models as subjects
-from geofm.evaluation.evaluate import STAGE, tasks_of
-from geofm.evaluation.scores import differences
+from geofm.evaluation.evaluate import STAGE, open_tasks
+from geofm.evaluation.scores import paired_differences
 from geofm.evaluation.tasks import TaskError
 from geofm.formats.npy import pixel_sha256
 from geofm.pretraining.student import random_backbone
@@ -163,10 +163,10 @@ def test_without_distillation_a_teacher_that_is_not_there_is_left_out(
 
     monkeypatch.setattr(subjects, "load_encoder", absent)
     plain = make_inputs(store, tmp_path / "a", [], alpha=0.0)
-    assert subjects.subjects_of(plain["model"]) == ["random", "model"]
+    assert subjects.list_roles(plain["model"]) == ["random", "model"]
     distilled = make_inputs(store, tmp_path / "b", [])["model"]
     with pytest.raises(WeightsMissing):
-        subjects.load_subject(distilled, subjects.subjects_of(distilled)[0], "cpu")
+        subjects.load_evaluated_model(distilled, subjects.list_roles(distilled)[0], "cpu")
 
 
 def test_two_tasks_of_one_name_are_refused(
@@ -190,11 +190,11 @@ def test_the_planet_is_drawn_on_the_bands_that_it_shares_with_the_model(
     monkeypatch.setattr("geofm.planet.labelled.labelled_folder", drawn)
     inputs = make_inputs(store, tmp_path / "made", [])
     job = make_job(STAGE, store, inputs, EvaluateSettings(tasks=["planet"]))
-    assert [t.name for t in tasks_of(job)] == ["cover"]
+    assert [t.name for t in open_tasks(job)] == ["cover"]
     for bands in (["swir22", "nir"], ["vv", "vh"]):
         config = {"geofm": {"bands": bands}, "pretrained_cfg": {"mean": [0.4] * 2}}
         inputs["model"].local("config.json").write_text(json.dumps(config))
-        tasks_of(job)
+        open_tasks(job)
     assert asked == [["red", "green", "blue", "nir"], ["nir"], ["red", "green", "blue"]]
 
 
@@ -212,7 +212,7 @@ def test_differences_are_paired() -> None:
         )  # fmt: skip
 
     table = pd.concat([rows("teacher", 20), rows("random", 60), rows("model", 20)])
-    found = {d["against"]: d for d in differences(table, 500, 0)}
+    found = {d["against"]: d for d in paired_differences(table, 500, 0)}
     assert found["random"]["value"] == pytest.approx(0.4)
     assert found["random"]["certain"]
     # wrong on the very same images: no difference, and no doubt about it

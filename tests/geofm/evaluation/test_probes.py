@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from geofm.evaluation.probes import bootstrap, knn_predict, linear_probe, standardise
+from geofm.evaluation.probes import bootstrap_interval, knn_predict, linear_probe, standardise
 
 CLASSES = 4
 
@@ -40,7 +40,7 @@ def test_separable_features_are_separated(protocol: str) -> None:
 
 @pytest.mark.parametrize("protocol", ["knn", "linear"])
 def test_features_without_a_signal_are_at_chance(protocol: str) -> None:
-    found = bootstrap(accuracies(apart=0.0)[protocol], 1000, 0)
+    found = bootstrap_interval(accuracies(apart=0.0)[protocol], 1000, 0)
     assert found.low <= 1 / CLASSES <= found.high
 
 
@@ -91,7 +91,7 @@ def test_the_probe_is_the_same_twice() -> None:
 @settings(max_examples=15, deadline=None)
 def test_the_interval_agrees_with_the_normal_one(n: int, share: float) -> None:
     right = (np.arange(n) < round(share * n)).astype(np.int64)
-    found = bootstrap(right, 2000, 0)
+    found = bootstrap_interval(right, 2000, 0)
     half = 1.96 * np.sqrt(right.mean() * (1 - right.mean()) / n)
     assert found.value == right.mean()
     # a quantile of 2,000 resamples is itself uncertain, and counts move in steps of 1/n
@@ -101,12 +101,12 @@ def test_the_interval_agrees_with_the_normal_one(n: int, share: float) -> None:
 
 def test_the_same_seed_draws_the_same_resamples() -> None:
     a, b = np.array([1, 0, 1, 1, 0, 1]), np.array([0, 0, 1, 1, 0, 1])
-    assert bootstrap(a, 500, 7) == bootstrap(a, 500, 7)
-    both = bootstrap(a - b, 500, 7)
+    assert bootstrap_interval(a, 500, 7) == bootstrap_interval(a, 500, 7)
+    both = bootstrap_interval(a - b, 500, 7)
     assert both.low <= both.value <= both.high
     assert both.value == pytest.approx(1 / 6)
 
 
 def test_all_right_has_an_interval_without_width() -> None:
-    found = bootstrap(np.ones(50), 200, 0)
+    found = bootstrap_interval(np.ones(50), 200, 0)
     assert (found.value, found.low, found.high, found.n) == (1.0, 1.0, 1.0, 50)

@@ -6,24 +6,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from geofm.pretraining.augment import (
-    Window,
-    crop,
-    draw_window,
+    CropWindow,
+    crop_and_resize,
+    draw_crop,
     sample_rng,
 )
 
 
-def _crop(images: torch.Tensor, windows: list[Window], size: int) -> torch.Tensor:
-    return crop(images, torch.tensor(windows), size)
+def _crop(images: torch.Tensor, windows: list[CropWindow], size: int) -> torch.Tensor:
+    return crop_and_resize(images, torch.tensor(windows), size)
 
 
 def test_a_crop_is_torchs_own_antialiased_resize_of_the_window() -> None:
     images = torch.rand(4, 3, 40, 48)
     windows = [
-        Window(3, 5, 30, 36, False),
-        Window(0, 0, 40, 48, True),
-        Window(7, 2, 17, 20, False),
-        Window(30, 40, 3, 4, True),
+        CropWindow(3, 5, 30, 36, False),
+        CropWindow(0, 0, 40, 48, True),
+        CropWindow(7, 2, 17, 20, False),
+        CropWindow(30, 40, 3, 4, True),
     ]
     ours = _crop(images, windows, 24)
     for number, window in enumerate(windows):
@@ -39,14 +39,14 @@ def test_a_crop_is_torchs_own_antialiased_resize_of_the_window() -> None:
 
 def test_a_whole_window_of_the_same_size_changes_nothing() -> None:
     images = torch.rand(2, 4, 16, 16)
-    assert torch.equal(_crop(images, [Window(0, 0, 16, 16, False)] * 2, 16), images)
-    flipped = _crop(images, [Window(0, 0, 16, 16, True)] * 2, 16)
+    assert torch.equal(_crop(images, [CropWindow(0, 0, 16, 16, False)] * 2, 16), images)
+    flipped = _crop(images, [CropWindow(0, 0, 16, 16, True)] * 2, 16)
     assert torch.equal(flipped, images.flip(-1))
 
 
 @given(st.integers(0, 2**31), st.integers(8, 300), st.integers(8, 300))
 def test_windows_lie_inside_and_keep_scale_and_ratio(seed: int, height: int, width: int) -> None:
-    window = draw_window(np.random.default_rng(seed), height, width, (0.67, 1.0))
+    window = draw_crop(np.random.default_rng(seed), height, width, (0.67, 1.0))
     assert 0 <= window.top <= window.top + window.height <= height
     assert 0 <= window.left <= window.left + window.width <= width
     assert window.height > 0
@@ -59,7 +59,7 @@ def test_windows_lie_inside_and_keep_scale_and_ratio(seed: int, height: int, wid
 
 
 def test_half_of_the_windows_are_mirrored() -> None:
-    windows = [draw_window(sample_rng(0, 0, i), 64, 64, (0.67, 1.0)) for i in range(1000)]
+    windows = [draw_crop(sample_rng(0, 0, i), 64, 64, (0.67, 1.0)) for i in range(1000)]
     assert 450 < sum(w.flip for w in windows) < 550
     assert len(set(windows)) > 900
 

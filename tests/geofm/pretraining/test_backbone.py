@@ -6,14 +6,14 @@ import torch
 
 from data_catalog.errors import UsageError
 from geofm.pretraining.backbone import (
-    Masked,
+    MaskedInput,
     NoSuchStage,
     Pooling,
     final_width,
-    reduction,
+    forward_stages,
+    output_stride,
     stage_width,
     token_mean,
-    walk,
 )
 from tests.geofm.pretraining.conftest import SWIN
 
@@ -27,7 +27,7 @@ def test_the_distilled_stage_is_1024_wide_on_6_by_6_tokens_for_swin_b() -> None:
         window_size=6,
     ).eval()
     with torch.no_grad():
-        tapped, final = walk(model, torch.rand(1, 3, 192, 192), 3)
+        tapped, final = forward_stages(model, torch.rand(1, 3, 192, 192), 3)
     assert tapped.shape == (1, 6, 6, 1024)
     assert final is not None
     assert final.shape == (1, 6, 6, 1024)
@@ -37,11 +37,11 @@ def test_the_distilled_stage_is_1024_wide_on_6_by_6_tokens_for_swin_b() -> None:
 def test_the_distilled_stage_is_768_wide_for_swin_t() -> None:
     model = timm.create_model("swin_tiny_patch4_window7_224", pretrained=False, num_classes=0)
     with torch.no_grad():
-        tapped, _ = walk(model, torch.rand(1, 3, 224, 224), 3)
+        tapped, _ = forward_stages(model, torch.rand(1, 3, 224, 224), 3)
     assert tapped.shape == (1, 7, 7, 768)
     assert token_mean(tapped).shape == (1, 768)
     assert stage_width(model, 3) == final_width(model) == 768
-    assert reduction(model) == 32
+    assert output_stride(model) == 32
 
 
 def test_the_distilled_stage_ends_after_the_merging_and_before_the_next_blocks() -> None:
@@ -56,11 +56,11 @@ def test_the_distilled_stage_ends_after_the_merging_and_before_the_next_blocks()
     with torch.no_grad():
         whole = model.forward_features(images)
         for stage in (1, 2, 3):
-            tapped, final = walk(model, images, stage)
+            tapped, final = forward_stages(model, images, stage)
             assert torch.equal(tapped, seen[f"into blocks {stage + 1}"])
             assert final is not None
             assert torch.equal(final, whole)
-        last, final = walk(model, images, 4)
+        last, final = forward_stages(model, images, 4)
         assert final is not None
         assert torch.equal(model.norm(last), final)
 
@@ -69,7 +69,7 @@ def test_stopping_after_the_stage_gives_the_same_and_runs_nothing_more() -> None
     model = timm.create_model("swin_tiny_patch4_window7_224", **SWIN).eval()
     images = torch.rand(1, 4, 32, 32)
     model.layers[3].blocks[0].register_forward_pre_hook(lambda *_: pytest.fail("stage 4 ran"))
-    tapped, final = walk(model, images, 3, whole=False)
+    tapped, final = forward_stages(model, images, 3, with_final=False)
     assert final is None
     assert tapped.shape == (1, 2, 2, stage_width(model, 3))
 
@@ -82,7 +82,7 @@ def test_a_vit_counts_quarters_of_its_depth() -> None:
     with torch.no_grad():
         blocks = model.forward_intermediates(images, output_fmt="NLC", intermediates_only=True)
         for stage in (1, 2, 3, 4):
-            tapped, final = walk(model, images, stage)
+            tapped, final = forward_stages(model, images, stage)
             torch.testing.assert_close(tapped.flatten(1, 2), blocks[stage - 1])
             assert final is not None
             torch.testing.assert_close(final.flatten(1, 2), model.forward_features(images)[:, 1:])
@@ -100,7 +100,7 @@ def test_swin_v2_is_walked_the_same_way() -> None:
     ).eval()
     images = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
-        tapped, final = walk(model, images, 3)
+        tapped, final = forward_stages(model, images, 3)
         assert tapped.shape == (1, 2, 2, 192)
         assert final is not None
         assert torch.equal(final, model.forward_features(images))
@@ -125,12 +125,12 @@ def test_hiera_ends_a_stage_with_its_own_blocks() -> None:
     with torch.no_grad():
         maps = model.forward_intermediates(images, output_fmt="NHWC", intermediates_only=True)
         for stage in (1, 2, 3, 4):
-            tapped, final = walk(model, images, stage)
+            tapped, final = forward_stages(model, images, stage)
             assert torch.equal(tapped, maps[stage - 1])
             assert stage_width(model, stage) == tapped.shape[-1] == 16 * 2 ** (stage - 1)
             assert final is not None
             assert torch.equal(final, model.head.norm(maps[3]))
-    assert (reduction(model), final_width(model)) == (32, 128)
+    assert (output_stride(model), final_width(model)) == (32, 128)
 
 
 @pytest.mark.parametrize("name", ["convnext_atto", "resnet18", "efficientnet_lite0", "davit_tiny"])
@@ -140,16 +140,16 @@ def test_any_network_with_maps_is_asked_for_one_of_them(name: str) -> None:
     with torch.no_grad():
         last, maps = model.forward_intermediates(images)
         for stage in (1, 3, 4):
-            tapped, final = walk(model, images, stage)
+            tapped, final = forward_stages(model, images, stage)
             assert torch.equal(tapped, maps[stage - 1].permute(0, 2, 3, 1))
             assert tapped.shape[-1] == stage_width(model, stage)
             assert final is not None
             assert torch.equal(final, last.permute(0, 2, 3, 1))
-            alone, none = walk(model, images, stage, whole=False)
+            alone, none = forward_stages(model, images, stage, with_final=False)
             assert none is None
             assert torch.equal(alone, tapped)
     assert final.shape == (1, 2, 2, final_width(model))
-    assert reduction(model) == 32
+    assert output_stride(model) == 32
 
 
 def _mask(grid: int, shown: int) -> torch.Tensor:
@@ -163,7 +163,7 @@ def test_a_vit_without_hidden_tokens_is_a_vit_of_the_others() -> None:
     model = timm.create_model("test_vit", num_classes=0, img_size=64).eval()
     images, mask = torch.rand(2, 3, 64, 64), _mask(4, 6)
     with torch.no_grad():
-        tapped, final = walk(model, images, 4, masked=Masked(mask, None, 6))
+        tapped, final = forward_stages(model, images, 4, masked=MaskedInput(mask, None, 6))
         for number in range(2):  # timm's own way, one picture at a time
             x = model._pos_embed(model.patch_embed(images[number : number + 1]))
             first = model.num_prefix_tokens
@@ -179,10 +179,12 @@ def test_a_hiera_without_hidden_units_is_timms_own() -> None:
     images, mask = torch.rand(2, 4, 128, 128), _mask(4, 6)
     with torch.no_grad():
         theirs = model.forward_features(images, mask=~mask.flatten(1))
-        _, final = walk(model, images, 3, masked=Masked(mask, None, 6))
+        _, final = forward_stages(model, images, 3, masked=MaskedInput(mask, None, 6))
         assert final is not None
         assert torch.equal(final, model.head.norm(theirs))
-        whole, _ = walk(model, images, 3, masked=Masked(mask, None, 6), whole=False)
+        whole, _ = forward_stages(
+            model, images, 3, masked=MaskedInput(mask, None, 6), with_final=False
+        )
     assert whole.shape == (2, 6 * 4, 64)
 
 

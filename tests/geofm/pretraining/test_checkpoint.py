@@ -8,11 +8,17 @@ from pathlib import Path
 
 import torch
 
-from geofm.pretraining.checkpoint import NAME, Progress, load, save, whole_file
+from geofm.pretraining.checkpoint import (
+    CHECKPOINT_FILE,
+    TrainingProgress,
+    atomic_file,
+    load_checkpoint,
+    save_checkpoint,
+)
 
 
 def _write_half(folder: str, ready, go) -> None:
-    with whole_file(Path(folder) / NAME) as file:
+    with atomic_file(Path(folder) / CHECKPOINT_FILE) as file:
         torch.save({"identity": "job", "step": 7}, file)
         ready.set()
         go.wait(60)
@@ -25,14 +31,14 @@ def test_loading_leaves_a_file_that_another_process_is_writing(tmp_path: Path) -
     process.start()
     assert ready.wait(120)
     time.sleep(2.1)  # it is not fresh any more: only its lock protects it
-    assert load(tmp_path, "job") is None
-    save(tmp_path, "job", {}, Progress(step=3))
-    assert load(tmp_path, "job")["step"] == 3
+    assert load_checkpoint(tmp_path, "job") is None
+    save_checkpoint(tmp_path, "job", {}, TrainingProgress(step=3))
+    assert load_checkpoint(tmp_path, "job")["step"] == 3
     go.set()
     process.join(60)
     assert process.exitcode == 0
-    assert load(tmp_path, "job")["step"] == 7
-    assert list(tmp_path.iterdir()) == [tmp_path / NAME]
+    assert load_checkpoint(tmp_path, "job")["step"] == 7
+    assert list(tmp_path.iterdir()) == [tmp_path / CHECKPOINT_FILE]
 
 
 def test_loading_removes_what_a_killed_process_left(tmp_path: Path) -> None:
@@ -45,5 +51,5 @@ def test_loading_removes_what_a_killed_process_left(tmp_path: Path) -> None:
     process.join(60)
     assert len(list(tmp_path.iterdir())) == 1
     time.sleep(2.1)
-    assert load(tmp_path, "job") is None
+    assert load_checkpoint(tmp_path, "job") is None
     assert list(tmp_path.iterdir()) == []

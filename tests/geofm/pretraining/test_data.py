@@ -12,11 +12,11 @@ from geofm.pretraining.data import (
     Corpus,
     TooFewSamples,
     batch_samples,
-    batches,
+    count_never_drawn,
     load_batch,
-    never_drawn,
     open_corpus,
-    read_unit,
+    read_batches,
+    read_unit_pixels,
     steps_per_epoch,
 )
 from geofm.raster.radiometry import to_unit
@@ -33,7 +33,7 @@ def test_a_sample_is_its_tar_member_in_unit_space(dataset: Artifact, corpus: Cor
         for number, row in enumerate(index.itertuples()):
             data = dataset.read_range(row.shard, row.offset, row.size)
             expected = to_unit(chip_from_bytes(data), [SCALE] * 4)
-            assert np.array_equal(read_unit(corpus, files, number), expected)
+            assert np.array_equal(read_unit_pixels(corpus, files, number), expected)
 
 
 def test_an_epoch_is_a_permutation_that_follows_from_seed_and_epoch() -> None:
@@ -55,17 +55,17 @@ def test_an_epoch_has_whole_batches_without_repeats(corpus: Corpus) -> None:
 
 
 def test_samples_that_no_epoch_reaches_are_counted(corpus: Corpus) -> None:
-    assert never_drawn(corpus, 0, 1, 4) == 2
-    assert never_drawn(corpus, 0, 1, 11) == 0
-    assert never_drawn(corpus, 0, 30, 4) == 0
+    assert count_never_drawn(corpus, 0, 1, 4) == 2
+    assert count_never_drawn(corpus, 0, 1, 11) == 0
+    assert count_never_drawn(corpus, 0, 30, 4) == 0
 
 
 def test_batches_do_not_depend_on_threads_or_on_where_reading_starts(
     corpus: Corpus, tiny: PretrainSettings
 ) -> None:
-    whole = list(batches(corpus, tiny, 3, 0, 8, threads=1))
-    threaded = list(batches(corpus, tiny, 3, 0, 8, threads=5))
-    late = list(batches(corpus, tiny, 3, 6, 8, threads=2))
+    whole = list(read_batches(corpus, tiny, 3, 0, 8, threads=1))
+    threaded = list(read_batches(corpus, tiny, 3, 0, 8, threads=5))
+    late = list(read_batches(corpus, tiny, 3, 6, 8, threads=2))
     assert (len(whole), len(threaded), len(late)) == (8, 8, 2)
     for one, two in [*zip(whole, threaded, strict=True), *zip(whole[6:], late, strict=True)]:
         for field in ("images", "windows", "mask"):
@@ -81,7 +81,7 @@ def test_processes_share_the_very_same_batches(corpus: Corpus, processes: int) -
         with ShardFiles(corpus.index) as files:
             whole = load_batch(corpus, files, settings, 3, step)
             shares = [
-                load_batch(corpus, files, settings, 3, step, (rank, processes))
+                load_batch(corpus, files, settings, 3, step, rank, processes)
                 for rank in range(processes)
             ]
         for name in ("samples", "images", "windows", "mask"):
@@ -100,7 +100,7 @@ def test_crops_change_from_epoch_to_epoch(corpus: Corpus) -> None:
 def test_reading_stops_and_closes_when_the_caller_leaves(
     corpus: Corpus, tiny: PretrainSettings
 ) -> None:
-    reading = batches(corpus, tiny, 0, 0, 10, threads=2)
+    reading = read_batches(corpus, tiny, 0, 0, 10, threads=2)
     next(reading)
     assert shards_open(corpus.index) > 0
     reading.close()
@@ -118,4 +118,4 @@ def test_a_damaged_shard_is_said_to_be_one(dataset: Artifact) -> None:
         moved = dataclasses.replace(corpus.index, offsets=corpus.index.offsets + beside)
         broken = dataclasses.replace(corpus, index=moved)
         with ShardFiles(broken.index) as files, pytest.raises(DamagedShard, match="geofm verify"):
-            read_unit(broken, files, 0)
+            read_unit_pixels(broken, files, 0)

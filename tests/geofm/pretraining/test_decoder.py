@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from geofm.pretraining.loop import train
-from geofm.pretraining.masking import shown_places
+from geofm.pretraining.masking import visible_positions
 from geofm.pretraining.objective import build_pretrainer
-from geofm.pretraining.student import FillingDecoder, PixelDecoder
+from geofm.pretraining.student import PixelDecoder, TransformerDecoder
 from tests.geofm.pretraining.conftest import tiny_settings
 
 DROPPING = {
@@ -34,13 +34,13 @@ def test_each_pixel_comes_from_its_own_position() -> None:
 
 def test_visible_tokens_go_back_to_their_places() -> None:
     torch.manual_seed(0)
-    decoder = FillingDecoder(5, 4, 2, 3, 32, 1)
+    decoder = TransformerDecoder(5, 4, 2, 3, 32, 1)
     mask = torch.tensor([[[True, False], [False, True]], [[False, False], [True, True]]])
     seen = torch.randn(2, 8, 5)
     put: list[torch.Tensor] = []
     decoder.blocks[0].register_forward_pre_hook(lambda module, args: put.append(args[0]))
     assert decoder(seen, mask).shape == (2, 3, 8, 8)
-    tokens = (put[0] - decoder.place.flatten(0, 1)).reshape(2, 4, 4, 32)
+    tokens = (put[0] - decoder.positions.flatten(0, 1)).reshape(2, 4, 4, 32)
     fine = mask.repeat_interleave(2, 1).repeat_interleave(2, 2)
     for number in range(2):
         torch.testing.assert_close(tokens[number][~fine[number]], decoder.enter(seen[number]))
@@ -50,7 +50,7 @@ def test_visible_tokens_go_back_to_their_places() -> None:
 
 def test_shown_places_are_those_of_the_mask_in_order() -> None:
     mask = torch.tensor([[[True, False, True], [False, False, True], [True, True, True]]])
-    assert shown_places(mask, 3).tolist() == [[1, 3, 4]]
+    assert visible_positions(mask, 3).tolist() == [[1, 3, 4]]
 
 
 @pytest.mark.parametrize("name", DROPPING)
@@ -60,7 +60,7 @@ def test_hidden_pixels_do_not_reach_a_student_that_drops_them(name: str) -> None
     grid, edge = settings.size_px // settings.mask_patch_px, settings.mask_patch_px
     images = torch.randn(1, 4, settings.size_px, settings.size_px)
     mask = torch.zeros(1, grid * grid, dtype=torch.bool)
-    mask[:, module.student.shown :] = True
+    mask[:, module.student.visible_patches :] = True
     mask = mask.reshape(1, grid, grid)
     changed = images.clone()
     changed[..., -edge:, -edge:] += 1  # the last patch is hidden
@@ -84,7 +84,7 @@ def test_a_student_that_drops_tokens_learns(name: str, corpus, tmp_path) -> None
     assert again.history.equals(trained.history)
     grads = build_pretrainer(settings, 4, 3, 64)
     mask = torch.zeros(2, 16, dtype=torch.bool)
-    mask[:, grads.student.shown :] = True
+    mask[:, grads.student.visible_patches :] = True
     edge = settings.size_px
     images = torch.randn(2, 4, edge, edge)
     grads(images, mask.reshape(2, 4, 4), torch.randn(2, 64)).loss.backward()

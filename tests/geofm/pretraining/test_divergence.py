@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from geofm.pretraining.loop import Diverged, Guard, check_numbers
+from geofm.pretraining.loop import Diverged, DivergenceGuard, check_finite
 
 
 def run_through(losses: list[float], window: int = 20) -> int:
     """How many losses a guard of 20 steps lets pass."""
-    guard = Guard(window)
+    guard = DivergenceGuard(window)
     for number, loss in enumerate(losses, start=1):
         guard.add(loss)
         try:
@@ -46,13 +46,13 @@ def test_a_short_spike_passes_and_a_lasting_one_does_not() -> None:
 
 
 def test_the_message_has_figures_and_remedies() -> None:
-    guard = Guard(20)
+    guard = DivergenceGuard(20)
     for loss in [*falling(100, 0.0), *[0.9] * 20]:
         guard.add(loss)
     assert not guard.healthy
     with pytest.raises(Diverged, match=r"rose from 0\.18\d+ to 0\.9.*lower pretrain\.base_lr"):
         guard.check(1000, 1e-3)
-    never = Guard(0)
+    never = DivergenceGuard(0)
     for loss in [*falling(100, 0.0), *[0.9] * 200]:
         never.add(loss)
         never.check(1000, 1e-3)
@@ -60,7 +60,7 @@ def test_the_message_has_figures_and_remedies() -> None:
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_no_number_stops_at_once(bad: float) -> None:
-    check_numbers(3, 10, 1.0, 2.0, 1e-3)
+    check_finite(3, 10, 1.0, 2.0, 1e-3)
     for loss, norm in ((bad, 1.0), (1.0, bad)):
         with pytest.raises(Diverged, match=r"step 3 of 10 .*pretrain\.precision fp32"):
-            check_numbers(3, 10, loss, norm, 1e-3)
+            check_finite(3, 10, loss, norm, 1e-3)

@@ -27,7 +27,7 @@ from flows.cli.export import export
 from geofm.formats.cards import terms_of_use
 from geofm.pretraining import features, load_model
 from geofm.pretraining.export.hub import export_model
-from geofm.pretraining.export.mlm import ALWAYS, cover, mlm_item, time_span
+from geofm.pretraining.export.mlm import ALWAYS, covered_area, mlm_item, time_span
 from geofm.pretraining.pretrain import STAGE
 from tests.geofm.pretraining.conftest import make_dataset, tiny_settings
 
@@ -217,12 +217,14 @@ def test_many_footprints_are_covered_by_few_corners() -> None:
     rng = np.random.default_rng(0)
     west, south = rng.uniform(5, 6, 3000), rng.uniform(45, 46, 3000)
     tiles = shapely.box(west, south, west + 0.002, south + 0.002)
-    area = cover(tiles)
+    area = covered_area(tiles)
     assert shapely.get_num_coordinates(area) <= 1000
     assert shapely.covers(area, tiles).all()
     assert area.area < 1.6
     assert all(part.exterior.is_ccw for part in shapely.get_parts(area))
-    edge = cover(np.array([shapely.box(179.995 - i * 0.05, 0, 180, 0.001) for i in range(2000)]))
+    edge = covered_area(
+        np.array([shapely.box(179.995 - i * 0.05, 0, 180, 0.001) for i in range(2000)])
+    )
     assert edge.bounds[2] <= 180
 
 

@@ -18,20 +18,20 @@ from data_catalog.errors import RunError
 from data_catalog.progress import listen
 from geofm.embeddings.encoders import WeightsMismatch, WeightsMissing, load_encoder, weights_sha256
 from geofm.pretraining import step, teacher
-from geofm.pretraining.checkpoint import NAME, BadCheckpoint, CheckpointNotWritten
+from geofm.pretraining.checkpoint import CHECKPOINT_FILE, BadCheckpoint, CheckpointNotWritten
 from geofm.pretraining.data import Corpus, open_corpus
-from geofm.pretraining.loop import Diverged, Interrupted, Trained, train
+from geofm.pretraining.loop import Diverged, Interrupted, TrainingResult, train
 from geofm.pretraining.objective import build_pretrainer
 from geofm.shards.reader import DamagedShard
 from tests.geofm.pretraining.conftest import child_of, tiny_settings
 
 
-def _train(corpus: Corpus, folder: Path, seed: int = 3, **fields: object) -> Trained:
+def _train(corpus: Corpus, folder: Path, seed: int = 3, **fields: object) -> TrainingResult:
     folder.mkdir(exist_ok=True)
     return train(corpus, tiny_settings(**fields), seed, "cpu", folder, threads=1)
 
 
-def _same(one: Trained, two: Trained) -> None:
+def _same(one: TrainingResult, two: TrainingResult) -> None:
     pd.testing.assert_frame_equal(one.history, two.history, check_exact=True)
     states = one.module.state_dict(), two.module.state_dict()
     assert states[0].keys() == states[1].keys()
@@ -39,12 +39,12 @@ def _same(one: Trained, two: Trained) -> None:
 
 
 @pytest.fixture(scope="module")
-def whole(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+def whole(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> TrainingResult:
     """A run that nothing interrupts: 10 steps."""
     return _train(corpus, tmp_path_factory.mktemp("whole"))
 
 
-def test_a_run_learns_and_records_every_step(whole: Trained, corpus: Corpus) -> None:
+def test_a_run_learns_and_records_every_step(whole: TrainingResult, corpus: Corpus) -> None:
     history = whole.history
     assert list(history.columns) == [
         "step",
@@ -67,7 +67,7 @@ def test_a_run_learns_and_records_every_step(whole: Trained, corpus: Corpus) -> 
     assert whole.metrics["images_per_second"] > 0
 
 
-def test_the_teacher_is_untouched_by_training(whole: Trained) -> None:
+def test_the_teacher_is_untouched_by_training(whole: TrainingResult) -> None:
     assert whole.teacher is not None
     encoder = whole.teacher.encoder
     assert weights_sha256(encoder.model.state_dict()) == encoder.weights_sha256
@@ -77,7 +77,7 @@ def test_the_teacher_is_untouched_by_training(whole: Trained) -> None:
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(
-    whole: Trained, corpus: Corpus, tmp_path: Path
+    whole: TrainingResult, corpus: Corpus, tmp_path: Path
 ) -> None:
     torch.manual_seed(99)  # what came before in the process does not matter
     _same(whole, _train(corpus, tmp_path / "again"))
@@ -98,7 +98,7 @@ def test_alpha_0_neither_loads_nor_runs_a_teacher(
     corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(teacher, "load_teacher", lambda *_: pytest.fail("a teacher was loaded"))
-    monkeypatch.setattr(step, "teach", lambda *_: pytest.fail("a teacher was asked"))
+    monkeypatch.setattr(step, "teacher_features", lambda *_: pytest.fail("a teacher was asked"))
     alone = _train(corpus, tmp_path / "alone", alpha=0)
     assert alone.teacher is None
     assert alone.module.projector is None
@@ -107,7 +107,7 @@ def test_alpha_0_neither_loads_nor_runs_a_teacher(
 
 
 def test_before_the_first_step_masked_modelling_is_the_same_with_a_teacher(
-    whole: Trained, corpus: Corpus, tmp_path: Path
+    whole: TrainingResult, corpus: Corpus, tmp_path: Path
 ) -> None:
     alone = _train(corpus, tmp_path / "alone", alpha=0)
     assert alone.history["mim"].iloc[0] == whole.history["mim"].iloc[0]
@@ -125,7 +125,9 @@ def test_distillation_alone_leaves_the_late_layers_as_they_began(
     assert trained.history["mim"].isna().all()
 
 
-def test_bf16_runs_and_stays_near_fp32(whole: Trained, corpus: Corpus, tmp_path: Path) -> None:
+def test_bf16_runs_and_stays_near_fp32(
+    whole: TrainingResult, corpus: Corpus, tmp_path: Path
+) -> None:
     half = _train(corpus, tmp_path / "half", precision="bf16")
     assert not np.array_equal(half.history["loss"], whole.history["loss"])
     np.testing.assert_allclose(half.history["loss"], whole.history["loss"], atol=0.05)
@@ -144,7 +146,7 @@ class _Stopped(Exception):
 
 @pytest.mark.parametrize("crash", [1, 4, 9])
 def test_a_run_that_crashed_ends_with_the_same_bits(
-    whole: Trained, corpus: Corpus, tmp_path: Path, crash: int
+    whole: TrainingResult, corpus: Corpus, tmp_path: Path, crash: int
 ) -> None:
     def stop(what: str, done: int, total: int, note: str) -> None:
         if done == crash:
@@ -188,7 +190,7 @@ with listen(lambda what, done, total, note: print(done, flush=True)):
 
 
 def test_sigkill_at_a_random_moment_costs_no_bit(
-    whole: Trained, dataset: Artifact, tmp_path: Path
+    whole: TrainingResult, dataset: Artifact, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
@@ -206,7 +208,7 @@ def test_sigkill_at_a_random_moment_costs_no_bit(
 
 
 def test_sigterm_keeps_the_state_and_says_how_to_go_on(
-    whole: Trained, dataset: Artifact, tmp_path: Path
+    whole: TrainingResult, dataset: Artifact, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
@@ -218,14 +220,14 @@ def test_sigterm_keeps_the_state_and_says_how_to_go_on(
     assert child.returncode == 1  # a Python error that nobody catches here
     assert "Interrupted: stopped by SIGTERM after step" in errors
     assert "start the same run again" in errors
-    kept = torch.load(folder / NAME, weights_only=True)
+    kept = torch.load(folder / CHECKPOINT_FILE, weights_only=True)
     assert 1 <= kept["step"] < 10
     assert issubclass(Interrupted, RunError)
     _same(whole, _train(open_corpus(dataset), folder))
 
 
 def test_a_finished_run_is_not_trained_again(
-    whole: Trained, corpus: Corpus, tmp_path: Path
+    whole: TrainingResult, corpus: Corpus, tmp_path: Path
 ) -> None:
     first = _train(corpus, tmp_path / "run")
     steps: list[int] = []
@@ -236,8 +238,8 @@ def test_a_finished_run_is_not_trained_again(
 
 
 def test_a_damaged_checkpoint_names_the_file_to_delete(corpus: Corpus, tmp_path: Path) -> None:
-    (tmp_path / NAME).write_bytes(b"half a file")
-    with pytest.raises(BadCheckpoint, match=rf"{NAME}.*delete it"):
+    (tmp_path / CHECKPOINT_FILE).write_bytes(b"half a file")
+    with pytest.raises(BadCheckpoint, match=rf"{CHECKPOINT_FILE}.*delete it"):
         _train(corpus, tmp_path)
 
 
@@ -250,11 +252,13 @@ def test_a_loss_that_is_no_number_stops_the_run_with_a_remedy(
 
     def spoil(what: str, done: int, total: int, note: str) -> None:
         if done == 4:  # the checkpoint of step 3 is there
-            monkeypatch.setattr(step, "crop", lambda images, *rest: images[..., :32, :32] * 1e38)
+            monkeypatch.setattr(
+                step, "crop_and_resize", lambda images, *rest: images[..., :32, :32] * 1e38
+            )
 
     with listen(spoil), pytest.raises(Diverged, match=r"step 4 of 10"):
         _train(corpus, tmp_path / "later")
-    kept = torch.load(tmp_path / "later" / NAME, weights_only=True)
+    kept = torch.load(tmp_path / "later" / CHECKPOINT_FILE, weights_only=True)
     assert kept["step"] == 3
     assert all(v.isfinite().all() for v in kept["module"].values())
 
@@ -270,14 +274,16 @@ def test_progress_tells_loss_speed_and_time_left(corpus: Corpus, tmp_path: Path)
         assert word in note
 
 
-def test_a_batch_in_pieces_learns_the_same(whole: Trained, corpus: Corpus, tmp_path: Path) -> None:
+def test_a_batch_in_pieces_learns_the_same(
+    whole: TrainingResult, corpus: Corpus, tmp_path: Path
+) -> None:
     pieces = _train(corpus, tmp_path / "pieces", microbatch=2)
     for column in ("loss", "mim", "distill", "grad_norm"):
         np.testing.assert_allclose(pieces.history[column], whole.history[column], atol=1e-5)
 
 
 def test_activation_checkpointing_changes_no_bit(
-    whole: Trained, corpus: Corpus, tmp_path: Path
+    whole: TrainingResult, corpus: Corpus, tmp_path: Path
 ) -> None:
     _same(whole, _train(corpus, tmp_path / "few", activation_checkpointing=True))
 
@@ -286,14 +292,14 @@ def test_the_running_mean_is_the_model_and_resumes(
     corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[torch.Tensor] = []
-    take = step.Stepper.take
+    run = step.TrainingStep.run
 
-    def watched(self: step.Stepper, number: int, batch: object) -> torch.Tensor:
-        values = take(self, number, batch)  # type: ignore[arg-type]
+    def watched(self: step.TrainingStep, number: int, batch: object) -> torch.Tensor:
+        values = run(self, number, batch)  # type: ignore[arg-type]
         seen.append(self.module.student.mask_token.detach().clone())  # type: ignore[union-attr]
         return values
 
-    monkeypatch.setattr(step.Stepper, "take", watched)
+    monkeypatch.setattr(step.TrainingStep, "run", watched)
     settings = tiny_settings(ema=0.8)
     mean = build_pretrainer(settings, 4, 3, 64).student.mask_token
     decays = [min(0.8, (1 + number) / (10 + number)) for number in range(10)]
@@ -347,25 +353,25 @@ def test_a_compiler_that_fails_is_named_with_the_setting(
 
 def test_the_checkpoint_of_another_recipe_is_refused(corpus: Corpus, tmp_path: Path) -> None:
     _train(corpus, tmp_path, epochs=1)
-    before = (tmp_path / NAME).read_bytes()
+    before = (tmp_path / CHECKPOINT_FILE).read_bytes()
     for other in ({"epochs": 2}, {"epochs": 1, "alpha": 0.5}):
         with pytest.raises(BadCheckpoint, match=r"other settings or another seed.*delete it"):
             _train(corpus, tmp_path, **other)
     with pytest.raises(BadCheckpoint):
         _train(corpus, tmp_path, epochs=1, seed=4)
-    assert (tmp_path / NAME).read_bytes() == before
+    assert (tmp_path / CHECKPOINT_FILE).read_bytes() == before
     # how it is carried out is no matter
     _train(corpus, tmp_path, epochs=1, checkpoint_steps=7, microbatch=2, compile=True)
 
 
 def test_a_full_disk_leaves_the_last_checkpoint_whole(
-    whole: Trained, corpus: Corpus, tmp_path: Path
+    whole: TrainingResult, corpus: Corpus, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
 
     def fill(what: str, done: int, total: int, note: str) -> None:
         if done == 4:  # the checkpoint of step 3 is there
-            size = (folder / NAME).stat().st_size
+            size = (folder / CHECKPOINT_FILE).stat().st_size
             resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, hard))
 
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -376,44 +382,48 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, before)
-    assert torch.load(folder / NAME, weights_only=True)["step"] == 3
-    assert [path.name for path in folder.iterdir()] == [NAME]
+    assert torch.load(folder / CHECKPOINT_FILE, weights_only=True)["step"] == 3
+    assert [path.name for path in folder.iterdir()] == [CHECKPOINT_FILE]
     _same(whole, _train(corpus, folder))
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_too_little_memory_says_what_needs_less(
-    whole: Trained, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str
+    whole: TrainingResult,
+    corpus: Corpus,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    device: str,
 ) -> None:
-    real = step.crop
+    real = step.crop_and_resize
 
     def hungry(images: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
-        if int((tmp_path / NAME).exists()):
+        if int((tmp_path / CHECKPOINT_FILE).exists()):
             if device == "cuda":
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
             torch.empty(2**60)
         return real(images, *weights)
 
     with monkeypatch.context() as patch:
-        patch.setattr(step, "crop", hungry)
+        patch.setattr(step, "crop_and_resize", hungry)
         with pytest.raises(step.OutOfMemory, match=r"step 3: no memory.*pretrain\.microbatch"):
             _train(corpus, tmp_path)
-    assert torch.load(tmp_path / NAME, weights_only=True)["step"] == 3
+    assert torch.load(tmp_path / CHECKPOINT_FILE, weights_only=True)["step"] == 3
     _same(whole, _train(corpus, tmp_path))
 
 
 def test_features_that_are_known_beforehand_need_no_teacher(
     corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(step, "teach", lambda *_: pytest.fail("a teacher was asked"))
+    monkeypatch.setattr(step, "teacher_features", lambda *_: pytest.fail("a teacher was asked"))
     taught = np.random.default_rng(0).normal(size=(len(corpus), 64)).astype(np.float32)
-    trained = train(corpus, tiny_settings(), 3, "cpu", tmp_path, threads=1, taught=taught)
+    trained = train(corpus, tiny_settings(), 3, "cpu", tmp_path, threads=1, cached_features=taught)
     assert trained.metrics["teacher_seconds"] == 0
     assert trained.history["distill"].iloc[-3:].mean() < trained.history["distill"].iloc[0]
 
 
 def test_a_shard_damaged_on_the_way_costs_no_checkpoint(
-    whole: Trained, dataset: Artifact, tmp_path: Path
+    whole: TrainingResult, dataset: Artifact, tmp_path: Path
 ) -> None:
     copied = tmp_path / "dataset"
     shutil.copytree(dataset.url, copied)
@@ -426,7 +436,7 @@ def test_a_shard_damaged_on_the_way_costs_no_checkpoint(
 
     with listen(damage), pytest.raises(DamagedShard, match="restore the shard"):
         _train(open_corpus(Artifact(str(copied))), tmp_path / "run")
-    kept = torch.load(tmp_path / "run" / NAME, weights_only=True)["step"]
+    kept = torch.load(tmp_path / "run" / CHECKPOINT_FILE, weights_only=True)["step"]
     assert kept in (3, 6)
     shard.write_bytes(sound)
     _same(whole, _train(open_corpus(Artifact(str(copied))), tmp_path / "run"))

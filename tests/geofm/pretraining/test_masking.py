@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from geofm.config.recipe import PretrainSettings
-from geofm.pretraining.masking import draw_mask, masked_patches, spread
+from geofm.pretraining.masking import draw_mask, masked_patches, upsample_mask
 
 
 def test_22_of_36_patches_at_192_pixels() -> None:
@@ -43,8 +43,8 @@ def test_masks_differ_and_cover_all_places() -> None:
 
 def test_spreading_repeats_each_patch_as_a_block() -> None:
     mask = torch.tensor([[[True, False], [False, True]]])
-    fine = spread(mask, 6)
+    fine = upsample_mask(mask, 6)
     expected = np.kron(mask.numpy(), np.ones((1, 3, 3), dtype=bool))
     assert torch.equal(fine, torch.from_numpy(expected))
     with pytest.raises(ValueError, match="cannot be spread"):
-        spread(mask, 5)
+        upsample_mask(mask, 5)

@@ -13,9 +13,9 @@ from geofm.pretraining.objective import (
     distillation_loss,
     reconstruction_loss,
 )
-from geofm.pretraining.optimiser import build_optimiser, set_lr
+from geofm.pretraining.optimiser import build_optimiser, set_learning_rate
 from geofm.pretraining.student import backbone_arguments, derived_seed
-from geofm.pretraining.teacher import as_teacher, load_teacher, teach
+from geofm.pretraining.teacher import load_teacher, make_teacher, teacher_features
 from tests.geofm.pretraining.conftest import SWIN, tiny_settings
 
 
@@ -82,7 +82,7 @@ def test_alpha_0_is_plain_masked_modelling_bit_for_bit_over_several_steps() -> N
     )
     for step in range(5):
         images, mask = _batch(step)
-        set_lr(mine, 1e-3)
+        set_learning_rate(mine, 1e-3)
         a, b = ours(images, mask, None).loss, plain(images, mask)
         assert torch.equal(a, b), step
         for loss, optimiser, module in ((a, mine, ours), (b, adam, plain)):
@@ -100,11 +100,11 @@ def test_the_whole_loss_is_that_of_the_paper_written_down_again() -> None:
     """Eq. 2 to 4 on a fixed input, from timm's networks and plain sums."""
     settings = tiny_settings(alpha=0.7, mim_weight=1.3)
     encoder = load_encoder("random:swin_tiny_patch4_window7_224", seed=0, size_px=224)
-    teacher = as_teacher(encoder, 3, 224)
+    teacher = make_teacher(encoder, 3, 224)
     module = build_pretrainer(settings, 4, 5, teacher.width)
     images, mask = _batch()
     rgb = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(9))
-    found = module(images, mask, teach(teacher, rgb))
+    found = module(images, mask, teacher_features(teacher, rgb))
 
     plain = PlainSimMIM(settings, 5)
     merged: list[torch.Tensor] = []
@@ -180,7 +180,7 @@ def test_without_reconstruction_nothing_after_the_distilled_stage_learns() -> No
     before = copy.deepcopy(module.state_dict())
     optimiser = build_optimiser(module, tiny_settings())
     module(*_batch(), torch.rand(4, 64)).loss.backward()
-    set_lr(optimiser, 1e-2)
+    set_learning_rate(optimiser, 1e-2)
     optimiser.step()
     late = ("student.backbone.layers.3.blocks", "student.backbone.norm", "decoder")
     names = [name for name, _ in module.named_parameters() if name.startswith(late)]
@@ -201,14 +201,14 @@ def test_with_reconstruction_everything_learns() -> None:
 
 def test_a_swin_teacher_gives_the_mean_of_its_merged_stage() -> None:
     encoder = load_encoder("random:swin_tiny_patch4_window7_224", seed=0, size_px=64)
-    teacher = as_teacher(encoder, 3)
+    teacher = make_teacher(encoder, 3)
     assert teacher.width == 768
     rgb = torch.rand(2, 3, 64, 64)
     seen = {}
     encoder.model.layers[3].downsample.register_forward_hook(
         lambda module, args, result: seen.__setitem__("merged", result)
     )
-    taught = teach(teacher, rgb)
+    taught = teacher_features(teacher, rgb)
     assert taught.shape == (2, 768)
     assert torch.equal(taught, seen["merged"].mean(dim=(1, 2)))
     assert not taught.requires_grad
@@ -216,8 +216,8 @@ def test_a_swin_teacher_gives_the_mean_of_its_merged_stage() -> None:
 
 @pytest.mark.parametrize(("name", "width"), [("efficientnet-lite0", 1280), ("random:test_vit", 64)])
 def test_any_encoder_teaches_at_its_own_size_and_scale(name: str, width: int) -> None:
-    teacher = as_teacher(load_encoder(name, size_px=64), 3, 64)
-    taught = teach(teacher, torch.rand(2, 3, 40, 40))
+    teacher = make_teacher(load_encoder(name, size_px=64), 3, 64)
+    taught = teacher_features(teacher, torch.rand(2, 3, 40, 40))
     assert (teacher.size_px, taught.shape) == (64, (2, width))
     assert torch.isfinite(taught).all()
 
@@ -230,7 +230,7 @@ def test_the_teachers_normalisation_is_its_own() -> None:
         lambda module, args: seen.__setitem__("input", args[0])
     )
     rgb = torch.rand(1, 3, 32, 32)
-    teach(as_teacher(encoder, 3), rgb)
+    teacher_features(make_teacher(encoder, 3), rgb)
     torch.testing.assert_close(seen["input"], rgb * 2 - 1)
 
 
@@ -246,7 +246,7 @@ def test_a_teacher_in_bf16_says_nearly_the_same(name: str) -> None:
         settings = tiny_settings(teacher=name, teacher_size_px=64, teacher_precision=precision)
         teacher = load_teacher(settings, "cpu")
         with torch.autocast("cpu", torch.bfloat16):  # the student's arithmetic is not its own
-            found.append(teach(teacher, rgb))
+            found.append(teacher_features(teacher, rgb))
         assert found[-1].dtype == (torch.float32 if precision == "fp32" else torch.bfloat16)
     cosine = nn.functional.cosine_similarity(found[0], found[1].float())
     assert (cosine > 0.995).all()

@@ -9,7 +9,12 @@ from hypothesis import strategies as st
 
 from geofm.config.recipe import PretrainSettings
 from geofm.pretraining.objective import build_pretrainer
-from geofm.pretraining.optimiser import Schedule, build_optimiser, decay_groups, schedule
+from geofm.pretraining.optimiser import (
+    LearningRateSchedule,
+    build_optimiser,
+    decay_groups,
+    make_schedule,
+)
 from tests.geofm.pretraining.conftest import tiny_settings
 
 
@@ -25,7 +30,7 @@ def _reference(step: int, batch: int, warm: int, total: int, base: float, low: f
 
 def test_the_papers_schedule() -> None:
     settings = PretrainSettings(batch=1024)
-    plan = schedule(settings, 574)
+    plan = make_schedule(settings, 574)
     assert (plan.steps, plan.warmup_steps) == (57_400, 5_740)
     assert plan.lr(0) == pytest.approx(2e-6)
     assert plan.peak == pytest.approx(4e-4)
@@ -38,7 +43,7 @@ def test_the_papers_schedule() -> None:
 
 @given(st.integers(0, 50), st.integers(1, 300))
 def test_rates_rise_then_fall_within_bounds(warmup: int, rest: int) -> None:
-    plan = Schedule(1e-6, 1e-3, 1e-5, warmup, warmup + rest)
+    plan = LearningRateSchedule(1e-6, 1e-3, 1e-5, warmup, warmup + rest)
     rates = [plan.lr(step) for step in range(plan.steps)]
     assert all(1e-6 <= rate <= 1e-3 for rate in rates)
     assert all(a <= b for a, b in pairwise(rates[:warmup]))

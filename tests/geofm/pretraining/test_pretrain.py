@@ -19,7 +19,7 @@ from data_catalog.run import make_job, run_stage
 from data_catalog.store import open_store
 from geofm.pretraining import features, load_model, random_model
 from geofm.pretraining.data import Corpus
-from geofm.pretraining.export.model import OldModel, describe, write_model
+from geofm.pretraining.export.model import OldModel, model_config, write_model
 from geofm.pretraining.loop import train
 from geofm.pretraining.pretrain import STAGE
 from geofm.raster.radiometry import to_unit
@@ -96,7 +96,7 @@ def test_timm_gives_the_features_of_the_trained_module_bit_for_bit(
     (tmp_path / "run").mkdir()
     (tmp_path / "model").mkdir()
     trained = train(corpus, settings, 3, "cpu", tmp_path / "run", threads=1)
-    write_model(trained.module, describe(settings, corpus, ["CC-BY-4.0"]), tmp_path / "model")
+    write_model(trained.module, model_config(settings, corpus, ["CC-BY-4.0"]), tmp_path / "model")
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     images = torch.rand(3, 4, settings.size_px, settings.size_px)
     wanted = features(trained.module.student.backbone, config, images)

@@ -18,16 +18,16 @@ from geofm.config.recipe import EmbedSettings
 from geofm.embeddings import embed
 from geofm.embeddings.encoders import LITE0, encode, resize
 from geofm.pretraining import teacher as taught
-from geofm.pretraining.augment import crop
-from geofm.pretraining.data import Corpus, batch_samples, load_batch, read_unit
+from geofm.pretraining.augment import crop_and_resize
+from geofm.pretraining.data import Corpus, batch_samples, load_batch, read_unit_pixels
 from geofm.pretraining.loop import train
 from geofm.pretraining.objective import build_pretrainer
 from geofm.pretraining.teacher import (
-    NotTheTeacher,
+    FeaturesMismatch,
     Teacher,
-    from_embeddings,
+    encode_corpus,
+    features_from_embeddings,
     load_teacher,
-    teach_corpus,
 )
 from geofm.shards.reader import ShardFiles
 from tests.geofm.dedup.synthetic import Chip, make_chips
@@ -60,23 +60,23 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         seen.append(len(rgb))
         return teach(teacher, rgb)
 
-    teach = taught.teach
-    monkeypatch.setattr(taught, "teach", counting)
-    monkeypatch.setattr(taught, "BLOCK", 8)
-    monkeypatch.setitem(taught.BATCH, "cpu", 4)
+    teach = taught.teacher_features
+    monkeypatch.setattr(taught, "teacher_features", counting)
+    monkeypatch.setattr(taught, "SAMPLES_PER_FILE", 8)
+    monkeypatch.setitem(taught.CHIPS_PER_PASS, "cpu", 4)
     return seen
 
 
 def test_each_row_is_the_feature_of_the_whole_chip(
     corpus: Corpus, teacher: Teacher, passes: list[int], tmp_path: Path
 ) -> None:
-    found = teach_corpus(corpus, teacher, "cpu", tmp_path)
+    found = encode_corpus(corpus, teacher, "cpu", tmp_path)
     assert found.shape == (22, 1280)
     assert found.dtype == np.float32
     assert sum(passes) == 22
     with ShardFiles(corpus.index) as files:
         for number in (0, 9, 21):
-            rgb = torch.from_numpy(read_unit(corpus, files, number)[None, :3]).clamp(0, 1)
+            rgb = torch.from_numpy(read_unit_pixels(corpus, files, number)[None, :3]).clamp(0, 1)
             alone = encode(teacher.encoder, resize(rgb, 32)).numpy()[0]
             np.testing.assert_allclose(found[number], alone, atol=1e-4)
 
@@ -84,20 +84,20 @@ def test_each_row_is_the_feature_of_the_whole_chip(
 def test_a_restart_repeats_only_what_is_missing(
     corpus: Corpus, teacher: Teacher, passes: list[int], tmp_path: Path
 ) -> None:
-    first = teach_corpus(corpus, teacher, "cpu", tmp_path)
+    first = encode_corpus(corpus, teacher, "cpu", tmp_path)
     passes.clear()
-    assert np.array_equal(teach_corpus(corpus, teacher, "cpu", tmp_path), first)
+    assert np.array_equal(encode_corpus(corpus, teacher, "cpu", tmp_path), first)
     assert passes == []
-    next(tmp_path.glob("taught-*/00001.npy")).unlink()
-    assert np.array_equal(teach_corpus(corpus, teacher, "cpu", tmp_path), first)
+    next(tmp_path.glob("teacher-features-*/00001.npy")).unlink()
+    assert np.array_equal(encode_corpus(corpus, teacher, "cpu", tmp_path), first)
     assert passes == [4, 4]
 
 
 def test_another_input_edge_is_another_set_of_features(
     corpus: Corpus, teacher: Teacher, passes: list[int], tmp_path: Path
 ) -> None:
-    small = teach_corpus(corpus, teacher, "cpu", tmp_path)
-    large = teach_corpus(corpus, replace(teacher, size_px=64), "cpu", tmp_path)
+    small = encode_corpus(corpus, teacher, "cpu", tmp_path)
+    large = encode_corpus(corpus, replace(teacher, size_px=64), "cpu", tmp_path)
     assert sum(passes) == 44
     assert np.abs(small - large).max() > 0.01
 
@@ -121,9 +121,9 @@ def _embedded(store: Store, catalogue: Catalogue, chips: list[Numbered]) -> Arti
 def test_vectors_of_curation_are_the_teachers_features(
     corpus: Corpus, teacher: Teacher, embeddings: tuple[Artifact, Artifact], tmp_path: Path
 ) -> None:
-    found = from_embeddings(corpus, teacher, embeddings[0])
+    found = features_from_embeddings(corpus, teacher, embeddings[0])
     assert found.dtype == np.float32
-    expected = teach_corpus(corpus, teacher, "cpu", tmp_path)
+    expected = encode_corpus(corpus, teacher, "cpu", tmp_path)
     np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-3)
 
 
@@ -131,19 +131,19 @@ def test_other_vectors_are_refused_with_the_setting_to_change(
     corpus: Corpus, teacher: Teacher, embeddings: tuple[Artifact, Artifact]
 ) -> None:
     whole, short = embeddings
-    with pytest.raises(NotTheTeacher, match=r"pretrain\.teacher_size_px"):
-        from_embeddings(corpus, replace(teacher, size_px=64), whole)
+    with pytest.raises(FeaturesMismatch, match=r"pretrain\.teacher_size_px"):
+        features_from_embeddings(corpus, replace(teacher, size_px=64), whole)
     random = _teacher("random:tf_efficientnet_lite0")
-    with pytest.raises(NotTheTeacher, match=r"embed\.encoder"):
-        from_embeddings(corpus, random, whole)
+    with pytest.raises(FeaturesMismatch, match=r"embed\.encoder"):
+        features_from_embeddings(corpus, random, whole)
     staged = _teacher("random:test_vit")
     staged = replace(
         staged, encoder=replace(staged.encoder, weights_sha256=teacher.encoder.weights_sha256)
     )
-    with pytest.raises(NotTheTeacher, match=r"pretrain\.distill_stage"):
-        from_embeddings(corpus, staged, whole)
+    with pytest.raises(FeaturesMismatch, match=r"pretrain\.distill_stage"):
+        features_from_embeddings(corpus, staged, whole)
     with pytest.raises(RunError, match="1 of 22"):
-        from_embeddings(corpus, teacher, short)
+        features_from_embeddings(corpus, teacher, short)
 
 
 def test_a_student_follows_given_features_without_any_teacher(
@@ -152,14 +152,14 @@ def test_a_student_follows_given_features_without_any_teacher(
     rows = np.random.default_rng(5).normal(size=(len(corpus), 6)).astype(np.float32)
     # a teacher that is nowhere: nothing asks for it
     settings = tiny_settings(teacher="swin_base_patch4_window7_224@/nowhere.safetensors")
-    done = train(corpus, settings, 3, "cpu", tmp_path, threads=1, taught=rows)
+    done = train(corpus, settings, 3, "cpu", tmp_path, threads=1, cached_features=rows)
     assert done.teacher is None
 
     module = build_pretrainer(settings, 4, 3, 6).train()
     with ShardFiles(corpus.index) as files:
         batch = load_batch(corpus, files, settings, 3, 0)
     assert list(batch.samples) == batch_samples(corpus, 3, 0, settings.batch)[1]
-    unit = crop(batch.images, batch.windows, 32)
+    unit = crop_and_resize(batch.images, batch.windows, 32)
     mean, std = (torch.tensor(v)[:, None, None] for v in (corpus.mean, corpus.std))
     tokens, _ = module.student((unit - mean) / std, batch.mask)
     feature = module.projector(tokens.mean(dim=(1, 2))).detach().numpy().astype(np.float64)

@@ -16,28 +16,30 @@ from data_catalog.progress import listen
 from data_catalog.run import make_job, seal
 from data_catalog.store import open_store
 from geofm.pretraining import load_model
-from geofm.pretraining.checkpoint import NAME
+from geofm.pretraining.checkpoint import CHECKPOINT_FILE
 from geofm.pretraining.data import open_corpus
-from geofm.pretraining.launch import TogetherFailed, _failure, team_of, train_together
-from geofm.pretraining.loop import Team, Trained, check_pieces, train
+from geofm.pretraining.launch import WorkersFailed, _worker_error, choose_workers, train_in_workers
+from geofm.pretraining.loop import TrainingResult, WorkerGroup, check_microbatches, train
 from geofm.pretraining.pretrain import STAGE
 from tests.geofm.pretraining.conftest import child_of, tiny_settings
 
 pytestmark = pytest.mark.slow
 
 
-def alone(dataset: Artifact, folder: Path, **fields: object) -> Trained:
+def alone(dataset: Artifact, folder: Path, **fields: object) -> TrainingResult:
     folder.mkdir(exist_ok=True)
     return train(open_corpus(dataset), tiny_settings(**fields), 3, "cpu", folder, threads=1)
 
 
-def together(dataset: Artifact, folder: Path, parallel: str = "ddp", **fields: object) -> Trained:
+def together(
+    dataset: Artifact, folder: Path, parallel: str = "ddp", **fields: object
+) -> TrainingResult:
     folder.mkdir(exist_ok=True)
-    team = Team(2, parallel)  # type: ignore[arg-type]
-    return train_together(dataset, tiny_settings(**fields), 3, "cpu", folder, team)
+    workers = WorkerGroup(2, parallel)  # type: ignore[arg-type]
+    return train_in_workers(dataset, tiny_settings(**fields), 3, "cpu", folder, workers)
 
 
-def assert_close(one: Trained, two: Trained) -> None:
+def assert_close(one: TrainingResult, two: TrainingResult) -> None:
     for column in ("loss", "mim", "distill", "grad_norm"):
         np.testing.assert_allclose(two.history[column], one.history[column], rtol=0, atol=1e-5)
     state = two.module.state_dict()
@@ -46,14 +48,14 @@ def assert_close(one: Trained, two: Trained) -> None:
 
 
 @pytest.fixture(scope="module")
-def one(dataset: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+def one(dataset: Artifact, tmp_path_factory: pytest.TempPathFactory) -> TrainingResult:
     """50 steps of one process."""
     torch.set_num_threads(1)
     return alone(dataset, tmp_path_factory.mktemp("one"), epochs=10)
 
 
 def test_two_processes_follow_one_for_50_steps(
-    one: Trained, dataset: Artifact, tmp_path: Path
+    one: TrainingResult, dataset: Artifact, tmp_path: Path
 ) -> None:
     two = together(dataset, tmp_path / "two", epochs=10)
     assert len(one.history) == 50
@@ -86,7 +88,7 @@ with listen(lambda what, done, total, note: print(done, flush=True)):
 
 
 def test_shards_of_a_killed_run_go_on_in_one_process(
-    one: Trained, dataset: Artifact, tmp_path: Path
+    one: TrainingResult, dataset: Artifact, tmp_path: Path
 ) -> None:
     with child_of(CHILD, dataset, tmp_path) as child:
         assert child.stdout is not None
@@ -98,8 +100,8 @@ def test_shards_of_a_killed_run_go_on_in_one_process(
     step, deadline = -1, time.monotonic() + 60
     while step < 0 and time.monotonic() < deadline:
         time.sleep(1)
-        if (tmp_path / NAME).exists():
-            step = torch.load(tmp_path / NAME, weights_only=True)["step"]
+        if (tmp_path / CHECKPOINT_FILE).exists():
+            step = torch.load(tmp_path / CHECKPOINT_FILE, weights_only=True)["step"]
     assert 8 <= step < 50, step
     assert_close(one, alone(dataset, tmp_path, epochs=10))
 
@@ -171,22 +173,22 @@ def test_an_unexpected_error_is_found_in_the_log(tmp_path: Path) -> None:
         "torch.distributed.elastic.multiprocessing.errors.ChildFailedError: ",
     )
     (tmp_path / "log").write_text("\n".join(lines))
-    error = _failure(tmp_path, False)
-    assert isinstance(error, TogetherFailed)
+    error = _worker_error(tmp_path, False)
+    assert isinstance(error, WorkersFailed)
     assert "(OverflowError: a number too large)" in str(error)
 
 
 def test_a_batch_that_does_not_divide_is_refused() -> None:
-    assert team_of({}, "cpu") == Team()
-    assert team_of({"processes": 2, "parallel": "fsdp"}, "cpu") == Team(2, "fsdp")
+    assert choose_workers({}, "cpu") == WorkerGroup()
+    assert choose_workers({"processes": 2, "parallel": "fsdp"}, "cpu") == WorkerGroup(2, "fsdp")
     for fields, processes in (({"batch": 5}, 2), ({"batch": 12, "microbatch": 4}, 2)):
         with pytest.raises(UsageError, match=r"pretrain\.batch \d+ does not divide among"):
-            check_pieces(torch.nn.Linear(1, 1), tiny_settings(**fields), processes)
+            check_microbatches(torch.nn.Linear(1, 1), tiny_settings(**fields), processes)
     normed = torch.nn.BatchNorm2d(3)
-    check_pieces(normed, tiny_settings(batch=4, microbatch=8), 1)
+    check_microbatches(normed, tiny_settings(batch=4, microbatch=8), 1)
     for fields, processes in (({"batch": 4}, 2), ({"batch": 4, "microbatch": 2}, 1)):
         with pytest.raises(UsageError, match="has batch normalisation"):
-            check_pieces(normed, tiny_settings(**fields), processes)
+            check_microbatches(normed, tiny_settings(**fields), processes)
     gpus = torch.cuda.device_count()
     with pytest.raises(UsageError, match=f"there are {gpus} GPUs here"):
-        team_of({"processes": gpus + 1}, "cuda")
+        choose_workers({"processes": gpus + 1}, "cuda")

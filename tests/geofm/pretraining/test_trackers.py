@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from geofm.pretraining.data import Corpus
-from geofm.pretraining.loop import Team, train
-from geofm.pretraining.trackers import TrackerMissing, tracking
+from geofm.pretraining.loop import WorkerGroup, train
+from geofm.pretraining.trackers import TrackerMissing, open_trackers
 from tests.geofm.pretraining.conftest import tiny_settings
 
 
@@ -23,8 +23,8 @@ def test_tensorboard_gets_every_step(
     )
     monkeypatch.setenv("GEOFM_LOGS", str(tmp_path / "logs"))
     (tmp_path / "run").mkdir()
-    team = Team(trackers=("tensorboard",))
-    trained = train(corpus, tiny_settings(), 3, "cpu", tmp_path / "run", threads=1, team=team)
+    workers = WorkerGroup(trackers=("tensorboard",))
+    trained = train(corpus, tiny_settings(), 3, "cpu", tmp_path / "run", threads=1, workers=workers)
     (folder,) = (tmp_path / "logs").iterdir()
     assert folder.name.startswith("swin_tiny_patch4_window7_224-")
     read = events.EventAccumulator(str(folder)).Reload()
@@ -41,7 +41,7 @@ def test_wandb_logs_offline_without_an_account(
     for name in ("WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("GEOFM_LOGS", str(tmp_path))
-    with tracking(["wandb"], "a-run", {"alpha": 1.0}) as log:
+    with open_trackers(["wandb"], "a-run", {"alpha": 1.0}) as log:
         for step in range(3):
             log(step, {"loss": 1.0 / (step + 1)})
     (file,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
@@ -66,5 +66,5 @@ def test_a_tracker_that_is_not_installed_says_what_to_install(
 
     monkeypatch.setattr(builtins, "__import__", without)
     missing = pytest.raises(TrackerMissing, match=r"pip install 'geofm\[track\]'")
-    with missing, tracking([name], "run", {}):
+    with missing, open_trackers([name], "run", {}):
         pytest.fail("it was opened")

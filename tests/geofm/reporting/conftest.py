@@ -10,7 +10,7 @@ from data_catalog.artifact import Artifact
 from data_catalog.provenance.costs import Cost
 from data_catalog.store import open_store
 from geofm.config.recipe import ReportSettings
-from geofm.reporting.page import Page, build_page
+from geofm.reporting.page import ReportPage, build_page
 from tests.geofm.reporting.synthetic import make_run
 
 SMALL = ReportSettings(montage=12, clusters=3)
@@ -24,13 +24,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
 
 
 @pytest.fixture(scope="session")
-def page(run: dict[str, Artifact]) -> Page:
+def page(run: dict[str, Artifact]) -> ReportPage:
     """Its page."""
     return build_page(run, SMALL, make_costs(run))
 
 
 @pytest.fixture(scope="session")
-def bare_page(tmp_path_factory: pytest.TempPathFactory) -> Page:
+def bare_page(tmp_path_factory: pytest.TempPathFactory) -> ReportPage:
     """The page of a run without duplicates, drops, training or costs."""
     work: Path = tmp_path_factory.mktemp("bare")
     made = make_run(

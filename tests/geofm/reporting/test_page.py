@@ -17,27 +17,27 @@ from data_catalog.catalogue import Catalogue
 from data_catalog.run import run_stage
 from data_catalog.store import Store
 from geofm.config.recipe import ReportSettings
-from geofm.reporting.page import Page
+from geofm.reporting.page import ReportPage
 from geofm.reporting.report import STAGE
 from tests.geofm.reporting.synthetic import HOSTILE
 
 SECTIONS = {
-    "asked": "What was asked",
-    "map": "Where",
-    "funnel": "What was dropped, and why",
+    "settings": "Settings",
+    "map": "Map",
+    "funnel": "Dropped scenes and chips",
     "kept": "Kept chips",
     "dropped": "Dropped chips",
     "duplicates": "Duplicates and their witnesses",
     "scores-of-chips": "Scores, kept and dropped",
     "embedding": "Feature space",
     "thresholds": "Thresholds",
-    "survival": "Whom the filters hit",
-    "choice": "How good the choice is",
+    "survival": "Effect of the filters by stratum",
+    "choice": "Quality of the selection",
     "contamination": "Evaluation sets",
     "training": "Training",
     "scores": "Scores",
     "cost": "Cost",
-    "lineage": "Where everything came from",
+    "lineage": "Lineage",
     "quarantine": "Quarantine",
 }
 #: Attributes by which a page can load something.
@@ -78,13 +78,15 @@ class Reader(HTMLParser):
         assert self.open.pop() == tag
 
 
-def body_of(page: Page, section: str) -> str:
+def body_of(page: ReportPage, section: str) -> str:
     found = re.search(rf'<section id="{section}">(.*?)</section>', page.html, re.S)
     assert found is not None
     return html.unescape(re.sub(r"<[^>]+>", " ", found[1]))
 
 
-def test_every_section_is_there_and_in_the_contents(page: Page, bare_page: Page) -> None:
+def test_every_section_is_there_and_in_the_contents(
+    page: ReportPage, bare_page: ReportPage
+) -> None:
     for made in (page, bare_page):
         read = Reader(made.html)
         assert not read.open
@@ -94,7 +96,7 @@ def test_every_section_is_there_and_in_the_contents(page: Page, bare_page: Page)
             assert f"<h2>{title}</h2>" in made.html
 
 
-def test_nothing_is_fetched(page: Page) -> None:
+def test_nothing_is_fetched(page: ReportPage) -> None:
     read = Reader(page.html)
     assert all(load.startswith(("data:image/png;base64,", "#")) for load in read.loads)
     assert not read.tags & {"script", "link", "iframe", "object", "embed"}
@@ -104,7 +106,7 @@ def test_nothing_is_fetched(page: Page) -> None:
     assert "@import" not in css[1]
 
 
-def test_every_image_is_a_png_with_something_on_it_and_a_description(page: Page) -> None:
+def test_every_image_is_a_png_with_something_on_it_and_a_description(page: ReportPage) -> None:
     images = Reader(page.html).images
     assert len(images) > 40
     for image in images:
@@ -115,19 +117,21 @@ def test_every_image_is_a_png_with_something_on_it_and_a_description(page: Page)
         assert len(str(image["alt"])) > 10
 
 
-def test_figures_are_twice_as_sharp_as_they_are_shown(page: Page) -> None:
+def test_figures_are_twice_as_sharp_as_they_are_shown(page: ReportPage) -> None:
     for name in ("map.png", "funnel.png", "scores.png", "training.png", "embedding.png"):
         assert Image.open(io.BytesIO(page.pictures[name])).width == 2120
     assert 'width="1060"' in page.html
 
 
-def test_names_from_catalogues_are_escaped(page: Page) -> None:
+def test_names_from_catalogues_are_escaped(page: ReportPage) -> None:
     assert HOSTILE not in page.html
     assert html.escape(HOSTILE, quote=True).replace("&quot;", "&#34;") in page.html
     assert "bad id" in body_of(page, "quarantine")
 
 
-def test_headline_and_funnel_agree_with_the_artifacts(page: Page, run: dict[str, Artifact]) -> None:
+def test_headline_and_funnel_agree_with_the_artifacts(
+    page: ReportPage, run: dict[str, Artifact]
+) -> None:
     kept = run["dataset"].manifest.counts["rows_out"]
     total = run["chips"].manifest.counts["rows_in"]
     assert f'Candidate chips</span><span class="value">{total}<' in page.html
@@ -138,7 +142,7 @@ def test_headline_and_funnel_agree_with_the_artifacts(page: Page, run: dict[str,
     assert f"{total - kept} of {total} candidate chips" in text
 
 
-def test_thresholds_survivors_measures_and_leaks_are_said(page: Page) -> None:
+def test_thresholds_survivors_measures_and_leaks_are_said(page: ReportPage) -> None:
     said = body_of(page, "thresholds")
     assert "0.9300" in said
     assert "too few pairs" in said
@@ -148,21 +152,21 @@ def test_thresholds_survivors_measures_and_leaks_are_said(page: Page) -> None:
     assert "—" in choice  # what could not be measured
     leaks = body_of(page, "contamination")
     assert "3 chips removed" in leaks
-    assert "what its images look like only" in leaks
+    assert "by the appearance of its images only" in leaks
     assert {"calibration.png", "survival.png"} <= set(page.pictures)
 
 
-def test_duplicates_stand_beside_their_witness(page: Page, run: dict[str, Artifact]) -> None:
+def test_duplicates_stand_beside_their_witness(page: ReportPage, run: dict[str, Artifact]) -> None:
     decisions = run["decisions"].table("decisions.parquet")
     near = decisions[decisions["rule"] == "near_duplicate"]
     text = body_of(page, "duplicates")
     assert f"{near['similarity'].min():.4f}" in text
     largest = near.groupby("witness_id").size().idxmax()
     assert str(largest)[:10] in text
-    assert "The closest calls" in text
+    assert "Pairs just above the threshold" in text
 
 
-def test_captions_have_a_line_for_the_likeness_and_one_for_the_date(page: Page) -> None:
+def test_captions_have_a_line_for_the_likeness_and_one_for_the_date(page: ReportPage) -> None:
     found = re.search(r'<section id="duplicates">(.*?)</section>', page.html, re.S)
     assert found is not None
     captions = re.findall(r"<figcaption[^>]*>(.*?)</figcaption>", found[1], re.S)
@@ -177,7 +181,7 @@ def test_captions_have_a_line_for_the_likeness_and_one_for_the_date(page: Page) 
     assert "nowrap" not in rule[1]
 
 
-def test_scores_say_what_they_are_worth(page: Page) -> None:
+def test_scores_say_what_they_are_worth(page: ReportPage) -> None:
     text = body_of(page, "scores")
     assert "85.0\u202f%" in text
     assert "+26.0 points against a random network" in text
@@ -186,7 +190,7 @@ def test_scores_say_what_they_are_worth(page: Page) -> None:
     assert text.index("frozen teacher") < text.index("random init")
 
 
-def test_cost_stands_beside_the_papers_constant(page: Page) -> None:
+def test_cost_stands_beside_the_papers_constant(page: ReportPage) -> None:
     text = body_of(page, "cost")
     assert "0.1425 kg CO2e per V100-hour" in text
     assert "not a measurement" in text
@@ -195,7 +199,7 @@ def test_cost_stands_beside_the_papers_constant(page: Page) -> None:
         assert said in text
 
 
-def test_lineage_names_every_digest_and_licence(page: Page, run: dict[str, Artifact]) -> None:
+def test_lineage_names_every_digest_and_licence(page: ReportPage, run: dict[str, Artifact]) -> None:
     text = body_of(page, "lineage")
     for artifact in run.values():
         assert artifact.digest in text
@@ -214,7 +218,7 @@ def test_lineage_names_every_digest_and_licence(page: Page, run: dict[str, Artif
         ("cost", "The catalogue has no record of what these stages cost."),
     ],
 )
-def test_what_is_empty_is_a_sentence(bare_page: Page, section: str, sentence: str) -> None:
+def test_what_is_empty_is_a_sentence(bare_page: ReportPage, section: str, sentence: str) -> None:
     found = re.search(rf'<section id="{section}">(.*?)</section>', bare_page.html, re.S)
     assert found is not None
     assert sentence in html.unescape(found[1])
