@@ -99,14 +99,15 @@ def test_the_architecture_has_every_room_in_order_and_every_stage() -> None:
     assert set(ALL_STAGES) <= set(re.findall(r">(\w+)</text>", drawing))
 
 
-def test_every_command_and_option_is_documented() -> None:
-    spec = importlib.util.spec_from_file_location("cli_reference", ROOT / "docs/cli_reference.py")
+def test_every_command_option_and_field_is_documented() -> None:
+    spec = importlib.util.spec_from_file_location("reference", ROOT / "docs" / "reference.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    written = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
-    assert written == module.render(), "run `python docs/cli_reference.py` to renew docs/cli.md"
+    for name, render in (("cli.md", module.render_commands), ("recipe.md", module.render_recipe)):
+        written = (ROOT / "docs" / name).read_text(encoding="utf-8")
+        assert written == render(), f"run `python docs/reference.py` to renew docs/{name}"
 
 
 def site_pages(part: Any) -> list[str]:
