@@ -395,7 +395,7 @@ def _save(run: _Run) -> None:
 
 
 def _report_progress(run: _Run, steps_per_second: float) -> None:
-    """Report loss, speed, waiting share, time left and energy to whoever listens."""
+    """Report loss, speed, waiting share, time left and energy through ``progress.tick``."""
     if run.trainer.rank != 0:
         return
     progress, steps = run.progress, run.trainer.schedule.steps

@@ -2,7 +2,7 @@
 
 plan    none: training is one piece of work, and its checkpoints make it resumable
 seal    read the dataset                                   (data.py)
-        load the teacher, and cache its features if asked  (teacher.py)
+        load the teacher, and cache its features if set    (teacher.py)
         train                                              (loop.py; several processes: launch.py)
         write weights, config and card                     (export/)
 

@@ -1,4 +1,4 @@
-"""Weights are inputs: their bytes decide the key, geofm models have edges, names decide nothing."""
+"""Weights are inputs: the key depends on their bytes, and geofm models have edges."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ SIZE = {"size_px": 32, "batch": 4}
 
 
 def write_weights(file: Path, seed: int, name: str = "test_vit") -> Path:
-    """Weights of a small timm network in a local file."""
+    """Write the weights of a small timm network to a file."""
     torch.manual_seed(seed)
     save_file(timm.create_model(name).state_dict(), file)
     return file
@@ -89,18 +89,18 @@ def score(
 
 
 def own_parts(stage: Stage, job: Job) -> list[str]:
-    """Files of the first part of a job, worked on in an empty folder."""
+    """Compute the first part of a job in an empty folder, and return its files."""
     with job.store.staging() as out:
         stage.work(job, stage.plan(job)[0], out)
         return sorted(file.name for file in out.glob("*.npy"))
 
 
 def cached(catalogue: Catalogue, stage: str) -> list[bool]:
-    """Of each run of a stage, whether it was found in the catalogue."""
+    """For each run of a stage: whether its artifact was found in the catalogue."""
     return [bool(r.metrics.get("cached")) for r in catalogue.runs() if r.stage == stage]
 
 
-# J1: the bytes behind NAME@FILE
+# The bytes of NAME@FILE.
 
 
 @pytest.mark.parametrize("how", ["renamed over", "written over", "same size and time"])
@@ -168,7 +168,7 @@ def test_a_file_that_is_replaced_between_look_up_and_read_is_noticed(
         original(path, what)
         calls.append(path)
         if len(calls) == 1:
-            write_weights(weights, 3)  # while the network is built
+            write_weights(weights, 3)  # replaced while the network is built
 
     monkeypatch.setattr(weight_files, "_check_bytes", check_then_replace)
     with pytest.raises(WeightsChanged):
@@ -179,7 +179,7 @@ def test_a_file_that_is_replaced_between_look_up_and_read_is_noticed(
 def test_later_stages_read_the_bytes_that_the_chips_were_embedded_by(
     store: Store, catalogue: Catalogue, chips: Artifact, weights: Path, tmp_path: Path
 ) -> None:
-    """Calibration and decontamination use the stored copy, whatever became of the file."""
+    """Calibration and decontamination use the stored copy, not the user's file."""
     made = embed_chips(store, catalogue, chips, f"test_vit@{weights}")
     weights.unlink()
     folder = tmp_path / "sets"
@@ -202,7 +202,7 @@ def test_a_teacher_file_decides_training_and_scores(
     assert train(store, catalogue, dataset, teacher=f"test_vit@{copy}").digest == first.digest
     assert cached(catalogue, "pretrain") == [False, True]
     write_weights(weights, 2)
-    # what was sealed stays as it is, although its file is gone
+    # the sealed artifact remains valid although the file is deleted
     assert score(store, catalogue, first, dataset, task).digest == scores.digest
     second = train(store, catalogue, dataset, teacher=f"test_vit@{weights}")
     assert cached(catalogue, "pretrain") == [False, True, False]
@@ -233,7 +233,7 @@ def test_weights_of_the_hub_are_known_by_their_bytes(
     assert keys[0] != keys[1]
 
 
-# J2: the student that starts from pretrained weights
+# Students with pretrained initial weights.
 
 
 def test_the_first_weights_of_a_student_are_in_key_and_manifest(
@@ -254,7 +254,7 @@ def test_the_first_weights_of_a_student_are_in_key_and_manifest(
     assert str(tmp_path) not in json.dumps(second.manifest.model_dump())
 
 
-# J3: geofm models are inputs
+# Geofm models as inputs.
 
 
 @pytest.fixture
@@ -396,11 +396,11 @@ def test_licences_pass_through_a_teacher(
     assert [(r["licence"], r["collection"], r["samples"]) for r in rows[:2]] == [
         ("CC0-1.0", "ours", 10), ("CC-BY-NC-4.0", "theirs", 9),
     ]  # fmt: skip
-    # the teacher's own teacher
+    # the teacher of the teacher
     assert [(r["licence"], r["weights"]) for r in rows[2:]] == [("Apache-2.0", LITE0)]
 
 
-# names
+# Names of models.
 
 
 def test_what_follows_the_at_is_a_file_or_a_version(

@@ -1,4 +1,4 @@
-"""The paper's own numbers, to the second decimal."""
+"""ARP reproduces the paper's numbers to the second decimal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The stage on a small task: three subjects, paired, repeatable, nothing computed twice."""
+"""The stage on a small task: three networks, paired, repeatable, without repeated work."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from data_catalog.store import Store, list_files
 from data_catalog.tables import write_table
 from geofm.config.recipe import EvaluateSettings, PretrainSettings
 from geofm.embeddings.encoders import WeightsMissing
-from geofm.evaluation import models as subjects
+from geofm.evaluation import models
 from geofm.evaluation.evaluate import STAGE, open_tasks
 from geofm.evaluation.scores import paired_differences
 from geofm.evaluation.tasks import TaskError
@@ -93,7 +93,7 @@ def settings_for(*tasks: Path) -> EvaluateSettings:
     return EvaluateSettings(tasks=[str(t) for t in tasks], resamples=200, knn=3, max_images=30)
 
 
-def test_scores_of_three_subjects(
+def test_scores_of_three_networks(
     store: Store, catalogue: Catalogue, task: Path, tmp_path: Path
 ) -> None:
     (task / "field" / "zz.png").write_bytes(b"not a picture")
@@ -161,12 +161,12 @@ def test_without_distillation_a_teacher_that_is_not_there_is_left_out(
     def absent(*_: Any, **__: Any) -> None:
         raise WeightsMissing("no weights")
 
-    monkeypatch.setattr(subjects, "load_encoder", absent)
+    monkeypatch.setattr(models, "load_encoder", absent)
     plain = make_inputs(store, tmp_path / "a", [], alpha=0.0)
-    assert subjects.list_roles(plain["model"]) == ["random", "model"]
+    assert models.list_roles(plain["model"]) == ["random", "model"]
     distilled = make_inputs(store, tmp_path / "b", [])["model"]
     with pytest.raises(WeightsMissing):
-        subjects.load_evaluated_model(distilled, subjects.list_roles(distilled)[0], "cpu")
+        models.load_evaluated_model(distilled, models.list_roles(distilled)[0], "cpu")
 
 
 def test_two_tasks_of_one_name_are_refused(
@@ -215,6 +215,6 @@ def test_differences_are_paired() -> None:
     found = {d["against"]: d for d in paired_differences(table, 500, 0)}
     assert found["random"]["value"] == pytest.approx(0.4)
     assert found["random"]["certain"]
-    # wrong on the very same images: no difference, and no doubt about it
+    # both are wrong on the same images, so the difference is exactly zero
     assert (found["teacher"]["value"], found["teacher"]["ci_high"]) == (0.0, 0.0)
     assert not found["teacher"]["certain"]

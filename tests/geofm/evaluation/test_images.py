@@ -1,4 +1,4 @@
-"""Images of every kind become unit pixels on the bands that are wanted."""
+"""Images of all supported formats become unit pixels in the requested bands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Probes find what is there and nothing else, and intervals are as wide as they say."""
+"""Probes separate classes only if they differ, and intervals cover as often as stated."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_the_interval_agrees_with_the_normal_one(n: int, share: float) -> None:
     found = bootstrap_interval(right, 2000, 0)
     half = 1.96 * np.sqrt(right.mean() * (1 - right.mean()) / n)
     assert found.value == right.mean()
-    # a quantile of 2,000 resamples is itself uncertain, and counts move in steps of 1/n
+    # a quantile of 2,000 resamples has an error, and shares are multiples of 1/n
     slack = 0.15 * half + 1 / n
     assert abs((found.high - found.low) / 2 - half) < slack
 

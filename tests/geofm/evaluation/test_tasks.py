@@ -1,4 +1,4 @@
-"""Folders as tasks: what is refused, how many are taken, and a split that never moves."""
+"""Task folders: errors, the limit on images, and a stable split."""
 
 from __future__ import annotations
 

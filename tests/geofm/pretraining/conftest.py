@@ -44,8 +44,8 @@ SWIN: dict[str, Any] = {
 }
 
 
-class Fake(BaseModel):
-    """Settings of the stage that stands in for ``pack``."""
+class FakePackSettings(BaseModel):
+    """Settings of the fake stage ``pack``."""
 
     samples: int = 22
     bands: list[str] = BANDS
@@ -53,14 +53,14 @@ class Fake(BaseModel):
 
 
 def picture(number: int, bands: int, edge: int) -> np.ndarray:
-    """Chip ``number`` of the corpus."""
+    """Make the chip with this number, uint16, shape (bands, edge, edge)."""
     rng = np.random.default_rng(number)
     smooth = np.kron(rng.random((bands, edge // 8, edge // 8)), np.ones((8, 8)))
     return (smooth * 3000 + rng.random((bands, edge, edge)) * 200).astype(np.uint16)
 
 
 def _seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
-    fake: Fake = job.settings
+    fake: FakePackSettings = job.settings
     (folder / "shards").mkdir()
     index, rows, units = [], [], []
     for shard in range(2):
@@ -102,8 +102,10 @@ FAKE_PACK = Stage("pack", "test", "dataset", (), ("numpy",), no_parts, no_work, 
 
 
 def make_dataset(store: Store, catalogue_url: str, **fields: Any) -> Artifact:
-    """A dataset artifact of procedural chips, sealed through the record like any other."""
-    return run_stage(FAKE_PACK, store, open_catalogue(catalogue_url), {}, Fake(**fields))
+    """Make a dataset artifact of procedural chips, through the catalogue like any other."""
+    return run_stage(
+        FAKE_PACK, store, open_catalogue(catalogue_url), {}, FakePackSettings(**fields)
+    )
 
 
 @pytest.fixture(scope="session")
@@ -115,7 +117,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 
 @pytest.fixture(scope="session")
 def corpus(dataset: Artifact) -> Corpus:
-    """The same, opened."""
+    """The opened dataset."""
     return open_corpus(dataset)
 
 
@@ -126,7 +128,7 @@ def tiny() -> PretrainSettings:
 
 
 def tiny_settings(**fields: Any) -> PretrainSettings:
-    """Settings of a student small enough for tests; ``fields`` override."""
+    """Settings of a student small enough for tests; ``fields`` override them."""
     decided = ("img_size", "in_chans", "num_classes")
     base: dict[str, Any] = {
         "student": "swin_tiny_patch4_window7_224",
@@ -146,7 +148,7 @@ def tiny_settings(**fields: Any) -> PretrainSettings:
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Any:
-    """Small networks on one core; whatever a test sets is put back."""
+    """Run small networks on one core, and restore the number of threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -154,7 +156,7 @@ def one_thread() -> Any:
 
 
 def child_of(code: str, dataset: Artifact, folder: Path) -> subprocess.Popen[str]:
-    """A process of its own that runs ``code`` on a dataset in a folder, with one thread."""
+    """Start a process with one thread that runs ``code`` on a dataset in a folder."""
     root = Path(__file__).parents[3]
     return subprocess.Popen(
         [sys.executable, "-c", code, dataset.url, str(folder)],

@@ -164,7 +164,7 @@ def test_a_vit_without_hidden_tokens_is_a_vit_of_the_others() -> None:
     images, mask = torch.rand(2, 3, 64, 64), _mask(4, 6)
     with torch.no_grad():
         tapped, final = forward_stages(model, images, 4, masked=MaskedInput(mask, None, 6))
-        for number in range(2):  # timm's own way, one picture at a time
+        for number in range(2):  # timm's own method, one image at a time
             x = model._pos_embed(model.patch_embed(images[number : number + 1]))
             first = model.num_prefix_tokens
             x = torch.cat([x[:, :first], x[:, first:][:, ~mask[number].flatten()]], dim=1)

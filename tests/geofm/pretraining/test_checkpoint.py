@@ -1,4 +1,4 @@
-"""Checkpoints that are being written are nobody else's to delete."""
+"""A checkpoint that a process is writing is not deleted by others."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_loading_leaves_a_file_that_another_process_is_writing(tmp_path: Path) -
     process = context.Process(target=_write_half, args=(str(tmp_path), ready, go))
     process.start()
     assert ready.wait(120)
-    time.sleep(2.1)  # it is not fresh any more: only its lock protects it
+    time.sleep(2.1)  # the file is old now, so only its lock protects it
     assert load_checkpoint(tmp_path, "job") is None
     save_checkpoint(tmp_path, "job", {}, TrainingProgress(step=3))
     assert load_checkpoint(tmp_path, "job")["step"] == 3

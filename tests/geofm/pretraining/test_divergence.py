@@ -10,7 +10,7 @@ from geofm.pretraining.loop import Diverged, DivergenceGuard, check_finite
 
 
 def run_through(losses: list[float], window: int = 20) -> int:
-    """How many losses a guard of 20 steps lets pass."""
+    """Number of losses that a guard with a window of 20 steps accepts."""
     guard = DivergenceGuard(window)
     for number, loss in enumerate(losses, start=1):
         guard.add(loss)

@@ -1,4 +1,4 @@
-"""A model in the formats of others: what timm, Hugging Face and STAC readers make of it."""
+"""An exported model, as timm, Hugging Face and STAC readers see it."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def _same(one: TrainingResult, two: TrainingResult) -> None:
 
 @pytest.fixture(scope="module")
 def whole(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> TrainingResult:
-    """A run that nothing interrupts: 10 steps."""
+    """An uninterrupted run of 10 steps."""
     return _train(corpus, tmp_path_factory.mktemp("whole"))
 
 
@@ -79,7 +79,7 @@ def test_the_teacher_is_untouched_by_training(whole: TrainingResult) -> None:
 def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(
     whole: TrainingResult, corpus: Corpus, tmp_path: Path
 ) -> None:
-    torch.manual_seed(99)  # what came before in the process does not matter
+    torch.manual_seed(99)  # the process's earlier random state must not matter
     _same(whole, _train(corpus, tmp_path / "again"))
     other = _train(corpus, tmp_path / "other", seed=4)
     assert not np.array_equal(other.history["loss"], whole.history["loss"])
@@ -141,7 +141,7 @@ def test_a_vit_student_learns(corpus: Corpus, tmp_path: Path) -> None:
 
 
 class _Stopped(Exception):
-    """Stands in for a crash."""
+    """Raised instead of a crash."""
 
 
 @pytest.mark.parametrize("crash", [1, 4, 9])
@@ -157,7 +157,9 @@ def test_a_run_that_crashed_ends_with_the_same_bits(
     steps = []
     with listen(lambda what, done, total, note: steps.append(done)):
         resumed = _train(corpus, tmp_path / "run")
-    assert steps[0] == (crash - 1) // 3 * 3 + 1  # from the last of the checkpoints, every 3 steps
+    assert (
+        steps[0] == (crash - 1) // 3 * 3 + 1
+    )  # after the last checkpoint; there is one every 3 steps
     _same(whole, resumed)
 
 
@@ -217,7 +219,7 @@ def test_sigterm_keeps_the_state_and_says_how_to_go_on(
         assert child.stdout.readline().strip() == "1"
         child.terminate()
         _, errors = child.communicate(timeout=60)
-    assert child.returncode == 1  # a Python error that nobody catches here
+    assert child.returncode == 1  # an uncaught Python error
     assert "Interrupted: stopped by SIGTERM after step" in errors
     assert "start the same run again" in errors
     kept = torch.load(folder / CHECKPOINT_FILE, weights_only=True)
@@ -251,7 +253,7 @@ def test_a_loss_that_is_no_number_stops_the_run_with_a_remedy(
     assert list((tmp_path / "at once").iterdir()) == []
 
     def spoil(what: str, done: int, total: int, note: str) -> None:
-        if done == 4:  # the checkpoint of step 3 is there
+        if done == 4:  # the checkpoint of step 3 exists
             monkeypatch.setattr(
                 step, "crop_and_resize", lambda images, *rest: images[..., :32, :32] * 1e38
             )
@@ -360,7 +362,7 @@ def test_the_checkpoint_of_another_recipe_is_refused(corpus: Corpus, tmp_path: P
     with pytest.raises(BadCheckpoint):
         _train(corpus, tmp_path, epochs=1, seed=4)
     assert (tmp_path / CHECKPOINT_FILE).read_bytes() == before
-    # how it is carried out is no matter
+    # settings of how the run is carried out are not part of its identity
     _train(corpus, tmp_path, epochs=1, checkpoint_steps=7, microbatch=2, compile=True)
 
 
@@ -370,7 +372,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(
     folder = tmp_path / "run"
 
     def fill(what: str, done: int, total: int, note: str) -> None:
-        if done == 4:  # the checkpoint of step 3 is there
+        if done == 4:  # the checkpoint of step 3 exists
             size = (folder / CHECKPOINT_FILE).stat().st_size
             resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, hard))
 

@@ -28,7 +28,7 @@ def _batch(step: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 class PlainSimMIM(nn.Module):
-    """Masked image modelling by itself, written down again without any of geofm's modules."""
+    """Masked image modelling, implemented again without geofm's modules."""
 
     def __init__(self, settings, seed: int) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ def test_alpha_0_is_plain_masked_modelling_bit_for_bit_over_several_steps() -> N
 
 
 def test_the_whole_loss_is_that_of_the_paper_written_down_again() -> None:
-    """Eq. 2 to 4 on a fixed input, from timm's networks and plain sums."""
+    """Compute Eq. 2 to 4 on a fixed input from timm's networks and plain sums."""
     settings = tiny_settings(alpha=0.7, mim_weight=1.3)
     encoder = load_encoder("random:swin_tiny_patch4_window7_224", seed=0, size_px=224)
     teacher = make_teacher(encoder, 3, 224)
@@ -245,7 +245,9 @@ def test_a_teacher_in_bf16_says_nearly_the_same(name: str) -> None:
     for precision in ("fp32", "bf16"):
         settings = tiny_settings(teacher=name, teacher_size_px=64, teacher_precision=precision)
         teacher = load_teacher(settings, "cpu")
-        with torch.autocast("cpu", torch.bfloat16):  # the student's arithmetic is not its own
+        with torch.autocast(
+            "cpu", torch.bfloat16
+        ):  # the teacher must ignore the student's precision
             found.append(teacher_features(teacher, rgb))
         assert found[-1].dtype == (torch.float32 if precision == "fp32" else torch.bfloat16)
     cosine = nn.functional.cosine_similarity(found[0], found[1].float())

@@ -34,7 +34,7 @@ def _run(folder: Path, dataset: Artifact, seed: int = 3, **fields: object) -> Ar
 
 @pytest.fixture(scope="module")
 def one_core() -> pytest.MonkeyPatch:
-    """The stage asks the environment for its threads."""
+    """Set the number of threads, which the stage reads from the environment."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
         yield patch
@@ -52,7 +52,7 @@ def test_the_artifact_is_sealed_with_its_facts(model: Artifact, dataset: Artifac
     manifest = model.manifest
     assert verify_artifact(model) == []
     assert manifest.inputs == {"dataset": dataset.digest}
-    assert not manifest.deterministic  # other thread counts give other last bits
+    assert not manifest.deterministic  # the last bits depend on the number of threads
     assert manifest.facts["arithmetic"].startswith("cpu, ")
     assert manifest.counts == {"rows_in": 22, "rows_out": 21, "steps": 10, "images": 40}
     assert manifest.dropped == {"never drawn": 1}
@@ -112,11 +112,11 @@ def test_timm_gives_the_features_of_the_trained_module_bit_for_bit(
         assert torch.equal(found["distilled"], wanted["distilled"])
         assert {name: one.shape[1] for name, one in found.items()} == config["geofm"]["features"]
 
-    given = by_folder.pretrained_cfg  # the way of the card, with nothing of geofm
+    given = by_folder.pretrained_cfg  # as the card says, without geofm
     mean, std = (torch.tensor(given[key])[:, None, None] for key in ("mean", "std"))
     with torch.no_grad():
         found = by_folder((images - mean) / std)
-    same = student in ("swin", "vit")  # the others norm after the mean
+    same = student in ("swin", "vit")  # the others normalise after the mean
     assert torch.equal(found, wanted["final"]) == same
     assert found.shape == wanted["final"].shape
     assert by_folder.num_classes == 0

@@ -1,4 +1,4 @@
-"""The teacher sees each whole chip once, and curation's vectors can stand in for it."""
+"""Cached teacher features: one pass over whole chips, or curation's vectors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from data_catalog.store import Store, open_store
 from geofm.config.recipe import EmbedSettings
 from geofm.embeddings import embed
 from geofm.embeddings.encoders import LITE0, encode, resize
-from geofm.pretraining import teacher as taught
+from geofm.pretraining import teacher as teacher_module
 from geofm.pretraining.augment import crop_and_resize
 from geofm.pretraining.data import Corpus, batch_samples, load_batch, read_unit_pixels
 from geofm.pretraining.loop import train
@@ -36,7 +36,7 @@ from tests.geofm.pretraining.conftest import BANDS, picture, tiny_settings
 
 @dataclass
 class Numbered(Chip):
-    """A chip with the id that the corpus gives its sample."""
+    """A chip with the id of its sample in the corpus."""
 
     def chip_id(self, number: int) -> str:
         return f"{number:024x}"
@@ -53,17 +53,17 @@ def teacher() -> Teacher:
 
 @pytest.fixture
 def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Images per forward pass; four of them make a batch, and eight samples a file."""
+    """Record the images of each forward pass; a pass has four images, a file eight samples."""
     seen: list[int] = []
 
     def counting(teacher: Teacher, rgb: torch.Tensor) -> torch.Tensor:
         seen.append(len(rgb))
         return teach(teacher, rgb)
 
-    teach = taught.teacher_features
-    monkeypatch.setattr(taught, "teacher_features", counting)
-    monkeypatch.setattr(taught, "SAMPLES_PER_FILE", 8)
-    monkeypatch.setitem(taught.CHIPS_PER_PASS, "cpu", 4)
+    teach = teacher_module.teacher_features
+    monkeypatch.setattr(teacher_module, "teacher_features", counting)
+    monkeypatch.setattr(teacher_module, "SAMPLES_PER_FILE", 8)
+    monkeypatch.setitem(teacher_module.CHIPS_PER_PASS, "cpu", 4)
     return seen
 
 
@@ -106,7 +106,7 @@ def test_another_input_edge_is_another_set_of_features(
 def embeddings(
     tmp_path_factory: pytest.TempPathFactory, corpus: Corpus
 ) -> tuple[Artifact, Artifact]:
-    """Vectors of the chips behind the corpus, and of all but one of them."""
+    """Vectors of all chips of the corpus, and of all but one."""
     folder = tmp_path_factory.mktemp("embeddings")
     store, catalogue = open_store(folder / "store"), open_catalogue(f"sqlite:///{folder}/c.db")
     chips = [Numbered(picture(n, 4, 40), bands=BANDS) for n in range(len(corpus))]
@@ -150,7 +150,7 @@ def test_a_student_follows_given_features_without_any_teacher(
     corpus: Corpus, tmp_path: Path
 ) -> None:
     rows = np.random.default_rng(5).normal(size=(len(corpus), 6)).astype(np.float32)
-    # a teacher that is nowhere: nothing asks for it
+    # the teacher's file does not exist, so loading it would fail
     settings = tiny_settings(teacher="swin_base_patch4_window7_224@/nowhere.safetensors")
     done = train(corpus, settings, 3, "cpu", tmp_path, threads=1, cached_features=rows)
     assert done.teacher is None

@@ -1,4 +1,4 @@
-"""Runs made up once per session, and their pages."""
+"""Synthetic runs, made once per session, and their pages."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
 
 @pytest.fixture(scope="session")
 def page(run: dict[str, Artifact]) -> ReportPage:
-    """Its page."""
+    """The page of the run."""
     return build_page(run, SMALL, make_costs(run))
 
 
@@ -41,7 +41,7 @@ def bare_page(tmp_path_factory: pytest.TempPathFactory) -> ReportPage:
 
 
 def make_costs(made: dict[str, Artifact]) -> list[Cost]:
-    """What the catalogue says of the runs that made a run's artifacts, and of one not shown."""
+    """Costs of the artifacts of a run, and of a stage without an artifact on the page."""
     roles = ("items", "chips", "embeddings", "decisions", "dataset", "model", "scores")
     seconds = dict(zip(roles, (2.1, 14.2, 9.8, 3.3, 1.2, 96.4, 21.7), strict=True))
     training = {"images_per_second": 148.2, "device": "cpu", "teacher_seconds": 31.5}

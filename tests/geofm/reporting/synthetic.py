@@ -1,4 +1,4 @@
-"""A whole run made up in memory: plausible artifacts with drawn imagery, sealed in a store."""
+"""A synthetic run: plausible artifacts with generated imagery, sealed in a store."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BANDS = ["red", "green", "blue", "nir"]
 SCALE = [1e-4] * 4
 PLACES = [(13.0, 46.0), (-61.5, -3.2), (36.8, 29.1), (151.0, -33.4)]
 EDGE = 0.006
-#: A name that would break a page that does not escape what catalogues say.
+#: A name that would break a page that does not escape names from catalogues.
 HOSTILE = '<script>alert("x")</script><img src=http://example.org/x.png>'
 
 
@@ -49,7 +49,7 @@ def seal(
 
 
 def scene(rng: np.random.Generator, kind: int, size: int) -> np.ndarray:
-    """A landscape [4, size, size] uint16: fields, forest, town or water with a coast."""
+    """Generate a landscape, uint16, shape (4, size, size): fields, forest, town or a coast."""
     y, x = np.mgrid[0:size, 0:size] / size
     waves = sum(
         np.sin(2 * np.pi * (rng.normal(0, f) * x + rng.normal(0, f) * y) + rng.uniform(0, 6)) / f
@@ -125,7 +125,7 @@ def make_run(
     drops: bool = True,
     trained: bool = True,
 ) -> dict[str, Artifact]:
-    """Artifacts by role; without ``trained`` the model and its scores are left out."""
+    """Make the artifacts by role; without ``trained`` there is no model and no scores."""
     rng = np.random.default_rng(7)
     items = _items(drops)
     folder = _folder(work, "items")

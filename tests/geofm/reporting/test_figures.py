@@ -1,4 +1,4 @@
-"""The sums behind the figures."""
+"""The computations behind the figures."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from geofm.reporting.maps import group_scenes, has_footprint, mosaic_rows, proje
 from geofm.reporting.page import code_spans
 from geofm.reporting.pictures import contact_sheet, display_pixels, evenly_spaced
 from geofm.reporting.report_data import count_drops
-from geofm.runtime import text as words
+from geofm.runtime import text
 
 
 @given(st.lists(st.sampled_from(["kept", "dropped", "quarantined"]), max_size=60))
@@ -80,17 +80,17 @@ def test_lineage_escapes_names_from_outside() -> None:
     assert "<b>" not in draw_lineage({}, ["<b>x</b>"])
 
 
-def test_words() -> None:
-    assert words.count(1234567) == "1\u202f234\u202f567"
-    assert words.percent(0.1234) == "12.3\u202f%"
-    assert words.points(-0.04) == "−4.0"
-    assert words.duration(5400) == "90.0 min"
-    assert words.amount(0.002, "kWh") == "2 Wh"
-    assert words.size(3 * 1024 * 1024) == "3.0 MiB"
-    assert words.some(1, "scene") + words.some(2, " scene") == "1 scene2  scenes"
-    assert words.plain("ab" * 32) == "abababababababab…"
-    assert words.plain({"a": [1, 2.5], "b": None}) == "a 1, 2.5; b —"
-    assert words.reason("near_duplicate") == "near duplicate"
+def test_values_as_text() -> None:
+    assert text.count(1234567) == "1\u202f234\u202f567"
+    assert text.percent(0.1234) == "12.3\u202f%"
+    assert text.points(-0.04) == "−4.0"
+    assert text.duration(5400) == "90.0 min"
+    assert text.amount(0.002, "kWh") == "2 Wh"
+    assert text.size(3 * 1024 * 1024) == "3.0 MiB"
+    assert text.some(1, "scene") + text.some(2, " scene") == "1 scene2  scenes"
+    assert text.plain("ab" * 32) == "abababababababab…"
+    assert text.plain({"a": [1, 2.5], "b": None}) == "a 1, 2.5; b —"
+    assert text.reason("near_duplicate") == "near duplicate"
 
 
 def test_code_spans_escape_first() -> None:

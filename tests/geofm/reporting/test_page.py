@@ -1,4 +1,4 @@
-"""One file, every section, nothing fetched, no empty picture, nothing believed."""
+"""The page has all sections, loads nothing, has no empty picture, and escapes all names."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ SECTIONS = {
     "lineage": "Lineage",
     "quarantine": "Quarantine",
 }
-#: Attributes by which a page can load something.
+#: Attributes with which a page can load a resource.
 LOADING = {"src", "srcset", "href", "data", "poster", "action", "background", "xlink:href"}
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 
 
 class Reader(HTMLParser):
-    """Collects what a browser would load, the images, and whether the tags are balanced."""
+    """Collects the addresses that a browser would load, the images, and unbalanced tags."""
 
     def __init__(self, text: str) -> None:
         super().__init__(convert_charrefs=True)
@@ -149,7 +149,7 @@ def test_thresholds_survivors_measures_and_leaks_are_said(page: ReportPage) -> N
     assert "1 stratum lost every chip" in body_of(page, "survival")
     choice = body_of(page, "choice")
     assert "0.9100" in choice
-    assert "—" in choice  # what could not be measured
+    assert "—" in choice  # a value that could not be measured
     leaks = body_of(page, "contamination")
     assert "3 chips removed" in leaks
     assert "by the appearance of its images only" in leaks

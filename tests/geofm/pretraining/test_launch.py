@@ -1,4 +1,4 @@
-"""Runs of two processes (gloo, CPU) beside the run of one."""
+"""Training in two processes (gloo, CPU) compared with one process."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from tests.geofm.pretraining.conftest import child_of, tiny_settings
 pytestmark = pytest.mark.slow
 
 
-def alone(dataset: Artifact, folder: Path, **fields: object) -> TrainingResult:
+def train_single(dataset: Artifact, folder: Path, **fields: object) -> TrainingResult:
     folder.mkdir(exist_ok=True)
     return train(open_corpus(dataset), tiny_settings(**fields), 3, "cpu", folder, threads=1)
 
 
-def together(
+def train_double(
     dataset: Artifact, folder: Path, parallel: str = "ddp", **fields: object
 ) -> TrainingResult:
     folder.mkdir(exist_ok=True)
@@ -49,19 +49,21 @@ def assert_close(one: TrainingResult, two: TrainingResult) -> None:
 
 @pytest.fixture(scope="module")
 def one(dataset: Artifact, tmp_path_factory: pytest.TempPathFactory) -> TrainingResult:
-    """50 steps of one process."""
+    """Train 50 steps in one process."""
     torch.set_num_threads(1)
-    return alone(dataset, tmp_path_factory.mktemp("one"), epochs=10)
+    return train_single(dataset, tmp_path_factory.mktemp("one"), epochs=10)
 
 
 def test_two_processes_follow_one_for_50_steps(
     one: TrainingResult, dataset: Artifact, tmp_path: Path
 ) -> None:
-    two = together(dataset, tmp_path / "two", epochs=10)
+    two = train_double(dataset, tmp_path / "two", epochs=10)
     assert len(one.history) == 50
     assert_close(one, two)
     assert two.metrics["processes"] == 2
-    assert not np.array_equal(one.history["loss"], two.history["loss"])  # sums of other pieces
+    assert not np.array_equal(
+        one.history["loss"], two.history["loss"]
+    )  # the sums have other summands
 
 
 CHILD = """
@@ -76,7 +78,7 @@ from tests.geofm.pretraining.conftest import tiny_settings
 url, folder = sys.argv[1:]
 with listen(lambda what, done, total, note: print(done, flush=True)):
     train_together(
-        # none is kept on the way: only the one at the end of a run that is left alone
+        # the only checkpoint is that of workers whose parent has ended
         Artifact(url),
         tiny_settings(epochs=10, checkpoint_steps=1000),
         3,
@@ -96,29 +98,29 @@ def test_shards_of_a_killed_run_go_on_in_one_process(
             if int(line) >= 8:
                 child.kill()
                 break
-    # the processes that trained see that they were left alone, keep their state and end
+    # the workers notice that their parent has ended, write a checkpoint and end
     step, deadline = -1, time.monotonic() + 60
     while step < 0 and time.monotonic() < deadline:
         time.sleep(1)
         if (tmp_path / CHECKPOINT_FILE).exists():
             step = torch.load(tmp_path / CHECKPOINT_FILE, weights_only=True)["step"]
     assert 8 <= step < 50, step
-    assert_close(one, alone(dataset, tmp_path, epochs=10))
+    assert_close(one, train_single(dataset, tmp_path, epochs=10))
 
 
 def test_one_process_goes_on_as_two_with_shards(dataset: Artifact, tmp_path: Path) -> None:
     fields = {"ema": 0.9, "mim_weight": 0, "checkpoint_steps": 3}
-    straight = alone(dataset, tmp_path / "straight", **fields)
+    straight = train_single(dataset, tmp_path / "straight", **fields)
 
     def stop(what: str, done: int, total: int, note: str) -> None:
         if done == 5:
             raise InterruptedError
 
     with listen(stop), pytest.raises(InterruptedError):
-        alone(dataset, tmp_path / "run", **fields)
+        train_single(dataset, tmp_path / "run", **fields)
     steps: list[int] = []
     with listen(lambda what, done, total, note: steps.append(done)):
-        resumed = together(dataset, tmp_path / "run", "fsdp", **fields, microbatch=1)
+        resumed = train_double(dataset, tmp_path / "run", "fsdp", **fields, microbatch=1)
     assert steps[0] == 4
     np.testing.assert_allclose(resumed.history["loss"], straight.history["loss"], rtol=0, atol=1e-5)
     state = resumed.module.state_dict()
@@ -128,8 +130,8 @@ def test_one_process_goes_on_as_two_with_shards(dataset: Artifact, tmp_path: Pat
 
 def test_parts_that_never_learn_and_pieces_of_a_batch(dataset: Artifact, tmp_path: Path) -> None:
     fields = {"mim_weight": 0, "microbatch": 1, "ema": 0.9}
-    first = alone(dataset, tmp_path / "one", mim_weight=0, ema=0.9)
-    second = together(dataset, tmp_path / "two", **fields)
+    first = train_single(dataset, tmp_path / "one", mim_weight=0, ema=0.9)
+    second = train_double(dataset, tmp_path / "two", **fields)
     np.testing.assert_allclose(second.history["loss"], first.history["loss"], rtol=0, atol=1e-5)
     state = second.module.state_dict()
     for name, value in first.module.state_dict().items():
@@ -161,7 +163,7 @@ def test_what_goes_wrong_in_a_process_is_said_in_its_words(
     dataset: Artifact, tmp_path: Path
 ) -> None:
     with pytest.raises(RunError, match=r"the loss is .* lower pretrain\.base_lr"):
-        together(dataset, tmp_path / "run", base_lr=1e38, warmup_epochs=0)
+        train_double(dataset, tmp_path / "run", base_lr=1e38, warmup_epochs=0)
 
 
 def test_an_unexpected_error_is_found_in_the_log(tmp_path: Path) -> None:
