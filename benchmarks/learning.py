@@ -1,44 +1,46 @@
-"""Learning is real: what each part of the objective adds, by probes of held-out scenes.
+"""Measure what each part of the objective adds, by probes on held-out scenes.
 
 Data: AID (Xia et al. 2017), 30 classes of 110 aerial scenes of 150 px. 40 scenes of each class
-(seed ``SPLIT_SEED``) are the test part; the student is pretrained on the other 2,100 without their
-labels, and the probes are fitted on those same scenes with labels. Every arm takes equally many
-steps, with equal crops, masks and order for equal seeds. Row 1 is the frozen teacher,
-efficientnet-lite0 with its ImageNet weights; then the student before its first step, masked
-modelling alone (alpha 0), distillation alone (mim_weight 0), and both; the last two once more, for
-one seed, with twice the steps.
+(seed ``SPLIT_SEED``) are the test part. The student is pretrained on the other 2,100 without
+labels, and the probes are fitted on the same 2,100 with labels. All arms take the same number of
+steps; with equal seeds they have equal crops, masks and order.
 
-Teacher once (``geofm.pretraining.teacher``): both, with the teacher's features of the whole scenes
-computed before training, while the student still sees random crops; and the same with the whole
-scene as its only crop, which is merely flipped, beside a live teacher that sees those. A live
-teacher gets the student's 64 px enlarged to 96; the one pass shrinks the scenes from 150 px.
+Rows: the frozen teacher (efficientnet-lite0 with ImageNet weights), the student before its first
+step, masked modelling alone (alpha 0), distillation alone (mim_weight 0), and both. The last two
+are repeated for one seed with twice the steps.
 
-Masked patches dropped: a small ViT with both parts of the objective, once with a token in place of
-each masked patch and once without those patches (``pretrain.masking``); the learning rate is the
-Swin's, not chosen for it.
+Cached teacher features (``geofm.pretraining.teacher``): both terms, with the teacher's features of
+whole scenes computed before training. In one arm the student sees random crops. In another its only
+crop is the whole scene, flipped or not; that arm is compared with a live teacher that sees the same
+crops. A live teacher sees the student's 64 px enlarged to 96 px; the cache reduces the scenes from
+150 px.
 
-Probes (``geofm.evaluation.probes``): kNN with 20 and 5 neighbours, and a linear one whose C is
-chosen inside the training part. ``distilled`` is the mean over stage 3 with its patch merging, the
-feature that the arms are compared by; ``final`` is the mean over the last stage, which distillation
-alone leaves untrained, so its row says nothing of that arm. Intervals are 95 % bootstrap intervals
-over test scenes; differences are paired scene by scene after averaging over seeds.
+Dropped patches: a small ViT with both terms, once with masked patches replaced by a token and once
+with masked patches dropped (``pretrain.masking``). The learning rate was chosen for the Swin only.
 
-Chosen without the test part: 15 scenes of each class of the pretraining part were held out for
-validation, and students were pretrained on the other 1,650 with seed 100, not the reported ones.
-The learning rate, one for all arms, is the best of three by the mean accuracy of the linear probe
-of ``distilled`` over ``masked`` and ``both, teacher once`` after 515 steps (``--validate``; rows in
-results/learning-validation.csv; the three are within each other's intervals). Shorter trials on
-the same part had led to a narrow student, batches of 16 (smaller batches and so more steps learn
-faster here) and a teacher that sees 96 px. The number of epochs is what an hour allows.
+Probes (``geofm.evaluation.probes``): k nearest neighbours with k = 20 and 5, and a linear probe
+whose C is chosen within the training part. ``distilled`` is the mean over stage 3 with its patch
+merging; arms are compared by it. ``final`` is the mean over the last stage. Distillation alone does
+not train that stage, so its row carries no information about that arm. Intervals are 95 % bootstrap
+intervals over test scenes. Differences are paired scene by scene after averaging over seeds.
 
-``cpu_seconds`` are those of the process, reading included; ``seconds`` passed on the clock of a
-machine with other work. ``teacher_once_seconds`` (processor) is the one pass over all scenes.
+Parameters were chosen without the test part: 15 scenes of each class of the pretraining part were
+held out for validation, and students were pretrained on the other 1,650 with seed 100, which is not
+reported. The learning rate is the same for all arms: the best of three by the mean accuracy of the
+linear probe of ``distilled`` over ``masked`` and ``both, teacher once`` after 515 steps
+(``--validate``; rows in results/learning-validation.csv; the three are within each other's
+intervals). Shorter trials on the same part led to a narrow student, batches of 16 (more and smaller
+steps learn faster here) and a teacher that sees 96 px. The number of epochs is limited by an hour
+of computing.
+
+``cpu_seconds`` is the CPU time of the process, reading included. ``seconds`` is wall-clock time on
+a machine with other work. ``teacher_once_seconds`` is the CPU time of caching the features.
 
     python benchmarks/learning.py [--aid ../shared/data/aid_scenes] [--work learning-work]
     python benchmarks/learning.py --validate '{"base_lr": 0.02}' --arms both
 
-Stopped by SIGTERM in training it writes the tables of what is finished; started again it goes on
-where it was, training from its checkpoint. Use OMP_NUM_THREADS=1 for one core.
+After SIGTERM the script writes the tables of the finished trials. A restart resumes, training from
+its checkpoint. Use OMP_NUM_THREADS=1 for one core.
 """
 
 from __future__ import annotations
@@ -92,7 +94,7 @@ TEST, VALIDATION = 40, 15
 SPLIT_SEED, VALIDATION_SEED = 0, 100
 SEEDS = (1, 2, 3)
 RESAMPLES = 2000
-#: Steps that a row of the curves is the mean of.
+#: Steps that are averaged in a row of the curves.
 THIN = 25
 BASE: dict[str, Any] = {
     "student": "swin_tiny_patch4_window7_224",
@@ -113,7 +115,7 @@ BASE: dict[str, Any] = {
     "precision": "bf16",
     "checkpoint_steps": 500,
 }
-#: A student that may leave masked patches out, as ``gfm-vit-s`` does, with that recipe's share.
+#: A student that can drop masked patches, with the mask ratio of the recipe ``gfm-vit-s``.
 VIT: dict[str, Any] = {
     "student": "vit_tiny_patch16_224",
     "student_args": {"patch_size": 8, "embed_dim": 96, "depth": 4, "num_heads": 3},
@@ -121,7 +123,7 @@ VIT: dict[str, Any] = {
     "decoder_width": 64,
     "decoder_depth": 2,
 }
-#: Settings of the arms beyond ``BASE``.
+#: Settings of each arm in addition to ``BASE``.
 ARMS: dict[str, dict[str, Any]] = {
     "masked": {"alpha": 0.0},
     "distillation": {"mim_weight": 0.0},
@@ -133,13 +135,13 @@ ARMS: dict[str, dict[str, Any]] = {
     "ViT, masked patches replaced": VIT,
     "ViT, masked patches dropped": {**VIT, "masking": "drop"},
 }
-#: Whether the order of the arms is that of the first steps only; one seed each.
+#: Arms that show whether longer training changes the order of the arms; one seed each.
 LONGER: dict[str, dict[str, Any]] = {
     "distillation, twice the steps": {"mim_weight": 0.0, "epochs": 2 * BASE["epochs"]},
     "both, twice the steps": {"epochs": 2 * BASE["epochs"]},
 }
 UNTRAINED = ("teacher", "random", "ViT, random")
-#: Arms that are compared, on the same test scenes.
+#: Pairs of arms that are compared on the same test scenes.
 PAIRS = (
     ("both", "distillation"),
     ("distillation", "masked"),
@@ -159,7 +161,7 @@ PAIRS = (
 
 
 class Scenes(BaseModel):
-    """Settings of the stage that stands in for ``pack``: files, in the order of their ids."""
+    """Settings of the fake stage ``pack``: files, in the order of their ids."""
 
     files: list[str]
 
@@ -204,7 +206,7 @@ PACK = Stage("pack", "aid", "dataset", (), ("numpy", "pillow"), no_parts, no_wor
 
 
 def pack(images: list[LabelledImage], folder: Path) -> Artifact:
-    """The scenes as a dataset artifact; labels stay behind."""
+    """Make a dataset artifact of the scenes, without labels."""
     store, catalogue = open_store(folder / "store"), open_catalogue(f"sqlite:///{folder}/aid.db")
     files = sorted(str(image.path) for image in images)
     return run_stage(PACK, store, catalogue, {}, Scenes(files=files))
@@ -213,7 +215,7 @@ def pack(images: list[LabelledImage], folder: Path) -> Artifact:
 def hold_out(
     images: list[LabelledImage], each: int, seed: int
 ) -> tuple[list[LabelledImage], list[LabelledImage]]:
-    """The images without ``each`` of every class, and those."""
+    """Split images into those without ``each`` images of every class, and the held-out ones."""
     held: set[str] = set()
     for label in sorted({image.label for image in images}):
         ids = (image.id for image in images if image.label == label)
@@ -225,7 +227,7 @@ def hold_out(
 
 
 class Trial(BaseModel):
-    """An arm with its seed and settings: what is computed once."""
+    """An arm with its seed and settings; its results are computed once."""
 
     arm: str
     seed: int
@@ -233,7 +235,7 @@ class Trial(BaseModel):
 
     @property
     def key(self) -> str:
-        """Name of its files."""
+        """Name of the trial's files."""
         return (
             f"{self.arm.replace(', ', '-').replace(' ', '_')}-{self.seed}-"
             + digest_of(self.settings.model_dump(mode="json"))[:8]
@@ -242,7 +244,7 @@ class Trial(BaseModel):
 
 def run(trial: Trial, task: Task, fit: list[LabelledImage], held: list[LabelledImage],
         folder: Path) -> None:  # fmt: skip
-    """Pretrain, encode, probe; writes predictions, curve and cost beside each other."""
+    """Pretrain, encode and probe; write predictions, curve and cost of the trial."""
     corpus = open_corpus(pack(fit, folder))
     cost: dict[str, Any] = {"steps": 0, "images": 0, "seconds": 0.0, "cpu_seconds": 0.0,
                             "teacher_once_seconds": 0.0}  # fmt: skip
@@ -266,12 +268,12 @@ def run(trial: Trial, task: Task, fit: list[LabelledImage], held: list[LabelledI
                 "image": [image.id for image in held], "correct": (classes == truth[n:]),
             }))  # fmt: skip
     pd.concat(frames).to_parquet(folder / f"{trial.key}.predictions.parquet")
-    # written last: its presence says that all of the trial is there
+    # Written last: this file marks a complete trial.
     (folder / f"{trial.key}.json").write_text(json.dumps(cost))
 
 
 def untrained(trial: Trial, corpus: Corpus) -> FeatureExtractor:
-    """Features of the frozen teacher, or of the student before its first step."""
+    """Return the extractor of the frozen teacher, or of the student before its first step."""
     settings = trial.settings
     if trial.arm == "teacher":
         exact = settings.model_copy(update={"teacher_precision": "fp32"})
@@ -285,7 +287,7 @@ def untrained(trial: Trial, corpus: Corpus) -> FeatureExtractor:
 def trained(
     trial: Trial, corpus: Corpus, folder: Path, cost: dict[str, Any]
 ) -> tuple[FeatureExtractor, pd.DataFrame]:
-    """Features of the pretrained student, and its losses by step; fills in ``cost``."""
+    """Pretrain; return the student's extractor and its losses by step. Fills in ``cost``."""
     settings, taught = trial.settings, None
     if "once" in trial.arm:
         taught, cost["teacher_once_seconds"] = taught_once(corpus, settings, folder)
@@ -304,26 +306,26 @@ def trained(
 def taught_once(
     corpus: Corpus, settings: PretrainSettings, folder: Path
 ) -> tuple[NDArray[np.float32], float]:
-    """Features of the whole scenes, and the processor seconds of the one pass that made them."""
+    """Cache the teacher's features; return them and the CPU seconds of the first time."""
     teacher = load_teacher(settings, "cpu")
     note = folder / f"taught-{corpus.digest[:12]}-{teacher.size_px}.json"
     began = time.process_time()
     with reproducible_torch("cpu", 0, cpu_threads()):
         taught = encode_corpus(corpus, teacher, "cpu", folder)
-    if not note.exists():  # later trials find the features on disk
+    if not note.exists():  # later trials read the features from disk
         note.write_text(json.dumps(time.process_time() - began))
     return taught, json.loads(note.read_text())
 
 
 def correct(frame: pd.DataFrame, arm: str, protocol: str, feature: str) -> pd.DataFrame:
-    """1 where a test scene's class was found, else 0: a row per scene, a column per seed."""
+    """Return 1 for correct and 0 for wrong test scenes: a row per scene, a column per seed."""
     rows = frame[(frame["arm"] == arm) & (frame["protocol"] == protocol)]
     rows = rows[rows["feature"] == ("final" if arm == "teacher" else feature)]
     return rows.pivot(index="image", columns="seed", values="correct").astype(float)
 
 
 def minus(one: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
-    """Differences scene by scene, over the seeds that both have."""
+    """Subtract scene by scene, over the seeds that both have."""
     shared = one.columns.intersection(other.columns)
     if len(shared):
         return one[shared] - other[shared]
@@ -331,7 +333,7 @@ def minus(one: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
 
 
 def summary(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """Means over seeds by arm, and paired differences, with intervals over test scenes."""
+    """Compute means over seeds by arm, and paired differences, with intervals over test scenes."""
     found = []
     arms = list(dict.fromkeys(frame["arm"]))
     for feature in ("distilled", "final"):
@@ -362,7 +364,7 @@ def _line(feature: str, protocol: str, what: str, table: pd.DataFrame) -> dict[s
 
 
 def score_rows(frame: pd.DataFrame, cost: dict[str, Any]) -> list[dict[str, Any]]:
-    """A row per feature and protocol of one trial."""
+    """Make a row per feature and protocol of a trial."""
     rows = []
     for (arm, seed, protocol, feature), group in frame.groupby(
         ["arm", "seed", "protocol", "feature"], sort=False
@@ -378,7 +380,7 @@ def score_rows(frame: pd.DataFrame, cost: dict[str, Any]) -> list[dict[str, Any]
 
 
 def curve_rows(trial: Trial, folder: Path) -> list[dict[str, Any]]:
-    """The losses of one trial that is finished, means over ``THIN`` steps."""
+    """Average the losses of a finished trial over ``THIN`` steps."""
     path = folder / f"{trial.key}.curve.parquet"
     if not path.exists():
         return []
@@ -391,7 +393,7 @@ def curve_rows(trial: Trial, folder: Path) -> list[dict[str, Any]]:
 
 @lru_cache(maxsize=1)
 def measured_on() -> dict[str, Any]:
-    """Columns that say where and with what."""
+    """Return the columns that describe machine and versions."""
     names = ("geofm", "torch", "timm", "scikit-learn", "numpy")
     return {
         "machine": platform.machine(), "cores": os.cpu_count(), "threads": cpu_threads(),
@@ -401,7 +403,7 @@ def measured_on() -> dict[str, Any]:
 
 
 def write(name: str, rows: list[dict[str, Any]]) -> None:
-    """A result with what it was measured on."""
+    """Write a result with the machine it was measured on."""
     with (RESULTS / name).open("w", newline="") as file:
         writer = csv.DictWriter(file, list(dict.fromkeys([*rows[0], *measured_on()])))
         writer.writeheader()
@@ -409,7 +411,7 @@ def write(name: str, rows: list[dict[str, Any]]) -> None:
 
 
 def append(name: str, rows: list[dict[str, Any]]) -> None:
-    """The same below what is there."""
+    """Append rows to a result."""
     path = RESULTS / name
     before = list(csv.DictReader(path.open(newline=""))) if path.exists() else []
     mine = {f"{row['arm']} {row['settings']}" for row in rows}
@@ -417,13 +419,13 @@ def append(name: str, rows: list[dict[str, Any]]) -> None:
 
 
 def say(what: str, done: int, total: int, note: str) -> None:
-    """Progress, a line a hundred steps."""
+    """Print the progress every hundred steps."""
     if done % 100 == 0 or done == total:
         print(f"{datetime.now(UTC):%H:%M:%S} {what} {done}/{total} {note}", flush=True)
 
 
 def collect(trials: list[Trial], folder: Path) -> tuple[list[dict[str, Any]], pd.DataFrame]:
-    """Scores and predictions of the trials that are finished."""
+    """Collect scores and predictions of the finished trials."""
     rows, frames = [], []
     for trial in trials:
         if (folder / f"{trial.key}.json").exists():
@@ -434,7 +436,7 @@ def collect(trials: list[Trial], folder: Path) -> tuple[list[dict[str, Any]], pd
 
 
 def main() -> None:
-    """All trials that are not there yet, then the tables."""
+    """Run the missing trials, then write the tables."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -458,14 +460,14 @@ def main() -> None:
         trials += [_trial(arm, seed, {}) for arm in ("random", *ARMS) for seed in SEEDS]
         trials += [_trial(arm, SEEDS[0], {}) for arm in LONGER]
     folder.mkdir(parents=True, exist_ok=True)
-    # seed by seed, so that what is stopped early is whole for the seeds it has
+    # Seed by seed, so that an early stop leaves complete seeds.
     try:
         for trial in sorted(trials, key=_when):
             if not (folder / f"{trial.key}.json").exists():
                 run(trial, task, fit, held, folder)
             for row in collect([trial], folder)[0]:
                 print({k: row[k] for k in list(row)[:10]}, flush=True)
-    except Interrupted as stopped:  # the tables then hold what is finished
+    except Interrupted as stopped:  # the tables then contain the finished trials
         print(stopped, flush=True)
     if asked.validate:
         tries = [
@@ -485,7 +487,7 @@ def main() -> None:
 
 
 def _when(trial: Trial) -> tuple[bool, bool, bool, int]:
-    """The main arms seed by seed, then the others."""
+    """Sort key of a trial: the main arms seed by seed, then the others."""
     arm = trial.arm
     return "whole" in arm and "once" not in arm, arm in LONGER, "whole" in arm, trial.seed
 

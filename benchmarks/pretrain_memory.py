@@ -1,10 +1,10 @@
-"""Peak memory of a training step by preset and batch, with and without activation checkpointing.
+"""Measure the peak memory of a training step, with and without activation checkpointing.
 
-Each row is a process of its own that takes two steps of the real loop's ``Stepper`` on pictures in
-memory; teachers are untrained. ``state_mib`` is what stays between two steps (weights, their means
-in AdamW, teacher, code), ``step_mib`` what a step needs on top of it at its peak: gradients, of
-which ``gradients_mib`` is the exact size, and activations. ``of_full`` compares what is left after
-the gradients with the row without checkpointing.
+Each row is a process of its own that takes two real training steps on chips in memory; teachers are
+untrained. ``state_mib`` is the memory between two steps (weights, AdamW's moments, teacher, code).
+``step_mib`` is the additional memory at the peak of a step: gradients (exactly ``gradients_mib``)
+and activations. ``of_full`` is the ratio of ``step_mib`` without gradients to that of the row
+without checkpointing.
 
     python benchmarks/pretrain_memory.py [--device cuda] [--batches 8 16]
 """
@@ -30,7 +30,7 @@ PRESETS = ["demo", "gfm-vit-s", "gfm-hiera-b", "gfm-swin-b"]
 
 
 def main() -> None:
-    """All rows, or one of them in this process (``--one``)."""
+    """Measure all rows, or one of them in this process (``--one``)."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -70,7 +70,7 @@ def main() -> None:
 
 
 def one_row(asked: argparse.Namespace) -> dict[str, Any]:
-    """Peak and resting memory of two steps, in MiB."""
+    """Measure peak and resting memory of two steps, in MiB."""
     import torch
 
     from benchmarks.pretrain_step import untrained
@@ -108,7 +108,7 @@ def one_row(asked: argparse.Namespace) -> dict[str, Any]:
             torch.cuda.max_memory_allocated() / 2**20,
         )
     else:
-        ctypes.CDLL(None).malloc_trim(0)  # what was freed goes back before it is looked at
+        ctypes.CDLL(None).malloc_trim(0)  # return freed memory to the system before the measurement
         rest, peak = (memory(name) for name in ("VmRSS", "VmHWM"))
     return {
         "precision": settings.precision, "peak_mib": round(peak), "state_mib": round(rest),
@@ -119,13 +119,13 @@ def one_row(asked: argparse.Namespace) -> dict[str, Any]:
 
 
 def memory(name: str) -> float:
-    """A line of /proc/self/status in MiB."""
+    """Read a line of /proc/self/status, in MiB."""
     text = Path("/proc/self/status").read_text(encoding="utf-8")
     return int(text.split(f"{name}:")[1].split()[0]) / 2**10
 
 
 def about() -> dict[str, Any]:
-    """Where and with what it was measured."""
+    """Return the columns that describe machine and versions."""
     return {
         "machine": platform.machine(),
         "versions": " ".join(f"{p} {version(p)}" for p in ("geofm", "torch", "timm")),

@@ -1,12 +1,13 @@
-"""Speed of a training step, beside a plain implementation of the published one.
+"""Measure the speed of a training step, beside a plain implementation of the published step.
 
-``published`` is the step as the paper's code does it, written down again: teacher with autograd at
-224 px inside the module, eager, masks and learning rate as there, batches ready in memory; in fp32
-and in bf16 autocast (its apex AMP). ``ours`` is the whole training loop on a real dataset artifact
-(reading, cropping, masking, checkpoints off), by preset. The same student and teacher, untrained:
-no hub is needed and the arithmetic is the same. Each row is a process of its own; the repeats go
-round all rows. ``of_ceiling`` is against a large matrix product timed in the same process, counting
-forward, backward and teacher once.
+``published`` is the step of the paper's code, implemented again: the teacher runs with autograd at
+224 px inside the module, everything is eager, masks and learning rate are the same, and batches are
+in memory; in fp32 and in bf16 autocast (the code's apex AMP). ``ours`` is the whole training loop
+on a real dataset artifact (reading, cropping, masking; no checkpoints), by preset. Student and
+teacher are the same and untrained: no hub is needed, and the arithmetic does not depend on the
+weights. Each row is a process of its own; each repeat runs all rows. ``of_ceiling`` is the share of
+the speed of a large matrix product in the same process, counting forward, backward and teacher
+once.
 
     python benchmarks/pretrain_step.py                                  on the CPU, Swin-B, minutes
     python benchmarks/pretrain_step.py --device cuda --batch 128 --steps 60
@@ -48,7 +49,7 @@ ROWS = {
 
 
 def main() -> None:
-    """All rows, or one of them in this process (``--one``)."""
+    """Measure all rows, or one of them in this process (``--one``)."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -78,7 +79,7 @@ def main() -> None:
 
 
 def in_process(script: str, *arguments: str) -> dict[str, Any]:
-    """What a script prints as its last line, run in a process of its own."""
+    """Run a script in a process of its own, and return the JSON in its last line."""
     command = [sys.executable, script, *arguments]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -86,12 +87,12 @@ def in_process(script: str, *arguments: str) -> dict[str, Any]:
 
 
 def untrained(teacher: str) -> str:
-    """The same network without weights, which need a hub; the one from a package as it is."""
+    """Return the name of the untrained network; the network of a package keeps its weights."""
     return teacher if teacher == "efficientnet-lite0" else "random:" + teacher.partition(".")[0]
 
 
 def write_dataset(folder: Path, samples: int) -> str:
-    """A dataset artifact of 256 px, 3 bands, uint8, through the real stage; its address."""
+    """Make a dataset artifact of 256 px, 3 bands, uint8, by the real stage; return its URL."""
     from benchmarks.shards_world import make_world
     from data_catalog.catalogue import open_catalogue
     from data_catalog.run import run_stage
@@ -106,7 +107,7 @@ def write_dataset(folder: Path, samples: int) -> str:
 
 
 def one_row(asked: argparse.Namespace) -> dict[str, Any]:
-    """Images per second, memory and arithmetic of one kind of step."""
+    """Measure images per second, memory and arithmetic of one kind of step."""
     import torch
 
     from geofm.config.recipe_book import load_recipe
@@ -138,18 +139,18 @@ def one_row(asked: argparse.Namespace) -> dict[str, Any]:
 
 
 class _Enough(Exception):
-    """The steps that were wanted have been taken."""
+    """Raised after the requested number of steps."""
 
 
 @dataclass(frozen=True)
 class Pace:
-    """A part of a training run by the clock.
+    """Timing of a part of a training run.
 
     Attributes:
-        started: When the run was started, by ``time.perf_counter`` (seconds).
-        ticks: Steps that were done, and when the loop reported them (seconds).
-        speed: Operations of an image, and of the device.
-        waited: Share of the time that the loop waited for data, first report excluded.
+        started: Start of the run, by ``time.perf_counter`` (seconds).
+        ticks: Number of finished steps and time of each report (seconds).
+        speed: Operations of an image, and of the device per second.
+        waited: Share of the time that the loop waited for data, without the first report.
     """
 
     started: float
@@ -158,13 +159,13 @@ class Pace:
     waited: float
 
     def images_per_s(self, batch: int, first: int) -> float:
-        """Images per second after step ``first``."""
+        """Compute images per second after step ``first``."""
         counted = [(done, at) for done, at in self.ticks if done >= first]
         return (counted[-1][0] - counted[0][0]) * batch / (counted[-1][1] - counted[0][1])
 
 
 def run_loop(dataset: str, settings: Any, device: str, steps: int) -> Pace:
-    """Run the training loop as it is for so many steps, then leave it."""
+    """Run the training loop for a number of steps, then leave it."""
     from data_catalog.artifact import Artifact
     from data_catalog.progress import listen
     from geofm.pretraining import loop
@@ -198,7 +199,7 @@ def run_loop(dataset: str, settings: Any, device: str, steps: int) -> Pace:
 
 
 def ours(asked: argparse.Namespace, settings: Any) -> dict[str, Any]:
-    """The training loop as it is; the clock runs between two of its ticks."""
+    """Measure the training loop between two of its progress reports."""
     first = 1 if asked.device == "cpu" else 20
     pace = run_loop(asked.dataset, settings, asked.device, first + asked.steps)
     rate = pace.images_per_s(asked.batch, first)
@@ -210,7 +211,7 @@ def ours(asked: argparse.Namespace, settings: Any) -> dict[str, Any]:
 
 
 def published(asked: argparse.Namespace, settings: Any) -> dict[str, Any]:
-    """The published step, plainly: everything in one module, gradients recorded everywhere."""
+    """Measure the published step: one module, gradients recorded everywhere."""
     import torch
     from torch import nn
     from torch.nn import functional
@@ -250,7 +251,7 @@ def published(asked: argparse.Namespace, settings: Any) -> dict[str, Any]:
 
 
 def write(asked: argparse.Namespace, found: dict[str, list[dict[str, Any]]]) -> None:
-    """The medians, each beside the published step of the same precision, as CSV."""
+    """Write the medians as CSV, each with its ratio to the published step of equal precision."""
     rates = {row: statistics.median(r["images_per_s"] for r in runs) for row, runs in found.items()}
     packages = ("geofm", "torch", "timm", "lightning-fabric")
     about = {

@@ -1,10 +1,11 @@
-"""The paper's published code and ours from the same weights on the same batches, step by step.
+"""Compare the paper's published code with geofm, from equal weights on equal batches, step by step.
 
-Takes a checkout of github.com/mmendiet/GFM (commit 4dd248e was used), which is no part of geofm.
-Its student, decoder, projector and teacher get the weights of ours, renamed; each side has its own
-AdamW with its own groups. Pictures are smooth random fields, learned with a warm-up. Rows: the loss
-of each side at every step; the last columns are images per second and, on a GPU, peak memory of
-each side alone. Its apex mixed precision is left out: both run in float32.
+The script needs a checkout of github.com/mmendiet/GFM (commit 4dd248e was used), which is not part
+of geofm. The published student, decoder, projector and teacher get geofm's weights under their own
+names. Each side has its own AdamW with its own parameter groups. Images are smooth random fields,
+trained with a warm-up. Rows: the loss of each side at every step; the last columns are images per
+second and, on a GPU, the peak memory of each side alone. The published apex mixed precision is left
+out: both sides run in float32.
 
     python benchmarks/published_code.py --repo ../GFM                           a small Swin, CPU
     python benchmarks/published_code.py --repo ../GFM --swin-b --device cuda --batch 64
@@ -45,7 +46,7 @@ PEAK_LR, WARMUP = 2e-4, 20
 
 
 def main() -> None:
-    """Both sides, one after the other at every step."""
+    """Run both sides in turn at every step."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -79,7 +80,7 @@ def main() -> None:
 
 
 class Side:
-    """A module with its optimiser, its clock and its memory."""
+    """A module with its optimiser, its time and its memory."""
 
     def __init__(self, module: Any, groups: Any, loss: Any) -> None:
         self.module, self.loss, self.seconds, self.peak = module, loss, 0.0, 0
@@ -90,7 +91,7 @@ class Side:
         self.learning = [p for p in module.parameters() if p.requires_grad]
 
     def step(self, step: int, images: Tensor, rgb: Tensor, mask: Tensor) -> float:
-        """The loss before the step's update."""
+        """Take a step; return the loss before the update."""
         gpu = images.device.type == "cuda"
         if gpu:
             torch.cuda.reset_peak_memory_stats()
@@ -102,7 +103,7 @@ class Side:
         nn.utils.clip_grad_norm_(self.learning, 5.0)
         self.optimiser.step()
         value = loss.item()
-        if step:  # the first one warms up
+        if step:  # the first step warms up
             self.seconds += time.perf_counter() - started
         if gpu:
             self.peak = max(self.peak, torch.cuda.max_memory_allocated())
@@ -110,7 +111,7 @@ class Side:
 
 
 def build_ours(sizes: dict[str, Any]) -> tuple[Pretrainer, Teacher]:
-    """Student and teacher of ``gfm-swin-b`` in this size, untrained."""
+    """Build student and teacher of ``gfm-swin-b`` in this size, untrained."""
     arguments = {**sizes, "window_size": 6}
     settings = load_recipe("gfm-swin-b").pretrain.model_copy(update={"student_args": arguments})
     module = build_pretrainer(settings, 3, 0, sizes["embed_dim"] * 8).train()
@@ -122,12 +123,12 @@ def build_ours(sizes: dict[str, Any]) -> tuple[Pretrainer, Teacher]:
 
 
 def build_theirs(repo: Path, sizes: dict[str, Any], ours: Pretrainer, teacher: Teacher) -> Any:
-    """The published modules with our weights; the teacher frozen, as its path's name decides."""
-    old = types.ModuleType("timm.models.layers")  # where timm kept these in 2022
+    """Build the published modules with our weights; the path's name freezes the teacher."""
+    old = types.ModuleType("timm.models.layers")  # location of these modules in timm of 2022
     for name in ("DropPath", "to_2tuple", "trunc_normal_"):
         setattr(old, name, getattr(timm.layers, name))
     sys.modules["timm.models.layers"] = old
-    models = types.ModuleType("models")  # the package without what its __init__ imports
+    models = types.ModuleType("models")  # the package without the imports of its __init__
     models.__path__ = [str(repo / "models")]
     sys.modules["models"] = models
     from models import teacher as published
@@ -148,7 +149,7 @@ def build_theirs(repo: Path, sizes: dict[str, Any], ours: Pretrainer, teacher: T
 
 
 def give(module: nn.Module, state: dict[str, Tensor]) -> None:
-    """Load timm's weights: its merging stands at the start of the next stage, theirs at the end."""
+    """Copy timm's weights. Patch merging starts timm's next stage, and ends a published stage."""
     renamed = {}
     for name, value in state.items():
         found = re.match(r"layers\.(\d)\.downsample\.(.*)", name)
@@ -161,7 +162,7 @@ def give(module: nn.Module, state: dict[str, Tensor]) -> None:
 
 
 def groups_of(module: nn.Module) -> list[dict[str, Any]]:
-    """The published groups: no decay of 1-D tensors, mask token, relative positions."""
+    """Return the published groups: no decay of 1-D tensors, mask token, relative positions."""
     named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
     spared = ("mask_token", "relative_position_bias_table", ".bias")
     plain = [p for n, p in named if p.ndim == 1 or n.endswith(spared)]
@@ -171,12 +172,12 @@ def groups_of(module: nn.Module) -> list[dict[str, Any]]:
 
 
 def fine(mask: Tensor) -> Tensor:
-    """A mask per token instead of per patch of 32 px."""
+    """Repeat a mask of 32 px patches for each token."""
     return mask.repeat_interleave(8, 1).repeat_interleave(8, 2).int()
 
 
 def pictures(step: int, batch: int, teacher: Teacher, device: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Normalised pictures, the same in 0..1, and masks of 22 of 36 patches."""
+    """Make normalised images, the same in 0 to 1, and masks of 22 of 36 patches."""
     generator = torch.Generator().manual_seed(step)
     rough = torch.rand(batch, 3, 12, 12, generator=generator)
     rgb = nn.functional.interpolate(rough, (192, 192), mode="bilinear").clamp(0, 1)
@@ -190,7 +191,7 @@ def pictures(step: int, batch: int, teacher: Teacher, device: str) -> tuple[Tens
 
 
 def write(asked: argparse.Namespace, rows: list[dict[str, Any]], sides: dict[str, Side]) -> None:
-    """Every tenth step and the extremes, as CSV."""
+    """Write every tenth step and the extremes as CSV."""
     worst = max(rows, key=lambda row: abs(row["difference"]))
     kept = [row for row in rows if row["step"] % 10 == 0 or row is worst or row is rows[-1]]
     about: dict[str, Any] = {"size": "swin-b" if asked.swin_b else "small", "batch": asked.batch}

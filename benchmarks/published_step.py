@@ -1,7 +1,8 @@
-"""The step of the GFM paper, written down again from its description: the peer of the benchmark.
+"""The training step of the GFM paper, implemented again from its description, for comparison.
 
-Swin-B at 192 px in SimMIM's manner, a Swin-B teacher at 224 px up to stage 3 with its merging, one
-module, gradients recorded for all of it (the teacher's feature is detached at the very end).
+A Swin-B student at 192 px (SimMIM) and a Swin-B teacher at 224 px up to stage 3 with its patch
+merging, in one module. Gradients are recorded for all of it; the teacher's feature is detached at
+the end.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 NAME = "swin_base_patch4_window7_224"
-#: Arguments that make student and teacher smaller or larger.
+#: Arguments that scale student and teacher.
 SIZES = ("embed_dim", "depths", "num_heads")
 
 
 class Published(nn.Module):
-    """Student, decoder, projector and teacher; ``forward`` is the loss of a batch."""
+    """Student, decoder, projector and teacher; ``forward`` returns the loss of a batch."""
 
     def __init__(self, student_args: dict[str, Any]) -> None:
         super().__init__()
@@ -34,7 +35,7 @@ class Published(nn.Module):
         self.projector = nn.Linear(width, width)
 
     def forward(self, images: Tensor, mask: Tensor) -> Tensor:
-        """Masked L1 less the cosine of the pooled third stages; mask [B, 6, 6] of 0 and 1."""
+        """Compute masked L1 minus the cosine of pooled stages 3; mask [B, 6, 6] of 0 and 1."""
         x = self.student.patch_embed(images)
         hidden = mask.repeat_interleave(8, 1).repeat_interleave(8, 2)[..., None].type_as(x)
         x = x * (1 - hidden) + self.token * hidden

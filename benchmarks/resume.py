@@ -1,8 +1,8 @@
-"""Kill a run at random points, start it again, and compare the dataset with a clean run's.
+"""Kill a run at random moments, restart it, and compare the dataset with that of a clean run.
 
-The data half of a recipe runs once undisturbed. Then, each time in an empty store, it is ended by
-SIGKILL at a random moment and started again to its end. After that every runner and worker count
-gets a store of its own. Each row of the CSV is one run; seconds are those of the run that ended.
+The data stages of a recipe run once without interruption. Then, each time in an empty store, a run
+is killed by SIGKILL at a random moment and restarted to its end. Finally every runner and number of
+workers gets a store of its own. Each row of the CSV is a run; seconds are those of the last start.
 
     python benchmarks/resume.py --kills 10
     python benchmarks/resume.py --recipe sentinel2-concise --stac http://127.0.0.1:8080
@@ -54,7 +54,9 @@ def main() -> None:
         draw = random.Random(asked.seed)
         for number in range(asked.kills):
             store, moment = stores / f"killed-{number}", draw.uniform(0.15, 0.95) * seconds
-            while not kill(command, store, moment):  # it was faster this time: strike earlier
+            while not kill(
+                command, store, moment
+            ):  # the run was faster this time, so kill it earlier
                 store, moment = stores / f"killed-{number}-{moment:.0f}", moment * 0.8
             digest, took = finish(command, store)
             rows.append(
@@ -95,7 +97,7 @@ def main() -> None:
 
 
 def finish(command: list[str], store: Path) -> tuple[str, float]:
-    """Run to the end; returns the dataset's digest and the seconds it took."""
+    """Run to the end; return the dataset's digest and the seconds of this start."""
     started = time.perf_counter()
     done = subprocess.run([*command, "--store", store], check=True, capture_output=True, text=True)
     seconds = round(time.perf_counter() - started, 2)
@@ -103,7 +105,7 @@ def finish(command: list[str], store: Path) -> tuple[str, float]:
 
 
 def kill(command: list[str], store: Path, after_s: float) -> bool:
-    """Start a run and SIGKILL it and its children; False when it had already finished."""
+    """Start a run and kill it with its children; return False if it had already finished."""
     process = subprocess.Popen(
         [*command, "--store", store], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         start_new_session=True,
