@@ -46,11 +46,11 @@ def main() -> None:
     parser.add_argument("--set", action="append", required=True, help="NAME=GLOB[,GLOB...]")
     parser.add_argument("--size", type=int, default=256, help="edge of a chip, pixels")
     parser.add_argument("--most", type=int, default=60, help="chips of a set")
-    asked = parser.parse_args()
+    options = parser.parse_args()
     rows = []
-    for one in asked.set:
+    for one in options.set:
         name, _, globs = one.partition("=")
-        chips = read_chips(globs.split(","), asked.size, asked.most)
+        chips = read_chips(globs.split(","), options.size, options.most)
         for codec, (encode, decode) in codecs(chips[0]).items():
             rows.append({"set": name, **measure(chips, codec, encode, decode)})
             print(rows[-1], flush=True)

@@ -1,15 +1,15 @@
-"""Speed of cutting chips from COGs by HTTP, beside its peers and beside the bare bytes.
+"""Measure the speed of cutting chips from COGs by HTTP, beside peers and beside the bare bytes.
 
 Servers run on loopback and share the machine's cores with the readers. Every row is a process of
-its own (or two) that has done the same work once before, ours into another store, the peers from
-other addresses, so that start-up costs nobody and no cache holds anything; bytes and requests are
-counted by the server. All readers run once in each of ``--repeats`` rounds, since a machine's speed
-changes: ``seconds`` is the median of a reader's rounds, ``ours_is_x_times`` the median over rounds
-of its time beside the first row's. ``seconds`` of geofm's rows is the work on all parts (the
-search was done before), pixel digests, measures and tars included; ``stage_seconds`` adds the plan
-and the seal. ``touched_bytes`` are the compressed blocks that the windows touch, each once. The
-test world's stores are deleted last: ext4 looks at inodes that were freed minutes ago one by one
-and takes others, so each run would pay for the one before.
+its own (or two). It has done the same work once before, geofm into another store, the peers from
+other addresses, so start-up is not measured and no cache contains the data. The server counts bytes
+and requests. All readers run once in each of ``--repeats`` rounds, because the speed of a machine
+changes. ``seconds`` is the median of a reader's rounds; ``ours_is_x_times`` is the median over
+rounds of the ratio to the first row. ``seconds`` of geofm's rows covers the work on all parts
+without the search, with pixel digests, measures and tars; ``stage_seconds`` adds plan and seal.
+``touched_bytes`` is the size of the compressed blocks that the windows touch, each counted once.
+The stores of the test world are deleted at the end: ext4 checks recently freed inodes one by one,
+so a deletion would slow the next run.
 
     python benchmarks/cut.py --peers PYTHON [--world DIR --server serve_world.py] [--only big]
 
@@ -52,11 +52,11 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 BANDS = ["red", "green", "blue", "nir"]
 SIZE = 256
-#: Windows that the slow peers read of the large scenes.
+#: Windows of the large scenes that slow peers read.
 FEW = 400
 PEERS = ("odc-stac", "rio-tiler", "rasterio", "local GDAL", "bare fetch", "bare fetch + zlib",
          "bare fetch + zlib, headers, kept", "bare fetch + libdeflate")  # fmt: skip
-#: Our rows: name, ``cut.whole_max_mib`` (None: the default), processes that share the threads.
+#: Rows of geofm: name, ``cut.whole_max_mib`` (None: default), processes that share the threads.
 OURS = {
     "geofm, windows": (0, 2),
     "geofm, windows, 1 process": (0, 1),
@@ -69,7 +69,7 @@ COLUMNS = ("reader", "world", "chips", "seconds", "chips_per_s", "ours_is_x_time
 
 
 def main() -> None:
-    """Run what is asked for and write the tables."""
+    """Run the requested worlds and write the tables."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -84,41 +84,44 @@ def main() -> None:
     parser.add_argument("--growth", default="10,30,100,300", help="items of 100 chips each")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.FIELD=VALUE")
     parser.add_argument("--ours", type=Path, help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.ours:
-        print(json.dumps(ours(json.loads(asked.ours.read_bytes()))))
+    options = parser.parse_args()
+    if options.ours:
+        print(json.dumps(ours(json.loads(options.ours.read_bytes()))))
         return
-    parts = asked.only or ["dev", "big", "growth"]
-    with tempfile.TemporaryDirectory(dir=asked.work) as folder:
+    parts = options.only or ["dev", "big", "growth"]
+    with tempfile.TemporaryDirectory(dir=options.work) as folder:
         place = Path(folder)
-        scenes = asked.work or place
+        scenes = options.work or place
         rows: list[Json] = []
-        # cells counted from the scene's corner lie on the files' blocks, those of the ground don't
+        # Cells from the scene's corner are aligned with the files' blocks; ground cells are not.
         for anchor in ("scene", "ground"):
             where = [f"cut.anchor={anchor}"]
-            if "dev" in parts and asked.world and asked.server:
-                command = [sys.executable, asked.server, asked.world, "--port", "0"]
-                name = f"{asked.server.name} (uvicorn)"
+            if "dev" in parts and options.world and options.server:
+                command = [sys.executable, options.server, options.world, "--port", "0"]
+                name = f"{options.server.name} (uvicorn)"
                 only = [*where, "search.collections=sentinel-2-l1c"]
-                rows += compare(f"dev, {anchor} cells", command, name, asked.world, only, asked,
+                rows += compare(f"dev, {anchor} cells", command, name, options.world, only, options,
                                 place)  # fmt: skip
             if "big" in parts:
                 make_scenes(scenes / "big", 10_980, 17)
                 command = [sys.executable, HERE / "range_server.py", scenes / "big",
-                           "--items", asked.scenes]  # fmt: skip
+                           "--items", options.scenes]  # fmt: skip
                 name = "range_server.py (asyncio)"
-                rows += compare(f"big, {anchor} cells", command, name, scenes / "big", where, asked,
-                                place)  # fmt: skip
+                rows += compare(
+                    f"big, {anchor} cells", command, name, scenes / "big", where, options, place
+                )
         if rows:
             write("cut.csv", COLUMNS, rows, keep="world")
         if "growth" in parts:
             make_scenes(scenes / "small", 2815, 300)
-            rows = growth(scenes / "small", [int(n) for n in asked.growth.split(",")], asked, place)
+            rows = growth(
+                scenes / "small", [int(n) for n in options.growth.split(",")], options, place
+            )
             write("cut-growth.csv", tuple(rows[0]), rows)
 
 
 def make_scenes(folder: Path, edge: int, items: int) -> None:
-    """The generated world, unless it is there."""
+    """Generate the world, unless it exists."""
     from big_scenes import make_world
 
     folder.mkdir(exist_ok=True)
@@ -127,31 +130,31 @@ def make_scenes(folder: Path, edge: int, items: int) -> None:
 
 def compare(
     world: str, command: list[Any], server: str, files: Path, settings: list[str],
-    asked: argparse.Namespace, place: Path,
+    options: argparse.Namespace, place: Path,
 ) -> list[Json]:  # fmt: skip
-    """The rows of one world."""
+    """Measure the rows of a world."""
     found: dict[str, list[Json]] = {name: [] for name in (*OURS, *PEERS)}
     jobs: dict[str, Json] = {}
     with served(command) as url:
-        for _ in range(asked.repeats):
+        for _ in range(options.repeats):
             for name, (most, processes) in OURS.items():
                 whole = [f"cut.whole_max_mib={most}"] if most is not None else []
-                more = [*settings, *whole, *asked.set]
-                row = run_ours(url, more, asked, place, processes, keep=world.startswith("dev"))
+                more = [*settings, *whole, *options.set]
+                row = run_ours(url, more, options, place, processes, keep=world.startswith("dev"))
                 if not jobs:
                     jobs = {peer: job_of(row, peer, world, files) for peer in PEERS}
                 row["note"] = (f"work {row['seconds']:.2f} s, plan {row['plan_seconds']:.2f} s, "
                                f"seal {row['seal_seconds']:.2f} s")  # fmt: skip
-                row["threads"] = f"{processes} x {asked.threads // processes}"
+                row["threads"] = f"{processes} x {options.threads // processes}"
                 found[name].append(row)
             for name in PEERS:
-                found[name].append(run_peer(name, jobs[name], url, asked, place))
+                found[name].append(run_peer(name, jobs[name], url, options, place))
     first, *_ = found.values()
     rows = []
     for name, rounds in found.items():
         blocks = jobs[name if name in jobs else "bare fetch"]["blocks"]
         touched = sum(block["size"] for block in blocks)
-        row = {"world": world, "server": server, "threads": asked.threads, **median(rounds),
+        row = {"world": world, "server": server, "threads": options.threads, **median(rounds),
                "reader": name, "touched_bytes": touched}  # fmt: skip
         if name == "local GDAL":
             row.update(requests=0, bytes=0)
@@ -168,12 +171,12 @@ def compare(
 
 
 def pace(row: Json) -> float:
-    """Seconds per chip."""
+    """Return seconds per chip."""
     return float(row["seconds"] / row["chips"])
 
 
 def job_of(row: Json, peer: str, world: str, files: Path) -> Json:
-    """What a peer reads: the windows of a run of ours, and the blocks that they touch."""
+    """Return the job of a peer: the windows of a geofm run, and the blocks that they touch."""
     job: Json = json.loads(Path(row["job"]).read_bytes())
     if world.startswith("big") and peer in ("odc-stac", "rio-tiler"):
         job["windows"] = few(job["windows"])
@@ -182,14 +185,14 @@ def job_of(row: Json, peer: str, world: str, files: Path) -> Json:
 
 
 def few(windows: list[Json]) -> list[Json]:
-    """Some windows of each item, neighbours as they are."""
+    """Select some windows of each item, neighbours together."""
     names = sorted({window["item"] for window in windows})
     share = FEW // len(names)
     return [w for name in names for w in [w for w in windows if w["item"] == name][:share]]
 
 
 def median(rows: list[Json]) -> Json:
-    """The run whose time is the median."""
+    """Return the run with the median time."""
     timed = [row for row in rows if "seconds" in row]
     if not timed:
         return rows[0]
@@ -198,7 +201,7 @@ def median(rows: list[Json]) -> Json:
 
 
 def counted(url: str, reset: bool = False) -> Json:
-    """Requests and bytes of assets since the last reset."""
+    """Return requests and bytes of assets since the last reset."""
     request = urllib.request.Request(  # noqa: S310
         url + ("__reset" if reset else "__stats"), method="POST" if reset else "GET"
     )
@@ -208,17 +211,17 @@ def counted(url: str, reset: bool = False) -> Json:
 
 
 def run_ours(
-    url: str, settings: list[str], asked: argparse.Namespace, place: Path, processes: int = 1,
+    url: str, settings: list[str], options: argparse.Namespace, place: Path, processes: int = 1,
     keep: bool = False,
 ) -> Json:  # fmt: skip
-    """The stage ``cut`` in a process of its own, into an empty store, deleted unless ``keep``."""
+    """Run the stage ``cut`` in a process, into an empty store, which is deleted unless ``keep``."""
     with ExitStack() as stack:
         folder = tempfile.mkdtemp(dir=place)
         if not keep:
             stack.callback(shutil.rmtree, folder)
-        file = Path(folder) / "asked.json"
+        file = Path(folder) / "options.json"
         job = place / f"job-{Path(folder).name}.json"
-        what = {"url": url, "settings": settings, "threads": asked.threads // processes,
+        what = {"url": url, "settings": settings, "threads": options.threads // processes,
                 "processes": processes}  # fmt: skip
         file.write_text(json.dumps({**what, "store": folder, "job": str(job)}))
         done = subprocess.run([sys.executable, __file__, "--ours", file], capture_output=True,
@@ -228,17 +231,17 @@ def run_ours(
         return {**json.loads(done.stdout.splitlines()[-1]), "job": str(job)}
 
 
-def run_peer(name: str, job: Json, url: str, asked: argparse.Namespace, place: Path) -> Json:
-    """A peer in a process of its own; why not, where it can't."""
-    if asked.peers is None:
+def run_peer(name: str, job: Json, url: str, options: argparse.Namespace, place: Path) -> Json:
+    """Run a peer in a process; return its error if it fails."""
+    if options.peers is None:
         return {"note": "missing: give --peers"}
     file = place / "peer.json"
     file.write_text(
         json.dumps(
-            {**job, "threads": asked.threads, "reset": url + "__reset", "scratch": str(place)}
+            {**job, "threads": options.threads, "reset": url + "__reset", "scratch": str(place)}
         )
     )
-    done = subprocess.run([asked.peers, HERE / "cut_peers.py", name, file], capture_output=True,
+    done = subprocess.run([options.peers, HERE / "cut_peers.py", name, file], capture_output=True,
                           text=True, check=False)  # fmt: skip
     if done.returncode:
         why = done.stderr.strip().splitlines()[-1:]
@@ -246,8 +249,8 @@ def run_peer(name: str, job: Json, url: str, asked: argparse.Namespace, place: P
     return {**json.loads(done.stdout.splitlines()[-1]), **counted(url)}
 
 
-def ours(asked: Json) -> Json:
-    """Search and what comes before the cut untimed, then the cut. Runs in a process of its own."""
+def ours(options: Json) -> Json:
+    """Search and prepare untimed, then time the cut; runs in a process of its own."""
     from data_catalog.catalogue import open_catalogue
     from data_catalog.run import make_job, plan_parts, run_stage, seal
     from data_catalog.store import open_store
@@ -256,11 +259,11 @@ def ours(asked: Json) -> Json:
 
     recipe = load_recipe(
         "sentinel2-concise",
-        ["search.collections=", "search.bbox=", "search.datetime=", f"search.stac={asked['url']}",
+        ["search.collections=", "search.bbox=", "search.datetime=", f"search.stac={options['url']}",
          "cut.bands=" + ",".join(BANDS), f"cut.size_px={SIZE}", "cut.max_failed=1",
-         *asked["settings"]],
+         *options["settings"]],
     )  # fmt: skip
-    folder = Path(asked["store"])
+    folder = Path(options["store"])
     store, catalogue = open_store(folder / "store"), open_catalogue(f"sqlite:///{folder}/c.db")
     made: Json = {}
     for name in ALL_STAGES[: ALL_STAGES.index("cut")]:
@@ -268,10 +271,10 @@ def ours(asked: Json) -> Json:
         made[stage.kind] = run_stage(stage, store, catalogue, made, getattr(recipe, name))
     stage = get_stage("cut")
     job = make_job(stage, store, made, recipe.cut, catalogue=catalogue.url)
-    job = replace(job, how={"workers": asked["processes"]})
-    with workers(asked, store.url, made, recipe.cut) as run_parts:
-        os.sync()  # or this run waits for the disk to take what those before it wrote
-        counted(asked["url"], reset=True)
+    job = replace(job, how={"workers": options["processes"]})
+    with workers(options, store.url, made, recipe.cut) as run_parts:
+        os.sync()  # otherwise this run waits for the disk to write the data of earlier runs
+        counted(options["url"], reset=True)
         times = [time.perf_counter()]
         parts = plan_parts(stage, job)
         times.append(time.perf_counter())
@@ -280,9 +283,9 @@ def ours(asked: Json) -> Json:
         chips, _ = seal(stage, job, parts)
         times.append(time.perf_counter())  # before the workers end
     plan_s, work_s, seal_s = (b - a for a, b in pairwise(times))
-    counts = counted(asked["url"])
+    counts = counted(options["url"])
     good = chips.table("chips.parquet").query("status == 'ok'")
-    Path(asked["job"]).write_text(json.dumps(windows_of(good, made["items"])))
+    Path(options["job"]).write_text(json.dumps(windows_of(good, made["items"])))
     return {"chips": len(good), "seconds": work_s, "plan_seconds": plan_s,
             "seal_seconds": seal_s, "stage_seconds": round(plan_s + work_s + seal_s, 3),
             "peak_rss_mib": peak, **counts}  # fmt: skip
@@ -290,17 +293,18 @@ def ours(asked: Json) -> Json:
 
 @contextmanager
 def workers(
-    asked: Json, store: str, made: Json, settings: Any
+    options: Json, store: str, made: Json, settings: Any
 ) -> Iterator[Callable[[Any, int], float]]:
-    """What cuts the planned parts of a job; each worker has cut them all elsewhere before.
+    """Yield a function that cuts the planned parts of a job.
 
-    It returns the largest resident size of a worker, MiB.
+    Each worker has cut all parts elsewhere before. The function returns the largest resident size
+    of a worker, in MiB.
     """
     from data_catalog.run import make_job, plan_parts
     from data_catalog.store import open_store
     from geofm.stages import get_stage
 
-    threads, processes = asked["threads"], asked["processes"]
+    threads, processes = options["threads"], options["processes"]
     spare = [
         replace(make_job(get_stage("cut"), open_store(f"{store}-warm-{n}"), made, settings),
                 how={"workers": processes})
@@ -327,7 +331,7 @@ def workers(
 
 
 def warm(barrier: Any, jobs: list[Any], counts: list[int], threads: int) -> None:
-    """Cut all parts in each worker; none takes anything else before all have."""
+    """Cut all parts in each worker; a barrier makes all workers take part."""
     from flows.stage_flow import count_tasks
 
     number = barrier.wait()
@@ -338,7 +342,7 @@ def warm(barrier: Any, jobs: list[Any], counts: list[int], threads: int) -> None
 
 
 def cut_share(job: Any, number: int, tasks: int, threads: int) -> float:
-    """Cut what a run gives to one of its tasks; the process's largest resident size, MiB."""
+    """Cut the parts of a task; return the largest resident size of the process, in MiB."""
     from data_catalog.run import peak_memory_mib, read_plan, work_parts
     from geofm.stages import get_stage
 
@@ -348,7 +352,7 @@ def cut_share(job: Any, number: int, tasks: int, threads: int) -> float:
 
 
 def windows_of(chips: Any, items: Any) -> Json:
-    """The windows that were cut, and the items' addresses, for the peers."""
+    """Return the cut windows and the items' addresses, for the peers."""
     used = set(chips["item_id"])
     frozen = {}
     for row in items.table("items.parquet").query("status == 'ok'").itertuples():
@@ -366,7 +370,7 @@ def windows_of(chips: Any, items: Any) -> Json:
 
 
 def local_file(href: str, files: Path) -> Path:
-    """The file behind an address of one of the servers."""
+    """Return the file behind an address of a server."""
     path = href.split("/assets/", 1)[1]
     for candidate in (files / "assets" / Path(path).name, files / path.partition("/")[2]):
         if candidate.is_file():
@@ -375,12 +379,12 @@ def local_file(href: str, files: Path) -> Path:
 
 
 def touched_blocks(job: Json, files: Path, layers: bool) -> list[Json]:
-    """The compressed blocks that the windows touch; fills in the items' local files.
+    """Return the compressed blocks that the windows touch; add local files to the job's items.
 
     Args:
-        job: windows and items.
-        files: the folder that is served.
-        layers: with the cloud layer, which geofm reads as well.
+        job: Windows and items.
+        files: The served folder.
+        layers: Whether to include the cloud layer, which geofm also reads.
     """
     import rasterio
 
@@ -393,7 +397,7 @@ def touched_blocks(job: Json, files: Path, layers: bool) -> list[Json]:
         for href in hrefs:
             with rasterio.open(local_file(href, files)) as file:
                 edge = file.block_shapes[0][0]
-                step = edge * file.transform.a / gsd  # of a block, in pixels of the windows
+                step = edge * file.transform.a / gsd  # size of a block, in pixels of the windows
                 blocks = {
                     (x, y)
                     for w in windows
@@ -410,8 +414,8 @@ def touched_blocks(job: Json, files: Path, layers: bool) -> list[Json]:
     return found
 
 
-def growth(files: Path, sizes: list[int], asked: argparse.Namespace, place: Path) -> list[Json]:
-    """The whole stage for more and more items, and the exponent of its time."""
+def growth(files: Path, sizes: list[int], options: argparse.Namespace, place: Path) -> list[Json]:
+    """Measure the whole stage for more and more items, and the exponent of its time."""
     rows = []
     for items in sizes:
         free = shutil.disk_usage(place).free / 2**30
@@ -419,12 +423,12 @@ def growth(files: Path, sizes: list[int], asked: argparse.Namespace, place: Path
             sys.exit(f"only {free:.0f} GiB free: give --work a larger disk or --growth fewer items")
         command = [sys.executable, HERE / "range_server.py", files, "--items", str(items)]
         with served(command) as url:
-            row = run_ours(url, ["cut.whole_max_mib=0", *asked.set], asked, place)
+            row = run_ours(url, ["cut.whole_max_mib=0", *options.set], options, place)
         rows.append({"chips": row["chips"], "items": items, "stage_seconds": row["stage_seconds"],
                      "plan_s": round(row["plan_seconds"], 3), "work_s": round(row["seconds"], 3),
                      "seal_s": round(row["seal_seconds"], 3),
                      "peak_rss_mib": round(row["peak_rss_mib"]),
-                     "threads": asked.threads})  # fmt: skip
+                     "threads": options.threads})  # fmt: skip
         print(rows[-1], flush=True)
     if len(rows) > 1:
         chips, seconds = ([math.log(r[key]) for r in rows] for key in ("chips", "stage_seconds"))
@@ -435,7 +439,7 @@ def growth(files: Path, sizes: list[int], asked: argparse.Namespace, place: Path
 
 
 def about() -> Json:
-    """The machine, the versions and the day."""
+    """Return machine, versions and date."""
     names = ("geofm", "rasterio", "imagecodecs", "numpy", "urllib3")
     return {"machine": platform.machine(), "cores": os.cpu_count(),
             "versions": " ".join(f"{name} {version(name)}" for name in names),
@@ -443,7 +447,7 @@ def about() -> Json:
 
 
 def write(name: str, columns: tuple[str, ...], rows: list[Json], keep: str = "") -> None:
-    """A table; rows of an earlier one whose ``keep`` column has another value stay."""
+    """Write a table; rows of an earlier table with another value in column ``keep`` stay."""
     target = RESULTS / name
     old = []
     if keep and target.exists():

@@ -1,9 +1,9 @@
-"""The peers of ``benchmarks/cut.py``: each reads the same windows, in a process of its own.
+"""Peers of ``benchmarks/cut.py``: each reads the same windows, in a process of its own.
 
     PYTHON benchmarks/cut_peers.py READER JOB.json
 
-needs in PYTHON's environment: rasterio, numpy; odc-stac and pystac; rio-tiler; urllib3 and
-imagecodecs for the bare range readers. The last line printed is JSON.
+PYTHON's environment: rasterio, numpy; odc-stac and pystac; rio-tiler; urllib3 and imagecodecs for
+the bare range readers. The last printed line is JSON.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import numpy as np
 from memory import peak_rss_mib
 
 Json = dict[str, Any]
-#: GDAL as rio-tiler's and odc-stac's documentation set it for COGs.
+#: GDAL options for COGs from the documentation of rio-tiler and odc-stac.
 GDAL = {
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
     "CPL_VSIL_CURL_ALLOWED_EXTENSIONS": ".tif",
@@ -41,14 +41,14 @@ GDAL = {
     "GDAL_HTTP_PROXY": "",
     "NO_PROXY": "127.0.0.1",
 }
-#: Neighbouring blocks so near (bytes) are one request, up to so many bytes.
+#: Largest gap between blocks in a request, and largest request, in bytes.
 GAP, LONGEST = 64, 4 * 2**20
-#: Bytes of a file's beginning.
+#: Bytes that are read from the beginning of a file.
 HEADER = 16 * 2**10
 
 
 def main() -> None:
-    """Read, and tell seconds, chips and memory."""
+    """Read the windows; print seconds, chips and memory."""
     reader, file = sys.argv[1:]
     job = json.loads(Path(file).read_bytes())
     os.environ.update(GDAL)
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def warm(job: Json) -> None:
-    """Let GDAL and PROJ load what they load once, by a scene's file on the disk."""
+    """Read a local file of a scene, so that GDAL and PROJ load their data."""
     import rasterio
 
     for item in list(job["items"].values())[:1]:
@@ -75,7 +75,7 @@ def warm(job: Json) -> None:
 
 
 def elsewhere(job: Json) -> Json:
-    """The job with addresses of the same files that no cache knows afterwards."""
+    """Return the job with other addresses of the same files, which no cache knows."""
     files = {name: item["files"] for name, item in job["items"].items()}
     other: Json = json.loads(json.dumps(job).replace(".tif", ".tif?before"))
     for name, item in other["items"].items():
@@ -84,13 +84,13 @@ def elsewhere(job: Json) -> Json:
 
 
 def on_threads(job: Json, each: Callable[[Any], int], things: Iterable[Any]) -> int:
-    """Chips read by the job's number of threads."""
+    """Read chips with the job's number of threads."""
     with ThreadPoolExecutor(job["threads"]) as pool:
         return sum(pool.map(each, things))
 
 
 def odc_stac(job: Json) -> Callable[[], int]:
-    """One ``odc.stac.load`` a chip."""
+    """Call ``odc.stac.load`` once per chip."""
     import pystac
     from affine import Affine
     from odc.geo.geobox import GeoBox
@@ -111,7 +111,7 @@ def odc_stac(job: Json) -> Callable[[], int]:
 
 
 def rio_tiler(job: Json) -> Callable[[], int]:
-    """One ``Reader.part`` a chip and band."""
+    """Call ``Reader.part`` once per chip and band."""
     from rio_tiler.io import Reader
 
     size = job["size"]
@@ -132,7 +132,7 @@ def rio_tiler(job: Json) -> Callable[[], int]:
 
 
 def rasterio_loop(job: Json, local: bool = False) -> Callable[[], int]:
-    """Each scene opened once, its windows one after the other."""
+    """Open each scene once and read its windows in order."""
     import rasterio
     from rasterio.windows import Window
 
@@ -156,18 +156,18 @@ def rasterio_loop(job: Json, local: bool = False) -> Callable[[], int]:
 
 
 def local_gdal(job: Json) -> Callable[[], int]:
-    """The same on files of the local disk: what decoding alone costs."""
+    """Read files on the local disk: the cost of decoding alone."""
     return rasterio_loop(job, local=True)
 
 
 def bare(job: Json, decode: str = "", keep: bool = False) -> Callable[[], int]:
-    """Exactly the compressed blocks that the windows touch, neighbours in one request.
+    """Read only the compressed blocks that the windows touch, with neighbours in one request.
 
     Args:
-        job: the job.
-        decode: nothing, ``zlib`` (standard library, predictor by numpy) or ``libdeflate``.
-        keep: ask for each file's beginning too, as a reader must that is not told where blocks lie;
-            hash the blocks' pixels (SHA-256) and write them to a file.
+        job: The job.
+        decode: Nothing, ``zlib`` (standard library, predictor by numpy) or ``libdeflate``.
+        keep: Whether to request the beginning of each file too, which a reader needs to locate
+            blocks, to hash the blocks' pixels (SHA-256), and to write them to a file.
     """
     import urllib3
 
@@ -187,7 +187,7 @@ def bare(job: Json, decode: str = "", keep: bool = False) -> Callable[[], int]:
             return np.add.accumulate(pixels, axis=1, dtype=pixels.dtype)
 
     class Prompt(urllib3.connection.HTTPConnection):
-        """Acknowledges at once, as geofm does; a server with Nagle's algorithm waits for it."""
+        """Acknowledges at once, as geofm does; a server with Nagle's algorithm waits for that."""
 
         def getresponse(self) -> Any:
             self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
@@ -226,7 +226,7 @@ def bare(job: Json, decode: str = "", keep: bool = False) -> Callable[[], int]:
 
 
 def coalesce(blocks: list[Json]) -> list[Json]:
-    """Requests for blocks: neighbours together."""
+    """Merge neighbouring blocks into requests."""
     spans: list[Json] = []
     for block in sorted(blocks, key=lambda b: (b["href"], b["offset"])):
         end = block["offset"] + block["size"]

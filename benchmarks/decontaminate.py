@@ -1,13 +1,13 @@
-"""Planted leaks of evaluation sets in a pool: how many each rule finds, and what goes by mistake.
+"""Plant leaks of evaluation sets in a pool, and measure the hits and errors of each rule.
 
-*AID*: 8-bit aerial scenes of 30 classes (a folder per class). Some are the evaluation set; leaked
-into the pool are these very scenes, flipped or turned, windows of them moved by up to 12 % of the
-edge, and both with another gain. The rest of the folder is the pool that must stay. *World*: chips
-of real Sentinel-2 scenes; half of the places are the evaluation set, as footprints of date 1 and as
-16-bit images (in 8 bits the world's monotone sea keeps nothing to be known by); leaked are the same
-places on the other date (only a footprint can tell) and turned, moved copies without a footprint.
-*Footprints*: chips all over the Earth, poles and antimeridian included, at distances on both sides
-of the buffer, against geodesic distances by pyproj.
+*AID*: 8-bit aerial scenes of 30 classes (a folder per class). Some scenes are the evaluation set.
+The pool gets these scenes flipped or rotated, windows of them shifted by up to 12 % of the edge,
+and both with another gain. The other scenes of the folder must stay. *World*: chips of real
+Sentinel-2 scenes. Half of the places are the evaluation set, as footprints of date 1 and as 16-bit
+images (in 8 bits the world's monotone sea has no recognisable content). Leaks are the same places
+on the other date, which only a footprint can detect, and rotated and shifted copies without a
+footprint. *Footprints*: chips all over the Earth, with poles and antimeridian, at distances on both
+sides of the buffer, compared with geodesic distances by pyproj.
 
 Thresholds were chosen on the scenes with odd numbers (``--part odd``); the even ones are reported.
 
@@ -43,7 +43,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 RESULTS = Path(__file__).parent / "results"
 Json = dict[str, Any]
-#: Edge of AID's windows (the scenes have 150 px, so that there is room to move).
+#: Edge of AID's windows; the scenes have 150 px, which leaves space for shifts.
 AID_PX = 128
 
 
@@ -57,12 +57,12 @@ def main() -> None:
     parser.add_argument("--part", choices=("even", "odd"), default="even")
     parser.add_argument("--leaks", type=int, default=240, help="evaluation images of AID")
     parser.add_argument("--seed", type=int, default=3)
-    asked = parser.parse_args()
-    rows = footprints(asked.seed)
-    if asked.aid:
-        rows += aid(asked.aid, asked.part == "even", asked.leaks, asked.seed)
-    if asked.world:
-        rows += world(asked.world, asked.part == "even", asked.seed)
+    options = parser.parse_args()
+    rows = footprints(options.seed)
+    if options.aid:
+        rows += aid(options.aid, options.part == "even", options.leaks, options.seed)
+    if options.world:
+        rows += world(options.world, options.part == "even", options.seed)
     for row in rows:
         row.update(
             machine=platform.machine(), cores=len(os.sched_getaffinity(0)),
@@ -70,7 +70,7 @@ def main() -> None:
             date=f"{datetime.now(UTC):%Y-%m-%d}",
         )  # fmt: skip
         print({key: value for key, value in row.items() if value != ""}, flush=True)
-    if asked.part == "even":
+    if options.part == "even":
         with (RESULTS / "decontaminate.csv").open("w", newline="") as file:
             writer = csv.DictWriter(file, list(dict.fromkeys(k for r in rows for k in r)), "")
             writer.writeheader()
@@ -78,7 +78,7 @@ def main() -> None:
 
 
 def footprints(seed: int, chips: int = 20_000, areas: int = 2000) -> list[Json]:
-    """Chips at 0.2 to 1.8 buffers from evaluation areas, against geodesic distances."""
+    """Check chips at 0.2 to 1.8 buffers from evaluation areas against geodesic distances."""
     from geofm.pool.proximity import near_areas
 
     draw, geod, buffer_m = np.random.default_rng(seed), Geod(ellps="WGS84"), 1000.0
@@ -96,7 +96,7 @@ def footprints(seed: int, chips: int = 20_000, areas: int = 2000) -> list[Json]:
     got = np.zeros(chips, bool)
     got[near.left] = True
     inside = away <= buffer_m
-    # a chip beyond its own area's buffer may lie in another's
+    # a chip outside the buffer of its own area may lie in the buffer of another area
     wrong = np.setdiff1d(near.left, near.left[metres <= buffer_m * 1.01])
     return [{
         "pool": "footprints", "leak": f"within {buffer_m:g} m", "rule": "eval_footprint",
@@ -117,7 +117,7 @@ def run(
     bands: list[str],
     scale: list[float],
 ) -> list[Json]:
-    """Describe, embed and check a pool; a row per kind of leak and one for what must stay."""
+    """Describe, embed and check a pool; a row per kind of leak, and a row for the other chips."""
     from geofm.dedup.descriptors import measure
     from geofm.dedup.perceptual_hash import hash_thumbnails
     from geofm.embeddings.embed import chip_encoder
@@ -184,7 +184,7 @@ def run(
 def leak(
     draw: np.random.Generator, whole: NDArray[Any], top: int, left: int, edge: int
 ) -> list[tuple[str, NDArray[Any]]]:
-    """Copies of a window of a picture: turned, moved, and both with another gain."""
+    """Copy a window of an image: rotated, shifted, and both with another gain."""
     room = [min(start, round(0.12 * edge)) for start in (top, left)]
     beyond = [min(n - start - edge, round(0.12 * edge))
               for n, start in zip(whole.shape[1:], (top, left), strict=True)]  # fmt: skip
@@ -203,7 +203,7 @@ def leak(
 
 
 def aid(folder: Path, even: bool, leaks: int, seed: int) -> list[Json]:
-    """Scenes of every second number; the first of a random order are the evaluation set."""
+    """Select every second scene; the first ones in a random order are the evaluation set."""
     draw = np.random.default_rng(seed)
     files = [f for f in sorted(folder.glob("*/*.jpg"))
              if (int(f.stem.rpartition("_")[2]) % 2 == 0) == even]  # fmt: skip
@@ -226,7 +226,7 @@ def aid(folder: Path, even: bool, leaks: int, seed: int) -> list[Json]:
 
 
 def world(folder: Path, even: bool, seed: int) -> list[Json]:
-    """Places of a world: every second one is an evaluation place."""
+    """Select the places of a world; every second one is an evaluation place."""
     draw = np.random.default_rng(seed)
     images: dict[str, NDArray[Any]] = {}
     pool, kinds, areas, places = [], [], [], []
@@ -241,7 +241,7 @@ def world(folder: Path, even: bool, seed: int) -> list[Json]:
             chip = scene.counts[:, top : top + SIZE, left : left + SIZE]
             if chip.min() == 0:
                 continue
-            # made-up places, the same for both dates, far apart between tiles
+            # synthetic places, equal for both dates, far apart between tiles
             lon, lat = (sum(map(ord, scene.tile)) * 7.31) % 340 - 170, (ord(scene.tile[2]) - 77) * 5
             west, north = lon + left * 1e-4, lat - top * 1e-4
             area = shapely.box(west, north - SIZE * 1e-4, west + SIZE * 1e-4, north)

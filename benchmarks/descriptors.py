@@ -1,10 +1,10 @@
-"""Speed of describing chips, beside one embedding pass and beside the bare model.
+"""Measure the speed of describing chips, beside an embedding pass and beside the bare model.
 
-Chips of 256 px and 4 bands lie in tars of a real store. ``describe`` and ``embed`` are the whole
-stages (plan, reading, work, seal) with one process and with as many as there are cores, each a
+Chips of 256 px and 4 bands are in the tars of a real store. ``describe`` and ``embed`` are the
+whole stages (plan, reading, work, seal) with one process and with one process per core, each with a
 share of the parts, as the runners do it. ``model`` is the bare forward pass of the same encoder on
-pictures that are ready in memory, as the stage batches them. ``cpu_ms_per_chip`` is the processor
-time of all processes, ``cheaper_than_embed`` that of embedding as a multiple of it.
+images in memory, in the batches of the stage. ``cpu_ms_per_chip`` is the CPU time of all processes;
+``cheaper_than_embed`` is the CPU time of embedding divided by it.
 
     python benchmarks/descriptors.py [--chips 2048] [--embed-chips 1024]
 """
@@ -37,26 +37,26 @@ SIZE, PER_TAR = 256, 64
 
 
 def main() -> None:
-    """Every row is the median of ``--repeats`` rounds, in each of which all kinds have a turn."""
+    """Write the medians of ``--repeats`` rounds; each round runs every kind of work."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--chips", type=int, default=2048)
     parser.add_argument("--embed-chips", type=int, default=1024)
     parser.add_argument("--repeats", type=int, default=9)
-    asked = parser.parse_args()
+    options = parser.parse_args()
     cores = len(os.sched_getaffinity(0))
     rows: list[dict[str, Any]] = []
-    counts = {"describe": asked.chips, "embed": asked.embed_chips, "model": asked.embed_chips}
+    counts = {"describe": options.chips, "embed": options.embed_chips, "model": options.embed_chips}
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         for count in {*counts.values(), PER_TAR}:
             write_chips(place / str(count), count)
-        os.sync()  # nothing is timed while the disk still writes them
+        os.sync()  # wait until the disk has written the chips
         for workers in sorted({1, cores}):
             with started(workers) as pool:
                 measure(dict.fromkeys(counts, PER_TAR), place, workers, pool)  # untimed
-                rounds = [measure(counts, place, workers, pool) for _ in range(asked.repeats)]
+                rounds = [measure(counts, place, workers, pool) for _ in range(options.repeats)]
             rows += [row(what, workers, counts[what], rounds) for what in counts]
     with (RESULTS / "descriptors.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
@@ -67,7 +67,7 @@ def main() -> None:
 def measure(
     counts: dict[str, int], place: Path, workers: int, pool: ProcessPoolExecutor
 ) -> dict[str, tuple[float, float]]:
-    """Chips per second and processor seconds per chip of each kind of work, one after the other."""
+    """Measure chips per second and CPU seconds per chip of each kind of work in turn."""
     found = {}
     for what, count in counts.items():
         if what == "model":
@@ -80,7 +80,7 @@ def measure(
 
 
 def row(what: str, workers: int, chips: int, rounds: list[dict[str, Any]]) -> dict[str, Any]:
-    """One line of the table; ratios are medians of those of each round."""
+    """Make a line of the table; ratios are medians of the ratios of each round."""
     names = ("geofm", "numpy", "torch", "timm")
     rates = [one[what][0] for one in rounds]
     of_model, of_embed = (
@@ -102,7 +102,7 @@ def row(what: str, workers: int, chips: int, rounds: list[dict[str, Any]]) -> di
 
 
 def write_chips(folder: Path, count: int) -> None:
-    """A store with one chips artifact of noisy smooth pictures."""
+    """Make a store with a chips artifact of noisy smooth images."""
     from data_catalog.store import open_store
     from tests.geofm.dedup.synthetic import Chip, make_chips, texture
 
@@ -116,7 +116,7 @@ def write_chips(folder: Path, count: int) -> None:
 
 
 def the_job(stage: str, folder: Path, place: Path) -> tuple[Any, Any]:
-    """A stage on the chips, in a store of its own so that nothing is found from before."""
+    """Make a job of a stage on the chips, in a store of its own, so that nothing is reused."""
     from data_catalog.run import make_job
     from data_catalog.store import open_store
     from geofm.config.recipe import EmbedSettings, Section
@@ -130,7 +130,7 @@ def the_job(stage: str, folder: Path, place: Path) -> tuple[Any, Any]:
 
 
 def share(stage: str, folder: Path, place: Path, first: int, step: int) -> float:
-    """Work on every ``step``-th part; how much processor time (s) that took."""
+    """Work on every ``step``-th part; return the CPU time in seconds."""
     from data_catalog.run import read_plan, work_parts
 
     began = time.process_time()
@@ -140,13 +140,13 @@ def share(stage: str, folder: Path, place: Path, first: int, step: int) -> float
 
 
 def warm() -> None:
-    """Import, build and try what a worker does once."""
+    """Import, build and try everything that a worker does once."""
     forward(16)
 
 
 @contextmanager
 def started(workers: int) -> Iterator[ProcessPoolExecutor]:
-    """Processes that have all imported and built what they need."""
+    """Yield processes that have imported and built everything they need."""
     ready = get_context("spawn").Barrier(workers)
     with ProcessPoolExecutor(workers, get_context("spawn"), initializer, (ready,)) as pool:
         for call in [pool.submit(os.getpid) for _ in range(workers)]:
@@ -156,13 +156,13 @@ def started(workers: int) -> Iterator[ProcessPoolExecutor]:
 
 
 def initializer(ready: Any) -> None:
-    """Run in each process before its first task; the first task waits for all."""
+    """Run in each process before its first task; the first task waits for all processes."""
     warm()
     ready.wait(120)
 
 
 def timed(stage: str, folder: Path, workers: int, pool: ProcessPoolExecutor) -> tuple[float, float]:
-    """Chips per second and processor seconds per chip of a stage: plan, reading, work, seal."""
+    """Measure a stage: plan, reading, work and seal."""
     from data_catalog.run import plan_parts, seal
 
     with tempfile.TemporaryDirectory() as store:
@@ -181,14 +181,14 @@ def timed(stage: str, folder: Path, workers: int, pool: ProcessPoolExecutor) -> 
 
 
 def bare(count: int, workers: int, pool: ProcessPoolExecutor) -> tuple[float, float]:
-    """The same of the model alone, from the first process's start to the last one's end."""
+    """Measure the model alone, from the start of the first process to the end of the last."""
     calls = [pool.submit(forward, count) for _ in range(workers)]
     done, began, ended, used = zip(*(call.result() for call in calls), strict=True)
     return float(sum(done) / (max(ended) - min(began))), float(sum(used) / sum(done))
 
 
 def forward(count: int) -> tuple[int, float, float, float]:
-    """The encoder on batches in memory: how many chips, its begin and end, processor time."""
+    """Run the encoder on batches in memory; return chips, start, end and CPU time."""
     import torch
 
     from geofm.embeddings import embed

@@ -1,13 +1,13 @@
-"""Near duplicates among chips of real scenes, beside the tools that people use, on the same chips.
+"""Measure near-duplicate search on chips of real scenes, beside common tools on the same chips.
 
-Two tables in one file. *Metadata*: search and cut of the test world; which items and chips were
-dropped as reprocessed, second station or overlap, against the world's truth. *Pixels*: chips of
-the world's scenes with planted copies (half a pixel by resampling, uneven haze, gain, turned or
-mirrored) and overlapping windows of IoU 0.6 to 0.95. Any two chips of one acquisition that share
-0.6 of their ground are duplicates; those that share less but some count neither way; everything
-else, other dates of a place and the world's monotone sea included, is a false pair.
+The file has two tables. *Metadata*: search and cut of the test world; items and chips that were
+dropped as reprocessed, second station or overlap are compared with the world's truth. *Pixels*:
+chips of the world's scenes with planted copies (half a pixel by resampling, uneven haze, gain,
+rotated or flipped) and overlapping windows of IoU 0.6 to 0.95. Two chips of an acquisition that
+share at least 0.6 of their ground are duplicates; smaller overlaps do not count. All other pairs
+are false, also pairs of other dates of a place and of the world's monotone sea.
 
-Parameters were chosen on the cities of ``TUNED`` (``--pool tuned``); the rest are reported.
+Parameters were chosen on the cities of ``TUNED`` (``--pool tuned``); the other cities are reported.
 
     python benchmarks/eo_duplicates.py --world DIR --server serve_world.py --peers PYTHON
 
@@ -50,7 +50,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 HERE = Path(__file__).parent
 #: Tiles of the cities on which thresholds were chosen.
 TUNED = {"39QZG", "40QBM", "39RYG", "22LHH", "49QHE", "49QGE", "50QKK", "30TWT", "30TXT", "31UDQ"}
-#: IoU of a duplicate, less what resampling by half a pixel moves.
+#: IoU of a duplicate, minus the shift by resampling with half a pixel.
 SAME = 0.59
 Json = dict[str, Any]
 
@@ -65,25 +65,25 @@ def main() -> None:
     parser.add_argument("--peers", type=Path, help="Python with the peers installed")
     parser.add_argument("--pool", choices=("reported", "tuned"), default="reported")
     parser.add_argument("--seed", type=int, default=2)
-    asked = parser.parse_args()
+    options = parser.parse_args()
     rows: list[Json] = []
-    truth = json.loads((asked.world / "truth.json").read_bytes())
+    truth = json.loads((options.world / "truth.json").read_bytes())
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        if asked.server and asked.pool == "reported":
-            rows += metadata(asked.world, asked.server, truth, place)
-        tuned = asked.pool == "tuned"
-        scenes = [scene for scene in read_scenes(asked.world) if (scene.tile in TUNED) == tuned]
-        if tuned:  # the world's own sea is among the reported
+        if options.server and options.pool == "reported":
+            rows += metadata(options.world, options.server, truth, place)
+        tuned = options.pool == "tuned"
+        scenes = [scene for scene in read_scenes(options.world) if (scene.tile in TUNED) == tuned]
+        if tuned:  # the world's own sea is among the reported cities
             scenes += [quiet_sea(scenes[0], 5), quiet_sea(scenes[2], 6)]
-        pool = plant(scenes, asked.seed)
+        pool = plant(scenes, options.seed)
         water = sea_items(truth)
         rows += ours(pool, scenes, water, place)
-        if asked.peers:
-            rows += peers(asked.peers, pool, scenes, water, place)
+        if options.peers:
+            rows += peers(options.peers, pool, scenes, water, place)
     for row in rows:
         print({key: value for key, value in row.items() if value != ""}, flush=True)
-    if asked.pool == "reported":
+    if options.pool == "reported":
         columns = list(dict.fromkeys(key for row in rows for key in row))
         with (HERE / "results" / "eo-duplicates.csv").open("w", newline="") as file:
             writer = csv.DictWriter(file, columns, restval="")
@@ -92,7 +92,7 @@ def main() -> None:
 
 
 def about(tool: str, setting: str, names: tuple[str, ...] = ("geofm", "numpy", "torch")) -> Json:
-    """What a row begins with."""
+    """Return the first columns of a row."""
     return {
         "tool": tool, "setting": setting, "machine": platform.machine(),
         "cores": len(os.sched_getaffinity(0)),
@@ -102,12 +102,12 @@ def about(tool: str, setting: str, names: tuple[str, ...] = ("geofm", "numpy", "
 
 
 def sea_items(truth: Json) -> set[str]:
-    """Items that are monotone water by the truth table."""
+    """Return the items that are monotone water by the truth table."""
     return {item for c in truth["cases"] if c["kind"] == "monotone" for item in c["items"]}
 
 
 def metadata(world: Path, server: Path, truth: Json, place: Path) -> list[Json]:
-    """Recall and precision of the identity and overlap rules."""
+    """Measure recall and precision of the identity and overlap rules."""
     from data_catalog.catalogue import open_catalogue
     from data_catalog.run import run_stage
     from data_catalog.store import open_store
@@ -129,7 +129,7 @@ def metadata(world: Path, server: Path, truth: Json, place: Path) -> list[Json]:
         wanted: set[str] = set()
         for case in (case for case in truth["cases"] if case["kind"] == kind):
             some = set(case["items"])
-            # of two stations either may stay
+            # of two stations, any may stay
             wanted |= some & got if case.get("either") else set(case["expect"]["drop"])
             if case.get("either") and len(some - got) != 1:
                 wanted |= set(case["expect"]["drop"])
@@ -153,7 +153,7 @@ def metadata(world: Path, server: Path, truth: Json, place: Path) -> list[Json]:
 
 
 def rates(got: set[str], wanted: set[str]) -> Json:
-    """Recall and precision of a set."""
+    """Compute recall and precision of a set."""
     common = len(got & wanted)
     return {
         "planted": len(wanted), "found": len(got),
@@ -163,7 +163,7 @@ def rates(got: set[str], wanted: set[str]) -> Json:
 
 
 def judge(pairs: Any, pool: list[Window], scenes: list[Scene], water: set[str]) -> Json:
-    """Recall by kind, precision over all pairs, and both in the water."""
+    """Compute recall by kind, precision over all pairs, and both on water."""
     low, high = np.minimum(*pairs), np.maximum(*pairs)
     codes = np.unique(low[low < high] * len(pool) + high[low < high])
     left, right = codes // len(pool), codes % len(pool)
@@ -188,12 +188,12 @@ def judge(pairs: Any, pool: list[Window], scenes: list[Scene], water: set[str]) 
 
 
 def share(hits: Any) -> float | str:
-    """Mean of flags, nothing for none."""
+    """Return the mean of flags; empty if there are none."""
     return round(float(hits.mean()), 4) if len(hits) else ""
 
 
 def ours(pool: list[Window], scenes: list[Scene], water: set[str], place: Path) -> list[Json]:
-    """The stages describe and embed, then pixel pairs with and without neighbours."""
+    """Run the stages describe and embed, then pixel pairs with and without neighbours."""
     from data_catalog.catalogue import open_catalogue
     from data_catalog.run import run_stage
     from data_catalog.store import open_store
@@ -240,7 +240,7 @@ def ours(pool: list[Window], scenes: list[Scene], water: set[str], place: Path) 
 def peers(
     python: Path, pool: list[Window], scenes: list[Scene], water: set[str], place: Path
 ) -> list[Json]:
-    """The other tools on the same chips as PNGs."""
+    """Run the other tools on the same chips as PNG files."""
     from geofm.raster.radiometry import to_rgb
 
     folder = place / "png"

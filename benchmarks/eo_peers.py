@@ -1,8 +1,8 @@
-"""One near-duplicate tool on a folder of PNGs: a JSON line per setting, with the pairs it names.
+"""Run a near-duplicate tool on a folder of PNG files; print the pairs per setting as JSON.
 
-Runs in the peers' own environment (``pip install imagededup cleanvision fastdup``), started by
-``eo_duplicates.py``. imagededup imports torchvision only for its CNN: where that import fails, it
-is replaced by an empty module. fastdup is for non-commercial use: it is only measured here.
+The script runs in the peers' own environment (``pip install imagededup cleanvision fastdup``),
+started by ``eo_duplicates.py``. imagededup imports torchvision only for its CNN: if that import
+fails, an empty module replaces it. fastdup is for non-commercial use: it is only measured here.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from typing import Any
 def tell(
     tool: str, setting: str, pairs: set[tuple[int, int]], seconds: float, note: str = ""
 ) -> None:
-    """Print one result."""
+    """Print a result."""
     line = {"setting": setting, "pairs": sorted(pairs), "seconds": round(seconds, 2),
             "versions": f"{tool} {version(tool)}", "note": note}  # fmt: skip
     print("\n" + json.dumps(line), flush=True)
 
 
 def number(name: Any) -> int:
-    """The chip of a file."""
+    """Return the chip of a file."""
     return int(Path(str(name)).stem)
 
 
 def imagededup(folder: Path) -> None:
-    """Perceptual hash at three distances."""
+    """Run the perceptual hash at three distances."""
     note = ""
     try:
         import torchvision  # noqa: F401
@@ -59,7 +59,7 @@ def imagededup(folder: Path) -> None:
 
 
 def cleanvision(folder: Path) -> None:
-    """Exact and near duplicates as it ships."""
+    """Run the default checks for exact and near duplicates."""
     from cleanvision import Imagelab
 
     began = time.perf_counter()
@@ -73,7 +73,7 @@ def cleanvision(folder: Path) -> None:
 
 
 def fastdup(folder: Path) -> None:
-    """The default model at three similarities."""
+    """Run the default model at three similarities."""
     import fastdup as tool
 
     with tempfile.TemporaryDirectory() as work:

@@ -1,9 +1,9 @@
-"""Chips of real scenes with near duplicates planted among them, and which pairs are duplicates.
+"""Make a pool of chips of real scenes with planted near duplicates, and the truth about its pairs.
 
-For ``eo_duplicates.py`` and ``decontaminate.py``. A scene is read whole from its COGs (reflectance
-counts with the stated offset applied, as the cut does); ``base`` chips lie on a grid of whole
-windows, and each has copies: shifted by half a pixel (resampled), behind haze, with another gain,
-turned or mirrored, and windows that overlap it.
+For ``eo_duplicates.py`` and ``decontaminate.py``. Each scene is read whole from its COGs
+(reflectance counts with the stated offset applied, as the cut does). ``base`` chips are on a grid
+of whole windows. Each has copies: shifted by half a pixel (resampled), with haze, with another
+gain, rotated or flipped, and windows that overlap it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Counts = NDArray[np.uint16]
 
 @dataclass(frozen=True)
 class Scene:
-    """An acquisition: its tile, day, counts [bands, height, width]."""
+    """An acquisition: its tile, day, and counts of shape (bands, height, width)."""
 
     item: str
     tile: str
@@ -39,7 +39,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Window:
-    """A chip of the pool. ``top``/``left`` are where it lies in its scene, in pixels."""
+    """A chip of the pool; ``top`` and ``left`` are its position in its scene, in pixels."""
 
     kind: str
     base: int
@@ -50,10 +50,10 @@ class Window:
 
 
 def read_scenes(world: Path, collection: str = "") -> list[Scene]:
-    """The scenes of a folder of STAC items with relative assets.
+    """Read the scenes of a folder of STAC items with relative assets.
 
-    Of several versions of a scene the newest, and of tiles of one day that overlap the first: their
-    chips would be duplicates that ``overlaps`` does not know.
+    Of several versions of a scene, the newest is read. Of tiles of a day that overlap, the first is
+    read, because ``overlaps`` does not know duplicates between tiles.
     """
     newest: dict[tuple[str, str], Path] = {}
     for path in sorted((world / collection / "items").glob("*.json")):
@@ -82,9 +82,9 @@ def _scene(path: Path, tile: str, day: str) -> Scene:
 
 
 def quiet_sea(scene: Scene, seed: int) -> Scene:
-    """A monotone water scene: another's coarsest shading, darkened, with a sensor's noise (7 DN).
+    """Make a monotone water scene from the coarse shading of another scene, with noise (7 DN).
 
-    For choosing parameters: the world plants its own monotone scenes among those reported.
+    It serves to choose parameters: the world's own monotone scenes are among those reported.
     """
     draw = np.random.default_rng(seed)
     smooth = np.stack([ndi.gaussian_filter(band.astype(np.float64), 40) for band in scene.counts])
@@ -93,7 +93,7 @@ def quiet_sea(scene: Scene, seed: int) -> Scene:
 
 
 def plant(scenes: list[Scene], seed: int) -> list[Window]:
-    """Base chips of each scene, then their copies; windows that lack data are left out."""
+    """Return base chips of each scene, then their copies, without windows that lack data."""
     draw = np.random.default_rng(seed)
     pool: list[Window] = []
     for number, scene in enumerate(scenes):
@@ -115,7 +115,7 @@ def _counts(values: NDArray[np.floating]) -> Counts:
 
 
 def _half(base: Window, scene: Counts, draw: np.random.Generator) -> Window:
-    """Half a pixel (in one direction or both), bilinear or cubic."""
+    """Shift by half a pixel (in one direction or both), bilinear or cubic."""
     dy, dx = [(0.5, 0.0), (0.0, 0.5), (0.5, 0.5), (-0.5, 0.5)][draw.integers(4)]
     order = int(draw.choice([1, 3]))
     top, left = int(base.top), int(base.left)
@@ -129,7 +129,7 @@ def _half(base: Window, scene: Counts, draw: np.random.Generator) -> Window:
 
 
 def _haze(base: Window, draw: np.random.Generator) -> Window:
-    """Airlight that is stronger in blue, and uneven over the chip."""
+    """Add airlight that is stronger in blue and uneven over the chip."""
     light = np.array([1400, 1600, 1900, 1300])[:, None, None]
     ramp = np.linspace(-0.02, 0.02, SIZE)
     through = draw.uniform(0.8, 0.97) + ramp[:, None] * draw.uniform(-1, 1)
@@ -143,7 +143,7 @@ def _gain(base: Window, draw: np.random.Generator) -> Window:
 
 
 def turned(pixels: NDArray[np.generic], which: int) -> NDArray[np.generic]:
-    """One of the 8 flips and rotations of [bands, height, width]; 0 leaves it as it is."""
+    """Apply a flip or rotation, 0 (unchanged) to 7, to pixels of shape (bands, height, width)."""
     flat = pixels[:, :, ::-1] if which >= 4 else pixels
     return np.ascontiguousarray(np.rot90(flat, which % 4, axes=(1, 2)))
 
@@ -154,7 +154,7 @@ def _turn(base: Window, draw: np.random.Generator) -> Window:
 
 
 def _overlap(base: Window, scene: Counts, draw: np.random.Generator) -> list[Window]:
-    """A window of the same scene with an IoU of 0.6 to 0.95, none where it would leave it."""
+    """Return a window of the scene with an IoU of 0.6 to 0.95; None if it would leave the scene."""
     for _ in range(200):
         dy, dx = draw.integers(-SIZE // 3, SIZE // 3 + 1, 2)
         top, left = int(base.top + dy), int(base.left + dx)
@@ -167,13 +167,13 @@ def _overlap(base: Window, scene: Counts, draw: np.random.Generator) -> list[Win
 
 
 def iou(top: float, left: float, other_top: float, other_left: float) -> float:
-    """Intersection over union of two windows of one scene."""
+    """Compute the intersection over union of two windows of a scene."""
     common = max(0.0, SIZE - abs(top - other_top)) * max(0.0, SIZE - abs(left - other_left))
     return common / (2 * SIZE * SIZE - common)
 
 
 def overlaps(pool: list[Window]) -> NDArray[np.float32]:
-    """IoU [n, n] of the ground that chips of one acquisition show; 0 between acquisitions."""
+    """Compute the IoU, shape (n, n), of chips of an acquisition; 0 between acquisitions."""
     top, left = (np.array([getattr(w, name) for w in pool]) for name in ("top", "left"))
     scene = np.array([w.scene for w in pool])
     high = np.maximum(0, SIZE - np.abs(top[:, None] - top))

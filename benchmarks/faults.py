@@ -1,11 +1,11 @@
-"""Refresh through a server that fails on purpose; the dataset must be the clean run's, to the bit.
+"""Refresh through a server that fails on purpose; the dataset must equal that of a clean run.
 
-The server answers some requests with 429, 503, half a body, a reset connection, late, or with
-another ETag, and lets signed addresses expire. Each seed plans other faults and gets an empty
-store. Digests contain the server's address, so it always listens on the same port (``--jobs 2``
-uses the next one as well, each with a clean run of its own). A run that ends with items out of
-reach (``facts.retry``), or fails, is started again: ``attempts`` counts. Seeds that the table
-holds already, beside the same clean digest, are skipped.
+The server answers some requests with 429, 503, half a body, a reset connection, a delay, or another
+ETag, and lets signed addresses expire. Each seed plans other faults and gets an empty store.
+Digests contain the server's address, so the server always listens on the same port (``--jobs 2``
+uses the next port too, each with a clean run of its own). A run that ends with unreachable items
+(``facts.retry``), or fails, is started again; ``attempts`` counts the starts. Seeds in the table
+with the same clean digest are skipped.
 
     python benchmarks/faults.py --server serve_world.py --world DIR --seeds 50
 """
@@ -45,7 +45,7 @@ _writing = threading.Lock()
 
 
 def main() -> None:
-    """Run the seeds that are missing and add them to the table."""
+    """Run the missing seeds and add them to the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -61,11 +61,11 @@ def main() -> None:
     parser.add_argument("--slow", default="0.5", help="seconds that a slow answer waits")
     parser.add_argument("--recipe", default="sentinel2-concise")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.FIELD=VALUE")
-    asked = parser.parse_args()
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        os.environ["GEOFM_HOME"] = str(Path(folder) / "home")  # a Prefect server of our own
+        os.environ["GEOFM_HOME"] = str(Path(folder) / "home")  # a Prefect server of this benchmark
         try:
-            every_seed(asked, Path(folder))
+            every_seed(options, Path(folder))
         finally:
             subprocess.run([sys.executable, "-m", "flows.cli", "down"], check=False,
                            stdout=subprocess.DEVNULL)  # fmt: skip
@@ -74,15 +74,15 @@ def main() -> None:
         sys.exit(f"another dataset than the clean run's: seeds {', '.join(wrong)}")
 
 
-def every_seed(asked: argparse.Namespace, folder: Path) -> None:
-    """A clean run for each port, then the seeds that the table lacks."""
+def every_seed(options: argparse.Namespace, folder: Path) -> None:
+    """Run a clean run for each port, then the missing seeds."""
     clean: Json = {}
-    for port in range(asked.port, asked.port + asked.jobs):
-        clean[port] = refresh(asked, port, folder / f"clean-{port}", seed=None)
+    for port in range(options.port, options.port + options.jobs):
+        clean[port] = refresh(options, port, folder / f"clean-{port}", seed=None)
         print(f"clean, port {port}: {clean[port]}", flush=True)
     done = {int(r["seed"]) for r in known()
             if r["clean"] in {row["digest"] for row in clean.values()}}  # fmt: skip
-    seeds = [s for s in range(asked.first, asked.first + asked.seeds) if s not in done]
+    seeds = [s for s in range(options.first, options.first + options.seeds) if s not in done]
     free: Queue[int] = Queue()
     for port in clean:
         free.put(port)
@@ -90,35 +90,35 @@ def every_seed(asked: argparse.Namespace, folder: Path) -> None:
     def one(seed: int) -> None:
         port = free.get()
         try:
-            row = refresh(asked, port, folder / f"seed-{seed}", seed)
+            row = refresh(options, port, folder / f"seed-{seed}", seed)
         finally:
             free.put(port)
         row |= {"clean": clean[port]["digest"], "same": row["digest"] == clean[port]["digest"]}
         print({key: row[key] for key in COLUMNS[:15]}, flush=True)
         add(row)
 
-    with ThreadPoolExecutor(asked.jobs) as pool:
+    with ThreadPoolExecutor(options.jobs) as pool:
         list(pool.map(one, seeds))
 
 
-def refresh(asked: argparse.Namespace, port: int, store: Path, seed: int | None) -> Json:
-    """The data half into an empty store, started again while something was out of reach.
+def refresh(options: argparse.Namespace, port: int, store: Path, seed: int | None) -> Json:
+    """Run the data stages into an empty store; start again while items are unreachable.
 
     Args:
-        asked: the command line.
-        port: of the server.
-        store: the empty store.
-        seed: of the faults; None for none.
+        options: Options of the command line.
+        port: Port of the server.
+        store: The empty store.
+        seed: Seed of the faults; None: no faults.
     """
-    faults = [] if seed is None else ["--faults", asked.faults, "--seed", seed]
-    serve = [sys.executable, asked.server, asked.world, "--port", port, "--slow", asked.slow,
-             "--signed", asked.signed, *faults]  # fmt: skip
+    faults = [] if seed is None else ["--faults", options.faults, "--seed", seed]
+    serve = [sys.executable, options.server, options.world, "--port", port, "--slow", options.slow,
+             "--signed", options.signed, *faults]  # fmt: skip
     with served(serve) as url:
-        command = [sys.executable, "-m", "flows.cli", "refresh", asked.recipe, "--json",
+        command = [sys.executable, "-m", "flows.cli", "refresh", options.recipe, "--json",
                    "--stac", url, "--store", str(store),
-                   *(word for change in asked.set for word in ("--set", change))]  # fmt: skip
+                   *(word for change in options.set for word in ("--set", change))]  # fmt: skip
         began, digest = time.monotonic(), ""
-        for attempt in range(1, asked.attempts + 1):
+        for attempt in range(1, options.attempts + 1):
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode == 2:
                 sys.exit(done.stderr)
@@ -139,21 +139,21 @@ def refresh(asked: argparse.Namespace, port: int, store: Path, seed: int | None)
         "refused_403": stats["status"].get("403", 0), "requests": stats["requests"]["total"],
         "asset_requests": stats["requests"].get("assets", 0),
         "asset_bytes": stats["bytes"].get("assets", 0),
-        "faults": asked.faults, "signed_s": asked.signed, "recipe": asked.recipe,
-        "settings": " ".join(asked.set), "machine": platform.machine(), "cores": os.cpu_count(),
+        "faults": options.faults, "signed_s": options.signed, "recipe": options.recipe,
+        "settings": " ".join(options.set), "machine": platform.machine(), "cores": os.cpu_count(),
         "versions": f"geofm {version('geofm')} urllib3 {version('urllib3')}",
         "date": datetime.now(UTC).date().isoformat(),
     }  # fmt: skip
 
 
 def out_of_reach(store: Path, made: dict[str, str]) -> bool:
-    """Whether a stage of the run says that another run may get more."""
+    """Return whether a stage reports items that another run may reach."""
     manifests = [next(store.glob(f"artifacts/*/{d}/manifest.json")) for d in made.values()]
     return any(json.loads(file.read_bytes())["facts"].get("retry") for file in manifests)
 
 
 def known() -> list[dict[str, str]]:
-    """The rows of the table."""
+    """Read the rows of the table."""
     if not TABLE.exists():
         return []
     with TABLE.open(newline="") as file:
@@ -161,7 +161,7 @@ def known() -> list[dict[str, str]]:
 
 
 def add(row: Json) -> None:
-    """Add a row; one of the same seed and another clean run goes."""
+    """Add a row; it replaces a row of the same seed with another clean run."""
     with _writing:
         kept = [r for r in known() if r["seed"] != str(row["seed"])]
         rows = sorted([*kept, row], key=lambda r: int(r["seed"]))

@@ -1,9 +1,9 @@
-"""Adding 1 % to a searched corpus, and withdrawing 1 %, beside a full pass.
+"""Measure adding 1 % to a searched corpus, and withdrawing 1 %, beside a full pass.
 
 The full pass hashes and collapses the vectors, trains the frame, assigns, joins, sketches, audits
-2,000 rows and applies the leader rule; what follows does all that for the new pool from what the
-full pass left. Both must come to the same pairs, decisions and audit: afterwards, untimed, the
-new pool is searched as a whole over the same frame, and the columns say whether it is the same.
+2,000 rows and applies the leader rule. The incremental pass does the same for the new pool from the
+results of the full pass. Both must give equal pairs, decisions and audit: afterwards the new pool
+is searched as a whole over the same frame, untimed, and columns show whether the result is equal.
 
     python benchmarks/incremental.py [--rows 1000000]
 """
@@ -45,7 +45,7 @@ THRESHOLD, SEED = 0.95, 2027
 
 @dataclass
 class Spent:
-    """Seconds on the clock, and of processors (which others at work disturb less)."""
+    """Wall-clock and CPU seconds; other work on the machine disturbs CPU time less."""
 
     seconds: float
     cpu_s: float
@@ -53,7 +53,7 @@ class Spent:
 
 @dataclass
 class Searched:
-    """All that one pass leaves."""
+    """The results of a pass."""
 
     hashes: NDArray[np.uint64]
     frame: Frame
@@ -65,7 +65,7 @@ class Searched:
 
 
 def main() -> None:
-    """Measure and write."""
+    """Measure and write the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -106,12 +106,12 @@ def _timed(function: Callable[[], Searched]) -> tuple[Searched, Spent]:
 
 
 def decide(rows: int, edges: Edges) -> NDArray[np.bool_]:
-    """The leader rule; quality depends on the row from the end, so that rows keep theirs."""
+    """Apply the leader rule; quality depends on the row from the end, so it stays with its row."""
     return choose_leaders(np.arange(rows)[::-1].copy(), edges).kept
 
 
 def full(stored: NDArray[np.float16], frame: Frame | None) -> Searched:
-    """Everything, over a frame of its own or a given one."""
+    """Run the full pass, over a new frame or a given one."""
     hashes = hash_rows(stored)
     pool = np.flatnonzero(collapse_vectors(stored, hashes) == np.arange(len(stored)))
     space = make_space(stored, pool) if frame is None else Space(stored, frame.centre)
@@ -123,7 +123,7 @@ def full(stored: NDArray[np.float16], frame: Frame | None) -> Searched:
 
 
 def follow(stored: NDArray[np.float16], before: Searched) -> Searched:
-    """The same from what a pass before left."""
+    """Run the incremental pass from the results of an earlier pass."""
     marks = [("start", time.perf_counter())]
 
     def mark(name: str) -> None:
@@ -142,8 +142,8 @@ def follow(stored: NDArray[np.float16], before: Searched) -> Searched:
     carry_sketches(before.sketches, of, mask, sketches)
     sketches[new] = sketch_all(Space(take_rows(stored, new), space.centre), before.frame.axes)
     mark("cells")
-    asked = pool[audit.choose_queries(hashes[pool], SEED)]
-    known, rest = audit.carry_audit(space, before.audited, to, asked, new, THRESHOLD)
+    options = pool[audit.choose_queries(hashes[pool], SEED)]
+    known, rest = audit.carry_audit(space, before.audited, to, options, new, THRESHOLD)
     mark("audit")
     factors = factors_of(space, sketches, THRESHOLD)
     edges = carry_edges(before.edges, to)

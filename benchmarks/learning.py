@@ -444,15 +444,15 @@ def main() -> None:
     parser.add_argument("--work", default="learning-work", help="where trials are kept")
     parser.add_argument("--validate", default="", help="settings (JSON) to try on validation")
     parser.add_argument("--arms", default="", help="of --validate, separated by semicolons")
-    asked = parser.parse_args()
-    task = open_task(Path(asked.aid))
+    options = parser.parse_args()
+    task = open_task(Path(options.aid))
     fit, held = hold_out(list(task.images), TEST, SPLIT_SEED)
-    folder = Path(asked.work).resolve()
+    folder = Path(options.work).resolve()
     listen(say)
-    if asked.validate:
+    if options.validate:
         fit, held = hold_out(fit, VALIDATION, VALIDATION_SEED)
-        tried = json.loads(asked.validate)
-        arms = asked.arms.split(";") if asked.arms else [*UNTRAINED[:2], *ARMS]
+        tried = json.loads(options.validate)
+        arms = options.arms.split(";") if options.arms else [*UNTRAINED[:2], *ARMS]
         folder = folder / "validation"
         trials = [_trial(arm, VALIDATION_SEED, tried) for arm in arms]
     else:
@@ -469,7 +469,7 @@ def main() -> None:
                 print({k: row[k] for k in list(row)[:10]}, flush=True)
     except Interrupted as stopped:  # the tables then contain the finished trials
         print(stopped, flush=True)
-    if asked.validate:
+    if options.validate:
         tries = [
             {
                 **{name: row[name] for name in row if "seconds" not in name},

@@ -1,4 +1,4 @@
-"""A server of a benchmark's own, which prints its address as the first line."""
+"""Start a server of a benchmark, which prints its address in its first line."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 @contextmanager
 def served(command: list[Any]) -> Iterator[str]:
-    """A server's address until the block ends."""
+    """Yield the address of a server; the server ends with the block."""
     process = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None

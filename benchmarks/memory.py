@@ -1,4 +1,4 @@
-"""A process's own largest resident size, for peers: they run where geofm is not installed."""
+"""The largest resident size of a process, for peers in environments without geofm."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def peak_rss_mib() -> float:
-    """Largest resident size of this process so far, MiB; as ``data_catalog.run`` tells it."""
+    """Return the largest resident size of this process so far, in MiB."""
     with suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):

@@ -1,11 +1,11 @@
-"""Thirty scripted nights on the data half: what each changes, and what a run from scratch holds.
+"""Play thirty scripted nights on the data stages, and compare with runs from scratch.
 
     python -m benchmarks.nights [FOLDER]
 
-A small world on loopback changes from night to night: items come late, are updated, reprocessed,
-replaced, withdrawn, relisted or cut off, the API is down or skips items, a run is killed. After
-five of the nights a run from scratch must give the same samples and the same shard members. A
-version is published only with a change, and each change has its reason. Prints a Markdown table.
+A small world on loopback changes from night to night: items arrive late, are updated, reprocessed,
+replaced, withdrawn, relisted or truncated; the API is down or skips items; a run is killed. After
+five of the nights a run from scratch must give equal samples and equal shard members. A version is
+published only with a change, and each change has a reason. The script prints a Markdown table.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ from tests.geofm.stac.nights_world import (
 
 @dataclass(frozen=True)
 class Night:
-    """What happens before a night, and how the night goes.
+    """Event before a night, and the expected course of the night.
 
     Attributes:
-        fails: the run has to end with an error.
-        dies: number of the write before which the first run is killed; it is repeated.
-        scratch: a run from scratch is compared.
+        fails: Whether the run must end with an error.
+        dies: Number of the write before which the first run is killed; it is then repeated.
+        scratch: Whether a run from scratch is compared.
     """
 
     event: str
@@ -58,37 +58,37 @@ class Night:
 
 
 def nothing(_: Changing) -> None:
-    """An unchanged world."""
+    """Leave the world unchanged."""
 
 
 def found(world: Changing, place: int) -> list[str]:
-    """Names of the items of a place, oldest first."""
+    """Return the names of the items of a place, the oldest first."""
     return [name for name, item in world.items.items() if item.place == place]
 
 
 def files(world: Changing, name: str, state: str) -> None:
-    """Let the files of an item answer otherwise."""
+    """Change the answers for the files of an item."""
     world.items[name].files = state
 
 
 def listed(world: Changing, name: str, yes: bool) -> None:
-    """List an item, or no longer."""
+    """List or delist an item."""
     world.items[name].listed = yes
 
 
 def replace(world: Changing, old: str, files: str) -> None:
-    """A newer item comes, the older one goes."""
+    """Add a newer item and remove the older one."""
     listed(world, old, False)
     world.add(world.items[old].place, files=files)
 
 
 def skip(world: Changing, number: int) -> None:
-    """Let searches lack an item that they count."""
+    """Let searches omit an item that they count."""
     world.api.skips = number
 
 
 def several(*events: Callable[[Changing], object]) -> Callable[[Changing], None]:
-    """Several events before one night."""
+    """Combine several events before a night."""
 
     def happen(world: Changing) -> None:
         for event in events:
@@ -137,7 +137,7 @@ NIGHTS = [
 
 
 class Dataset:
-    """The data half in one store."""
+    """The data stages in one store."""
 
     def __init__(self, world: Changing, folder: Path) -> None:
         folder.mkdir(parents=True)
@@ -156,7 +156,7 @@ class Dataset:
         )
 
     def run(self) -> Artifact:
-        """All stages of the data half; returns the dataset."""
+        """Run all data stages; return the dataset."""
         made: dict[str, Artifact] = {}
         for name in DATA_STAGES:
             stage, settings = get_stage(name), getattr(self.recipe, section_of(name))
@@ -166,19 +166,19 @@ class Dataset:
         return made["dataset"]
 
     def night(self) -> Published:
-        """One refresh."""
+        """Run a refresh."""
         dataset = self.run()
         published = publish(self.catalogue, "nights", dataset)
         waiting = waiting_items(self.catalogue, dataset)
         return Published(published.row, published.new, published.difference, waiting)
 
     def newest(self) -> Artifact:
-        """The published dataset."""
+        """Return the published dataset."""
         return self.catalogue.resolve("nights")
 
 
 def members(dataset: Artifact) -> dict[str, str]:
-    """SHA-256 of each shard member by name."""
+    """Return the SHA-256 of each shard member by name."""
     digests = {}
     for entry in dataset.manifest.files:
         if entry.path.endswith(".tar"):
@@ -190,7 +190,7 @@ def members(dataset: Artifact) -> dict[str, str]:
 
 
 def play(world: Changing, dataset: Dataset, night: Night) -> list[str]:
-    """One night as cells of the table: added and removed, version, reason."""
+    """Play a night; return the cells of the table: added and removed, version, reason."""
     night.happen(world)
     world.serve()
     if night.dies is not None:

@@ -1,7 +1,8 @@
-"""Planning very many chips from metadata: seconds, memory, parts and task runs; nothing is fetched.
+"""Measure planning very many chips from metadata: seconds, memory, parts and task runs.
 
-Sentinel-2 tiles of 10,980 pixels in three UTM zones, that overlap at their rims and come again on
-many dates, are written as a saved search, searched, planned, and recorded (``windows.parquet``).
+Nothing is fetched. Sentinel-2 tiles of 10,980 pixels in three UTM zones, which overlap at their
+edges and repeat on many dates, are written as a saved search, searched, planned and recorded
+(``windows.parquet``).
 
     python benchmarks/plan.py [--tiles 100000,1000000]
 """
@@ -32,18 +33,18 @@ SETTINGS = {"all": {}, "limits": {"max_dates": 2, "max_per_stratum": 500, "max_c
 
 
 def main() -> None:
-    """One process per row, so that each tells its own memory."""
+    """Measure each row in a process of its own, so that each reports its own memory."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--tiles", default="100000,1000000", help="candidate chips, at least")
     parser.add_argument("--row", help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.row:
-        print(json.dumps(measure(**json.loads(asked.row))))
+    options = parser.parse_args()
+    if options.row:
+        print(json.dumps(measure(**json.loads(options.row))))
         return
     rows = []
-    for tiles in map(int, asked.tiles.split(",")):
+    for tiles in map(int, options.tiles.split(",")):
         for name in SETTINGS:
             row = json.dumps({"tiles": tiles, "limits": name})
             done = subprocess.run([sys.executable, __file__, "--row", row], check=True,
@@ -107,7 +108,7 @@ def measure(tiles: int, limits: str) -> dict[str, Any]:
 
 
 def scene(number: int) -> dict[str, Any]:
-    """The item of one tile and date: 60 tiles in three zones, then the next date."""
+    """Make the item of a tile and date: 60 tiles in three zones, then the next date."""
     from pyproj import Transformer
 
     zone, tile, date = 31 + number % 3, number // 3 % 20, number // 60

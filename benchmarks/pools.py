@@ -1,9 +1,9 @@
 """Vectors for the benchmarks of curation: heavy-tailed clusters with planted pairs.
 
-Clusters have Pareto sizes and members that are 0.3 to 0.7 similar to each other; a fifth of the
-vectors belongs to none. A tenth of the vectors is planted beside an original at cosines spread
-evenly over 0.95 to 1, one in a hundred at 0.94 to 0.95, each moved in a random direction. (Moved
-towards another vector of the pool, a pair crosses more borders of cells, and more are missed.)
+Clusters have Pareto sizes, and their members have similarities of 0.3 to 0.7. A fifth of the
+vectors is in no cluster. A tenth of the vectors is planted near an original at cosines spread
+evenly over 0.95 to 1, and one in a hundred at 0.94 to 0.95, each moved in a random direction. (A
+move towards another vector of the pool crosses more borders of cells, and more pairs are missed.)
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def _unit(x: NDArray[np.float32]) -> NDArray[np.float32]:
 def make_pool(
     rows: int, seed: int, path: Path, width: int = 256
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Write float16 vectors [rows, width] to ``path`` (.npy); returns the planted pairs."""
+    """Write float16 vectors of shape (rows, width) to a .npy file; return the planted pairs."""
     draw = np.random.default_rng(seed)
     planted, border = rows // 10, rows // 100
     base = rows - planted - border
@@ -36,7 +36,7 @@ def make_pool(
     spread = draw.uniform(0.65, 1.5, count).astype(np.float32)
     label = np.concatenate([label, np.full(base - len(label), -1)])
     out = np.lib.format.open_memmap(path, "w+", np.float16, (rows, width))
-    place = draw.permutation(rows)  # where each vector goes: nothing is in order
+    place = draw.permutation(rows)  # position of each vector, in random order
     for first in range(0, base, BLOCK):
         mine = label[first : min(first + BLOCK, base)]
         noise = draw.normal(size=(len(mine), width)).astype(np.float32) / np.float32(width**0.5)

@@ -40,21 +40,21 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--dataset", help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.one:
-        print(json.dumps(one_row(asked)))
+    options = parser.parse_args()
+    if options.one:
+        print(json.dumps(one_row(options)))
         return
     from benchmarks.pretrain_step import in_process, write_dataset
 
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         dataset = write_dataset(Path(folder), 128)
-        for preset in asked.presets:
-            for batch in asked.batches:
+        for preset in options.presets:
+            for batch in options.batches:
                 full = None
                 for few in (False, True):
                     one = ["--one", f"{preset}:{batch}:{int(few)}", "--dataset", dataset]
-                    row = in_process(__file__, *one, "--device", asked.device)
+                    row = in_process(__file__, *one, "--device", options.device)
                     activations = row["step_mib"] - row["gradients_mib"]
                     full = full or activations
                     rows.append(
@@ -62,14 +62,14 @@ def main() -> None:
                          "of_full": round(activations / full, 2), **about()}
                     )  # fmt: skip
                     print(rows[-1], file=sys.stderr, flush=True)
-    with asked.out.open("w", newline="", encoding="utf-8") as file:
+    with options.out.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    print(asked.out.read_text(encoding="utf-8"))
+    print(options.out.read_text(encoding="utf-8"))
 
 
-def one_row(asked: argparse.Namespace) -> dict[str, Any]:
+def one_row(options: argparse.Namespace) -> dict[str, Any]:
     """Measure peak and resting memory of two steps, in MiB."""
     import torch
 
@@ -83,7 +83,7 @@ def one_row(asked: argparse.Namespace) -> dict[str, Any]:
     from geofm.pretraining.step import TrainingStep
     from geofm.pretraining.teacher import load_teacher
 
-    preset, batch, few = asked.one.split(":")
+    preset, batch, few = options.one.split(":")
     given = load_recipe(preset).pretrain
     settings = given.model_copy(
         update={
@@ -93,13 +93,13 @@ def one_row(asked: argparse.Namespace) -> dict[str, Any]:
             "compile": False,
         }
     )
-    corpus = open_corpus(Artifact(asked.dataset))
-    teacher = load_teacher(settings, asked.device)
+    corpus = open_corpus(Artifact(options.dataset))
+    teacher = load_teacher(settings, options.device)
     module = build_pretrainer(settings, len(corpus.bands), 0, teacher.width)
-    fabric = make_fabric(asked.device, settings.precision, 1, "ddp")
+    fabric = make_fabric(options.device, settings.precision, 1, "ddp")
     plan = make_schedule(settings, steps_per_epoch(corpus, settings.batch))
     stepper = TrainingStep(fabric, module, teacher, None, corpus, settings, plan, 0)
-    gpu = asked.device == "cuda"
+    gpu = options.device == "cuda"
     for step, pictures in enumerate(read_batches(corpus, settings, 0, 0, 2, 1)):
         stepper.run(step, pictures)
     if gpu:

@@ -61,21 +61,21 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--dataset", help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.one:
-        print(json.dumps(one_row(asked)))
+    options = parser.parse_args()
+    if options.one:
+        print(json.dumps(one_row(options)))
         return
-    rows = asked.rows or ROWS[asked.device]
+    rows = options.rows or ROWS[options.device]
     found: dict[str, list[dict[str, Any]]] = {row: [] for row in rows}
     with tempfile.TemporaryDirectory() as folder:
-        dataset = write_dataset(Path(folder), max(128, asked.batch * 2))
-        for repeat in range(asked.repeats):
+        dataset = write_dataset(Path(folder), max(128, options.batch * 2))
+        for repeat in range(options.repeats):
             for row in rows:
-                one = ["--one", row, "--dataset", dataset, "--device", asked.device]
-                size = ["--batch", str(asked.batch), "--steps", str(asked.steps)]
+                one = ["--one", row, "--dataset", dataset, "--device", options.device]
+                size = ["--batch", str(options.batch), "--steps", str(options.steps)]
                 found[row].append(in_process(__file__, *one, *size))
                 print(f"{repeat} {row}: {found[row][-1]}", file=sys.stderr, flush=True)
-    write(asked, found)
+    write(options, found)
 
 
 def in_process(script: str, *arguments: str) -> dict[str, Any]:
@@ -106,35 +106,35 @@ def write_dataset(folder: Path, samples: int) -> str:
     return run_stage(get_stage("pack"), store, catalogue, made, PackSettings()).url
 
 
-def one_row(asked: argparse.Namespace) -> dict[str, Any]:
+def one_row(options: argparse.Namespace) -> dict[str, Any]:
     """Measure images per second, memory and arithmetic of one kind of step."""
     import torch
 
     from geofm.config.recipe_book import load_recipe
 
-    kind, *rest = asked.one.split(":")
+    kind, *rest = options.one.split(":")
     preset, precision, *more = rest if kind == "ours" else ["gfm-swin-b", *rest]
     settings = load_recipe(preset).pretrain
     settings = settings.model_copy(
         update={
             "teacher": untrained(settings.teacher),
-            "batch": asked.batch,
+            "batch": options.batch,
             "precision": precision,
             "checkpoint_steps": 10**9,
             "epochs": 10**4,
-            "compile": (settings.compile and asked.device == "cuda") or "compile" in more,
+            "compile": (settings.compile and options.device == "cuda") or "compile" in more,
         }
     )
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     run = ours if kind == "ours" else published
-    result = run(asked, settings)
-    if asked.device == "cuda":
+    result = run(options, settings)
+    if options.device == "cuda":
         memory = torch.cuda.max_memory_allocated() / 2**20
     else:
         from data_catalog.run import peak_memory_mib
 
         memory = peak_memory_mib()
-    name = torch.cuda.get_device_name() if asked.device == "cuda" else "cpu"
+    name = torch.cuda.get_device_name() if options.device == "cuda" else "cpu"
     return {**result, "peak_mib": round(memory), "device": name}
 
 
@@ -198,11 +198,11 @@ def run_loop(dataset: str, settings: Any, device: str, steps: int) -> Pace:
     return Pace(started, ticks, seen[-1][0], waited)
 
 
-def ours(asked: argparse.Namespace, settings: Any) -> dict[str, Any]:
+def ours(options: argparse.Namespace, settings: Any) -> dict[str, Any]:
     """Measure the training loop between two of its progress reports."""
-    first = 1 if asked.device == "cpu" else 20
-    pace = run_loop(asked.dataset, settings, asked.device, first + asked.steps)
-    rate = pace.images_per_s(asked.batch, first)
+    first = 1 if options.device == "cpu" else 20
+    pace = run_loop(options.dataset, settings, options.device, first + options.steps)
+    rate = pace.images_per_s(options.batch, first)
     return {
         "images_per_s": rate, "of_ceiling": pace.speed.utilisation(rate), "waited": pace.waited,
         "gflop_per_image": pace.speed.flop_per_image / 1e9,
@@ -210,7 +210,7 @@ def ours(asked: argparse.Namespace, settings: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def published(asked: argparse.Namespace, settings: Any) -> dict[str, Any]:
+def published(options: argparse.Namespace, settings: Any) -> dict[str, Any]:
     """Measure the published step: one module, gradients recorded everywhere."""
     import torch
     from torch import nn
@@ -219,7 +219,7 @@ def published(asked: argparse.Namespace, settings: Any) -> dict[str, Any]:
     from benchmarks.published_step import Published
     from geofm.pretraining.flops import matmul_speed
 
-    device, batch = asked.device, asked.batch
+    device, batch = options.device, options.batch
     torch.manual_seed(0)
     module = Published(settings.student_args).to(device).train()
     decayed = [p for p in module.parameters() if p.requires_grad and p.ndim > 1]
@@ -243,14 +243,14 @@ def published(asked: argparse.Namespace, settings: Any) -> dict[str, Any]:
     for _ in range(1 if device == "cpu" else 20):
         step()
     started = time.perf_counter()
-    for _ in range(asked.steps):
+    for _ in range(options.steps):
         step()
-    rate = asked.steps * batch / (time.perf_counter() - started)
+    rate = options.steps * batch / (time.perf_counter() - started)
     top = matmul_speed(device, torch.bfloat16 if half else torch.float32, torch.get_num_threads())
     return {"images_per_s": rate, "ceiling_gflops": top / 1e9}
 
 
-def write(asked: argparse.Namespace, found: dict[str, list[dict[str, Any]]]) -> None:
+def write(options: argparse.Namespace, found: dict[str, list[dict[str, Any]]]) -> None:
     """Write the medians as CSV, each with its ratio to the published step of equal precision."""
     rates = {row: statistics.median(r["images_per_s"] for r in runs) for row, runs in found.items()}
     packages = ("geofm", "torch", "timm", "lightning-fabric")
@@ -269,7 +269,7 @@ def write(asked: argparse.Namespace, found: dict[str, list[dict[str, Any]]]) -> 
         }
         every = [r["images_per_s"] for r in runs]
         table.append(
-            {"row": row, "batch": asked.batch, "steps": asked.steps, "repeats": len(runs),
+            {"row": row, "batch": options.batch, "steps": options.steps, "repeats": len(runs),
              **dict.fromkeys(("images_per_s", "gflop_per_image", "of_ceiling", "ceiling_gflops",
                               "waited"), ""),
              **middle, "slowest": round(min(every), 3), "fastest": round(max(every), 3),
@@ -278,12 +278,12 @@ def write(asked: argparse.Namespace, found: dict[str, list[dict[str, Any]]]) -> 
              if "published:fp32" in rates else "",
              "peak_mib": max(r["peak_mib"] for r in runs), "device": runs[0]["device"], **about}
         )  # fmt: skip
-    asked.out.parent.mkdir(exist_ok=True)
-    with asked.out.open("w", newline="", encoding="utf-8") as file:
+    options.out.parent.mkdir(exist_ok=True)
+    with options.out.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(table[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(table)
-    print(asked.out.read_text(encoding="utf-8"))
+    print(options.out.read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

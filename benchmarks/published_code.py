@@ -56,13 +56,13 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--out", type=Path, default=RESULTS)
-    asked = parser.parse_args()
-    sizes: dict[str, Any] = SWIN_B if asked.swin_b else SMALL
+    options = parser.parse_args()
+    sizes: dict[str, Any] = SWIN_B if options.swin_b else SMALL
     ours, teacher = build_ours(sizes)
-    theirs = build_theirs(asked.repo, sizes, ours, teacher)
-    ours.to(asked.device)
-    theirs.to(asked.device)
-    teacher.encoder.model.to(asked.device)
+    theirs = build_theirs(options.repo, sizes, ours, teacher)
+    ours.to(options.device)
+    theirs.to(options.device)
+    teacher.encoder.model.to(options.device)
     sides = {
         "published": Side(theirs, groups_of(theirs), lambda x, rgb, mask: theirs(x, fine(mask))),
         "ours": Side(
@@ -70,13 +70,13 @@ def main() -> None:
         ),
     }
     rows = []
-    for step in range(asked.steps):
-        batch = pictures(step, asked.batch, teacher, asked.device)
+    for step in range(options.steps):
+        batch = pictures(step, options.batch, teacher, options.device)
         losses = {name: side.step(step, *batch) for name, side in sides.items()}
         rows.append({"step": step, **losses, "difference": losses["ours"] - losses["published"]})
         if step % 20 == 0:
             print(rows[-1], file=sys.stderr, flush=True)
-    write(asked, rows, sides)
+    write(options, rows, sides)
 
 
 class Side:
@@ -190,22 +190,25 @@ def pictures(step: int, batch: int, teacher: Teacher, device: str) -> tuple[Tens
     return images, rgb, mask
 
 
-def write(asked: argparse.Namespace, rows: list[dict[str, Any]], sides: dict[str, Side]) -> None:
+def write(options: argparse.Namespace, rows: list[dict[str, Any]], sides: dict[str, Side]) -> None:
     """Write every tenth step and the extremes as CSV."""
     worst = max(rows, key=lambda row: abs(row["difference"]))
     kept = [row for row in rows if row["step"] % 10 == 0 or row is worst or row is rows[-1]]
-    about: dict[str, Any] = {"size": "swin-b" if asked.swin_b else "small", "batch": asked.batch}
+    about: dict[str, Any] = {
+        "size": "swin-b" if options.swin_b else "small",
+        "batch": options.batch,
+    }
     for name, side in sides.items():
-        rate = (asked.steps - 1) * asked.batch / max(side.seconds, 1e-9)
+        rate = (options.steps - 1) * options.batch / max(side.seconds, 1e-9)
         about[f"{name}_images_per_s"] = round(rate, 2)
         about[f"{name}_peak_mib"] = side.peak >> 20 or ""
     about |= {
-        "device": torch.cuda.get_device_name() if asked.device == "cuda" else "cpu",
+        "device": torch.cuda.get_device_name() if options.device == "cuda" else "cpu",
         "machine": platform.machine(),
         "versions": " ".join(f"{p} {version(p)}" for p in ("geofm", "torch", "timm")),
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
     }
-    with asked.out.open("w", newline="", encoding="utf-8") as file:
+    with options.out.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [*rows[0], *about], lineterminator="\n")
         writer.writeheader()
         writer.writerows({**row, **about} for row in kept)

@@ -1,12 +1,12 @@
-"""A lean server of byte ranges on loopback, with a small STAC API, that counts what it sends.
+"""A fast server of byte ranges on loopback, with a small STAC API, that counts the bytes it sends.
 
-It costs little, so a figure measured against it is about the reader. ``FOLDER/collection.json`` and
-``FOLDER/items.json`` (a list, hrefs relative to ``/assets/``) make the API; files lie in
-``FOLDER/assets``. An asset of ``FOLDER/patches.json`` is a file with a few other bytes: one file on
-disk then stands for many places. ``/__stats`` tells requests and bytes of bodies, ``/__reset``
+The server needs little CPU time, so measurements show the reader. ``FOLDER/collection.json`` and
+``FOLDER/items.json`` (a list; hrefs relative to ``/assets/``) make the API; files are in
+``FOLDER/assets``. An asset in ``FOLDER/patches.json`` is a file with a few changed bytes, so that a
+file on disk can serve many places. ``/__stats`` returns requests and bytes of bodies, ``/__reset``
 clears them.
 
-    python benchmarks/range_server.py FOLDER --port 0      (the first line printed is the address)
+    python benchmarks/range_server.py FOLDER --port 0      (the first printed line is the address)
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 
 
 class World:
-    """A folder and what was sent from it."""
+    """A folder, and counts of what was sent from it."""
 
     def __init__(self, folder: Path, most_items: int | None = None) -> None:
         self.folder = folder.resolve()
@@ -47,7 +47,7 @@ class World:
 
     @lru_cache(maxsize=4096)  # noqa: B019 (one world a process)
     def file(self, name: str) -> tuple[int, int, int, bytes] | None:
-        """Descriptor and size of an asset, and where which bytes are put in."""
+        """Return descriptor and size of an asset, and the changed bytes with their position."""
         patch = self.patches.get(name, {"file": name, "at": 0, "hex": ""})
         place = (self.folder / "assets" / patch["file"]).resolve()
         if not place.is_relative_to(self.folder / "assets") or not place.is_file():
@@ -57,11 +57,11 @@ class World:
 
     @lru_cache(maxsize=512)  # noqa: B019
     def handle(self, place: Path) -> int:
-        """A file's descriptor, opened once."""
+        """Return the descriptor of a file, opened once."""
         return os.open(place, os.O_RDONLY)
 
     def read(self, name: str, first: int, end: int) -> bytes:
-        """Bytes of an asset that there is."""
+        """Read bytes of an asset."""
         found = self.file(name)
         assert found is not None
         handle, _, at, new = found
@@ -72,7 +72,7 @@ class World:
         return data
 
     def api(self, path: str, body: bytes) -> Json | None:
-        """Answers of the STAC API."""
+        """Answer a request to the STAC API."""
         if path == "/":
             core = [f"https://api.stacspec.org/v1.0.0/{p}"
                     for p in ("core", "collections", "item-search", "ogcapi-features")]  # fmt: skip
@@ -91,7 +91,7 @@ class World:
         return None
 
     def search(self, query: Json) -> Json:
-        """One page of the items that match ``bbox`` and ``datetime``."""
+        """Return a page of the items that match ``bbox`` and ``datetime``."""
         found = self.items
         if box := query.get("bbox"):
             w, s, e, n = box
@@ -122,12 +122,12 @@ class Connection(asyncio.Protocol):
         self.world, self.waiting = world, b""
 
     def connection_made(self, transport: Any) -> None:
-        """Small answers leave at once."""
+        """Send small answers at once."""
         self.transport = transport
         transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def data_received(self, data: bytes) -> None:
-        """Answer each whole request."""
+        """Answer each complete request."""
         self.waiting += data
         while (end := self.waiting.find(b"\r\n\r\n")) >= 0:
             head = self.waiting[:end]
@@ -140,15 +140,15 @@ class Connection(asyncio.Protocol):
                 self.transport.write(block)
 
     def answer(self, head: bytes, body: bytes) -> Iterator[bytes]:
-        """The bytes of an answer."""
+        """Return the bytes of an answer."""
         method, target, _ = head.split(b"\r\n", 1)[0].decode("latin-1").split(" ", 2)
         path = unquote(target.partition("?")[0])
         name = path.removeprefix("/assets/")
         if name != path and (found := self.world.file(name)):
             size = found[1]
             status, more, first, last = "200 OK", "", 0, size - 1
-            if asked := RANGE.search(head):
-                first, last = int(asked[1]), min(int(asked[2] or size), size - 1)
+            if options := RANGE.search(head):
+                first, last = int(options[1]), min(int(options[2] or size), size - 1)
                 status, more = (
                     "206 Partial Content",
                     (f"content-range: bytes {first}-{last}/{size}\r\n"),
@@ -175,7 +175,7 @@ class Connection(asyncio.Protocol):
             yield from self.send("404 Not Found", b"", "api")
 
     def send(self, status: str, data: bytes, group: str) -> Iterator[bytes]:
-        """A JSON answer."""
+        """Send a JSON answer."""
         if group:
             self.count(group, len(data))
         yield (f"HTTP/1.1 {status}\r\ncontent-length: {len(data)}\r\n"
@@ -205,5 +205,5 @@ if __name__ == "__main__":
     parser.add_argument("folder", type=Path)
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--items", type=int, help="serve only the first so many")
-    asked = parser.parse_args()
-    asyncio.run(serve(World(asked.folder, asked.items), asked.port))
+    options = parser.parse_args()
+    asyncio.run(serve(World(options.folder, options.items), options.port))

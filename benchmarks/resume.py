@@ -38,10 +38,10 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.FIELD=VALUE")
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
-    asked = parser.parse_args()
-    command = [sys.executable, "-m", "flows.cli", "refresh", asked.recipe, "--json"]
-    command += ["--stac", asked.stac] if asked.stac else []
-    command += [word for change in asked.set for word in ("--set", change)]
+    options = parser.parse_args()
+    command = [sys.executable, "-m", "flows.cli", "refresh", options.recipe, "--json"]
+    command += ["--stac", options.stac] if options.stac else []
+    command += [word for change in options.set for word in ("--set", change)]
 
     rows: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -51,8 +51,8 @@ def main() -> None:
         )
         clean, seconds = finish(command, stores / "clean")
         rows.append({"run": "clean", "seconds": seconds, "killed_after_s": "", "digest": clean})
-        draw = random.Random(asked.seed)
-        for number in range(asked.kills):
+        draw = random.Random(options.seed)
+        for number in range(options.kills):
             store, moment = stores / f"killed-{number}", draw.uniform(0.15, 0.95) * seconds
             while not kill(
                 command, store, moment
@@ -76,10 +76,10 @@ def main() -> None:
             )
     for row in rows:
         row["same_as_clean"] = row["digest"] == clean if row["digest"] else ""
-        row |= {"recipe": asked.recipe, "cores": os.cpu_count(), "machine": platform.machine(),
+        row |= {"recipe": options.recipe, "cores": os.cpu_count(), "machine": platform.machine(),
                 "python": platform.python_version(), "prefect": version("prefect")}  # fmt: skip
     RESULTS.mkdir(exist_ok=True)
-    target = RESULTS / f"resume-{asked.recipe}.csv"
+    target = RESULTS / f"resume-{options.recipe}.csv"
     with target.open("w", newline="") as file:
         table = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
         table.writeheader()

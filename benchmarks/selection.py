@@ -1,20 +1,20 @@
-"""What is kept at equal budgets: every method beside exact lazy greedy, and a million chips.
+"""Compare selection methods at equal budgets with exact lazy greedy, and measure a million chips.
 
-Pool: embeddings of which nine tenths are six monotone modes (water, desert, …), most of the rest
-common modes of very different sizes, some isolated outliers, and rare modes of 5 to 12 chips.
-Monotone modes are photographed from fewer tiles than the others.
+Pool: nine tenths of the embeddings are six monotone modes (water, desert, …); most of the rest are
+common modes of very different sizes; the others are isolated outliers and rare modes of 5 to 12
+chips. Monotone modes come from fewer tiles than the others.
 
-``small`` (20,000 chips, several seeds): facility-location value beside that of lazy greedy on all
-similarities (dense; the heap rule as published), covering radius, share of the rare modes of which
-a chip was kept, share of monotone chips. ``large`` (1,000,000 to 100,000): seconds and peak memory
-of a process that does nothing else, value on 20,000 sampled chips.
+``small`` (20,000 chips, several seeds): facility-location value as a share of that of lazy greedy
+on all similarities (dense; the published heap rule), covering radius, share of rare modes with a
+kept chip, share of monotone chips. ``large`` (1,000,000 to 100,000): seconds and peak memory of a
+process that does nothing else, and the value on 20,000 sampled chips.
 
 The defaults of ``geofm.selection.methods`` were chosen on seeds 1 and 2; other seeds are reported.
 
     python benchmarks/selection.py [--seeds 11,12,13] [--large 1000000] [--peer PYTHON]
 
-``PYTHON``: the interpreter of an environment with ``apricot-select scikit-learn``, whose lazy
-greedy then chooses as well (dense, once per pool for the largest budget).
+``PYTHON`` is the interpreter of an environment with ``apricot-select scikit-learn``, whose lazy
+greedy is measured too (dense, once per pool for the largest budget).
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ LARGE_METHODS = ("facility-location", "balanced-kmeans", "per-tile", "random")
 
 
 def skewed_pool(chips: int, seed: int, file: Path) -> tuple[NDArray[np.int64], list[str]]:
-    """Write embeddings float16 [chips, 256] and return modes and tiles; the last modes are rare.
+    """Write embeddings, float16 (chips, 256); return mode and tile of each chip.
 
-    Modes: 0 to 5 monotone; then common ones; −1 outliers; rare ones are numbered from 10**6.
+    Modes 0 to 5 are monotone, then come common modes; outliers have −1, rare modes 10**6 and above.
     """
     draw = np.random.default_rng(seed)
 
@@ -80,7 +80,7 @@ def skewed_pool(chips: int, seed: int, file: Path) -> tuple[NDArray[np.int64], l
         10**6 + np.repeat(np.arange(rare), sizes),
     ])  # fmt: skip
     modes = draw.permutation(modes)
-    # per kind of mode: how far from its family, how long its axes of change, its noise, its axes
+    # per kind of mode: distance from its family, length of its axes, noise, number of axes
     shape = {"monotone": (0.8, 0.45, 0.2, 6), "common": (0.9, 0.6, 0.35, 12),
              "rare": (0.9, 0.4, 0.35, 6)}  # fmt: skip
     made = {}
@@ -108,7 +108,7 @@ def skewed_pool(chips: int, seed: int, file: Path) -> tuple[NDArray[np.int64], l
 
 
 def lazy_greedy(worth: NDArray[np.float32], count: int) -> NDArray[np.int64]:
-    """Minoux' rule with a heap on a dense matrix: exact, and quadratic in memory."""
+    """Apply Minoux' rule with a heap on a dense matrix: exact, and quadratic in memory."""
     reached = np.zeros(len(worth), dtype=np.float32)
     heap = [(-float(row.sum(dtype=np.float64)), i) for i, row in enumerate(worth)]
     heapq.heapify(heap)
@@ -125,7 +125,7 @@ def lazy_greedy(worth: NDArray[np.float32], count: int) -> NDArray[np.int64]:
 
 
 def candidates(file: Path, tiles: list[str], seed: int) -> Any:
-    """The pool as the pipeline would hand it over: embeddings on disk, centred on their mean."""
+    """Return the pool in the pipeline's form: embeddings on disk, centred on their mean."""
     from geofm.embeddings.vectors import make_space
     from geofm.selection.methods import Candidates
 
@@ -136,11 +136,11 @@ def candidates(file: Path, tiles: list[str], seed: int) -> Any:
 
 
 def apricot(matrix: str, count: int, out: str) -> None:
-    """Runs in the peer's environment: its lazy greedy on a saved matrix; ranking and seconds."""
+    """Run the peer's lazy greedy on a saved matrix; return ranking and seconds."""
     from apricot import FacilityLocationSelection
 
     worth = np.load(matrix, mmap_mode="r").astype(np.float64)
-    few = np.ascontiguousarray(worth[:100, :100])  # compiled before the clock starts
+    few = np.ascontiguousarray(worth[:100, :100])  # compiled before the measurement
     FacilityLocationSelection(5, metric="precomputed", optimizer="lazy").fit(few)
     began = time.perf_counter()
     chosen = FacilityLocationSelection(count, metric="precomputed", optimizer="lazy").fit(worth)
@@ -149,7 +149,7 @@ def apricot(matrix: str, count: int, out: str) -> None:
 
 
 def small(seed: int, peer: str = "") -> list[dict[str, Any]]:
-    """All methods and exact lazy greedy on one pool."""
+    """Run all methods and exact lazy greedy on a pool."""
     from geofm.embeddings.vectors import ONE, lattice
     from geofm.selection.methods import select
     from geofm.selection.strata import divide
@@ -190,16 +190,16 @@ def small(seed: int, peer: str = "") -> list[dict[str, Any]]:
                 mine = np.sort(theirs["rows"][:n])
                 add("apricot lazy greedy", "dense, no strata", n, value, mine, theirs["seconds"])
             for method, options in METHODS:
-                asked = dict(options)
-                strata = divide({"tile": tiles}, n)[0] if asked.pop("strata", "") else None
+                arguments = dict(options)
+                strata = divide({"tile": tiles}, n)[0] if arguments.pop("strata", "") else None
                 began = time.perf_counter()
-                rows = select(pool, method, n, strata, **asked).rows  # type: ignore[arg-type]
+                rows = select(pool, method, n, strata, **arguments).rows  # type: ignore[arg-type]
                 add(method, text(options), n, value, rows, time.perf_counter() - began)
     return found
 
 
 def modes_kept(modes: NDArray[np.int64], rows: NDArray[np.int64]) -> dict[str, float]:
-    """Share of rare modes with a chip among ``rows``; shares of monotone chips and outliers."""
+    """Return the shares of rare modes with a kept chip, of monotone chips and of outliers."""
     rare = np.unique(modes[modes >= 10**6])
     kept = modes[rows]
     return {
@@ -210,12 +210,12 @@ def modes_kept(modes: NDArray[np.int64], rows: NDArray[np.int64]) -> dict[str, f
 
 
 def text(options: dict[str, Any]) -> str:
-    """Options as they are written in the table."""
+    """Format options for the table."""
     return ", ".join(f"{name} {value}" for name, value in options.items())
 
 
 def large(method: str, chips: int, seed: int, folder: str) -> list[dict[str, Any]]:
-    """One method on the large pool; memory is that of selection alone."""
+    """Run a method on the large pool; memory is that of the selection alone."""
     from data_catalog.run import peak_memory_mib
     from geofm.selection.methods import select
     from geofm.selection.metrics import MEASURED, coverage
@@ -240,7 +240,7 @@ def large(method: str, chips: int, seed: int, folder: str) -> list[dict[str, Any
 
 
 def main() -> None:
-    """One process per pool and, for the large one, per method."""
+    """Run a process per pool and, for the large pool, per method."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -249,31 +249,31 @@ def main() -> None:
     parser.add_argument("--peer", default="", help="interpreter of an environment with apricot")
     parser.add_argument("--row", help=argparse.SUPPRESS)
     parser.add_argument("--apricot", help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.apricot:
-        apricot(*json.loads(asked.apricot))
+    arguments = parser.parse_args()
+    if arguments.apricot:
+        apricot(*json.loads(arguments.apricot))
         return
-    if asked.row:
-        row = json.loads(asked.row)
+    if arguments.row:
+        row = json.loads(arguments.row)
         rows = large(**row) if "folder" in row else small(**row)
         print(json.dumps(rows))
         return
-    seeds = [int(seed) for seed in asked.seeds.split(",") if seed]
+    seeds = [int(seed) for seed in arguments.seeds.split(",") if seed]
     if seeds:
-        pools = [{"seed": seed, "peer": asked.peer} for seed in seeds]
+        pools = [{"seed": seed, "peer": arguments.peer} for seed in seeds]
         write("selection.csv", [row for pool in pools for row in child(pool)])
-    if asked.large:
+    if arguments.large:
         with tempfile.TemporaryDirectory() as folder:
-            modes, tiles = skewed_pool(asked.large, LARGE_SEED, Path(folder) / "pool.npy")
+            modes, tiles = skewed_pool(arguments.large, LARGE_SEED, Path(folder) / "pool.npy")
             np.save(Path(folder) / "modes.npy", modes)
             (Path(folder) / "tiles.json").write_text(json.dumps(tiles))
-            common = {"chips": asked.large, "seed": LARGE_SEED, "folder": folder}
+            common = {"chips": arguments.large, "seed": LARGE_SEED, "folder": folder}
             rows = [row for name in LARGE_METHODS for row in child({"method": name, **common})]
         write("selection-large.csv", rows)
 
 
 def write(name: str, rows: list[dict[str, Any]]) -> None:
-    """A result with what it was measured on."""
+    """Write a result with the machine it was measured on."""
     machine = {
         "machine": platform.machine(), "cores": os.cpu_count(),
         "versions": f"geofm {version('geofm')} numpy {version('numpy')} "
@@ -287,7 +287,7 @@ def write(name: str, rows: list[dict[str, Any]]) -> None:
 
 
 def child(row: dict[str, Any]) -> list[dict[str, Any]]:
-    """Rows measured by a process of its own."""
+    """Measure rows in a process of their own."""
     done = subprocess.run([sys.executable, __file__, "--row", json.dumps(row)], check=True,
                           stdout=subprocess.PIPE, text=True)  # fmt: skip
     rows: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])

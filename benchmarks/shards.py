@@ -1,22 +1,22 @@
-"""Shards and loader beside their peers and beside the bare bytes.
+"""Compare shards and loader with peers and with the bare bytes.
 
 Every row is a process of its own, the median of ``--repeat`` runs with all files in the page cache
-(rates of a shared machine: compare within a table). Only what can do no less (a bare ``pread``
-loop, the decoder alone) runs in one warm process with the loader, in turns: a shared machine is
-faster and slower within seconds, so the ratio is the median of the rounds' ratios. Sections:
+(the machine is shared: compare rates within a table only). The lower bounds (a bare ``pread`` loop,
+the decoder alone) run in one warm process in turn with the loader, because the speed of a shared
+machine changes within seconds; their ratio is the median of the rounds' ratios. Sections:
 
 - ``write``: samples in memory to published shards. geofm hashes every member and every file, writes
-  the index and publishes in one step; ``pack`` is the whole stage, which reads the chips, proves
-  their pixels, adds up statistics and publishes parts and artifact. The peers hash nothing.
-- ``read``: bytes of samples in order and in random order, nothing decoded.
-- ``train``: decoded and cropped into float32 batches; ``cpu_ms`` is processor time per sample.
-- ``shuffle``: neighbours in the stream of 10^5 samples laid out by scene; p of the correlation of
-  their ground cells, buffers of 256 MiB at 60 kB a sample.
-- ``versions``: what a new version writes when samples come and go.
+  the index and publishes in one step; ``pack`` is the whole stage, which reads the chips, verifies
+  their pixels, computes statistics and publishes parts and artifact. The peers hash nothing.
+- ``read``: bytes of samples in order and in random order, without decoding.
+- ``train``: decoded and cropped to float32 batches; ``cpu_ms`` is CPU time per sample.
+- ``shuffle``: neighbours in the stream of 10^5 samples that are stored by scene; p of the
+  correlation of their ground cells; buffers of 256 MiB at 60 kB per sample.
+- ``versions``: bytes that a new version writes when samples are added and removed.
 - ``growth``: the whole stage and the loader's start for 10^3 to 10^6 samples.
 - ``kills``: the writer killed 200 times (``tests/geofm/shards/test_faults.py``).
 
-A section is in the table when it is done; one that fails leaves the rows that were there.
+A section is added to the table when it is finished; a failed section leaves earlier rows unchanged.
 
     python benchmarks/shards.py --peers PYTHON [--only write,read,...] [--scratch DIR]
 """
@@ -46,7 +46,7 @@ import numpy as np
 Json = dict[str, Any]
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
-#: Name, [bands, height, width], dtype, samples: chips of 1.5 MB and of 60 kB.
+#: Name, shape (bands, height, width), dtype and number of samples: chips of 1.5 MB and 60 kB.
 SIZES = {
     "1.5 MB": ((12, 256, 256), "uint16", 200),
     "60 kB": ((3, 100, 100), "uint16", 4000),
@@ -55,9 +55,9 @@ JSON_BYTES = 1400
 SECTIONS = ("write", "read", "train", "shuffle", "versions", "growth", "kills")
 #: Sections that have rows for each of ``SIZES``.
 BY_SIZE = ("write", "read", "train")
-#: Rounds in which two loops take turns.
+#: Rounds of two loops in turn.
 ROUNDS = 21
-#: Items of litdata in random order, each of which may open another chunk.
+#: Items that litdata reads in random order; each may open another chunk.
 LITDATA_ITEMS = 200
 COLUMNS = ("section", "what", "member", "samples", "seconds", "mib_s", "samples_s", "cpu_ms",
            "ours_is_x_times", "peak_rss_mib", "note", "machine", "cores", "versions",
@@ -65,7 +65,7 @@ COLUMNS = ("section", "what", "member", "samples", "seconds", "mib_s", "samples_
 
 
 def main() -> None:
-    """All sections asked for, into one table."""
+    """Run the requested sections into one table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -77,28 +77,28 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--most", type=int, default=10**6, help="samples of the largest growth")
     parser.add_argument("--ours", nargs=2, help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.ours:
+    options = parser.parse_args()
+    if options.ours:
         import shards_ours
 
-        shards_ours.main(*asked.ours)
+        shards_ours.main(*options.ours)
         return
     table = RESULTS / "shards.csv"
-    members = asked.members.split(",")
-    for section in asked.only.split(","):
+    members = options.members.split(",")
+    for section in options.only.split(","):
         rows = []
-        with tempfile.TemporaryDirectory(dir=asked.scratch) as folder:
-            bench = Bench(Path(folder), asked.peers, asked.repeat, asked.most, members)
+        with tempfile.TemporaryDirectory(dir=options.scratch) as folder:
+            bench = Bench(Path(folder), options.peers, options.repeat, options.most, members)
             for row in SECTION[section](bench):
-                note = "; ".join(filter(None, (row["note"], asked.note)))
-                rows.append({"section": section, **row, "note": note, **about(asked.peers)})
+                note = "; ".join(filter(None, (row["note"], options.note)))
+                rows.append({"section": section, **row, "note": note, **about(options.peers)})
                 print({k: v for k, v in rows[-1].items() if k in COLUMNS[:11]}, flush=True)
         replaced = members if section in BY_SIZE else None
         save([*kept(table, section, replaced), *rows], table)
 
 
 def kept(table: Path, section: str, members: list[str] | None) -> list[Json]:
-    """Rows of a table but those of a section, of some sizes or all."""
+    """Return the rows of a table without those of a section, for some sizes or all."""
     if not table.exists():
         return []
     with table.open(newline="") as file:
@@ -110,7 +110,7 @@ def kept(table: Path, section: str, members: list[str] | None) -> list[Json]:
 
 
 def save(rows: list[Json], table: Path) -> None:
-    """Write the table, sections in their order."""
+    """Write the table with the sections in order."""
     sizes = list(SIZES)
 
     def place(row: Json) -> tuple[int, int]:
@@ -126,7 +126,7 @@ def save(rows: list[Json], table: Path) -> None:
 
 @lru_cache
 def about(peers: str | None) -> Json:
-    """The machine and what was measured."""
+    """Return machine and versions."""
     told = " ".join(f"{name} {version(name)}" for name in ("geofm", "numpy", "pyarrow", "torch"))
     if peers:
         ask = "from importlib.metadata import version; import sys; "
@@ -149,7 +149,7 @@ def about(peers: str | None) -> Json:
 
 
 class Bench:
-    """A scratch folder and how rows are measured in it."""
+    """A scratch folder, and functions that measure rows in it."""
 
     def __init__(
         self, folder: Path, peers: str | None, repeat: int, most: int, members: list[str]
@@ -158,11 +158,11 @@ class Bench:
         self.sizes = {name: size for name, size in SIZES.items() if name in members}
 
     def ours(self, what: str, job: Json, repeat: int | None = None) -> Json:
-        """The median of several runs of one of our functions."""
+        """Return the median of several runs of a geofm function."""
         return self._median([sys.executable, str(HERE / "shards.py"), "--ours", what], job, repeat)
 
     def peer(self, what: str, job: Json, repeat: int | None = None) -> Json:
-        """The median of several runs of a peer."""
+        """Return the median of several runs of a peer."""
         assert self.peers is not None
         return self._median([self.peers, str(HERE / "shards_peers.py"), what], job, repeat)
 
@@ -189,7 +189,7 @@ class Bench:
 
 
 def row(what: str, member: str, size: int, found: Json, ours: float = 0, note: str = "") -> Json:
-    """A row of the table; ``ours`` is our rate in samples per second."""
+    """Make a row of the table; ``ours`` is geofm's rate in samples per second."""
     samples, seconds = found["samples"], found["seconds"]
     return {
         "what": what,
@@ -206,7 +206,7 @@ def row(what: str, member: str, size: int, found: Json, ours: float = 0, note: s
 
 
 def pictures(bench: Bench, member: str) -> Json:
-    """A job that writes samples of one size, from 64 different pictures on the disk."""
+    """Make a job that writes samples of a size, from 64 different images on disk."""
     shape, dtype, samples = SIZES[member]
     rng = np.random.default_rng(0)
     names = []
@@ -218,7 +218,7 @@ def pictures(bench: Bench, member: str) -> Json:
 
 
 def write(bench: Bench) -> Iterator[Json]:
-    """Writers."""
+    """Measure the writers."""
     for member, (shape, dtype, _) in bench.sizes.items():
         job = pictures(bench, member)
         size = math.prod(shape) * np.dtype(dtype).itemsize + 128 + JSON_BYTES
@@ -246,7 +246,7 @@ def write(bench: Bench) -> Iterator[Json]:
 
 
 def prepared(bench: Bench, member: str) -> tuple[Json, int]:
-    """A dataset, litdata's chunks and files of the same samples; a job that reads them."""
+    """Make a dataset, litdata's chunks and files of the same samples; return a job for readers."""
     shape, dtype, samples = SIZES[member]
     size = math.prod(shape) * np.dtype(dtype).itemsize + 128
     job = pictures(bench, member)
@@ -267,7 +267,7 @@ def prepared(bench: Bench, member: str) -> tuple[Json, int]:
 def in_turns(
     bench: Bench, job: Json, size: int, ours: str, bare: str, names: tuple[str, str], member: str
 ) -> Iterator[Json]:
-    """Rows of one of our loops and of one that does no more than it must."""
+    """Measure a geofm loop in turn with a loop that does only the necessary work."""
     found = bench.ours("turns", {**job, "ours": ours, "bare": bare, "rounds": ROUNDS}, 1)
     note = (f"in turns with the {names[1]}: {found['rate']:.2f} of its rate, "
             f"{1 / found['cpu']:.2f} x its processor time")  # fmt: skip
@@ -279,7 +279,7 @@ def in_turns(
 
 
 def read(bench: Bench) -> Iterator[Json]:
-    """Readers, nothing decoded."""
+    """Measure the readers, without decoding."""
     for member in bench.sizes:
         job, size = prepared(bench, member)
         write_job = {**job, "keep_out": True}
@@ -310,7 +310,7 @@ def read(bench: Bench) -> Iterator[Json]:
 
 
 def train(bench: Bench) -> Iterator[Json]:
-    """Decoded and cropped into batches."""
+    """Measure decoding and cropping to batches."""
     for member in bench.sizes:
         job, size = prepared(bench, member)
         for random in (False, True):
@@ -324,7 +324,7 @@ def train(bench: Bench) -> Iterator[Json]:
 
 
 def shuffle(bench: Bench) -> Iterator[Json]:
-    """Correlation of the ground cells of neighbours in the stream."""
+    """Measure the correlation of the ground cells of neighbours in the stream."""
     samples, scene = 100_000, 1000
     laid = bench.ours("laid_out", {"samples": samples, "scene": scene, "keep_out": True}, 1)
     job = {"dataset": laid["dataset"], "tars": laid["tars"], "samples": samples, "seed": 0}
@@ -348,7 +348,7 @@ def shuffle(bench: Bench) -> Iterator[Json]:
 
 
 def neighbours(keys: list[int], scene: int) -> tuple[float, float]:
-    """Correlation of the scene's place on the ground between neighbours, and its p (two-sided).
+    """Compute the correlation of positions on the ground between neighbours, and its two-sided p.
 
     Under a uniform permutation it is normal with mean -1/(n-1) and variance near 1/n.
     """
@@ -361,7 +361,7 @@ def neighbours(keys: list[int], scene: int) -> tuple[float, float]:
 
 
 def shuffled(name: str, found: Json, scene: int, note: str) -> Json:
-    """A row of the section."""
+    """Make a row of the section."""
     keys = found["keys"]
     r, p = neighbours(keys, scene)
     assert len(set(keys)) == len(keys)
@@ -372,7 +372,7 @@ def shuffled(name: str, found: Json, scene: int, note: str) -> Json:
 
 
 def versions(bench: Bench) -> Iterator[Json]:
-    """What a new version writes."""
+    """Measure the bytes that a new version writes."""
     found = bench.ours("versions", {"samples": 20_000, "scene": 200}, 1)
     for one in found["changes"]:
         yield {
@@ -384,7 +384,7 @@ def versions(bench: Bench) -> Iterator[Json]:
 
 
 def growth(bench: Bench) -> Iterator[Json]:
-    """The whole stage, and the loader's start."""
+    """Measure the whole stage, and the start of the loader."""
     counts = [n for n in (10**3, 10**4, 10**5, 10**6) if n <= bench.most]
     seen = []
     for count in counts:
@@ -410,7 +410,7 @@ def growth(bench: Bench) -> Iterator[Json]:
 
 
 def kills(bench: Bench) -> Iterator[Json]:
-    """The test of the killed writer, 200 times."""
+    """Run the test of the killed writer 200 times."""
     began = time.perf_counter()
     test = "tests/geofm/shards/test_faults.py::"
     test += "test_a_writer_killed_again_and_again_ends_with_the_same_dataset"

@@ -21,7 +21,7 @@ ROLES = ("items", "chips", "decisions")
 
 
 def main(what: str, file: str) -> None:
-    """Run once; the function says itself what is measured."""
+    """Run a function once; the function starts and stops the clock."""
     clock = Clock()
     found = globals()[what](json.loads(Path(file).read_bytes()), clock)
     peak = peak_memory_mib()
@@ -30,17 +30,17 @@ def main(what: str, file: str) -> None:
 
 @dataclass
 class Clock:
-    """Seconds and processor seconds between start and stop."""
+    """Wall-clock and CPU seconds between start and stop."""
 
     seconds: float = 0.0
     cpu: float = 0.0
 
     def start(self) -> None:
-        """Begin."""
+        """Start the clock."""
         self.began, self.before = time.perf_counter(), self._cpu()
 
     def stop(self) -> None:
-        """End."""
+        """Stop the clock."""
         self.seconds, self.cpu = time.perf_counter() - self.began, self._cpu() - self.before
 
     @staticmethod
@@ -50,7 +50,7 @@ class Clock:
 
 
 def write(job: Json, clock: Clock) -> Json:
-    """Samples to tars, hashed, indexed and published as an artifact."""
+    """Write samples to tars, hashed, indexed and published as an artifact."""
     from shards_peers import payloads
 
     from data_catalog.manifest import Manifest
@@ -103,7 +103,7 @@ def _inputs(folder: str) -> Json:
 
 
 def world(job: Json, clock: Clock) -> Json:
-    """Chips of the job's pictures' size, in a store."""
+    """Make a store of chips with the size of the job's images."""
     from shards_world import make_world
 
     from data_catalog.store import open_store
@@ -117,12 +117,12 @@ def world(job: Json, clock: Clock) -> Json:
 
 
 def tiny_world(job: Json, clock: Clock) -> Json:
-    """Chips of 3 x 8 x 8 bytes."""
+    """Make a store of chips with 3 x 8 x 8 bytes."""
     return world({**job, "shape": (3, 8, 8), "dtype": "uint8", "scene": 1000}, clock)
 
 
 def pack(job: Json, clock: Clock) -> Json:
-    """The whole stage."""
+    """Run the whole stage."""
     from data_catalog.run import make_job, plan_parts, seal, work_parts
     from data_catalog.store import open_store
     from geofm.config.recipe import PackSettings
@@ -146,12 +146,12 @@ def pack(job: Json, clock: Clock) -> Json:
 
 
 def grow(job: Json, clock: Clock) -> Json:
-    """The whole stage on tiny chips, kept beside its world."""
+    """Run the whole stage on tiny chips, kept beside its world."""
     return pack({**job, "out": f"{job['world']}/store", "shard_mib": 16}, clock)
 
 
 def dataset(job: Json, clock: Clock) -> Json:
-    """A dataset to read, and where its samples are for the peers."""
+    """Make a dataset to read; return the positions of its samples for the peers."""
     from data_catalog.artifact import Artifact
     from geofm.shards.reader import open_index
 
@@ -163,7 +163,7 @@ def dataset(job: Json, clock: Clock) -> Json:
 
 
 def _stream(job: Json, **options: Any) -> Any:
-    """A stream in the order of the shards, or in the job's own order."""
+    """Make a stream in the order of the shards, or in the job's order."""
     from data_catalog.artifact import Artifact
     from geofm.shards.loader import SampleStream
     from geofm.shards.reader import open_index
@@ -173,7 +173,7 @@ def _stream(job: Json, **options: Any) -> Any:
 
 
 def _read(job: Json) -> Callable[[], int]:
-    """Bytes of all samples."""
+    """Read the bytes of all samples."""
     stream = _stream(job, decode=False, check=job.get("check", False), **job.get("reading", {}))
 
     def run() -> int:
@@ -186,7 +186,7 @@ def _read(job: Json) -> Callable[[], int]:
 
 
 def _train(job: Json) -> Callable[[], int]:
-    """Decoded and cropped into batches, at corners that are drawn one after the other."""
+    """Decode and crop to batches, at random corners."""
     corners, crop = cycle(np.load(job["corners"]).tolist()), job["crop"]
     size, bands = job["batch"], job["shape"][0]
 
@@ -211,7 +211,7 @@ LOOPS = {"read": _read, "train": _train}
 
 
 def read(job: Json, clock: Clock) -> Json:
-    """Bytes of all samples, the first time in a process."""
+    """Read the bytes of all samples, for the first time in a process."""
     run = _read(job)
     clock.start()
     count = run()
@@ -220,7 +220,7 @@ def read(job: Json, clock: Clock) -> Json:
 
 
 def train(job: Json, clock: Clock) -> Json:
-    """Decoded and cropped into batches, the second epoch of a process."""
+    """Decode and crop to batches, in the second epoch of a process."""
     run = _train(job)
     run()
     clock.start()
@@ -230,7 +230,7 @@ def train(job: Json, clock: Clock) -> Json:
 
 
 def turns(job: Json, clock: Clock) -> Json:
-    """One of our loops and one of the peers' in turns: medians, and the median of the ratios."""
+    """Run a geofm loop and a peer's loop in turn; return medians and the median ratio."""
     import shards_peers
 
     runs = {"ours": LOOPS[job["ours"]](job), "bare": shards_peers.WHAT[job["bare"]](job)}
@@ -240,7 +240,7 @@ def turns(job: Json, clock: Clock) -> Json:
             clock.start()
             samples = runs[name]()
             clock.stop()
-            if number:  # once before, so that memory is there
+            if number:  # once before, so that memory is allocated
                 found[name].append((clock.seconds, clock.cpu))
     ratios = np.median(np.array(found["bare"]) / np.array(found["ours"]), axis=0).tolist()
     medians = {name: np.median(times, axis=0).tolist() for name, times in found.items()}
@@ -253,7 +253,7 @@ def turns(job: Json, clock: Clock) -> Json:
 
 
 def laid_out(job: Json, clock: Clock) -> Json:
-    """Tiny samples in the order of their scenes, a tar per scene; no stage would write this."""
+    """Write tiny samples in the order of their scenes, a tar per scene, unlike the stage."""
     from data_catalog.manifest import Manifest
     from data_catalog.store import list_files, open_store
     from geofm.formats.npy import chip_bytes
@@ -283,7 +283,7 @@ def laid_out(job: Json, clock: Clock) -> Json:
 
 
 def shuffle(job: Json, clock: Clock) -> Json:
-    """Numbers of the samples in an epoch's order, as read."""
+    """Return the numbers of the samples in the order of an epoch."""
     stream = _stream({**job, "random": True}, decode=False, batch=64, seed=job["seed"])
     clock.start()
     keys = [int(sample.key, 16) for batch in stream.batches() for sample in batch]
@@ -292,7 +292,7 @@ def shuffle(job: Json, clock: Clock) -> Json:
 
 
 def uniform(job: Json, clock: Clock) -> Json:
-    """What is compared with: another generator's permutation."""
+    """Return the permutation of another generator, for comparison."""
     clock.start()
     rng = np.random.Generator(np.random.Philox(job["seed"]))
     keys = rng.permutation(job["samples"]).tolist()
@@ -301,7 +301,7 @@ def uniform(job: Json, clock: Clock) -> Json:
 
 
 def start(job: Json, clock: Clock) -> Json:
-    """From nothing opened to the first sample."""
+    """Measure the time from opening to the first sample."""
     clock.start()
     stream = _stream({**job, "random": True}, batch=1)
     next(iter(stream.batches()))
@@ -310,7 +310,7 @@ def start(job: Json, clock: Clock) -> Json:
 
 
 def epoch(job: Json, clock: Clock) -> Json:
-    """All samples in random order."""
+    """Read all samples in random order."""
     stream = _stream({**job, "random": True}, batch=64)
     clock.start()
     count = sum(len(batch) for batch in stream.batches())
@@ -319,7 +319,7 @@ def epoch(job: Json, clock: Clock) -> Json:
 
 
 def versions(job: Json, clock: Clock) -> Json:
-    """What is written for a new version when samples go and come back."""
+    """Measure the bytes written for a new version when samples are removed and return."""
     from shards_world import chip_id, decide
 
     from data_catalog.artifact import Artifact

@@ -1,8 +1,8 @@
-"""The peers of ``benchmarks/shards.py``: each does the same work, in a process of its own.
+"""Peers of ``benchmarks/shards.py``: each does the same work, in a process of its own.
 
     PYTHON benchmarks/shards_peers.py WHAT JOB.json
 
-needs in PYTHON's environment: webdataset, litdata, torch, numpy. The last line printed is JSON.
+PYTHON's environment: webdataset, litdata, torch, numpy. The last printed line is JSON.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ SHARD = 64 * 2**20
 
 
 def main() -> None:
-    """Run once, and tell seconds, processor seconds, samples and memory."""
+    """Run a function once; print seconds, CPU seconds, samples and memory."""
     what, file = sys.argv[1:]
     job = json.loads(Path(file).read_bytes())
-    run = WHAT[what](job)  # imports and opens; the clock starts afterwards
-    if job.get("warm"):  # once before, so that memory is there
+    run = WHAT[what](job)  # import and open before the measurement
+    if job.get("warm"):  # once before, so that memory is allocated
         run()
     began, before = time.perf_counter(), cpu_seconds()
     samples = run()
@@ -42,13 +42,13 @@ def main() -> None:
 
 
 def cpu_seconds() -> float:
-    """Of this process and of children that have ended."""
+    """Return CPU seconds of this process and of its ended children."""
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     return time.process_time() + children.ru_utime + children.ru_stime
 
 
 def payloads(job: Json) -> Iterator[tuple[str, bytes, bytes]]:
-    """Key, ``.npy`` and JSON of each sample: the same for everyone who writes."""
+    """Yield key, ``.npy`` and JSON of each sample, equal for all writers."""
     pictures = [Path(name).read_bytes() for name in job["pictures"]]
     about = json.dumps({"about": "x" * (job["json_bytes"] - 13)}).encode()
     for number in range(job["samples"]):
@@ -56,7 +56,7 @@ def payloads(job: Json) -> Iterator[tuple[str, bytes, bytes]]:
 
 
 def write_webdataset(job: Json) -> Callable[[], int]:
-    """``webdataset.ShardWriter``; bytes go in as they are."""
+    """Write with ``webdataset.ShardWriter``, bytes unchanged."""
     import webdataset as wds
 
     def run() -> int:
@@ -70,7 +70,7 @@ def write_webdataset(job: Json) -> Callable[[], int]:
 
 
 def write_litdata(job: Json) -> Callable[[], int]:
-    """Litdata's chunks of the same two byte strings."""
+    """Write litdata's chunks of the same two byte strings."""
     from litdata.streaming.cache import Cache
 
     def run() -> int:
@@ -85,7 +85,7 @@ def write_litdata(job: Json) -> Callable[[], int]:
 
 
 def write_files(job: Json) -> Callable[[], int]:
-    """Two files a sample."""
+    """Write two files per sample."""
 
     def run() -> int:
         folder = Path(job["out"]) / "files"
@@ -100,7 +100,7 @@ def write_files(job: Json) -> Callable[[], int]:
 
 
 def write_tarfile(job: Json) -> Callable[[], int]:
-    """Python's ``tarfile``, one tar per shard, nothing hashed."""
+    """Write with Python's ``tarfile``, a tar per shard, without hashes."""
 
     def run() -> int:
         import io
@@ -126,7 +126,7 @@ def write_tarfile(job: Json) -> Callable[[], int]:
 
 
 def write_gnu_tar(job: Json) -> Callable[[], int]:
-    """GNU tar of files that are there."""
+    """Run GNU tar on existing files."""
 
     def run() -> int:
         subprocess.run(["tar", "-cf", f"{job['out']}/gnu.tar", "-C", job["files"], "."], check=True)
@@ -136,7 +136,7 @@ def write_gnu_tar(job: Json) -> Callable[[], int]:
 
 
 def write_bare(job: Json) -> Callable[[], int]:
-    """The same bytes written to files of a shard's size: no tar, no hash, no index."""
+    """Write the same bytes to files of a shard's size: no tar, no hash, no index."""
 
     def run() -> int:
         size, file, number = SHARD, -1, 0
@@ -156,7 +156,7 @@ def write_bare(job: Json) -> Callable[[], int]:
 
 
 def places(job: Json) -> list[tuple[int, int, int]]:
-    """Shard, offset and size of every sample, in the job's order."""
+    """Return shard, offset and size of every sample, in the job's order."""
     table = np.load(job["places"])
     return [tuple(row) for row in table[np.load(job["order"])].tolist()] if job["random"] else [
         tuple(row) for row in table.tolist()
@@ -164,9 +164,9 @@ def places(job: Json) -> list[tuple[int, int, int]]:
 
 
 def read_pread(job: Json) -> Callable[[], int]:
-    """A bare loop of ``os.pread``; with ``keep`` it hands over lists of so many.
+    """Read with a bare loop of ``os.pread``; ``keep`` is the number of samples in a list.
 
-    Who takes a list holds it until the next one is there, as in every loop over batches.
+    The caller holds a list until the next one arrives, as in every loop over batches.
     """
     files = [os.open(name, os.O_RDONLY) for name in job["tars"]]
     rows, keep = places(job), job.get("keep", 1)
@@ -189,7 +189,7 @@ def read_pread(job: Json) -> Callable[[], int]:
 
 
 def read_webdataset(job: Json) -> Callable[[], int]:
-    """``webdataset.WebDataset`` as it comes, nothing decoded."""
+    """Read with the default ``webdataset.WebDataset``, without decoding."""
     import webdataset as wds
 
     data = wds.WebDataset(job["tars"], shardshuffle=False, empty_check=False)
@@ -197,7 +197,7 @@ def read_webdataset(job: Json) -> Callable[[], int]:
 
 
 def read_tarfile(job: Json) -> Callable[[], int]:
-    """Python's ``tarfile`` over all members."""
+    """Read all members with Python's ``tarfile``."""
 
     def run() -> int:
         count = 0
@@ -214,9 +214,9 @@ def read_tarfile(job: Json) -> Callable[[], int]:
 
 
 def read_litdata(job: Json) -> Callable[[], int]:
-    """Litdata's dataset: in order, or item by item in the job's order.
+    """Read litdata's dataset, in order or item by item in the job's order.
 
-    It hands over views of a mapped file, of which nothing has been read: a copy is the reading.
+    It returns views of a mapped file whose bytes have not been read, so the copy is the read.
     """
     import litdata
 
@@ -231,7 +231,7 @@ def read_litdata(job: Json) -> Callable[[], int]:
 
 
 def read_files(job: Json) -> Callable[[], int]:
-    """One file per sample, opened and read."""
+    """Open and read a file per sample."""
     names = sorted(Path(job["files"]).glob("*.npy"))
     chosen = [str(names[n]) for n in np.load(job["order"]).tolist()] if job["random"] else [
         str(name) for name in names
@@ -247,7 +247,7 @@ def read_files(job: Json) -> Callable[[], int]:
 
 
 def decode_alone(job: Json) -> Callable[[], int]:
-    """pread, view as pixels, crop into a float32 batch: what no loader can do without."""
+    """Read, view as pixels and crop to a float32 batch: the necessary work of any loader."""
     files = [os.open(name, os.O_RDONLY) for name in job["tars"]]
     rows, (bands, height, width), crop = places(job), job["shape"], job["crop"]
     corners = np.load(job["corners"]).tolist()
@@ -268,7 +268,7 @@ def decode_alone(job: Json) -> Callable[[], int]:
 
 
 def decode_webdataset(job: Json) -> Callable[[], int]:
-    """webdataset, its own decoder of ``.npy``, cropped into the same batches."""
+    """Read with webdataset and its own ``.npy`` decoder, cropped to the same batches."""
     import webdataset as wds
 
     corners, crop = np.load(job["corners"]).tolist(), job["crop"]
@@ -290,7 +290,7 @@ def decode_webdataset(job: Json) -> Callable[[], int]:
 
 
 def shuffle_webdataset(job: Json) -> Callable[[], Json]:
-    """Keys in the order of webdataset's shuffle of shards and buffer."""
+    """Return keys in the order of webdataset's shuffle of shards and buffer."""
     import webdataset as wds
 
     data = wds.WebDataset(job["tars"], shardshuffle=len(job["tars"]), seed=job["seed"],
@@ -300,7 +300,7 @@ def shuffle_webdataset(job: Json) -> Callable[[], Json]:
 
 
 def shuffle_litdata(job: Json) -> Callable[[], Json]:
-    """Numbers in the order of litdata's shuffle."""
+    """Return numbers in the order of litdata's shuffle."""
     import litdata
 
     data = litdata.StreamingDataset(str(Path(job["out"]) / "litdata"), shuffle=True,
@@ -309,7 +309,7 @@ def shuffle_litdata(job: Json) -> Callable[[], Json]:
 
 
 def make_litdata(job: Json) -> Callable[[], int]:
-    """Litdata's chunks for ``shuffle_litdata``: samples in the order of the tars, 1,000 each."""
+    """Write litdata's chunks for ``shuffle_litdata``: samples in tar order, 1,000 per chunk."""
     from litdata.streaming.cache import Cache
 
     def run() -> int:

@@ -1,4 +1,4 @@
-"""Chips, items and decisions of any number for ``benchmarks/shards.py``, through a real store."""
+"""Chips, items and decisions in any number for ``benchmarks/shards.py``, in a real store."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from data_catalog.tables import write_table
 from geofm.formats.npy import chip_bytes, pixel_sha256
 from geofm.formats.tar import write_tar
 
-#: Different pictures; more would only take time to make.
+#: Different images; more would only take time to generate.
 PICTURES = 64
 ROWS = 2**16
 
@@ -30,7 +30,7 @@ ROWS = 2**16
 def make_world(
     store: Store, samples: int, shape: tuple[int, int, int], dtype: str, per_scene: int
 ) -> dict[str, Artifact]:
-    """The inputs of ``pack``: chips laid out by scene, scenes along a line from west to east."""
+    """Make the inputs of ``pack``: chips stored by scene, scenes along a line from west to east."""
     rng = np.random.default_rng(0)
     top = np.iinfo(dtype).max
     pictures = [rng.integers(1, top, shape, dtype=dtype) for _ in range(PICTURES)]
@@ -54,7 +54,7 @@ def make_world(
 
 
 def decide(store: Store, ids: list[str], drop: set[str]) -> Artifact:
-    """Decisions that keep all but some chips."""
+    """Make decisions that keep all but some chips."""
     with store.staging() as folder:
         out = folder / "artifact"
         out.mkdir()
@@ -65,7 +65,7 @@ def decide(store: Store, ids: list[str], drop: set[str]) -> Artifact:
 
 
 def chip_id(number: int) -> str:
-    """24 hex digits."""
+    """Return an id of 24 hex digits."""
     return hashlib.sha256(f"chip {number}".encode()).hexdigest()[:24]
 
 
