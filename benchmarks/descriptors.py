@@ -119,13 +119,13 @@ def the_job(stage: str, folder: Path, place: Path) -> tuple[Any, Any]:
     """Make a job of a stage on the chips, in a store of its own, so that nothing is reused."""
     from data_catalog.run import make_job
     from data_catalog.store import open_store
-    from geofm.config.recipe import EmbedSettings, Section
+    from geofm.config.recipe import EmbedSettings, RecipeSection
     from geofm.dedup import describe
     from geofm.embeddings import embed
 
     chips = open_store(folder).artifact("chips", (folder / "digest").read_text())
     one = {"describe": describe.STAGE, "embed": embed.STAGE}[stage]
-    settings = EmbedSettings() if stage == "embed" else Section()
+    settings = EmbedSettings() if stage == "embed" else RecipeSection()
     return one, make_job(one, open_store(place), {"chips": chips}, settings)
 
 

@@ -197,7 +197,7 @@ def ours(pool: list[Window], scenes: list[Scene], water: set[str], place: Path) 
     from data_catalog.catalogue import open_catalogue
     from data_catalog.run import run_stage
     from data_catalog.store import open_store
-    from geofm.config.recipe import EmbedSettings, Section
+    from geofm.config.recipe import EmbedSettings, RecipeSection
     from geofm.dedup import describe
     from geofm.dedup.alike import find_alike, near_by_embedding
     from geofm.dedup.exact_pairs import find_edges
@@ -210,7 +210,7 @@ def ours(pool: list[Window], scenes: list[Scene], water: set[str], place: Path) 
     chips = {"chips": make_chips(store, made, per_part=64)}
     ids = [chip.chip_id(n) for n, chip in enumerate(made)]
     marks = [time.perf_counter()]
-    found = run_stage(describe.STAGE, store, catalogue, chips, Section())
+    found = run_stage(describe.STAGE, store, catalogue, chips, RecipeSection())
     marks.append(time.perf_counter())
     vectors = run_stage(embed.STAGE, store, catalogue, chips, EmbedSettings())
     marks.append(time.perf_counter())

@@ -10,7 +10,7 @@ from pydantic.fields import FieldInfo
 from typer.main import get_command
 
 from flows.cli.main import app
-from geofm.config.recipe import Recipe, Section
+from geofm.config.recipe import Recipe, RecipeSection
 
 DOCS = Path(__file__).parent
 NOTE = "This page is written by `python docs/reference.py`; a test compares it with the code.\n"
@@ -48,7 +48,7 @@ def render_recipe() -> str:
     parts = [RECIPE]
     for name, section in Recipe.model_fields.items():
         model = section.annotation
-        if not (isinstance(model, type) and issubclass(model, Section)):
+        if not (isinstance(model, type) and issubclass(model, RecipeSection)):
             continue
         rows = [
             (f"`{field}`", _allowed(info), f"`{_default(info)}`", info.description or "")

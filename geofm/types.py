@@ -1,4 +1,4 @@
-"""Types that several rooms share."""
+"""Types that several rooms share: JSON objects and numpy arrays."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 #: A JSON object.
 Json = dict[str, Any]
-#: Row numbers.
+#: Row numbers and other whole numbers.
 Indices = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Floats32 = NDArray[np.float32]
+Bools = NDArray[np.bool_]

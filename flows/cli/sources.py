@@ -79,10 +79,10 @@ def _check(path: Path, item: str, json_: bool) -> None:
             names = ", ".join(source.name for source in profiles)
             out.print(f"{path}: {len(profiles)} good profiles ({names})", highlight=False)
         return
-    from geofm.stac.profile_check import examine, profile_of
+    from geofm.stac.profile_check import check_profile, profile_for_item
 
     content = _read_item(Path(item))
-    report = examine(content, profile_of(content, profiles))
+    report = check_profile(content, profile_for_item(content, profiles))
     if json_:
         print_json(report)
     elif report["bands"]:

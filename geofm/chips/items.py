@@ -19,8 +19,7 @@ from data_catalog.sources import Source
 from data_catalog.tables import records
 from geofm.config.recipe import CutSettings
 from geofm.remote.url_policy import Access
-from geofm.stac import supersede as identity
-from geofm.stac.supersede import SUPERSEDED
+from geofm.stac.supersede import SUPERSEDED, Acquisition, find_superseded, read_acquisition
 from geofm.types import Json
 
 _lock = threading.Lock()
@@ -141,13 +140,13 @@ def superseded_items(items: Artifact, bad: Collection[int]) -> list[Listed]:
 
 def best_of(items: Sequence[Listed]) -> list[Listed]:
     """Keep the best item of each acquisition and tile."""
-    again = identity.superseded([identity_of(one) for one in items])
+    again = find_superseded([identity_of(one) for one in items])
     return [one for position, one in enumerate(items) if position not in again]
 
 
-def identity_of(one: Listed) -> identity.Scene:
+def identity_of(one: Listed) -> Acquisition:
     """The properties of an item by which versions of one acquisition are told apart."""
-    return identity.scene_of(one.item, one.profile.identity, one.geometry)
+    return read_acquisition(one.item, one.profile.identity, one.geometry)
 
 
 def access_of(items: Artifact, settings: CutSettings) -> Access:

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from shapely.affinity import translate
 from shapely.geometry.base import BaseGeometry
 
-from geofm.raster.grid import WGS84, Grid, Shapes, boxes, continuous, extent_footprint, to_crs
+from geofm.config.area import FULL_TURNS, unwrap_longitudes
+from geofm.raster.grid import WGS84, Grid, Shapes, boxes, extent_footprint, to_crs
 from geofm.stac.supersede import version_key
 
 #: [n, 2] cell numbers x, y.
@@ -61,7 +62,7 @@ class Claim:
     @cached_property
     def data(self) -> BaseGeometry:
         """Where the scene has data, in its own CRS."""
-        area = np.array([continuous(self.geometry)])
+        area = np.array([unwrap_longitudes(self.geometry)])
         found: BaseGeometry = shapely.make_valid(to_crs(area, WGS84, self.grid.crs)[0])
         shapely.prepare(found)
         return found
@@ -111,7 +112,7 @@ def neighbours(claims: Sequence[Claim]) -> dict[int, set[int]]:
     areas = [extent_footprint(claim.grid) for claim in claims]
     tree = shapely.STRtree(areas)
     found: dict[int, set[int]] = defaultdict(set)
-    for turn in (0.0, 360.0, -360.0):
+    for turn in FULL_TURNS:
         turned = [translate(area, turn) for area in areas]
         for a, b in tree.query(turned, predicate="intersects").T:
             if a != b:

@@ -24,7 +24,7 @@ from geofm.raster.grid import Grid
 from geofm.raster.scene import finest_grid, open_scene
 from geofm.remote.quarantine import Quarantine
 from geofm.remote.url_policy import Access
-from geofm.runtime.text import instant
+from geofm.runtime.timestamps import parse_time
 from geofm.stac.bands import find_band
 from geofm.stac.item import is_number
 from geofm.types import Json
@@ -133,7 +133,7 @@ def claim_of(job: Job, one: Listed, grid: Grid) -> Claim:
     """A scene as the sampling plan sees it."""
     item, settings = one.item, job.settings
     nodata = item["properties"].get("s2:nodata_pixel_percentage")
-    when = instant(one.datetime)
+    when = parse_time(one.datetime)
     if when is not None and when.tzinfo:
         when = when.astimezone(UTC)
     bands = wanted(item, one.profile, settings)

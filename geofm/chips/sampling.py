@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from shapely.geometry.base import BaseGeometry
 
 from geofm.chips.overlap import Cells, Claim, find_owners
+from geofm.config.area import FULL_TURNS
 from geofm.config.recipe import CutSettings
 from geofm.raster.grid import all_cells, boxes, centres
-from geofm.runtime.text import instant
-from geofm.stac.supersede import moment
+from geofm.runtime.timestamps import epoch_seconds, parse_time
 
 #: Why a window is not cut; empty for those that are.
 REASONS = (
@@ -136,7 +136,7 @@ def in_area(claim: Claim, cells: Cells, area: BaseGeometry) -> NDArray[np.bool_]
     """Whether the centre of each cell lies in an area, whose longitudes may pass 180."""
     shapely.prepare(area)
     lon, lat = centres(claim.grid, cells).T
-    hits = [shapely.contains_xy(area, lon + turn, lat) for turn in (0.0, 360.0, -360.0)]
+    hits = [shapely.contains_xy(area, lon + turn, lat) for turn in FULL_TURNS]
     return np.asarray(np.any(hits, axis=0), dtype=np.bool_)
 
 
@@ -171,15 +171,15 @@ def candidates(windows: Windows, claims: Sequence[Claim], settings: CutSettings)
     left = np.flatnonzero(windows.reason == 0)
     texts = {
         "collection": [c.collection for c in claims],
-        "grid": [c.grid.lattice for c in claims],
-        "season": [season_of(c.time, settings.season) for c in claims],
+        "grid": [c.grid.cell_system for c in claims],
+        "season": [sampling_period(c.time, settings.season) for c in claims],
         "item_id": [c.item_id for c in claims],
     }
     # numbers in the order of the texts: a table of millions of windows has no room for texts
     scenes = pd.DataFrame({name: pd.factorize(np.array(some, dtype=object), sort=True)[0]
                            for name, some in texts.items()}, dtype=np.int32)  # fmt: skip
     scenes["cloud"] = [c.cloud for c in claims]
-    scenes["age"] = [-moment(c.time) for c in claims]
+    scenes["age"] = [-epoch_seconds(c.time) for c in claims]
     scenes["bytes"] = [c.chip_bytes for c in claims]
     scenes["once"] = [c.scene_bytes for c in claims]
     table = scenes.iloc[windows.claim[left]].reset_index(drop=True)
@@ -204,9 +204,12 @@ def drop(windows: Windows, table: pd.DataFrame, falls: pd.Series, reason: str) -
     return table[~falls]
 
 
-def season_of(time: str, kind: str) -> str:
-    """The season's name, e.g. ``2023-1`` for December 2022 to February 2023 (quarter 1 of 4)."""
-    when = instant(time)
+def sampling_period(time: str, kind: str) -> str:
+    """Name the period of a time, e.g. ``2023-1`` for December 2022 to February 2023.
+
+    A period is one month, quarter or year of one year, unlike the recurring seasons of selection.
+    """
+    when = parse_time(time)
     if when is None or kind == "all":
         return ""
     if kind == "year":

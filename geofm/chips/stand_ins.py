@@ -37,7 +37,7 @@ from geofm.config.recipe import CutSettings
 from geofm.formats.tar import read_range, write_tar
 from geofm.raster.grid import Grid
 from geofm.remote.quarantine import Quarantine
-from geofm.stac import supersede as identity
+from geofm.stac.supersede import find_superseded
 from geofm.stac.validate_items import COLUMNS
 from geofm.types import Json
 
@@ -177,7 +177,7 @@ def _follows(newer: Listed, older: Listed) -> bool:
     same = (newer.collection, newer.acquisition) == (older.collection, older.acquisition)
     if not same or not newer.acquisition:
         return False
-    found = identity.superseded([identity_of(newer), identity_of(older)])
+    found = find_superseded([identity_of(newer), identity_of(older)])
     return 1 in found
 
 

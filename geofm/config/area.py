@@ -1,7 +1,13 @@
-"""The ground that a search asks for: a box, a GeoJSON geometry or circles around places.
+"""The area of a search, and the rules for areas that cross the antimeridian.
 
-Everything is in degrees (EPSG:4326) between -180 and 180. What crosses the antimeridian is split
-there, so that areas can be intersected without thinking of it.
+A recipe gives the area as a bounding box, a GeoJSON geometry or circles. Coordinates are degrees
+(EPSG:4326). Areas that cross the antimeridian are held in one of two forms:
+
+split       two pieces, longitudes -180 to 180; the form of a search, so that areas intersect as
+            usual                                                    (`split_at_antimeridian`)
+unwrapped   one piece, with longitudes that run past 180; the form of footprints of scenes and
+            chips. An unwrapped area is compared with copies of the other area that are shifted by
+            `FULL_TURNS`                                             (`unwrap_longitudes`)
 """
 
 from __future__ import annotations
@@ -20,38 +26,57 @@ from shapely.affinity import translate
 from shapely.geometry import Polygon, box, mapping, shape
 from shapely.geometry.base import BaseGeometry
 
-from geofm.types import Json
+from geofm.types import Floats, Json
 
-#: An area is part of a recipe and of every manifest made with it, so it is not endless.
+#: Limits of an area, because it is copied to the manifest of every search.
 MAX_POINTS = 20_000
 MAX_FILE_BYTES = 20 * 2**20
 CIRCLE_POINTS = 64
 MAX_RADIUS_KM = 5000.0
+#: Shifts in degrees at which two areas with unwrapped longitudes can meet.
+FULL_TURNS = (0.0, 360.0, -360.0)
 _NUMBER = r"([+-]?\d{1,4}(?:\.\d{1,12})?)"
-_PLACE = re.compile(rf"{_NUMBER}/{_NUMBER}/{_NUMBER}")
+_CIRCLE = re.compile(rf"{_NUMBER}/{_NUMBER}/{_NUMBER}")
 _EARTH = Geod(ellps="WGS84")
+#: Exceptions of shapely for geometries that are not GeoJSON.
+_UNREADABLE = (
+    ValueError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    IndexError,
+    OverflowError,
+    shapely.errors.ShapelyError,
+)
 
 
-def area_of(
-    bbox: Sequence[float] | None, area: Json | None, places: Sequence[str]
+def search_area(
+    bbox: Sequence[float] | None, area: Json | None, circles: Sequence[str]
 ) -> BaseGeometry | None:
-    """The area that a search is limited to (EPSG:4326), None for everywhere.
+    """Build the area of a search from the settings; at most one of them is given.
 
-    A box, geometry or circle across the antimeridian comes back in two pieces.
+    Args:
+        bbox: West, south, east, north in degrees; west > east means across the antimeridian.
+        area: GeoJSON polygon or multipolygon.
+        circles: Circles as ``lon/lat/radius_km``.
+
+    Returns:
+        The area, split at the antimeridian; None for everywhere.
     """
     if bbox is not None:
         west, south, east, north = bbox
-        return split(box(west, south, east if west <= east else east + 360.0, north))
+        whole = box(west, south, east if west <= east else east + 360.0, north)
+        return split_at_antimeridian(whole)
     if area is not None:
-        return split(shape(area))
-    if places:
-        circles = [circle(*parse_place(text)) for text in places]
-        return shapely.union_all([split(one) for one in circles])
+        return split_at_antimeridian(shape(area))
+    if circles:
+        discs = [circle(*parse_circle(text)) for text in circles]
+        return shapely.union_all([split_at_antimeridian(disc) for disc in discs])
     return None
 
 
-def split(area: BaseGeometry) -> BaseGeometry:
-    """The area with all longitudes in -180..180; a polygon over the edge is cut there."""
+def split_at_antimeridian(area: BaseGeometry) -> BaseGeometry:
+    """Bring all longitudes into -180 to 180; an area that crosses the antimeridian is cut there."""
     west, _, east, _ = area.bounds
     if west >= -180 and east <= 180:
         return area
@@ -60,19 +85,37 @@ def split(area: BaseGeometry) -> BaseGeometry:
         translate(area.intersection(box(360 * n - 180, -90, 360 * n + 180, 90)), -360 * n)
         for n in turns
     ]
-    return shapely.union_all([one for one in pieces if one.area > 0])
+    return shapely.union_all([piece for piece in pieces if piece.area > 0])
 
 
-def parse_place(text: str) -> tuple[float, float, float]:
-    """Longitude, latitude (degrees) and radius (km) of ``lon/lat/radius_km``.
+def unwrap_longitudes(area: BaseGeometry) -> BaseGeometry:
+    """Join an area that is wider than 180 degrees across the antimeridian, past longitude 180."""
+    if area.is_empty or area.bounds[2] - area.bounds[0] <= 180:
+        return area
+    moved = to_eastern_longitudes(area)
+    return moved if moved.area > 0 else area  # an area around the whole Earth has no gap to join
+
+
+def to_eastern_longitudes(area: BaseGeometry) -> BaseGeometry:
+    """Add 360 degrees to each negative longitude; the result may be invalid."""
+
+    def shift(points: Floats) -> Floats:
+        return points + np.where(points[:, :1] < 0, [360.0, 0.0], [0.0, 0.0])
+
+    moved: BaseGeometry = shapely.transform(area, shift)
+    return moved
+
+
+def parse_circle(text: str) -> tuple[float, float, float]:
+    """Parse ``lon/lat/radius_km`` into longitude, latitude (degrees) and radius (km).
 
     Raises:
-        ValueError: with an example.
+        ValueError: The text is malformed or out of range; the message has an example.
     """
-    found = _PLACE.fullmatch(text.strip())
-    if found is None:
+    match = _CIRCLE.fullmatch(text.strip())
+    if match is None:
         raise ValueError(f"{text!a:.60}: write lon/lat/radius_km, e.g. 2.35/48.85/10")
-    lon, lat, radius = (float(number) for number in found.groups())
+    lon, lat, radius = (float(number) for number in match.groups())
     if not (-180 <= lon <= 180 and -90 <= lat <= 90 and 0 < radius <= MAX_RADIUS_KM):
         raise ValueError(
             f"{text!a:.60}: longitude -180..180, latitude -90..90, radius up to "
@@ -82,12 +125,12 @@ def parse_place(text: str) -> tuple[float, float, float]:
 
 
 def circle(lon: float, lat: float, radius_km: float) -> Polygon:
-    """The ground within a distance of a place; may reach beyond longitude 180 on either side."""
-    turn = np.linspace(0, 360, CIRCLE_POINTS, endpoint=False)
-    here = np.full(CIRCLE_POINTS, lon), np.full(CIRCLE_POINTS, lat)
-    lons, lats, _ = _EARTH.fwd(*here, turn, np.full(CIRCLE_POINTS, radius_km * 1000.0))
+    """Build the polygon within a distance of a point; longitudes may run past 180 or -180."""
+    azimuths = np.linspace(0, 360, CIRCLE_POINTS, endpoint=False)
+    centre = np.full(CIRCLE_POINTS, lon), np.full(CIRCLE_POINTS, lat)
+    lons, lats, _ = _EARTH.fwd(*centre, azimuths, np.full(CIRCLE_POINTS, radius_km * 1000.0))
     to_pole = _EARTH.inv(lon, lat, lon, math.copysign(90.0, lat))[2] / 1000.0
-    if to_pole <= radius_km:  # a cap: its rim runs once around
+    if to_pole <= radius_km:  # the circle holds a pole: its rim takes on every longitude once
         order = np.argsort(lons)
         rim = np.column_stack([lons[order], lats[order]])
         pole, edge = math.copysign(90.0, lat), float(rim[[0, -1], 1].mean())
@@ -97,29 +140,34 @@ def circle(lon: float, lat: float, radius_km: float) -> Polygon:
     return Polygon(np.column_stack([lons, lats]))
 
 
-def read_area(given: Any) -> Json | None:
-    """A GeoJSON polygon or multipolygon from a geometry, a feature, a collection or a file's path.
+def read_area(value: Any) -> Json | None:
+    """Read the setting ``search.area``.
+
+    Args:
+        value: GeoJSON geometry, feature or collection of features, or the path of a file with
+            one; None for no area.
 
     Returns:
-        The geometry alone, as JSON; several features are joined.
+        One polygon or multipolygon as GeoJSON; several features are joined.
 
     Raises:
-        ValueError: what is wrong and what would do.
+        ValueError: The area can't be used; the message says what to give.
     """
-    if given is None:
+    if value is None:
         return None
-    content = _read(given) if isinstance(given, str) else given
+    content = _read_json(value) if isinstance(value, str) else value
     areas = [_polygon(geometry) for geometry in _geometries(content)]
     if not areas:
         raise ValueError("the GeoJSON holds no geometry; give a polygon or multipolygon")
     whole = areas[0] if len(areas) == 1 else shapely.union_all(areas)
     if shapely.get_num_coordinates(whole) > MAX_POINTS:
         raise ValueError(f"the area has more than {MAX_POINTS} points; simplify it")
-    found: Json = json.loads(json.dumps(mapping(whole)))
-    return found
+    geometry: Json = json.loads(json.dumps(mapping(whole)))
+    return geometry
 
 
-def _read(path: str) -> Any:
+def _read_json(path: str) -> Any:
+    """Read a GeoJSON file of bounded size."""
     file = Path(path)
     try:
         if file.stat().st_size > MAX_FILE_BYTES:
@@ -130,30 +178,29 @@ def _read(path: str) -> Any:
 
 
 def _geometries(content: Any) -> list[Any]:
-    """The geometries in a GeoJSON object."""
+    """Return the geometries of a GeoJSON object, unchecked."""
     if not isinstance(content, dict):
         raise ValueError("give a GeoJSON object, or the path of a file with one")
     if content.get("type") == "FeatureCollection":
         features = content.get("features")
-        found = features if isinstance(features, list) else []
-        return [one.get("geometry") if isinstance(one, dict) else None for one in found]
+        features = features if isinstance(features, list) else []
+        return [item.get("geometry") if isinstance(item, dict) else None for item in features]
     return [content.get("geometry") if content.get("type") == "Feature" else content]
 
 
 def _polygon(geometry: Any) -> BaseGeometry:
-    """One polygon or multipolygon in degrees."""
+    """Check a GeoJSON geometry and return it as a valid polygon or multipolygon in degrees."""
     try:
         area = shape(geometry)
-        good = not area.is_empty and area.geom_type in ("Polygon", "MultiPolygon")
-    except (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError,
-            shapely.errors.ShapelyError) as error:  # fmt: skip
+        is_polygon = not area.is_empty and area.geom_type in ("Polygon", "MultiPolygon")
+    except _UNREADABLE as error:
         raise ValueError(f"the geometry can't be read: {error}"[:200]) from error
-    if not good:
+    if not is_polygon:
         raise ValueError("the area must be a Polygon or MultiPolygon")
     west, south, east, north = area.bounds
     if not (west >= -360 and east <= 360 and south >= -90 and north <= 90):
         raise ValueError("the area must be in degrees (longitude, latitude), EPSG:4326")
-    if _leaps(area):
+    if _has_long_edge(area):
         raise ValueError(
             "an edge of the area spans more than 180 degrees; cut it at the antimeridian, or "
             "write longitudes beyond 180 (170 to 190)"
@@ -166,9 +213,9 @@ def _polygon(geometry: Any) -> BaseGeometry:
     return valid
 
 
-def _leaps(area: BaseGeometry) -> bool:
-    """Whether an edge may be meant to go the other way around the Earth."""
+def _has_long_edge(area: BaseGeometry) -> bool:
+    """Check for an edge of more than 180 degrees, whose way around the Earth is ambiguous."""
     polygons = list(getattr(area, "geoms", [area]))
-    rings = [ring for one in polygons for ring in (one.exterior, *one.interiors)]
+    rings = [ring for polygon in polygons for ring in (polygon.exterior, *polygon.interiors)]
     steps = [np.abs(np.diff(np.asarray(ring.coords)[:, 0])) for ring in rings]
     return any(bool(((step > 180) & (step < 360)).any()) for step in steps)

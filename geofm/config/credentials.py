@@ -1,7 +1,7 @@
-"""The user's credentials for the catalogue itself: references ``${NAME}`` in ``search.stac``.
+"""Credentials for the catalogue itself: references ``${NAME}`` in ``search.stac``.
 
-A recipe, a manifest and the database of Prefect hold the reference. The value is read from the
-environment when a request is sent, and it is sent to the catalogue's own server alone.
+Recipes, manifests and Prefect's database hold only the reference. Its value is read from the
+environment when a request is sent, and is sent only to the catalogue's own server.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ REMEDY = (
 
 @dataclass(frozen=True)
 class Credentials:
-    """What is added to a request to the catalogue's own server.
+    """Secrets that are added to requests to the catalogue's own server.
 
     Attributes:
-        user_info: ``user:password``, empty for none.
-        fields: parameters of the query, percent-encoded.
+        user_info: ``user:password``; empty for none.
+        fields: Query parameters, percent-encoded.
     """
 
     user_info: str = ""
@@ -36,25 +36,25 @@ class Credentials:
 
     @property
     def headers(self) -> dict[str, str]:
-        """The header of HTTP Basic, if there is user info."""
+        """The header of HTTP Basic authentication; empty without user info."""
         if not self.user_info:
             return {}
-        coded = b64encode(self.user_info.encode("utf-8")).decode("ascii")
-        return {"authorization": f"Basic {coded}"}
+        encoded = b64encode(self.user_info.encode("utf-8")).decode("ascii")
+        return {"authorization": f"Basic {encoded}"}
 
     def add_to(self, target: str) -> str:
-        """Append the parameters to a path with its query."""
+        """Append the query parameters to a path, which may have a query."""
         path, _, query = target.partition("?")
-        there = query.split("&") if query else []
-        fields = [*there, *(field for field in self.fields if field not in there)]
+        present = query.split("&") if query else []
+        fields = [*present, *(field for field in self.fields if field not in present)]
         return f"{path}?{'&'.join(fields)}" if fields else target
 
 
 def check_address(address: str) -> None:
-    """Refuse a catalogue's address that holds a secret, or a reference where none is resolved.
+    """Refuse an address with a secret, or with a reference in a part that is not resolved.
 
     Raises:
-        UsageError: with the remedy. It is no ValueError, since pydantic would quote the address.
+        UsageError: With the remedy. A ValueError is avoided: pydantic would quote the address.
     """
     secrets = secrets_in(address)
     if secrets:
@@ -63,14 +63,14 @@ def check_address(address: str) -> None:
         return
     if not re.match(r"https?://", address) or REFERENCE.search(base_address(address)):
         raise UsageError(
-            "search.stac: a reference ${NAME} may stand in the user info or in the query of an "
-            "http(s) address only"
+            "search.stac: a reference ${NAME} is allowed only in the user info or in the query of "
+            "an http(s) address"
         )
 
 
 @lru_cache(maxsize=64)
 def base_address(address: str) -> str:
-    """The catalogue's address without the parts that hold references, and without user info."""
+    """Return the catalogue's address without user info and without parts that hold references."""
     if not REFERENCE.search(address):
         return address
     begin, _, rest = split_user_info(address)
@@ -80,18 +80,20 @@ def base_address(address: str) -> str:
 
 
 def credentials_of(address: str) -> Credentials:
-    """Resolve the references of a catalogue's address.
+    """Resolve the references in a catalogue's address.
 
     Raises:
-        UsageError: a variable is not set.
+        UsageError: An environment variable is not set.
     """
     if not REFERENCE.search(address):
         return Credentials()
     _, user, rest = split_user_info(address)
     query = rest.partition("?")[2]
     try:
-        fields = tuple(_resolved(field) for field in query.split("&") if REFERENCE.search(field))
-        return Credentials(_resolved_user(user.removesuffix("@")), fields)
+        fields = tuple(
+            _resolve_field(field) for field in query.split("&") if REFERENCE.search(field)
+        )
+        return Credentials(_resolve_user_info(user.removesuffix("@")), fields)
     except KeyError as error:
         raise UsageError(
             f"search.stac refers to ${{{error.args[0]}}}, which is not set: set this environment "
@@ -100,16 +102,16 @@ def credentials_of(address: str) -> Credentials:
 
 
 def check_variables(address: str) -> None:
-    """Check that the variables to which a catalogue's address refers are set.
+    """Check that all variables in a catalogue's address are set.
 
     Raises:
-        UsageError: one is not.
+        UsageError: An environment variable is not set.
     """
     credentials_of(address)
 
 
-def _resolved_user(user: str) -> str:
-    """User info: its literal text is percent-decoded, the values of its references are not."""
+def _resolve_user_info(user: str) -> str:
+    """Resolve user info; literal text is percent-decoded, values of references are not."""
     pieces = REFERENCE.split(user)  # text, name, text, name, text
     return "".join(
         resolve(f"${{{piece}}}") if number % 2 else unquote(piece)
@@ -117,8 +119,8 @@ def _resolved_user(user: str) -> str:
     )
 
 
-def _resolved(field: str) -> str:
-    """A parameter; a reference alone stands for a whole query, such as an Azure SAS."""
+def _resolve_field(field: str) -> str:
+    """Resolve a query parameter; a bare reference is a whole query, such as an Azure SAS."""
     name, equals, value = field.partition("=")
     if not equals:
         return resolve(field).lstrip("?")

@@ -16,12 +16,12 @@ from geofm.planet.world import build_world
 
 
 def main(
-    out: Annotated[Path, typer.Option(help="Folder that worlds are kept in.", file_okay=False)],
-    seed: Annotated[int, typer.Option(min=0, help="Another seed is another Earth.")] = 7,
-    serve: Annotated[bool, typer.Option("--serve", help="Serve it until Ctrl-C.")] = False,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder of the worlds.", file_okay=False)],
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the world.")] = 7,
+    serve: Annotated[bool, typer.Option("--serve", help="Serve the world until Ctrl-C.")] = False,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 chooses a free port.")] = 0,
     preview: Annotated[
-        Path | None, typer.Option(help="Write a picture of all scenes (PNG) here.", dir_okay=False)
+        Path | None, typer.Option(help="PNG file for a picture of all scenes.", dir_okay=False)
     ] = None,
 ) -> None:
     """Build the embedded procedural Earth as COGs, and serve it as a STAC API on 127.0.0.1.
@@ -32,8 +32,8 @@ def main(
         with Progress(transient=True) as bar:
             job = bar.add_task("planet")
 
-            def show(what: str, done: int, total: int, note: str) -> None:
-                bar.update(job, completed=done, total=total, description=f"{what}: {note}"[:48])
+            def show(stage: str, done: int, total: int, note: str) -> None:
+                bar.update(job, completed=done, total=total, description=f"{stage}: {note}"[:48])
 
             with listen(show):
                 root = build_world(out, seed)

@@ -1,4 +1,4 @@
-"""The planted cases of a plan, told from the plan itself: what a curator should find."""
+"""The planted cases of a plan: pairs and scenes that curation should recognise."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from geofm.types import Json
 
 
 def planted_cases(plan: Plan) -> list[Json]:
-    """Cases with their items and what is expected; see the ``kind`` of each.
+    """List the cases of a plan, each with its ``kind`` and its items.
 
-    ``reprocessed`` and ``second_station`` name the item to ``keep``; ``tile_overlap`` has the
-    ground that both items show (``overlap``, degrees) and whether they share their pixels.
+    ``reprocessed`` and ``second_station`` name the item to ``keep``. ``tile_overlap`` has the
+    ground that both items show (``overlap``, degrees) and states whether they have the same CRS.
     """
     tiles = {tile.name: tile for tile in plan.tiles}
     takes = {take.name: take for take in plan.takes}
@@ -56,6 +56,6 @@ def planted_cases(plan: Plan) -> list[Json]:
 
 
 def _overlap(a: Tile, b: Tile) -> shapely.Polygon | None:
-    """Ground that two tiles share, in degrees; None without any."""
+    """Return the ground that two tiles share, in degrees; None if they share none."""
     shared = to_degrees(box(*a.extent), a.epsg).intersection(to_degrees(box(*b.extent), b.epsg))
     return None if shared.is_empty or shared.area == 0 else shared

@@ -1,9 +1,8 @@
-"""One picture of a world: its scenes side by side, as a person would look at them."""
+"""A picture of a world: the thumbnails of its scenes, side by side."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import rasterio
@@ -11,13 +10,14 @@ from numpy.typing import NDArray
 
 from geofm.planet.catalog.cog import png_bytes
 from geofm.planet.world import world_items
+from geofm.types import Json
 
-#: Edge of a scene in the picture, pixels.
+#: Edge of a scene in the picture (pixels).
 EDGE = 320
 
 
 def contact_sheet(root: Path, columns: int = 7) -> NDArray[np.uint8]:
-    """The thumbnails of all scenes of a built world, [3, height, width]."""
+    """Arrange the thumbnails of all scenes of a built world, shape (3, height, width)."""
     items = sorted(world_items(root), key=_order)
     rows = -(-len(items) // columns)
     sheet = np.full((3, rows * (EDGE + 6), columns * (EDGE + 6)), 24, dtype=np.uint8)
@@ -30,7 +30,8 @@ def contact_sheet(root: Path, columns: int = 7) -> NDArray[np.uint8]:
     return sheet
 
 
-def _order(item: dict[str, Any]) -> tuple[bool, str, str]:
+def _order(item: Json) -> tuple[bool, str, str]:
+    """Sort satellite scenes before aerial scenes, then by tile and id."""
     return item["collection"] == "planet-hr", item["id"].split("_")[1], item["id"]
 
 

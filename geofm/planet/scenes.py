@@ -1,7 +1,7 @@
-"""Which scenes the planet offers: tiles on the ground, overpasses in time, and products of both.
+"""The plan of a world: tiles on the ground, overpasses in time, and their products.
 
-Tiles hold whole cells of 1280 m (128 pixels of 10 m) of their CRS plus 16 pixels, so that chips
-aligned to that grid lose little. Some products repeat what others show, as in a real archive.
+Tiles hold whole cells of 1280 m (128 pixels of 10 m) of their CRS plus 16 pixels, so that chips on
+that grid lose little. Some products repeat others, as in a real archive.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 
 from data_catalog.hashing import digest_of
 
-#: Changes whenever the same seed gives another world.
+#: Changes when the same seed gives a different world.
 VERSION = "2"
 #: Pixels of a tile beyond its whole cells.
 RIM = 16
@@ -22,15 +22,16 @@ class Tile:
     """A square of ground that a sensor delivers.
 
     Attributes:
-        name: five letters of the tile, e.g. 31TXA (a zone, a band, and a square that is not on
-            Earth).
-        epsg: its CRS.
-        column, row: south-west cell, counted in cells from the CRS origin.
-        cells: whole cells per edge.
-        shift: pixels (even) by which the west and south edges lie outside the cells, 0 to RIM.
-        gsd: metres.
-        cell_px: pixels per cell.
-        about: what is to be seen.
+        name: Name of five characters, e.g. 31TXA (zone, band, and a square that does not exist
+            on Earth).
+        epsg: EPSG code of its CRS.
+        column, row: South-west cell, counted in cells from the CRS origin.
+        cells: Whole cells per edge.
+        shift: Even numbers of pixels by which the west and south edges lie outside the cells, 0 to
+            RIM.
+        about: Description of the scenery.
+        gsd: Pixel edge in metres.
+        cell_px: Pixels per cell edge.
     """
 
     name: str
@@ -45,37 +46,38 @@ class Tile:
 
     @property
     def size(self) -> int:
-        """Edge in pixels."""
+        """The edge in pixels."""
         return self.cells * self.cell_px + RIM
 
     @property
     def west(self) -> float:
-        """Left edge in the CRS."""
+        """The left edge in the CRS."""
         return (self.column * self.cell_px - self.shift[0]) * self.gsd
 
     @property
     def north(self) -> float:
-        """Upper edge in the CRS."""
+        """The upper edge in the CRS."""
         return (self.row * self.cell_px - self.shift[1] + self.size) * self.gsd
 
     @property
     def extent(self) -> tuple[float, float, float, float]:
-        """West, south, east, north."""
+        """West, south, east and north in the CRS."""
         edge = self.size * self.gsd
         return self.west, self.north - edge, self.west + edge, self.north
 
 
 @dataclass(frozen=True)
 class Take:
-    """One overpass: what all tiles taken then have in common.
+    """An overpass, with the conditions that all its tiles share.
 
     Attributes:
-        moment: start of the datatake.
+        name: Name of the overpass in the plan.
+        moment: Start of the datatake.
         satellite: S2A, S2B or the name of an aircraft.
-        orbit, relative_orbit: numbers.
-        clouds: share of the sky covered.
-        cumulus: small clouds rather than a deck.
-        drought: 0 to 1.
+        orbit, relative_orbit: Orbit numbers.
+        clouds: Share of the sky that is covered.
+        cumulus: Small clouds instead of a deck.
+        drought: Dryness of the vegetation, 0 to 1.
     """
 
     name: str
@@ -89,25 +91,26 @@ class Take:
 
     @property
     def day(self) -> float:
-        """Day of the year."""
+        """The day of the year."""
         return float(self.moment.timetuple().tm_yday)
 
     @property
     def key(self) -> int:
-        """Number that its clouds and noise are drawn with."""
+        """The key of its clouds and noise."""
         return int(digest_of(["take", self.name])[:6], 16)
 
 
 @dataclass(frozen=True)
 class Product:
-    """A tile as delivered once.
+    """A delivery of a tile.
 
     Attributes:
-        baseline: processing baseline; from 04.00 on DN have 1000 added.
-        made: days between the overpass and the processing.
+        tile, take: Names of the tile and the overpass.
+        baseline: Processing baseline; from 04.00 on, 1000 is added to counts.
+        made: Days from the overpass to the processing.
         sequence: 0, or 1 for the copy of a second receiving station.
-        station: of the datastrip.
-        swath: where the sensor's swath ends, a share of the tile from the west; None covers all.
+        station: Receiving station of the datastrip.
+        swath: Share of the tile, from the west, that the sensor's swath covers; None for all.
     """
 
     tile: str
@@ -121,7 +124,7 @@ class Product:
 
 @dataclass(frozen=True)
 class Plan:
-    """All scenes of a world: satellite tiles, aerial tiles, overpasses and products of each."""
+    """All scenes of a world: satellite and aerial tiles, overpasses, and products of both."""
 
     tiles: tuple[Tile, ...]
     aerial: tuple[Tile, ...]
@@ -131,7 +134,7 @@ class Plan:
 
     @property
     def digest(self) -> str:
-        """Identity of the plan."""
+        """The digest of the plan."""
         return digest_of([VERSION, repr(self)])
 
 
@@ -139,6 +142,7 @@ def _take(
     name: str, when: str, satellite: str, orbit: int, track: int, clouds: float = 0.0,
     cumulus: bool = True, drought: float = 0.0,
 ) -> Take:  # fmt: skip
+    """Make an overpass from the text of its time (UTC)."""
     moment = datetime.fromisoformat(when).replace(tzinfo=UTC)
     return Take(name, moment, satellite, orbit, track, clouds, cumulus, drought)
 
@@ -186,7 +190,7 @@ _DATES = {
 
 
 def _aerial(name: str, x: float, y: float, about: str, epsg: int = 32631) -> Tile:
-    """An aerial tile of 4 x 4 cells of 320 m with its south-west cell near a place."""
+    """Make an aerial tile of 4 × 4 cells of 320 m with its south-west cell near a point."""
     shift = (2 * (int(name[-2:]) % 7), 2 * (int(name[-2:]) * 3 % 8))
     return Tile(name, epsg, round(x / 320), round(y / 320), 4, shift, about, gsd=2.5)
 
@@ -202,7 +206,7 @@ AERIAL = (
 
 
 def default_plan() -> Plan:
-    """The scenes of the default world: 30 satellite products of 12 tiles, 7 aerial ones of 6."""
+    """Return the default plan: 30 satellite products of 12 tiles, 7 aerial products of 6 tiles."""
     products = [
         Product(tile.name, take, BASELINES[take])
         for tile in TILES
@@ -218,7 +222,7 @@ def default_plan() -> Plan:
 
 
 def small_plan() -> Plan:
-    """A few small scenes with every planted case, for tests."""
+    """Return a plan of a few small scenes with every planted case, for tests."""
     tiles = (
         Tile("31TXD", 32631, 566, 3895, 2, (0, 10), "farmland"),
         Tile("31TXE", 32631, 567, 3895, 2, (4, 10), "farmland, overlapping 31TXD"),
@@ -238,5 +242,5 @@ def small_plan() -> Plan:
 
 
 def made_at(product: Product, take: Take) -> datetime:
-    """When the product was processed."""
+    """Return the time of processing of a product."""
     return take.moment + timedelta(days=product.made)

@@ -1,4 +1,4 @@
-"""From the ground to what a sensor delivers: clouds, blur, noise, counts and the class layer."""
+"""Sensors: from the ground to delivered pixels, with clouds, blur, noise, counts and classes."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from scipy import ndimage, special
 from geofm.planet.catalog.site import Planet
 from geofm.planet.scenery import spectra as sp
 from geofm.planet.scenery.landcover import Ground, survey
-from geofm.planet.scenery.noise import Coords, Mask, smoothstep
+from geofm.planet.scenery.noise import smoothstep
 from geofm.planet.scenery.reflectance import Season, reflect, season_of
 from geofm.planet.scenes import Take, Tile
-from geofm.types import Floats32
+from geofm.types import Bools, Floats, Floats32, Indices
 
-#: Pixels surveyed beyond the rim of a tile, so that shadows and blur know their neighbours.
+#: Pixels surveyed beyond the rim of a tile, for shadows and blur.
 MARGIN = 24
-#: Reflectance per count, and what newer baselines add to counts.
+#: Reflectance per count, and counts that baselines from 04.00 on add.
 SCALE = 1e-4
 ADDED = 1000
-#: Height of clouds above ground, metres.
+#: Height of clouds above the ground (metres).
 CLOUD_HEIGHT = 1100.0
 
 
@@ -33,28 +33,28 @@ Pixel = TypeVar("Pixel", bound=np.generic)
 
 @dataclass(frozen=True)
 class View:
-    """A tile's ground with its margin; coordinates in EPSG:32631 and pixel numbers in its CRS."""
+    """The ground of a tile and its margin; coordinates in EPSG:32631, pixel numbers in its CRS."""
 
     tile: Tile
-    x: Coords
-    y: Coords
-    columns: NDArray[np.int64]
-    rows: NDArray[np.int64]
+    x: Floats
+    y: Floats
+    columns: Indices
+    rows: Indices
     ground: Ground
 
     @property
     def label(self) -> NDArray[np.uint8]:
-        """True classes of the tile, [size, size]."""
+        """The true classes of the tile, shape (size, size)."""
         return crop(self.ground.label)
 
 
 def crop(image: NDArray[Pixel]) -> NDArray[Pixel]:
-    """An image [..., H, W] without its margin."""
+    """Cut the margin off an image, shape (..., H, W)."""
     return image[..., MARGIN:-MARGIN, MARGIN:-MARGIN]
 
 
 def look_at(planet: Planet, tile: Tile) -> View:
-    """Survey a tile."""
+    """Survey the ground of a tile."""
     columns = round(tile.west / tile.gsd) - MARGIN + np.arange(tile.size + 2 * MARGIN)
     rows = round(tile.north / tile.gsd) + MARGIN - 1 - np.arange(tile.size + 2 * MARGIN)
     x, y = np.meshgrid((columns + 0.5) * tile.gsd, (rows + 0.5) * tile.gsd)
@@ -63,49 +63,49 @@ def look_at(planet: Planet, tile: Tile) -> View:
     return View(tile, x, y, columns, rows, survey(planet, x, y, tile.gsd))
 
 
-def to_world(x: Coords, y: Coords, epsg: int) -> tuple[Coords, Coords]:
-    """Coordinates of another CRS in that of the world; exact at knots 16 pixels apart."""
-    move = Transformer.from_crs(f"EPSG:{epsg}", "EPSG:32631", always_xy=True)
-    u, v = move.transform(x, y)
+def to_world(x: Floats, y: Floats, epsg: int) -> tuple[Floats, Floats]:
+    """Transform coordinates of another CRS into EPSG:32631."""
+    transformation = Transformer.from_crs(f"EPSG:{epsg}", "EPSG:32631", always_xy=True)
+    u, v = transformation.transform(x, y)
     return np.asarray(u), np.asarray(v)
 
 
 @dataclass(frozen=True)
 class Sky:
-    """Clouds [H, W]: how opaque they are, how thick, and how deep the shadow on the ground."""
+    """Clouds, shape (H, W): opacity, thickness, and depth of their shadow on the ground."""
 
     opaque: Floats32
     thick: Floats32
     shadow: Floats32
 
 
-def sky_over(planet: Planet, take: Take, season: Season, x: Coords, y: Coords) -> Sky | None:
-    """Clouds of an overpass, a function of world coordinates; None for a clear sky."""
+def sky_over(planet: Planet, take: Take, season: Season, x: Floats, y: Floats) -> Sky | None:
+    """Compute the clouds of an overpass at world coordinates; None for a clear sky."""
     if take.clouds <= 0:
         return None
     wave = 2600 if take.cumulus else 9000
     level = float(special.ndtri(1 - take.clouds)) + 0.1
 
-    def body(px: Coords, py: Coords) -> Floats32:
+    def body(px: Floats, py: Floats) -> Floats32:
         shape = planet.noise.at(take.key, px, py, wave, 1.6)
         field = shape + 0.55 * planet.noise.at(take.key + 1, px, py, 4 * wave, 2.2)
         return (field / np.float32(1.14)).astype(np.float32)
 
-    here = body(x, y)
+    overhead = body(x, y)
     soft = 0.6 if take.cumulus else 1.0
-    far = CLOUD_HEIGHT / math.tan(math.radians(max(season.sun.elevation, 12)))
+    offset = CLOUD_HEIGHT / math.tan(math.radians(max(season.sun.elevation, 12)))
     azimuth = math.radians(season.sun.azimuth)
-    there = body(x + far * math.sin(azimuth), y + far * math.cos(azimuth))
+    sunward = body(x + offset * math.sin(azimuth), y + offset * math.cos(azimuth))
     return Sky(
-        smoothstep(level - 0.12, level + soft, here) * 0.96,
-        smoothstep(level, level + 1.6, here),
-        smoothstep(level - 0.05, level + soft, there) * 0.58,
+        smoothstep(level - 0.12, level + soft, overhead) * 0.96,
+        smoothstep(level, level + 1.6, overhead),
+        smoothstep(level - 0.05, level + soft, sunward) * 0.58,
     )
 
 
 @dataclass(frozen=True)
 class Shot:
-    """Reflectance [5, size, size] as a sensor sees it; cloud and shadow shares; snow mask."""
+    """Reflectance as a sensor sees it, shape (5, size, size), with cloud and shadow shares."""
 
     values: Floats32
     cloud: Floats32
@@ -114,7 +114,7 @@ class Shot:
 
 
 def shoot(planet: Planet, view: View, take: Take) -> Shot:
-    """Light, clouds, blur and noise."""
+    """Render a tile on the date of an overpass: light, clouds, blur and noise."""
     season = season_of(take.day, drought=take.drought)
     values = reflect(view.ground, season)
     sky = sky_over(planet, take, season, view.x, view.y)
@@ -136,58 +136,57 @@ def shoot(planet: Planet, view: View, take: Take) -> Shot:
 
 
 def halve(image: Floats32) -> Floats32:
-    """Means of 2 x 2 pixels, [..., H / 2, W / 2]."""
+    """Average 2 × 2 pixels, shape (..., H / 2, W / 2)."""
     top, bottom = image[..., ::2, :], image[..., 1::2, :]
     rows = top + bottom
-    found: Floats32 = (rows[..., ::2] + rows[..., 1::2]) * np.float32(0.25)
-    return found
+    means: Floats32 = (rows[..., ::2] + rows[..., 1::2]) * np.float32(0.25)
+    return means
 
 
 def counts(values: Floats32, added: int) -> NDArray[np.uint16]:
-    """Counts of a reflectance band; 0 is kept for no data."""
+    """Convert reflectance to counts; 0 means no data."""
     dn = np.rint(values / np.float32(SCALE)).astype(np.int32)
     return np.asarray(np.clip(dn, 1, 30_000) + added, dtype=np.uint16)
 
 
-def swath_gap(tile: Tile, share: float) -> Mask:
-    """Pixels beyond the end of the swath, [size, size]: a slanting line through the tile."""
+def swath_gap(tile: Tile, share: float) -> Bools:
+    """Mark the pixels beyond the slanting end of the swath, shape (size, size)."""
     row, column = np.mgrid[: tile.size // 2, : tile.size // 2]
     edge = share * tile.size / 2 - 0.21 * (row - tile.size / 4)
-    # whole 20 m pixels, so that all bands end in the same place
+    # Whole 20 m pixels, so that all bands end at the same line.
     return np.repeat(np.repeat(column > edge, 2, axis=0), 2, axis=1)
 
 
 def satellite_bands(shot: Shot, baseline: str) -> dict[str, NDArray[np.uint16]]:
-    """Counts of the five bands; swir16 has half the resolution."""
+    """Return the counts of the five bands; swir16 has half the resolution."""
     added = ADDED if baseline >= "04.00" else 0
-    found = {name: counts(shot.values[k], added) for k, name in enumerate(sp.BANDS[:4])}
-    found["swir16"] = counts(halve(shot.values[4]), added)
-    return found
+    bands = {name: counts(shot.values[k], added) for k, name in enumerate(sp.BANDS[:4])}
+    bands["swir16"] = counts(halve(shot.values[4]), added)
+    return bands
 
 
 def scene_classes(shot: Shot, view: View) -> NDArray[np.uint8]:
-    """The class layer at half resolution, in the codes of Sentinel-2's scl."""
+    """Return the class layer at half resolution, in the codes of Sentinel-2's scl."""
     blue, green, red, nir, swir = halve(shot.values)
     ndvi = (nir - red) / np.maximum(nir + red, 1e-4)
     cloud, shadow = halve(shot.cloud), halve(shot.shadow)
     water = halve((view.label == 1).astype(np.float32)) > 0.5
-    found = np.where(ndvi > 0.38, 4, 5)
-    found = np.where(water, 6, found)
-    found = np.where(
-        (green - swir) / (green + swir) > 0.35, np.where(blue > 0.28, 11, found), found
-    )
-    found = np.where(shadow > 0.3, 3, found)
-    found = np.where(cloud > 0.22, 8, found)
-    found = np.where(cloud > 0.6, 9, found)
-    return found.astype(np.uint8)
+    classes = np.where(ndvi > 0.38, 4, 5)
+    classes = np.where(water, 6, classes)
+    snow = ((green - swir) / (green + swir) > 0.35) & (blue > 0.28)
+    classes = np.where(snow, 11, classes)
+    classes = np.where(shadow > 0.3, 3, classes)
+    classes = np.where(cloud > 0.22, 8, classes)
+    classes = np.where(cloud > 0.6, 9, classes)
+    return classes.astype(np.uint8)
 
 
 def aerial_bands(shot: Shot) -> dict[str, NDArray[np.uint8]]:
-    """8-bit bands of a camera: its own gains and a tone curve; 0 is kept for no data."""
-    found = {}
+    """Return the 8-bit bands of a camera, with gains and a tone curve; 0 means no data."""
+    bands = {}
     for number, (name, white) in enumerate(
         (("blue", 0.27), ("green", 0.29), ("red", 0.30), ("nir", 0.62))
     ):
         tone = np.clip(shot.values[number] / np.float32(white), 0, 1) ** np.float32(0.78)
-        found[name] = np.clip(np.rint(tone * 255), 1, 255).astype(np.uint8)
-    return found
+        bands[name] = np.clip(np.rint(tone * 255), 1, 255).astype(np.uint8)
+    return bands

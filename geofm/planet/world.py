@@ -1,4 +1,4 @@
-"""Build the planet's archive: render every scene, write COGs, items, collections and the truth."""
+"""Build a world: render every scene, and write COGs, items, collections and the truth file."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,41 +24,47 @@ from geofm.planet.catalog.site import Planet, make_planet
 from geofm.planet.scenery.landcover import CLASSES
 from geofm.planet.scenes import VERSION, Plan, Product, Take, Tile, default_plan
 from geofm.raster.radiometry import WHITE
-from geofm.types import Json
+from geofm.types import Floats32, Json
 
 
 def build_world(root: Path, seed: int = 7, plan: Plan | None = None) -> Path:
-    """The world's folder under ``root``; built if it is not there yet.
-
-    The same seed, plan and version give the same bytes. A world is written beside its place and
-    then renamed, so a folder that exists is complete.
+    """Build a world if it does not exist yet, and return its folder.
 
     Args:
-        root: folder that holds worlds.
-        seed: of all that is random.
-        plan: which scenes; the default world when left out.
+        root: Folder of the worlds.
+        seed: Seed of everything random.
+        plan: The scenes; by default those of the default world.
     """
     chosen = plan or default_plan()
     target = root / f"world-{VERSION}-{seed}-{chosen.digest[:8]}"
+    return build_folder(target, partial(_write_world, seed=seed, plan=chosen))
+
+
+def build_folder(target: Path, write: Callable[[Path], None]) -> Path:
+    """Write a folder whose name determines its bytes, unless it exists.
+
+    It is written under a temporary name and then renamed, so a folder that exists is complete.
+    """
     if target.is_dir():
         return target
-    root.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=".building-", dir=root))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=".building-", dir=target.parent))
     try:
-        _write(beside, seed, chosen)
-        beside.chmod(0o755)
+        write(temporary)
+        temporary.chmod(0o755)
         try:
-            beside.rename(target)
+            temporary.rename(target)
         except OSError:  # another process was faster; its bytes are the same
             if not target.is_dir():
                 raise
     finally:
-        if beside.exists():
-            shutil.rmtree(beside)
+        if temporary.exists():
+            shutil.rmtree(temporary)
     return target
 
 
-def _write(folder: Path, seed: int, plan: Plan) -> None:
+def _write_world(folder: Path, seed: int, plan: Plan) -> None:
+    """Render all scenes and write the world's files."""
     total = len(plan.products) + len(plan.flights) + 1
     tick("planet", 0, total, "relief, rivers and towns")
     planet = make_planet(seed)
@@ -65,10 +72,10 @@ def _write(folder: Path, seed: int, plan: Plan) -> None:
     work += [(tile, plan.flights) for tile in plan.aerial]
     takes = {take.name: take for take in plan.takes}
     items: list[Json] = []
-    # numpy and GDAL leave the interpreter lock for most of the time
+    # Threads help: numpy and GDAL release the interpreter lock most of the time.
     with ThreadPoolExecutor(max(1, min(os.cpu_count() or 1, 3))) as pool:
         jobs = [
-            pool.submit(_scenes, folder, planet, tile, _of(tile, products), takes)
+            pool.submit(_render_tile, folder, planet, tile, _products_of(tile, products), takes)
             for tile, products in work
         ]
         for job, (tile, _) in zip(jobs, work, strict=True):
@@ -78,10 +85,12 @@ def _write(folder: Path, seed: int, plan: Plan) -> None:
     for name in (stac_items.SATELLITE, stac_items.AERIAL):
         members = [item for item in items if item["collection"] == name]
         if members:
-            _dump(folder / "collections" / f"{name}.json", stac_items.collection_of(name, members))
+            _write_json(
+                folder / "collections" / f"{name}.json", stac_items.collection_of(name, members)
+            )
     for item in items:
-        _dump(folder / "items" / item["collection"] / f"{item['id']}.json", item)
-    _dump(
+        _write_json(folder / "items" / item["collection"] / f"{item['id']}.json", item)
+    _write_json(
         folder / "truth.json",
         {
             "version": VERSION, "seed": seed, "plan": plan.digest, "classes": list(CLASSES),
@@ -91,50 +100,55 @@ def _write(folder: Path, seed: int, plan: Plan) -> None:
     )  # fmt: skip
 
 
-def _of(tile: Tile, products: Sequence[Product]) -> list[Product]:
+def _products_of(tile: Tile, products: Sequence[Product]) -> list[Product]:
+    """Return the products of a tile."""
     return [product for product in products if product.tile == tile.name]
 
 
 def _tile_facts(tile: Tile) -> Json:
+    """Return the entry of a tile in the truth file."""
     return {
         "epsg": tile.epsg, "extent": list(tile.extent), "gsd": tile.gsd, "about": tile.about,
         "classes": f"truth/{tile.name}.tif",
     }  # fmt: skip
 
 
-def _dump(path: Path, value: Json) -> None:
+def _write_json(path: Path, value: Json) -> None:
+    """Write a JSON file with sorted keys."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, default=float)
     path.write_text(text + "\n", encoding="utf-8")
 
 
-def _scenes(
+def _render_tile(
     folder: Path, planet: Planet, tile: Tile, products: list[Product], takes: dict[str, Take]
 ) -> list[Json]:
-    """All products of a tile: the ground is surveyed once, every overpass rendered once."""
+    """Render all products of a tile; the ground is surveyed once, each overpass rendered once."""
     view = sensors.look_at(planet, tile)
     truth = cog_bytes(view.label, tile.epsg, tile.west, tile.north, tile.gsd, classes=True)
-    _store(folder, f"truth/{tile.name}.tif", truth)
+    _write_file(folder, f"truth/{tile.name}.tif", truth)
     shots: dict[str, sensors.Shot] = {}
     items = []
     for product in sorted(products, key=lambda p: p.take):
         if product.take not in shots:
             shots = {product.take: sensors.shoot(planet, view, takes[product.take])}
         shot, take = shots[product.take], takes[product.take]
-        render = _satellite if tile.gsd > 5 else _aerial
+        render = _render_satellite if tile.gsd > 5 else _render_aerial
         items.append(render(folder, view, product, take, shot))
     return items
 
 
-def _store(folder: Path, href: str, data: bytes) -> None:
+def _write_file(folder: Path, href: str, data: bytes) -> None:
+    """Write a file at its relative address."""
     path = folder / href
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
 
 
-def _satellite(
+def _render_satellite(
     folder: Path, view: sensors.View, product: Product, take: Take, shot: sensors.Shot
 ) -> Json:
+    """Write the files of a satellite product and return its item."""
     tile = view.tile
     name = stac_items.item_id(tile, product, take)
     bands: dict[str, NDArray[Any]] = {**sensors.satellite_bands(shot, product.baseline)}
@@ -157,7 +171,7 @@ def _satellite(
             classes=band == "scl", name=band,
         )  # fmt: skip
         href = f"assets/{stac_items.SATELLITE}/{name}/{band}.tif"
-        _store(folder, href, data)
+        _write_file(folder, href, data)
         assets[band] = stac_items.asset_of(
             band, href, data, tile, kind=image.dtype.name, offset=offset, cell=cell
         )
@@ -167,11 +181,11 @@ def _satellite(
 
 
 def _shares(classes: NDArray[np.uint8]) -> Json:
-    """Percentages of the class layer, as archives state them."""
-    seen = classes[classes > 0]
+    """Compute the percentages of classes, as archives state them."""
+    valid = classes[classes > 0]
 
     def percent(*codes: int) -> float:
-        return round(100 * float(np.isin(seen, codes).mean()), 3)
+        return round(100 * float(np.isin(valid, codes).mean()), 3)
 
     return {
         "eo:cloud_cover": percent(8, 9),
@@ -183,9 +197,10 @@ def _shares(classes: NDArray[np.uint8]) -> Json:
     }
 
 
-def _aerial(
+def _render_aerial(
     folder: Path, view: sensors.View, product: Product, take: Take, shot: sensors.Shot
 ) -> Json:
+    """Write the files of an aerial product and return its item."""
     tile = view.tile
     name = f"HR_{tile.name}_{take.moment:%Y%m%d}"
     bands = sensors.aerial_bands(shot)
@@ -193,7 +208,7 @@ def _aerial(
     for band, image in bands.items():
         data = cog_bytes(image, tile.epsg, tile.west, tile.north, tile.gsd, name=band)
         href = f"assets/{stac_items.AERIAL}/{name}/{band}.tif"
-        _store(folder, href, data)
+        _write_file(folder, href, data)
         assets[band] = stac_items.asset_of(band, href, data, tile, kind="uint8", offset=0.0)
     rgb = np.stack([bands[band] for band in ("red", "green", "blue")])
     picture = (rgb / 255).astype(np.float32)
@@ -201,12 +216,12 @@ def _aerial(
     return stac_items.aerial_item(tile, take, shot.season, assets)
 
 
-def _thumbnail(folder: Path, collection: str, name: str, picture: NDArray[np.float32]) -> Json:
-    """A small picture for people, half as large as the scene."""
+def _thumbnail(folder: Path, collection: str, name: str, picture: Floats32) -> Json:
+    """Write the thumbnail of a scene, at half its size, and return its asset."""
     small = np.clip(sensors.halve(picture), 0, 1)
     data = png_bytes((small * 255).astype(np.uint8))
     href = f"assets/{collection}/{name}/thumbnail.png"
-    _store(folder, href, data)
+    _write_file(folder, href, data)
     return {
         "href": href, "type": "image/png", "roles": ["thumbnail"], "title": "Preview",
         **stac_items.checksum(data),
@@ -214,6 +229,6 @@ def _thumbnail(folder: Path, collection: str, name: str, picture: NDArray[np.flo
 
 
 def world_items(root: Path) -> Iterator[Json]:
-    """All items of a built world, by collection and id."""
+    """Yield the items of a built world, sorted by collection and id."""
     for path in sorted((root / "items").glob("*/*.json")):
         yield json.loads(path.read_bytes())

@@ -14,6 +14,7 @@ import shapely
 from numpy.typing import NDArray
 from shapely.geometry.base import BaseGeometry
 
+from geofm.config.area import FULL_TURNS
 from geofm.types import Indices
 
 Shapes = NDArray[np.object_]
@@ -45,7 +46,7 @@ def near_areas(left: Shapes, right: Shapes, reach_m: float) -> Near:
     near: list[NDArray[np.int64]] = []
     if len(mine) and len(other):
         tree = shapely.STRtree(shapely.box(*bounds.T))
-        for turn in (-360.0, 0.0, 360.0):
+        for turn in FULL_TURNS:
             moved = shapely.box(*(boxes + np.array([turn, 0, turn, 0])).T)
             asked, given = tree.query(moved, predicate="intersects")
             near.append(mine[asked] * len(right) + other[given])

@@ -68,7 +68,7 @@ from geofm.pretraining.parallel import (
 from geofm.pretraining.step import TrainingStep
 from geofm.pretraining.teacher import Teacher, choose_teacher
 from geofm.pretraining.trackers import open_trackers
-from geofm.runtime.energy import so_far
+from geofm.runtime.energy import energy_so_far
 
 log = logging.getLogger("geofm.pretraining")
 
@@ -267,7 +267,7 @@ def check_microbatches(module: nn.Module, settings: PretrainSettings, processes:
     Raises:
         UsageError: The batch does not divide, or batch normalisation would see microbatches.
     """
-    size = settings.at_once(processes)
+    size = settings.microbatch_size(processes)
     if not size or settings.batch % (processes * size):
         raise UsageError(
             f"pretrain.batch {settings.batch} does not divide among compute.processes {processes} "
@@ -407,7 +407,7 @@ def _report_progress(run: _Run, steps_per_second: float) -> None:
         f"{run.speed.utilisation(images_per_second):.0%}, {waiting_share:.0%} waiting for data, "
         f"{seconds_left:.0f} s left"
     )
-    kwh = so_far()
+    kwh = energy_so_far()
     if kwh is not None:
         note += f", {kwh * 1e3:.1f} Wh"
     tick("pretrain", progress.step, steps, note)

@@ -125,7 +125,7 @@ class TrainingStep:
             raise self._out_of_memory(step, error) from error
 
     def _out_of_memory(self, step: int, error: RuntimeError) -> OutOfMemory:
-        images = self.settings.at_once(self.world_size)
+        images = self.settings.microbatch_size(self.world_size)
         return OutOfMemory(
             f"step {step}: no memory left for {images} images at a time on {self.device} "
             f"({str(error).splitlines()[0]}). Set pretrain.microbatch below {images}, or "
@@ -140,7 +140,7 @@ class TrainingStep:
             self.module.alpha = distillation_weight(self.settings, step, self.schedule.steps)
         # Random layers are seeded by step and process, so a resumed run draws the same numbers.
         torch.manual_seed(derived_seed(self.seed, f"step {step} of {self.rank}"))
-        size = self.settings.at_once(self.world_size)
+        size = self.settings.microbatch_size(self.world_size)
         count = len(batch.samples) // size
         terms = []
         for number in range(count):

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from geofm.types import Floats
+from geofm.types import Bools, Floats, Indices
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,9 +38,9 @@ class AxisWeights:
         inside: Whether the centre of the output pixel lies in the source, shape (count,).
     """
 
-    index: NDArray[np.int64]
+    index: Indices
     weight: Floats
-    inside: NDArray[np.bool_]
+    inside: Bools
 
     @cached_property
     def span(self) -> tuple[int, int]:
@@ -99,8 +99,8 @@ def _kernel(distance: Floats, method: str) -> Floats:
 
 
 def resample(
-    pixels: NDArray[Any], valid: NDArray[np.bool_], rows: AxisWeights, cols: AxisWeights
-) -> tuple[Floats, NDArray[np.bool_]]:
+    pixels: NDArray[Any], valid: Bools, rows: AxisWeights, cols: AxisWeights
+) -> tuple[Floats, Bools]:
     """Resample a window of a band.
 
     Args:
@@ -119,8 +119,8 @@ def resample(
 
 
 def resample_nearest(
-    pixels: NDArray[Any], valid: NDArray[np.bool_], rows: AxisWeights, cols: AxisWeights
-) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    pixels: NDArray[Any], valid: Bools, rows: AxisWeights, cols: AxisWeights
+) -> tuple[NDArray[Any], Bools]:
     """Resample a window with weights of method ``nearest``; the pixels keep their type."""
     row, col = rows.index[:, 0] - rows.span[0], cols.index[:, 0] - cols.span[0]
     # Indexing one axis after the other is many times as fast as indexing both at once.

@@ -1,7 +1,7 @@
-"""A scene open for reading: its bands, checked against what the item says, on one grid.
+"""An open scene: the bands of an item, checked against the item, on one grid.
 
-Opening checks headers only (``pixels.probe`` also reads the last block of each band). It is the
-same code for planning and for cutting, so they can't disagree.
+Opening reads and checks headers only. Planning and cutting both open scenes here, so they agree on
+the grid and on the reasons for quarantine.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from shapely.affinity import translate
 from shapely.geometry.base import BaseGeometry
 
 from data_catalog.sources import Source
+from geofm.config.area import FULL_TURNS, unwrap_longitudes
 from geofm.config.recipe import CutSettings
-from geofm.raster.grid import Grid, check_pixels, continuous, extent_footprint, make_grid, metres_of
+from geofm.raster.grid import Grid, check_pixels, extent_footprint, make_grid, metres_of
 from geofm.raster.reader import Fetched, Raster, open_raster, prefetch
 from geofm.remote.assets import Piece
 from geofm.remote.quarantine import Quarantine
@@ -28,16 +29,16 @@ from geofm.remote.url_policy import Access, signing_of
 from geofm.stac.bands import Band, declared_crs, find_band, find_layer
 from geofm.types import Json
 
-#: A raster with more pixels than this is not opened.
+#: Most pixels of a raster that is opened.
 MAX_PIXELS = 2**31
-#: Bytes of one compressed block of all bands; reading any pixel of it takes them all into memory.
+#: Largest block (bytes, all bands, decompressed): reading a pixel decompresses its whole block.
 MAX_BLOCK = 2**28
 DTYPES = ("uint8", "uint16", "int16", "float32", "float64")
 
 
 @dataclass(frozen=True)
 class Header:
-    """What the file says of one band. ``transform`` is a, b, c, d, e, f; north is up."""
+    """The header of a band in its file. ``transform`` is a, b, c, d, e, f, north up."""
 
     crs: str
     transform: tuple[float, ...]
@@ -49,7 +50,7 @@ class Header:
 
 @dataclass(frozen=True)
 class Channel:
-    """A band with the open raster it is read from."""
+    """A band with its header and the open raster that holds it."""
 
     band: Band
     header: Header
@@ -58,7 +59,7 @@ class Channel:
 
 @dataclass(frozen=True)
 class Scene:
-    """All channels of an item on one grid; ``layer`` marks clouds where the item has one."""
+    """The channels of an item on one grid; ``layer`` is the cloud layer, None without one."""
 
     grid: Grid
     channels: tuple[Channel, ...]
@@ -67,11 +68,11 @@ class Scene:
 
     @property
     def all_channels(self) -> tuple[Channel, ...]:
-        """Bands and the layer."""
+        """The bands, and the cloud layer if there is one."""
         return (*self.channels, self.layer) if self.layer else self.channels
 
     def fetched(self) -> Mapping[str, Fetched]:
-        """What is known of the bytes, by asset key."""
+        """Return digest, ETag and size of each file, by asset key."""
         return {channel.band.asset: channel.raster.fetched for channel in self.all_channels}
 
 
@@ -161,7 +162,7 @@ def open_scene(
 
 
 def read_header(raster: Raster, band: Band, item_crs: str) -> Header:
-    """The header of one band, checked.
+    """Read the header of a band and check it against the item.
 
     Raises:
         Quarantine: ``shape_mismatch``, ``too_many_pixels``, ``no_crs``, ``bad_dtype``, ...
@@ -203,59 +204,59 @@ def read_header(raster: Raster, band: Band, item_crs: str) -> Header:
 
 
 def upright(raster: Raster, band: Band) -> tuple[float, ...]:
-    """The affine of a north-up raster with square pixels.
+    """Return the affine coefficients of a raster, or the item's if the file has none.
 
     Raises:
         Quarantine: ``no_transform`` or ``bad_transform``.
     """
-    to = raster.layout.transform
-    if to == (1.0, 0.0, 0.0, 0.0, 1.0, 0.0):
+    transform = raster.layout.transform
+    if transform == (1.0, 0.0, 0.0, 0.0, 1.0, 0.0):
         if band.transform is None:
             raise Quarantine("no_transform", f"{raster.where} is not georeferenced")
-        to = band.transform
-    if not is_upright(to):
+        transform = band.transform
+    if not is_upright(transform):
         raise Quarantine("bad_transform", f"{raster.where} is not north-up with square pixels")
-    return to
+    return transform
 
 
-def is_upright(to: Sequence[float]) -> bool:
-    """Whether affine coefficients mean north up and square pixels."""
-    a, b, _, d, e, _ = to
+def is_upright(transform: Sequence[float]) -> bool:
+    """Check whether affine coefficients mean north up and square pixels."""
+    a, b, _, d, e, _ = transform
     square = b == 0 and d == 0 and a > 0 and e < 0 and math.isclose(a, -e, rel_tol=1e-6)
-    return square and all(math.isfinite(v) for v in to)
+    return square and all(math.isfinite(v) for v in transform)
 
 
 def finest_grid(
-    places: Sequence[tuple[str, tuple[float, ...], tuple[int, int]]],
+    rasters: Sequence[tuple[str, tuple[float, ...], tuple[int, int]]],
     settings: CutSettings,
     geometry: BaseGeometry,
 ) -> Grid:
-    """The grid on the pixels of the finest band.
+    """Make the grid on the pixels of the finest band.
 
     Args:
-        places: CRS, affine coefficients and [height, width] of each band.
-        settings: chip size and gsd.
-        geometry: the item's footprint, EPSG:4326.
+        rasters: CRS, affine coefficients, and height and width of each band.
+        settings: Chip size, ground sample distance and anchor.
+        geometry: The item's footprint, EPSG:4326.
 
     Raises:
-        Quarantine: ``crs_mismatch``, ``too_many_pixels``, ``footprint_mismatch`` or what
-            ``make_grid`` finds.
+        Quarantine: ``crs_mismatch``, ``too_many_pixels``, ``footprint_mismatch``, or a reason of
+            `make_grid`.
     """
-    if any(height * width > MAX_PIXELS for _, _, (height, width) in places):
+    if any(height * width > MAX_PIXELS for _, _, (height, width) in rasters):
         raise Quarantine("too_many_pixels", f"a band has more than {MAX_PIXELS} pixels")
-    if len({crs for crs, _, _ in places}) > 1:
+    if len({crs for crs, _, _ in rasters}) > 1:
         raise Quarantine("crs_mismatch", "the bands are in different CRS")
-    finest = min(places, key=lambda place: place[1][0])
+    finest = min(rasters, key=lambda raster: raster[1][0])
     grid = make_grid(*finest, settings.size_px, settings.gsd_m, settings.anchor == "scene")
-    pixels, said = extent_footprint(grid), continuous(geometry)
-    turns = (translate(said, degrees) if degrees else said for degrees in (0.0, 360.0, -360.0))
-    if grid.width and not any(pixels.intersects(turn) for turn in turns):
+    extent, stated = extent_footprint(grid), unwrap_longitudes(geometry)
+    shifted = (translate(stated, turn) if turn else stated for turn in FULL_TURNS)
+    if grid.width and not any(extent.intersects(area) for area in shifted):
         raise Quarantine("footprint_mismatch", "the pixels lie outside of the item's geometry")
     return grid
 
 
 def check_finite(channel: Channel, pixels: np.ndarray[Any, Any]) -> None:
-    """Floats are numbers, except where NaN itself is declared as no data.
+    """Refuse NaN and infinite values, except if NaN is the nodata value.
 
     Raises:
         Quarantine: ``nan_values``.

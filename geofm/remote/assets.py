@@ -32,7 +32,7 @@ from geofm.remote.url_policy import (
     scheme_of,
     sign_url,
 )
-from geofm.runtime.text import instant
+from geofm.runtime.timestamps import parse_time
 
 # Bytes of remote assets: whole or by range, with retries, over http(s) or s3.
 # Faults that pass (429, 5xx, lost connections, answers cut short or dripping in) are retried with
@@ -221,12 +221,12 @@ def expiry(signed: str, told: Any = None) -> float:
     """
     query = dict(parse_qsl(urlsplit(signed).query))
     if "X-Amz-Date" in query and (lives := _whole(query.get("X-Amz-Expires", ""))) is not None:
-        made = instant(query["X-Amz-Date"])
+        made = parse_time(query["X-Amz-Date"])
         return made.timestamp() + lives if made and made.tzinfo else math.inf
     for text in (query.get("se"), query.get("Expires"), told):
         if not isinstance(text, str):
             continue
-        if (when := instant(text)) is not None and when.tzinfo is not None:
+        if (when := parse_time(text)) is not None and when.tzinfo is not None:
             return when.timestamp()
         with suppress(ValueError):
             seconds = float(text)

@@ -11,7 +11,7 @@ from data_catalog.provenance.costs import totals
 from geofm.reporting import plots
 from geofm.reporting.blocks import Block, FactList, Note, PageSection, Plot, Table
 from geofm.reporting.report_data import ReportData
-from geofm.runtime.cost import cost_table, in_order, remarks
+from geofm.runtime.cost import cost_table, remarks, sort_by_stage
 from geofm.runtime.text import amount, count, duration, each, known, percent, plain, points
 
 #: Facts and settings of a model that the section on training shows, in order.
@@ -179,7 +179,7 @@ def _score_remarks(facts: dict[str, Any], tasks: list[dict[str, Any]]) -> Iterab
 
 def cost_section(data: ReportData) -> PageSection:
     """Time, energy and carbon of the whole lineage, beside the paper's figures."""
-    costs = in_order(data.costs)
+    costs = sort_by_stage(data.costs)
     timed = [(cost.stage, cost.seconds) for cost in costs if cost.seconds is not None]
     if not timed:
         return PageSection("cost", "Cost", "The catalogue has no record of what these stages cost.")

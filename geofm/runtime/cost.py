@@ -1,4 +1,4 @@
-"""The cost of a lineage as a table and in sentences: for the terminal, the page and the card."""
+"""The cost of a lineage as a table and as remarks, for the terminal, the page and model cards."""
 
 from __future__ import annotations
 
@@ -7,50 +7,55 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from data_catalog.provenance.costs import Cost, totals
-from geofm.runtime import text as words
+from geofm.runtime.text import amount
 from geofm.stages import ALL_STAGES
 
-#: Mendieta et al. 2023, Table 1: 13.3 kg for 93.3 V100-hours, that is 0.30 kW times 0.475 kg/kWh.
+#: Mendieta et al. 2023, Table 1: 13.3 kg for 93.3 V100-hours, which is 0.30 kW × 0.475 kg/kWh.
 PAPER_V100_HOURS, PAPER_KG = 93.3, 13.3
 PAPER_KG_PER_V100_HOUR = 0.1425
 ALL = "all"
 TEACHER = "of it the teacher"
-#: Below this many kWh the table is in Wh and g.
+#: Below this energy the table uses Wh and g.
 SMALL_KWH = 0.1
 
 
 @dataclass(frozen=True)
 class CostTable:
-    """A row per stage and one for their sum; columns that nothing was measured for are left out."""
+    """A row per stage and one for their sum; columns without a measurement are left out."""
 
     head: tuple[str, ...]
     rows: list[tuple[str, ...]]
     numeric: frozenset[int]
 
 
-def in_order(costs: Iterable[Cost]) -> list[Cost]:
-    """Costs in the order of the stages, those of stages that are no longer known last."""
-    places = {name: number for number, name in enumerate(ALL_STAGES)}
-    return sorted(costs, key=lambda cost: places.get(cost.stage, len(places)))
+def sort_by_stage(costs: Iterable[Cost]) -> list[Cost]:
+    """Sort costs in the order of the pipeline; stages of older versions come last."""
+    positions = {name: number for number, name in enumerate(ALL_STAGES)}
+    return sorted(costs, key=lambda cost: positions.get(cost.stage, len(positions)))
 
 
 def cost_table(costs: Sequence[Cost], details: bool = False) -> CostTable:
-    """Stages with seconds, GPU-seconds, energy and carbon; in detail with rate, memory and device.
+    """Build the table of seconds, GPU-seconds, energy and carbon.
 
-    The teacher's share is a row below training, and no part of the sum: training has it already.
+    Args:
+        costs: Cost of each stage.
+        details: Add rate, memory and device, if measured.
+
+    The teacher's seconds are a row below training. Training contains them, so the sum does not
+    count them again.
     """
-    whole = totals(costs)
-    small = whole.get("kwh", 1.0) < SMALL_KWH
+    total = totals(costs)
+    small = total.get("kwh", 1.0) < SMALL_KWH
     factor, energy, carbon = (1e3, "Wh", "g CO2e") if small else (1.0, "kWh", "kg CO2e")
     rows = []
-    for cost in in_order(costs):
+    for cost in sort_by_stage(costs):
         rows.append(_row(cost.stage, asdict(cost), factor, cost.metrics))
         share = cost.metrics.get("teacher_seconds")
         if share:
             rows.append(_row(TEACHER, {"seconds": share}, factor, {}))
-    rows.append(_row(ALL, whole, factor, {}))
-    head = ("Stage", "Seconds", "GPU-seconds", energy, carbon, "Images/s", "Peak memory, MiB",
-            "Device")  # fmt: skip
+    rows.append(_row(ALL, total, factor, {}))
+    units = (energy, carbon, "Images/s", "Peak memory, MiB", "Device")
+    head = ("Stage", "Seconds", "GPU-seconds", *units)
     kept = [i for i in range(len(head)) if i < 5 or (details and any(row[i] for row in rows))]
     return CostTable(
         tuple(head[i] for i in kept),
@@ -62,6 +67,7 @@ def cost_table(costs: Sequence[Cost], details: bool = False) -> CostTable:
 def _row(
     name: str, spent: dict[str, Any], factor: float, metrics: dict[str, Any]
 ) -> tuple[str, ...]:
+    """Format a row of the table."""
     return (
         name,
         _number(spent.get("seconds"), 1),
@@ -75,43 +81,49 @@ def _row(
 
 
 def _number(value: Any, digits: int, factor: float = 1.0) -> str:
+    """Format a number; empty for None."""
     return "" if value is None else f"{factor * float(value):,.{digits}f}"
 
 
 def remarks(costs: Sequence[Cost]) -> list[str]:
-    """What a reader must know beside the numbers."""
-    found = in_order(costs)
-    said = [_beside_the_paper(found)]
-    again = [f"{c.stage} ({c.sessions})" for c in found if c.sessions > 1]
-    if again:
-        said.append(f"Stopped and started again, all sessions counted: {', '.join(again)}.")
-    unknown = [c.stage for c in found if c.seconds is None]
+    """Write the sentences that a reader needs to understand the table."""
+    ordered = sort_by_stage(costs)
+    sentences = [_comparison_with_paper(ordered)]
+    restarted = [f"{c.stage} ({c.sessions})" for c in ordered if c.sessions > 1]
+    if restarted:
+        sentences.append(
+            f"Stopped and started again, all sessions counted: {', '.join(restarted)}."
+        )
+    unknown = [c.stage for c in ordered if c.seconds is None]
     if unknown:
-        said.append(
+        sentences.append(
             f"Not in the sum, because this catalogue has no run that made them: "
             f"{', '.join(unknown)}."
         )
-    silent = [c.stage for c in found if c.seconds is not None and c.kwh is None]
-    if silent:
-        said.append(f"Without a measurement of energy, so the sum is less than all: "
-                    f"{', '.join(silent)}.")  # fmt: skip
+    unmeasured = [c.stage for c in ordered if c.seconds is not None and c.kwh is None]
+    if unmeasured:
+        sentences.append(
+            f"Without a measurement of energy, so the sum is too low: {', '.join(unmeasured)}."
+        )
     shared = [
         f"{c.stage} ({c.parts_found} of {c.metrics.get('parts', 0)} parts)"
-        for c in found
+        for c in ordered
         if c.parts_found
     ]
     if shared:
-        said.append(
-            "Made in part by earlier runs for other datasets or models, whose cost is theirs: "
+        sentences.append(
+            "Made in part by earlier runs for other datasets or models, which count the cost: "
             f"{', '.join(shared)}."
         )
-    if any(c.stage in ("embed", "pretrain") for c in found):
-        said.append("What it took elsewhere to train the teacher and the encoder is not counted.")
-    return [text for text in said if text]
+    if any(c.stage in ("embed", "pretrain") for c in ordered):
+        sentences.append(
+            "Energy used elsewhere to train the teacher and the encoder is not counted."
+        )
+    return [text for text in sentences if text]
 
 
-def _beside_the_paper(costs: Sequence[Cost]) -> str:
-    """These hours at the paper's constant."""
+def _comparison_with_paper(costs: Sequence[Cost]) -> str:
+    """State the carbon of these hours at the paper's rate; empty without hours."""
     on_gpus = totals(costs).get("gpu_seconds", 0.0)
     trained = sum(c.seconds or 0.0 for c in costs if c.stage == "pretrain")
     hours = (on_gpus or trained) / 3600
@@ -125,16 +137,16 @@ def _beside_the_paper(costs: Sequence[Cost]) -> str:
     return (
         f"{took} The paper counts {PAPER_KG_PER_V100_HOUR} kg CO2e per V100-hour "
         f"({PAPER_V100_HOURS} hours, {PAPER_KG} kg for GFM); at that rate as many hours would be "
-        f"{words.amount(hours * PAPER_KG_PER_V100_HOUR, 'kg')}. That constant is a multiple of "
+        f"{amount(hours * PAPER_KG_PER_V100_HOUR, 'kg')}. That constant is a multiple of "
         "time (0.30 kW × 0.475 kg/kWh), not a measurement."
     )
 
 
 def as_json(costs: Sequence[Cost]) -> dict[str, Any]:
-    """For programs: the stages, their sum, and the paper's constant beside it."""
+    """Return stages, sum and the paper's rate as JSON."""
     gpu_hours = totals(costs).get("gpu_seconds", 0.0) / 3600
     return {
-        "stages": [asdict(cost) for cost in in_order(costs)],
+        "stages": [asdict(cost) for cost in sort_by_stage(costs)],
         "total": totals(costs),
         "paper": {
             "v100_hours": PAPER_V100_HOURS,
@@ -146,7 +158,7 @@ def as_json(costs: Sequence[Cost]) -> dict[str, Any]:
 
 
 def as_markdown(costs: Sequence[Cost]) -> str:
-    """The table and its remarks."""
+    """Write the table and its remarks as Markdown."""
     table = cost_table(costs)
     lines = [f"| {' | '.join(table.head)} |"]
     lines.append("|" + "".join("---:|" if i in table.numeric else "---|"

@@ -1,11 +1,11 @@
-"""Energy and carbon of a piece of work, measured offline by codecarbon.
+"""Energy and carbon of a stage, measured offline by codecarbon.
 
-An NVIDIA GPU's energy is read from its own counter (NVML, total energy since the driver loaded).
-Where the processor has no counters codecarbon estimates from its type and load. All of the machine
-is measured: two runs at once on one machine each count the other's load.
+The energy of an NVIDIA GPU is read from its own counter (NVML, total energy since the driver was
+loaded). For a processor without counters codecarbon estimates it from type and load. The whole
+machine is measured: two runs on one machine each count the other's load as well.
 
-Carbon is energy times an intensity: that of ``GEOFM_COUNTRY`` (ISO 3166 alpha-3) where it is set,
-else 0.475 kg/kWh, the world average behind the GFM paper's own figure.
+Carbon is energy times the intensity of ``GEOFM_COUNTRY`` (ISO 3166 alpha-3). If it is not set, the
+intensity is 0.475 kg/kWh, the world average behind the figure in the GFM paper.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from contextlib import contextmanager
 from typing import Any
 
 WORLD_G_PER_KWH = 475.0
-#: Seconds between notes of what was spent so far: as much is lost when a run is killed.
-NOTE_S = 30.0
+#: Seconds between readings; a killed run loses at most the energy of this interval.
+READING_S = 30.0
 
-#: kWh of the stage that is being measured, for whoever shows progress.
+#: Energy (kWh) of the stage that is being measured, for displays of progress.
 _now: dict[str, float] = {}
 
 
-def so_far() -> float | None:
-    """Energy of the running stage at its last reading (kWh); None before the first."""
+def energy_so_far() -> float | None:
+    """Return the energy (kWh) of the running stage at its last reading; None before the first."""
     return _now.get("kwh")
 
 
 class Meter:
-    """Measures stages one after another; costs nothing until the first one starts."""
+    """Measures stages one after another; codecarbon is loaded when the first stage starts."""
 
-    def __init__(self, note_s: float = NOTE_S) -> None:
+    def __init__(self, reading_s: float = READING_S) -> None:
         self._tracker: Any = None
-        self._note_s = note_s
+        self._reading_s = reading_s
 
     @contextmanager
     def stage(
@@ -45,21 +45,21 @@ class Meter:
         """Measure a block.
 
         Args:
-            name: of what is measured.
-            keep: gets a copy of the readings every ``NOTE_S`` seconds and at the end, also at one
-                by an error, so that a run that is killed leaves word of what it has spent.
+            name: Name of the stage.
+            keep: Callback that gets a copy of the readings every ``READING_S`` seconds and at the
+                end, also after an error, so that a killed run leaves its last readings.
 
         Yields:
             A dictionary with ``seconds``, ``kwh``, ``kg_co2e`` and, on GPUs, ``gpu_kwh`` (a part of
-            ``kwh``), complete at the block's end. What the caller adds to it is kept too.
+            ``kwh``); complete after the block. Entries that the caller adds are kept too.
         """
         spent: dict[str, Any] = {"seconds": 0.0, "kwh": 0.0, "kg_co2e": 0.0}
-        tracker = self._started()
-        over = threading.Event()
+        tracker = self._start_tracker()
+        done = threading.Event()
         tracker.start_task(name)
         started = time.perf_counter()
 
-        def note() -> None:
+        def take_reading() -> None:
             data = tracker.stop_task()
             spent["seconds"] = time.perf_counter() - started
             spent["kwh"] += float(data.energy_consumed)
@@ -71,8 +71,8 @@ class Meter:
                 keep(dict(spent))
 
         def watch() -> None:
-            while not over.wait(self._note_s):
-                note()
+            while not done.wait(self._reading_s):
+                take_reading()
                 tracker.start_task(name)
 
         watcher = threading.Thread(target=watch, name="geofm-meter", daemon=True)
@@ -80,23 +80,24 @@ class Meter:
         try:
             yield spent
         finally:
-            over.set()
+            done.set()
             watcher.join()
-            note()
+            take_reading()
             _now.clear()
 
-    def _started(self) -> Any:
+    def _start_tracker(self) -> Any:
+        """Start codecarbon on first use."""
         if self._tracker is None:
             from codecarbon import OfflineEmissionsTracker
 
             logging.getLogger("codecarbon").setLevel(logging.ERROR)  # importing it resets this
 
             country = os.environ.get("GEOFM_COUNTRY")
-            place: dict[str, Any] = (
+            location: dict[str, Any] = (
                 {"country_iso_code": country}
                 if country
                 else {
-                    "country_iso_code": "USA",  # asked for, but not used beside a forced intensity
+                    "country_iso_code": "USA",  # required; unused beside an intensity
                     "force_carbon_intensity_g_co2e_kwh": WORLD_G_PER_KWH,
                 }
             )
@@ -106,6 +107,6 @@ class Meter:
                 allow_multiple_runs=True,
                 measure_power_secs=5,
                 tracking_mode="machine",
-                **place,
+                **location,
             )
         return self._tracker

@@ -1,4 +1,8 @@
-"""The chips of a chips artifact by the tar that holds them: the parts of embedding and curation."""
+"""The parts of the stages that work on chips: one part per tar of a chips artifact.
+
+`chips_by_part` lists the chips of each tar, `covers` names the content of a part for its cache key,
+and `read_pixels` reads its chips.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +24,7 @@ COLUMNS = ["chip_id", "status", "part", "offset", "size", "pixel_sha256", "bands
 
 @dataclass(frozen=True)
 class ChipRef:
-    """A usable chip: id, byte range of its ``.npy``, and what is needed to make it a picture."""
+    """A usable chip: its id, the byte range of its ``.npy``, and its bands and scales."""
 
     chip_id: str
     offset: int
@@ -30,13 +34,13 @@ class ChipRef:
     scale: list[float]
 
     def identity(self) -> list[Any]:
-        """What results about this chip depend on, besides the bytes of the tar."""
+        """Return the fields that results on this chip depend on, besides the bytes of the tar."""
         return [self.chip_id, self.offset, self.size, self.bands, self.scale]
 
 
 @lru_cache(maxsize=2)
 def chips_by_part(chips: Artifact) -> dict[str, list[ChipRef]]:
-    """Chips with status ok by part file, parts sorted by name and chips by offset."""
+    """Group the chips with status ok by tar; tars are sorted by name, chips by offset."""
     table = chips.table("chips.parquet", COLUMNS)
     table = table[table["status"] == "ok"].sort_values(["part", "offset"], kind="stable")
     return {
@@ -46,6 +50,7 @@ def chips_by_part(chips: Artifact) -> dict[str, list[ChipRef]]:
 
 
 def _chip_ref(row: Any) -> ChipRef:
+    """Make the reference of a row of ``chips.parquet``."""
     return ChipRef(
         chip_id=str(row.chip_id),
         offset=int(row.offset),
@@ -57,35 +62,35 @@ def _chip_ref(row: Any) -> ChipRef:
 
 
 def file_digests(artifact: Artifact) -> dict[str, str]:
-    """SHA-256 of each file of an artifact, from its manifest."""
+    """Return the SHA-256 of each file of an artifact, from its manifest."""
     return {entry.path: entry.sha256 for entry in artifact.manifest.files}
 
 
 def covers(chips: Artifact, part: str, refs: list[ChipRef]) -> list[Any]:
-    """The content identity of one part: the tar's digest and its usable chips.
+    """Return the content of a part for its cache key: the tar's digest and its usable chips.
 
     Raises:
-        CheckError: when the manifest does not list the tar.
+        CheckError: The manifest does not list the tar.
     """
     digests = file_digests(chips)
     if part not in digests:
         raise CheckError(
-            f"chips {chips.digest[:12]} name the file {part}, which is not in their manifest; "
-            "run `geofm verify` on them and cut them again"
+            f"the table of chips {chips.digest[:12]} names the file {part}, which their manifest "
+            "lacks; run `geofm verify` on them and cut them again"
         )
     return [digests[part], [ref.identity() for ref in refs]]
 
 
 def read_pixels(chips: Artifact, part: str, refs: list[ChipRef]) -> Iterator[NDArray[Any]]:
-    """Pixels [bands, height, width] of each chip of a part, in order.
+    """Yield the pixels (bands, height, width) of each chip of a part, in order.
 
-    Not to be written to, and to be used before the next are asked for (``read_ranges``).
+    The arrays are read-only views and valid until the next one is read (see ``read_ranges``).
     """
     for data in read_ranges(chips.local(part), [(ref.offset, ref.size) for ref in refs]):
         yield chip_from_bytes(data)
 
 
 def ok_chips(chips: Artifact, columns: list[str]) -> pd.DataFrame:
-    """Rows of ``chips.parquet`` with status ok, in file order, with a fresh index."""
+    """Return the rows of ``chips.parquet`` with status ok, in file order, numbered from 0."""
     table = chips.table("chips.parquet", [*columns, "status"])
     return table[table["status"] == "ok"].drop(columns="status").reset_index(drop=True)

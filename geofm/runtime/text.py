@@ -1,15 +1,15 @@
-"""Numbers, names and reasons as a reader wants to see them."""
+"""Formatting for readers: numbers, units, reasons and JSON values as short texts."""
 
 from __future__ import annotations
 
 import math
 import re
-from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
+if TYPE_CHECKING:
+    import pandas as pd
 
-#: Reasons and rules that the stages write, in words; others are shown with spaces.
+#: Reasons that the stages write and their texts; other reasons are shown with spaces.
 REASONS = {
     "near_duplicate": "near duplicate",
     "identical": "identical pixels",
@@ -45,37 +45,37 @@ ROLES = {
 
 
 def reason(name: str) -> str:
-    """A rule or reason in words."""
+    """Return the text of a reason."""
     return REASONS.get(name, name.replace("_", " ").strip() or "no reason given")
 
 
 def count(number: float) -> str:
-    """A whole number with thousands separated by thin spaces."""
+    """Format a whole number with thin spaces between thousands."""
     return f"{round(number):,}".replace(",", "\u202f")
 
 
-def some(number: int, what: str) -> str:
-    """A count with its noun, in the plural where it must be."""
-    return f"{count(number)} {what}{'' if number == 1 else 's'}"
+def some(number: int, noun: str) -> str:
+    """Format a count with its noun, in the plural if needed."""
+    return f"{count(number)} {noun}{'' if number == 1 else 's'}"
 
 
 def known(value: Any) -> bool:
-    """Whether a value is there: neither None nor NaN."""
+    """Check that a value is neither None nor NaN."""
     return value is not None and not (isinstance(value, float) and math.isnan(value))
 
 
 def percent(share: float, digits: int = 1) -> str:
-    """A share as percent."""
+    """Format a share as percent."""
     return f"{100 * share:.{digits}f}\u202f%"
 
 
 def points(difference: float) -> str:
-    """A difference of shares as percentage points, with its sign."""
+    """Format a difference of shares as percentage points, with its sign."""
     return f"{100 * difference:+.1f}".replace("-", "−")
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a reader says them."""
+    """Format seconds as seconds, minutes or hours."""
     if seconds < 10:
         return f"{seconds:.1f} s"
     if seconds < 120:
@@ -85,7 +85,7 @@ def duration(seconds: float) -> str:
 
 
 def amount(value: float, unit: str) -> str:
-    """A quantity with three significant digits, in thousandths of the unit where it is small."""
+    """Format a quantity with three significant digits; small kWh and kg become Wh and g."""
     small = {"kWh": ("Wh", 1000.0), "kg": ("g", 1000.0)}
     if unit in small and 0 < abs(value) < 0.1:
         name, factor = small[unit]
@@ -94,7 +94,7 @@ def amount(value: float, unit: str) -> str:
 
 
 def size(bytes_: float) -> str:
-    """Bytes in binary units."""
+    """Format bytes in binary units."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if bytes_ < 1024 or unit == "GiB":
             break
@@ -103,7 +103,7 @@ def size(bytes_: float) -> str:
 
 
 def plain(value: Any) -> str:
-    """Any JSON value of a manifest on one line; digests by their first digits."""
+    """Format a JSON value of a manifest on one line; digests are shortened."""
     if value is None or value in ("", [], {}):
         return "—"
     if isinstance(value, bool):
@@ -122,15 +122,5 @@ def plain(value: Any) -> str:
 
 
 def each(table: pd.DataFrame) -> list[Any]:
-    """Rows of a table as named tuples."""
+    """Return the rows of a table as named tuples."""
     return list(table.itertuples())
-
-
-def instant(text: Any) -> datetime | None:
-    """A time by RFC 3339, None for anything else."""
-    if not isinstance(text, str) or len(text) > 40:
-        return None
-    try:
-        return datetime.fromisoformat(text)
-    except ValueError:
-        return None

@@ -15,7 +15,13 @@ from geofm.pool.pool import Pool
 from geofm.selection.methods import Candidates, select
 from geofm.selection.metrics import compare
 from geofm.selection.rarity import soft_scores
-from geofm.selection.strata import budget_count, divide, ground_region, season, survival
+from geofm.selection.strata import (
+    budget_count,
+    divide,
+    ground_region,
+    meteorological_season,
+    survival,
+)
 from geofm.types import Indices
 
 #: Chips per cluster on average, where clusters are strata.
@@ -38,7 +44,7 @@ def labels(chips: pd.DataFrame) -> dict[str, list[str]]:
             ground_region(str(crs), list(transform))
             for crs, transform in zip(chips["crs"], chips["transform"], strict=True)
         ],
-        "season": [season(time) for time in chips["datetime"]],
+        "season": [meteorological_season(time) for time in chips["datetime"]],
     }
 
 

@@ -62,8 +62,8 @@ def ground_region(crs: str, transform: Sequence[float]) -> str:
     return f"{crs} {x} {y}"
 
 
-def season(datetime: str | None) -> str:
-    """The three months (DJF, MAM, JJA or SON) of an ISO 8601 time; empty where it has none."""
+def meteorological_season(datetime: str | None) -> str:
+    """Return the season of an ISO 8601 time (DJF, MAM, JJA or SON); empty without a month."""
     month = str(datetime or "")[5:7]
     return SEASONS[int(month) % 12 // 3] if month.isdigit() else ""
 

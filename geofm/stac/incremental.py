@@ -1,8 +1,9 @@
-"""A refresh asks for what is new: what the last search found, and how it saves listing it again.
+"""Incremental search: list only what changed since the last search, if that is provably enough.
 
-An API that filters is asked for the items updated since the newest ``updated`` of the last table,
-and for two counts. Only if they say that nothing else came or went is the rest taken from that
-table; in any doubt the collection is listed again. Both ways give the same table.
+An API that filters by ``updated`` is asked for the items since the newest ``updated`` of the last
+table, and for two counts. If the counts show that no other item came or went, the remaining items
+are taken from the last table. In any doubt the collection is listed completely. Both ways give the
+same table.
 """
 
 from __future__ import annotations
@@ -10,138 +11,143 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 from data_catalog.artifact import Artifact
 from data_catalog.tables import records
 from geofm.remote.quarantine import Quarantine
-from geofm.runtime.text import instant
-from geofm.stac.canonical_item import Frozen
-from geofm.stac.query import Query, rfc3339
-from geofm.stac.query_slices import Api, bounded, count, list_items
+from geofm.runtime.timestamps import format_utc, parse_utc
+from geofm.stac.api_listing import SearchApi, check_max_items, count_matches, list_items
+from geofm.stac.canonical_item import CanonicalItem
+from geofm.stac.query import Query
 from geofm.types import Json
 
-#: How long (before the newest time) an item may have been updated and yet be seen only now.
+#: An item may appear in the API this long after the time in its ``updated``.
 OVERLAP = timedelta(days=1)
 _COLUMNS = ["item_id", "collection", "item_sha256", "item_json", "reason", "detail"]
 
 
-@dataclass(frozen=True)
-class Before:
-    """The last search: what was listed then."""
-
-    listed: tuple[Frozen, ...] = ()
-
-
-def read_before(previous: Artifact | None) -> Before:
-    """The items of the last table; nothing where there is none."""
+def read_previous_items(previous: Artifact | None) -> list[CanonicalItem]:
+    """Read the items that the last search listed; none without a last search."""
     if previous is None:
-        return Before()
-    return before_of(records(previous.table("items.parquet", _COLUMNS)))
+        return []
+    return items_of_rows(records(previous.table("items.parquet", _COLUMNS)))
 
 
-def before_of(rows: list[dict[str, Any]]) -> Before:
-    """The items of a table's rows."""
-    return Before(tuple(_frozen(row) for row in rows))
+def items_of_rows(rows: Iterable[Json]) -> list[CanonicalItem]:
+    """Rebuild the listed items from rows of ``items.parquet``."""
+    return [_item_of_row(row) for row in rows]
 
 
-def _frozen(row: dict[str, Any]) -> Frozen:
-    """An item as it was frozen; where the text is only a stub of it, its problem is in the row."""
+def _item_of_row(row: Json) -> CanonicalItem:
+    """Rebuild an item. A text whose digest differs is shortened, so the item had a problem."""
     text = row["item_json"]
-    stub = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest() != row["item_sha256"]
-    problem = Quarantine(row["reason"], row["detail"]) if stub else None
-    return Frozen(row["item_id"], row["collection"], text, row["item_sha256"], problem)
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    shortened = digest != row["item_sha256"]
+    problem = Quarantine(row["reason"], row["detail"]) if shortened else None
+    return CanonicalItem(row["item_id"], row["collection"], text, row["item_sha256"], problem)
 
 
-def withdrawn(before: Before, listed: Iterable[Frozen]) -> list[Frozen]:
-    """Items that were listed last time and are no longer; those without an id can't be told."""
-    here = {one.key for one in listed}
-    gone = {one.key: one for one in before.listed}
-    return [one for one in gone.values() if one.item_id and one.key not in here]
+def find_withdrawn(
+    previous: Iterable[CanonicalItem], listed: Iterable[CanonicalItem]
+) -> list[CanonicalItem]:
+    """Find items of the last search that are no longer listed; items without an id don't count."""
+    current = {item.key for item in listed}
+    known = {item.key: item for item in previous}
+    return [item for item in known.values() if item.item_id and item.key not in current]
 
 
-def newest_versions(items: Iterable[Frozen]) -> list[Frozen]:
+def newest_versions(items: Iterable[CanonicalItem]) -> list[CanonicalItem]:
     """Leave out older versions of an item that was updated while it was listed.
 
     A listing of many pages takes time, so it may hold an item before and after an update. The
-    version with the newest ``updated`` is kept. Versions that do not tell stay, all of them.
+    version with the newest ``updated`` is kept. If a version has no ``updated``, all stay.
     """
-    groups: dict[tuple[str, str], list[Frozen]] = defaultdict(list)
-    for one in items:
-        groups[one.key].append(one)
+    groups: dict[tuple[str, str], list[CanonicalItem]] = defaultdict(list)
+    for item in items:
+        groups[item.key].append(item)
     kept = []
     for group in groups.values():
-        times = [updated(one) if one.item_id else None for one in group]
+        times = [updated_time(item) if item.item_id else None for item in group]
         known = [time for time in times if time is not None]
-        newest = max(known) if len(known) == len(times) else None
-        kept += [one for one, time in zip(group, times, strict=True) if time == newest or not known
-                 or newest is None]  # fmt: skip
+        if known and len(known) == len(times):
+            newest = max(known)
+            kept += [item for item, time in zip(group, times, strict=True) if time == newest]
+        else:
+            kept += group
     return kept
 
 
-def refresh(api: Api, query: Query, before: Before) -> tuple[list[Frozen], list[str]]:
-    """All items that match now, asking for as little as is safe.
+def list_incrementally(
+    api: SearchApi, query: Query, previous: Sequence[CanonicalItem]
+) -> tuple[list[CanonicalItem], list[str]]:
+    """List all items that match, with as few requests as is safe.
+
+    Args:
+        api: The API.
+        query: The search.
+        previous: Items of the last search.
 
     Returns:
-        The items, and the collections of which only what is new was asked for.
+        The items, and the collections for which the changes were enough.
 
     Raises:
-        RunError: the API does not answer.
-        UsageError: there are more than ``max_items``.
+        RunError: The API does not answer.
+        UsageError: There are more than ``max_items``.
     """
-    listed: list[Frozen] = []
-    whole: list[str] = []
+    items: list[CanonicalItem] = []
+    complete: list[str] = []
     for name in query.collections:
-        old = [one for one in before.listed if one.collection == name]
-        found = _since(api, replace(query, collections=(name,)), old)
-        listed += found or []
-        if found is None:
-            whole.append(name)
-    if whole:
-        listed += list_items(api, replace(query, collections=tuple(whole)))
-    bounded(len(listed), api)
-    return listed, [name for name in query.collections if name not in whole]
+        known = [item for item in previous if item.collection == name]
+        updated = _list_changes(api, replace(query, collections=(name,)), known)
+        items += updated or []
+        if updated is None:
+            complete.append(name)
+    if complete:
+        items += list_items(api, replace(query, collections=tuple(complete)))
+    check_max_items(len(items), api)
+    return items, [name for name in query.collections if name not in complete]
 
 
-def _since(api: Api, query: Query, old: list[Frozen]) -> list[Frozen] | None:
-    """The items of one collection by what is new of it; None when it has to be listed again.
+def _list_changes(
+    api: SearchApi, query: Query, known: list[CanonicalItem]
+) -> list[CanonicalItem] | None:
+    """List one collection by its changes; None if it must be listed completely.
 
-    The server's own comparison parts the items in two, at a day before the newest time. What was
-    listed before and is not sent now must be all of the older part, and both parts all there is;
-    then no item without a time came and none went. (Some servers compare times as texts, so which
-    part the very second of the mark falls in is theirs to say.)
+    The server divides its items at a mark, one day before the newest ``updated``. The result is
+    used only if (1) the known items that the server does not send again are older than the mark,
+    (2) their number is the server's count of items before the mark, and (3) both parts together
+    are the server's count of all items. Then no item without ``updated`` came or went. Servers
+    that compare times as texts may put an item of the mark's second in either part.
     """
-    times = [updated(one) for one in old]
-    known = [time for time in times if time is not None]
-    if not api.language or not old or len(known) < len(times):
+    times = [updated_time(item) for item in known]
+    stated = [time for time in times if time is not None]
+    if not api.filter_language or not known or len(stated) < len(times):
         return None
-    if max(known) > datetime.now(UTC):  # that says nothing of what is new
+    if max(stated) > datetime.now(UTC):  # a time in the future does not tell what is new
         return None
-    edge = max(known).replace(microsecond=0) - OVERLAP
-    mark = rfc3339(edge)
-    total = count(api, query)
+    edge = max(stated).replace(microsecond=0) - OVERLAP
+    mark = format_utc(edge)
+    total = count_matches(api, query)
     if total is None:
         return None
-    new = list_items(api, replace(query, since=mark))
-    sent = {one.key for one in new}
-    rest = [(one, time) for one, time in zip(old, known, strict=True) if one.key not in sent]
-    sound = (
-        all(one.collection == query.collections[0] for one in new)
+    changed = list_items(api, replace(query, since=mark))
+    sent = {item.key for item in changed}
+    rest = [(item, time) for item, time in zip(known, stated, strict=True) if item.key not in sent]
+    enough = (
+        all(item.collection == query.collections[0] for item in changed)
         and all(time < edge + timedelta(seconds=1) for _, time in rest)
-        and total == len(rest) + len(new)
-        and count(api, replace(query, before=mark)) == len(rest)
+        and total == len(rest) + len(changed)
+        and count_matches(api, replace(query, before=mark)) == len(rest)
     )
-    return [*new, *(one for one, _ in rest)] if sound else None
+    return [*changed, *(item for item, _ in rest)] if enough else None
 
 
-def updated(one: Frozen) -> datetime | None:
-    """When an item was changed, by its own word."""
-    item: Json = json.loads(one.text)
-    properties = item.get("properties")
-    when = instant(properties.get("updated")) if isinstance(properties, dict) else None
-    if when is None or when.year < 1970:
-        return None
-    return when if when.tzinfo else when.replace(tzinfo=UTC)
+def updated_time(item: CanonicalItem) -> datetime | None:
+    """Return the item's own ``updated``; None without a plausible time."""
+    content: Json = json.loads(item.text)
+    properties = content.get("properties")
+    when = parse_utc(properties.get("updated")) if isinstance(properties, dict) else None
+    return None if when is None or when.year < 1970 else when

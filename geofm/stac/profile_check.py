@@ -1,4 +1,4 @@
-"""What a source profile makes of one item, before anything is searched or read with it."""
+"""Check of a source profile against one item, before a search: `geofm sources --check --item`."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from data_catalog.errors import UsageError
 from data_catalog.sources import Source, spdx_licence
 from geofm.remote.quarantine import Quarantine
 from geofm.remote.url_policy import scheme_of, signing_of
-from geofm.stac.bands import Band, described, find_band, find_layer, is_data
-from geofm.stac.canonical_item import freeze
+from geofm.stac.bands import Band, described_bands, find_band, find_layer, is_data
+from geofm.stac.canonical_item import canonical_text
 from geofm.stac.item import check_item
-from geofm.stac.supersede import Scene, scene_of
+from geofm.stac.supersede import Acquisition, read_acquisition
 from geofm.types import Json
 
 
-def profile_of(item: Json, sources: Sequence[Source]) -> Source:
-    """The first profile that is meant for the item's collection, whatever its API.
+def profile_for_item(item: Json, sources: Sequence[Source]) -> Source:
+    """Return the first profile that covers the item's collection, for any API.
 
     Raises:
-        UsageError: none is.
+        UsageError: No profile covers it.
     """
     collection = item.get("collection")
     for source in sources:
@@ -34,40 +34,49 @@ def profile_of(item: Json, sources: Sequence[Source]) -> Source:
     )
 
 
-def examine(item: Any, source: Source) -> Json:
-    """What the profile finds in an item, and what it does not find with the remedy.
+def check_profile(item: Any, source: Source) -> Json:
+    """Report what a profile finds in an item, and what it lacks, with the remedies.
 
     Args:
-        item: parsed JSON of a STAC item.
-        source: the profile.
+        item: Parsed JSON of a STAC item.
+        source: The profile.
 
     Returns:
         ``bands`` (name, asset, index, scale, offset, nodata, href), ``cloud``, ``licence``,
-        ``identity``, ``access``, ``problems`` (the item can't be used as it should) and ``notes``.
+        ``identity``, ``access``, ``problems`` (they prevent the use of the item) and ``notes``.
     """
-    report: Json = {"profile": source.name, "item": None, "collection": None, "bands": [],
-                    "cloud": None, "licence": source.licence, "identity": {}, "access": {},
-                    "problems": [], "notes": []}  # fmt: skip
+    report: Json = {
+        "profile": source.name,
+        "item": None,
+        "collection": None,
+        "bands": [],
+        "cloud": None,
+        "licence": source.licence,
+        "identity": {},
+        "access": {},
+        "problems": [],
+        "notes": [],
+    }
     if not isinstance(item, dict):
         return {**report, "problems": ["the item is no JSON object: give a STAC item"]}
     report |= {"item": item.get("id"), "collection": item.get("collection")}
     try:
-        frozen: Json = json.loads(freeze(item))
-        area = check_item(frozen, [str(item.get("collection"))])
-        scene = scene_of(frozen, source.identity, area)
+        canonical: Json = json.loads(canonical_text(item))
+        area = check_item(canonical, [str(item.get("collection"))])
+        acquisition = read_acquisition(canonical, source.identity, area)
     except Quarantine as error:
         return {**report, "problems": [f"the search would refuse the item: {error}"]}
-    report["licence"] = spdx_licence(frozen["properties"].get("license")) or source.licence
-    _look_for_bands(frozen, source, report)
-    _look_for_cloud(frozen, source, report)
-    _look_at_identity(scene, source, report)
-    _look_at_access(source, report)
+    report["licence"] = spdx_licence(canonical["properties"].get("license")) or source.licence
+    _report_bands(canonical, source, report)
+    _report_cloud(canonical, source, report)
+    _report_identity(acquisition, source, report)
+    _report_access(source, report)
     return report
 
 
-def _look_for_bands(item: Json, source: Source, report: Json) -> None:
-    """All bands that the profile names, and those that the assets describe."""
-    names = [*source.bands, *(name for name in common_names(item) if name not in source.bands)]
+def _report_bands(item: Json, source: Source, report: Json) -> None:
+    """Report the bands of the profile, and those that the assets describe."""
+    names = [*source.bands, *(name for name in _common_names(item) if name not in source.bands)]
     for name in names:
         try:
             band = find_band(item, name, source)
@@ -79,40 +88,48 @@ def _look_for_bands(item: Json, source: Source, report: Json) -> None:
                 + f"; the item's assets are {', '.join(item['assets'])}"
             )
             continue
-        report["bands"].append(_band(band))
+        report["bands"].append(_band_fields(band))
         if band.scale is None and band.usual_scale is None:
             report["notes"].append(
-                f"bands.{name}: no scale is stated, so 0.0001 is taken for files of 16 bits; give "
-                "default_scale if it is another"
+                f"bands.{name}: no scale is stated, so 0.0001 is used for 16-bit files; set "
+                "default_scale if it is different"
             )
     if not names:
         report["problems"].append(
-            "bands: the assets describe no common names (eo:bands or bands); say where they lie, "
+            "bands: the assets describe no common names (eo:bands or bands); name their assets, "
             f"e.g. bands: {{red: {next(iter(item['assets']))}}}"
         )
 
 
-def common_names(item: Json) -> list[str]:
-    """Common names of bands that the item's imagery describes, as they come."""
-    found: dict[str, None] = {}
+def _common_names(item: Json) -> list[str]:
+    """Return the common names of the bands that the item's imagery describes, in order."""
+    names: dict[str, None] = {}
     for asset in item["assets"].values():
-        for band in described(item, asset) if is_data(asset) else []:
+        for band in described_bands(item, asset) if is_data(asset) else []:
             name = band.get("eo:common_name") or band.get("common_name")
             if isinstance(name, str) and name:
-                found[name.lower()] = None
-    return list(found)
+                names[name.lower()] = None
+    return list(names)
 
 
-def _band(band: Band) -> Json:
-    scale = band.scale if band.scale is not None else band.usual_scale
-    return {"name": band.name, "asset": band.asset, "index": band.index, "scale": scale,
-            "offset": band.offset, "nodata": band.nodata, "href": band.href}  # fmt: skip
+def _band_fields(band: Band) -> Json:
+    """Return the fields of a band that the report shows."""
+    return {
+        "name": band.name,
+        "asset": band.asset,
+        "index": band.index,
+        "scale": band.scale if band.scale is not None else band.usual_scale,
+        "offset": band.offset,
+        "nodata": band.nodata,
+        "href": band.href,
+    }
 
 
-def _look_for_cloud(item: Json, source: Source, report: Json) -> None:
+def _report_cloud(item: Json, source: Source, report: Json) -> None:
+    """Report the cloud layer of the profile."""
     if source.cloud is None:
         report["notes"].append(
-            "cloud: the profile names no layer, so clouds are told by eo:cloud_cover alone"
+            "cloud: the profile names no layer, so clouds are known by eo:cloud_cover alone"
         )
         return
     layer = find_layer(item, source.cloud.asset)
@@ -125,22 +142,28 @@ def _look_for_cloud(item: Json, source: Source, report: Json) -> None:
     report["cloud"] = {"href": layer.href, **source.cloud.model_dump(mode="json")}
 
 
-def _look_at_identity(scene: Scene, source: Source, report: Json) -> None:
+def _report_identity(acquisition: Acquisition, source: Source, report: Json) -> None:
+    """Report the properties by which reprocessed items are recognised."""
     names = ("acquisition", "tile", "version", "generated", "sequence", "product")
-    report["identity"] = {name: getattr(scene, name) for name in names}
+    report["identity"] = {name: getattr(acquisition, name) for name in names}
     for name, properties in (
         ("acquisition", source.identity.acquisition),
         ("tile", source.identity.tile),
     ):
         if not report["identity"][name]:
-            asked = f"the item lacks {', '.join(properties)}" if properties else "nothing is named"
+            cause = (
+                f"the item lacks {', '.join(properties)}"
+                if properties
+                else "the profile names no property"
+            )
             report["notes"].append(
-                f"identity.{name}: {asked}, so a reprocessed item is not recognised as the same "
-                "acquisition; name properties that tell it"
+                f"identity.{name}: {cause}, so a reprocessed item is not recognised as the same "
+                "acquisition; name properties that identify it"
             )
 
 
-def _look_at_access(source: Source, report: Json) -> None:
+def _report_access(source: Source, report: Json) -> None:
+    """Report how the assets are read."""
     signing = signing_of(source)
     schemes = sorted({scheme_of(band["href"]) for band in report["bands"]})
     when = "before every read" if signing.always else "when refused"

@@ -1,4 +1,4 @@
-"""A search as a STAC API is asked it, and as we apply it ourselves where nobody else does."""
+"""The query of a search: its parameters for an API, and its filter for files without an API."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from shapely.geometry import box, mapping
 from shapely.geometry.base import BaseGeometry
 
 from data_catalog.errors import UsageError
-from geofm.config.area import split
+from geofm.config.area import split_at_antimeridian
 from geofm.config.recipe import SearchSettings
 from geofm.remote.quarantine import Quarantine
-from geofm.runtime.text import instant
+from geofm.runtime.timestamps import format_utc, parse_utc
 from geofm.stac.item import check_geometry
 from geofm.types import Json
 
@@ -26,15 +26,15 @@ _DATE = re.compile(r"(\d{4})(?:-(\d\d)(?:-(\d\d))?)?")
 
 @dataclass(frozen=True)
 class Query:
-    """What is asked for.
+    """The conditions on an item.
 
     Attributes:
-        collections: ids.
-        start: earliest time, None for open.
-        end: latest time, None for open.
-        area: ground, EPSG:4326 in -180..180; None for everywhere.
-        since: only items whose ``updated`` is at or after this (RFC 3339); empty for all.
-        before: only items whose ``updated`` is before this; empty for all.
+        collections: Ids of collections.
+        start: Earliest time; None for open.
+        end: Latest time; None for open.
+        area: Ground, EPSG:4326, longitudes -180 to 180; None for everywhere.
+        since: Earliest ``updated`` (RFC 3339); empty for all.
+        before: ``updated`` must be before this; empty for all.
     """
 
     collections: tuple[str, ...]
@@ -46,38 +46,37 @@ class Query:
 
     @property
     def times(self) -> str | None:
-        """The interval as STAC writes it."""
+        """The interval as STAC writes it; None for any time."""
         if self.start is None and self.end is None:
             return None
-        ends = [".." if end is None else rfc3339(end) for end in (self.start, self.end)]
+        ends = [".." if end is None else format_utc(end) for end in (self.start, self.end)]
         return ends[0] if ends[0] == ends[1] else "/".join(ends)
 
 
-def rfc3339(moment: datetime) -> str:
-    """UTC with as many digits as are needed."""
-    return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
-
-
 def query_of(settings: SearchSettings, collections: list[str]) -> Query:
-    """The settings' query.
+    """Build the query of the settings for the collections that exist.
 
     Raises:
         UsageError: ``search.datetime`` is no time and no interval.
     """
-    start, end = interval(settings.datetime)
+    start, end = parse_interval(settings.datetime)
     return Query(tuple(collections), start, end, settings.geometry())
 
 
-def interval(text: str | None) -> tuple[datetime | None, datetime | None]:
-    """Both ends of an interval; 2024 or 2024-06 mean the whole year or month."""
+def parse_interval(text: str | None) -> tuple[datetime | None, datetime | None]:
+    """Parse ``search.datetime`` into first and last moment; 2024 or 2024-06 is the whole period.
+
+    Raises:
+        UsageError: The text is no time and no interval.
+    """
     if not text:
         return None, None
     first, slash, last = text.partition("/")
     try:
-        start = None if first in ("", "..") else _span(first)[0]
+        start = None if first in ("", "..") else _first_and_last_moment(first)[0]
         if not slash:
-            return start, _span(first)[1]
-        return start, None if last in ("", "..") else _span(last)[1]
+            return start, _first_and_last_moment(first)[1]
+        return start, None if last in ("", "..") else _first_and_last_moment(last)[1]
     except (ValueError, OverflowError) as error:
         raise UsageError(
             f"search.datetime: {text!a:.60} is no time or interval; write e.g. 2024-06 or "
@@ -85,14 +84,14 @@ def interval(text: str | None) -> tuple[datetime | None, datetime | None]:
         ) from error
 
 
-def _span(text: str) -> tuple[datetime, datetime]:
-    """First and last moment of a time; a year, month or day is not a moment."""
-    found = _DATE.fullmatch(text.strip())
-    if found is None:
+def _first_and_last_moment(text: str) -> tuple[datetime, datetime]:
+    """Return both ends of a year, month or day; a full time is its own first and last moment."""
+    match = _DATE.fullmatch(text.strip())
+    if match is None:
         when = datetime.fromisoformat(text.strip())
         when = when if when.tzinfo else when.replace(tzinfo=UTC)
         return when, when
-    year, month, day = (int(part) if part else 0 for part in found.groups())
+    year, month, day = (int(part) if part else 0 for part in match.groups())
     last = calendar.monthrange(year, month or 12)[1]
     return (
         datetime(year, month or 1, day or 1, tzinfo=UTC),
@@ -100,49 +99,50 @@ def _span(text: str) -> tuple[datetime, datetime]:
     )
 
 
-def parameters(query: Query, boxed: bool) -> Json:
-    """Arguments of a search by pystac-client.
+def search_parameters(query: Query, bbox_only: bool) -> Json:
+    """Build the arguments of a search by pystac-client.
 
     Args:
-        query: what is asked for.
-        boxed: the area's bounds stand for it, because the API knows no ``intersects``.
+        query: The search.
+        bbox_only: Send the bounds of the area, because the API does not know ``intersects``.
     """
-    found: Json = {"collections": list(query.collections), "datetime": query.times}
+    parameters: Json = {"collections": list(query.collections), "datetime": query.times}
     if query.area is not None:
-        if boxed or is_box(query.area):
-            found["bbox"] = list(query.area.bounds)
+        if bbox_only or is_box(query.area):
+            parameters["bbox"] = list(query.area.bounds)
         else:
-            found["intersects"] = mapping(query.area)
-    return found
+            parameters["intersects"] = mapping(query.area)
+    return parameters
 
 
 def is_box(area: BaseGeometry) -> bool:
-    """Whether an area is its own bounding box."""
-    whole = box(*area.bounds).area
-    return area.geom_type == "Polygon" and math.isclose(area.area, whole, rel_tol=1e-12)
+    """Check whether an area is its own bounding box."""
+    bounds_area = box(*area.bounds).area
+    return area.geom_type == "Polygon" and math.isclose(area.area, bounds_area, rel_tol=1e-12)
 
 
-def pieces(area: BaseGeometry) -> list[BaseGeometry]:
-    """The parts of an area, so that the box of each stays on its side of the antimeridian."""
+def polygons_of(area: BaseGeometry) -> list[BaseGeometry]:
+    """Return the parts of an area; the bounds of each stay on one side of the antimeridian."""
     return list(getattr(area, "geoms", [area]))
 
 
-def asked_for(item: Any, query: Query) -> bool:
-    """Whether an item matches the time and area asked for; one that can't tell is not left out.
+def matches(item: Any, query: Query) -> bool:
+    """Check whether an item lies in the time and area of a query.
 
-    It becomes a row that says what is wrong with it.
+    An item whose time or geometry can't be read matches, so that it becomes a quarantined row.
     """
     if not isinstance(item, dict):
         return True
-    return _in_time(item.get("properties"), query) and in_area(item, query.area)
+    return _in_time(item.get("properties"), query) and meets_area(item, query.area)
 
 
 def _in_time(properties: Any, query: Query) -> bool:
+    """Check whether the time or period of an item meets the interval of a query."""
     if not isinstance(properties, dict) or (query.start is None and query.end is None):
         return True
-    one = _moment(properties.get("datetime"))
-    first = one or _moment(properties.get("start_datetime"))
-    last = one or _moment(properties.get("end_datetime"))
+    moment = parse_utc(properties.get("datetime"))
+    first = moment or parse_utc(properties.get("start_datetime"))
+    last = moment or parse_utc(properties.get("end_datetime"))
     if first is None or last is None:
         return True
     return (query.end is None or first <= query.end) and (
@@ -150,17 +150,12 @@ def _in_time(properties: Any, query: Query) -> bool:
     )
 
 
-def _moment(value: Any) -> datetime | None:
-    when = instant(value)
-    return when if when is None or when.tzinfo else when.replace(tzinfo=UTC)
-
-
-def in_area(item: Any, area: BaseGeometry | None) -> bool:
-    """Whether an item's footprint meets the area; True for one that has none that can be read."""
+def meets_area(item: Any, area: BaseGeometry | None) -> bool:
+    """Check whether an item's footprint intersects an area; True if it can't be read."""
     if area is None or not isinstance(item, dict):
         return True
     try:
         ground = check_geometry(item.get("geometry"))
-        return bool(split(ground).intersects(area))
+        return bool(split_at_antimeridian(ground).intersects(area))
     except (Quarantine, shapely.errors.GEOSException):
         return True

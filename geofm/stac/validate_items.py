@@ -1,4 +1,8 @@
-"""The verdict on every item listed: ok, dropped or quarantined, each with its reason."""
+"""The decision on every listed item: ok, dropped or quarantined, with its reason.
+
+The rows become ``items.parquet``. Each item is checked alone first, then doubles are marked, then
+scenes that are too cloudy, then items that a better item of the same acquisition supersedes.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +17,9 @@ from data_catalog.sources import Source, source_for, spdx_licence
 from geofm.config.credentials import base_address
 from geofm.config.recipe import SearchSettings
 from geofm.remote.quarantine import Quarantine
-from geofm.stac.canonical_item import Frozen, plain
+from geofm.stac.canonical_item import CanonicalItem, storable_text
 from geofm.stac.item import check_item, is_number
-from geofm.stac.supersede import Scene, scene_of, superseded
+from geofm.stac.supersede import Acquisition, find_superseded, read_acquisition
 from geofm.types import Json
 
 COLUMNS = [
@@ -38,89 +42,89 @@ COLUMNS = [
 ]
 
 
-def judge(
-    listed: Iterable[Frozen],
+def validate_items(
+    items: Iterable[CanonicalItem],
     settings: SearchSettings,
     collections: dict[str, Json],
     own: str = "",
 ) -> list[Json]:
-    """One row per item: ok, dropped or quarantined, each with its reason.
+    """Decide on each item of a listing.
 
     Args:
-        listed: items as they were listed, in any order.
-        settings: the search.
-        collections: the collections searched, as raw JSON.
-        own: scheme of hrefs in the catalogue itself (``planet``, ``catalog`` or empty).
+        items: The listed items, in any order.
+        settings: Settings of the search.
+        collections: Raw JSON of the searched collections, by id.
+        own: Scheme of hrefs inside the catalogue (``planet``, ``catalog`` or empty).
+
+    Returns:
+        One row per item, sorted by collection, id and digest: the columns of ``items.parquet``
+        and ``identity``, the item's :class:`Acquisition` (None without one).
     """
     api = base_address(settings.stac)
-    rows = [judge_alone(one, api, collections, own) for one in listed]
-    rows.sort(key=_order)
-    mark_doubles(rows)
-    # before the versions are compared: a scene too cloudy to be used stands for no other
+    rows = [_validate_item(item, api, collections, own) for item in items]
+    rows.sort(key=lambda row: (row["collection"], row["item_id"], row["item_sha256"]))
+    _mark_doubles(rows)
+    # Clouds come before superseding: a scene that is too cloudy must not supersede another.
     for row in rows:
         if row["status"] == "ok" and (row["cloud_cover"] or 0.0) > settings.max_cloud_percent:
             row.update(status="dropped", reason="cloud_cover")
-    mark_superseded(rows)
+    _mark_superseded(rows)
     return rows
 
 
-def _order(row: Json) -> tuple[str, str, str]:
-    return row["collection"], row["item_id"], row["item_sha256"]
-
-
-def judge_alone(one: Frozen, api: str, collections: dict[str, Json], own: str) -> Json:
-    """The row of one item, looked at by itself."""
-    source = source_for(api, one.collection)
+def _validate_item(item: CanonicalItem, api: str, collections: dict[str, Json], own: str) -> Json:
+    """Make the row of an item without regard to the others."""
+    source = source_for(api, item.collection)
     area: BaseGeometry | None = None
-    scene: Scene | None = None
-    frozen: Json = json.loads(one.text)
-    problem = one.problem
+    identity: Acquisition | None = None
+    content: Json = json.loads(item.text)
+    problem = item.problem
     if problem is None:
         try:
-            area = check_item(frozen, list(collections), own)
-            scene = scene_of(frozen, source.identity, area)
+            area = check_item(content, list(collections), own)
+            identity = read_acquisition(content, source.identity, area)
         except Quarantine as error:
             problem = error
-    properties = frozen.get("properties")
+    properties = content.get("properties")
     properties = properties if isinstance(properties, dict) else {}
     cover = properties.get("eo:cloud_cover")
     return {
-        "item_id": one.item_id,
-        "collection": one.collection,
-        "datetime": _time(properties),
+        "item_id": item.item_id,
+        "collection": item.collection,
+        "datetime": _datetime(properties),
         "geometry": area,
-        "item_sha256": one.sha256,
-        "item_json": one.text,
-        "licence": licence_of(properties, collections.get(one.collection, {}), source),
+        "item_sha256": item.sha256,
+        "item_json": item.text,
+        "licence": _licence(properties, collections.get(item.collection, {}), source),
         "source": source.name,
         "status": "ok" if problem is None else "quarantined",
         "reason": "" if problem is None else problem.reason,
         "detail": "" if problem is None else problem.detail,
         "superseded_by": "",
-        "acquisition": scene.acquisition if scene else "",
-        "tile": scene.tile if scene else "",
-        "baseline": scene.version if scene else "",
+        "acquisition": identity.acquisition if identity else "",
+        "tile": identity.tile if identity else "",
+        "baseline": identity.version if identity else "",
         "cloud_cover": float(cover) if is_number(cover) and cover is not None else None,
-        "scene": scene,
+        "identity": identity,
     }
 
 
-def _time(properties: Json) -> str | None:
-    """``datetime``, else the start of the period, as it is written."""
+def _datetime(properties: Json) -> str | None:
+    """Return ``datetime``, or the start of the period, as the item writes it."""
     for name in ("datetime", "start_datetime"):
         if isinstance(properties.get(name), str):
-            return plain(properties[name])[:40]
+            return storable_text(properties[name])[:40]
     return None
 
 
-def licence_of(properties: Json, collection: Json, source: Source) -> str:
-    """Licence of an item: its own, else its collection's, else what the source profile knows."""
-    own = (properties.get("license"), collection.get("license"))
-    return next((spdx for text in own if (spdx := spdx_licence(text))), source.licence)
+def _licence(properties: Json, collection: Json, source: Source) -> str:
+    """Return the licence of the item, else of its collection, else of the source profile."""
+    stated = (properties.get("license"), collection.get("license"))
+    return next((spdx for text in stated if (spdx := spdx_licence(text))), source.licence)
 
 
-def mark_doubles(rows: list[Json]) -> None:
-    """The same item listed twice counts once; two items with one id are both refused."""
+def _mark_doubles(rows: list[Json]) -> None:
+    """Drop repetitions of an item; quarantine different items that share an id."""
     groups: dict[tuple[str, str], list[Json]] = defaultdict(list)
     for row in rows:
         groups[row["collection"], row["item_id"]].append(row)
@@ -140,15 +144,15 @@ def mark_doubles(rows: list[Json]) -> None:
                     )
 
 
-def mark_superseded(rows: list[Json]) -> None:
-    """Drop what a better item of the same acquisition and tile stands for."""
+def _mark_superseded(rows: list[Json]) -> None:
+    """Drop items that a better item of the same acquisition and tile supersedes."""
     good = [row for row in rows if row["status"] == "ok"]
-    for number, verdict in superseded([row["scene"] for row in good]).items():
-        good[number].update(status="dropped", reason=verdict.reason, superseded_by=verdict.by)
+    for number, finding in find_superseded([row["identity"] for row in good]).items():
+        good[number].update(status="dropped", reason=finding.reason, superseded_by=finding.by)
 
 
 def to_frame(rows: list[Json]) -> gpd.GeoDataFrame:
-    """The rows as a table with the columns and types of ``items.parquet``."""
+    """Build the table with the columns and types of ``items.parquet``."""
     frame = gpd.GeoDataFrame(
         {name: [row[name] for row in rows] for name in COLUMNS}, geometry="geometry", crs=4326
     )

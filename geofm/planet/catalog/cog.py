@@ -1,4 +1,4 @@
-"""Cloud-optimised GeoTIFFs as bytes: the same pixels give the same file."""
+"""Encode images as COG and PNG bytes; the same pixels give the same bytes."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ def cog_bytes(
     classes: bool = False,
     name: str = "",
 ) -> bytes:
-    """One band as a COG with overviews.
+    """Encode a band as a COG with overviews.
 
     Args:
-        image: [height, width].
-        epsg: code of its CRS.
-        west: left edge.
-        north: upper edge.
-        gsd: edge of a pixel.
-        nodata: value of pixels without data.
-        classes: codes rather than measurements, so overviews take the nearest value.
-        name: description of the band.
+        image: Pixels, shape (height, width).
+        epsg: EPSG code of the CRS.
+        west: Left edge in the CRS.
+        north: Upper edge in the CRS.
+        gsd: Pixel edge in the CRS.
+        nodata: Value of pixels without data.
+        classes: The pixels are codes, so overviews take the nearest value instead of means.
+        name: Description of the band.
     """
     profile = {
         "driver": "COG", "dtype": image.dtype.name, "count": 1, "nodata": nodata,
@@ -51,13 +51,13 @@ def cog_bytes(
 
 
 def png_bytes(picture: NDArray[np.uint8]) -> bytes:
-    """A PNG of [3, height, width]."""
+    """Encode a picture (3, height, width) as PNG."""
     profile = {
         "driver": "PNG", "dtype": "uint8", "count": 3,
         "height": picture.shape[1], "width": picture.shape[2], "zlevel": 3,
     }  # fmt: skip
     with warnings.catch_warnings(), MemoryFile() as memory:
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)  # a picture has no place
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)  # a picture has no position
         with memory.open(**profile) as target:
             target.write(picture)
         return bytes(memory.read())

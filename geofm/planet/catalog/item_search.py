@@ -1,30 +1,31 @@
-"""Item search as STAC API 1.0 describes it, over a list in memory: filter, sort, page."""
+"""Item search of STAC API 1.0 over a list in memory: filter, sort and page."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 import shapely
 from shapely.geometry import box, shape
 from shapely.geometry.base import BaseGeometry
 
+from geofm.runtime.timestamps import parse_utc
 from geofm.types import Json
 
-#: Items per page by default and at most.
-PAGE, MOST = 10, 1000
+#: Default and largest number of items per page.
+PAGE, MAX_PAGE = 10, 1000
 
 
 class BadQuery(ValueError):
-    """A query that cannot be answered; becomes HTTP 400."""
+    """A query is malformed; becomes HTTP 400."""
 
 
 @dataclass(frozen=True)
-class Query:
-    """A checked search."""
+class ItemSearch:
+    """The checked parameters of a search."""
 
     area: BaseGeometry | None = None
     start: datetime | None = None
@@ -36,24 +37,29 @@ class Query:
     order: tuple[tuple[str, bool], ...] = field(default=())
 
 
-def parse_query(given: Json) -> Query:
-    """A query from JSON or from query parameters (lists as comma-separated text).
+def parse_search(parameters: Json) -> ItemSearch:
+    """Parse a search from JSON or from query parameters (lists as comma-separated text).
 
     Raises:
-        BadQuery: a parameter is malformed, or bbox and intersects are both given.
+        BadQuery: A parameter is malformed, or bbox and intersects are both given.
     """
-    start, end = parse_interval(given.get("datetime"))
-    if given.get("bbox") and given.get("intersects"):
+    start, end = parse_datetimes(parameters.get("datetime"))
+    if parameters.get("bbox") and parameters.get("intersects"):
         raise BadQuery("give bbox or intersects, not both")
-    return Query(
-        area=_area(given), start=start, end=end,
-        ids=tuple(_texts(given.get("ids"))), collections=tuple(_texts(given.get("collections"))),
-        limit=_limit(given.get("limit")), offset=_offset(given.get("token")),
-        order=tuple(_order(given.get("sortby"))),
-    )  # fmt: skip
+    return ItemSearch(
+        area=_area(parameters),
+        start=start,
+        end=end,
+        ids=tuple(_texts(parameters.get("ids"))),
+        collections=tuple(_texts(parameters.get("collections"))),
+        limit=_limit(parameters.get("limit")),
+        offset=_offset(parameters.get("token")),
+        order=tuple(_order(parameters.get("sortby"))),
+    )
 
 
 def _texts(value: Any) -> list[str]:
+    """Parse a list of texts."""
     if value in (None, ""):
         return []
     if isinstance(value, str):
@@ -64,26 +70,29 @@ def _texts(value: Any) -> list[str]:
 
 
 def _limit(value: Any) -> int:
+    """Parse the number of items per page."""
     try:
         limit = PAGE if value in (None, "") else int(value)
     except (TypeError, ValueError) as error:
         raise BadQuery("limit is a number") from error
     if limit < 1:
         raise BadQuery("limit is at least 1")
-    return min(limit, MOST)
+    return min(limit, MAX_PAGE)
 
 
 def _offset(token: Any) -> int:
+    """Parse the token of a next page."""
     if token in (None, ""):
         return 0
-    found = re.fullmatch(r"next:(\d{1,9})", str(token))
-    if found is None:
-        raise BadQuery("token is not one of this API")
-    return int(found[1])
+    match = re.fullmatch(r"next:(\d{1,9})", str(token))
+    if match is None:
+        raise BadQuery("token is not from this API")
+    return int(match[1])
 
 
-def _area(given: Json) -> BaseGeometry | None:
-    corners, area = given.get("bbox"), given.get("intersects")
+def _area(parameters: Json) -> BaseGeometry | None:
+    """Parse bbox or intersects."""
+    corners, area = parameters.get("bbox"), parameters.get("intersects")
     if isinstance(corners, str):
         corners = corners.split(",")
     try:
@@ -101,7 +110,7 @@ def _area(given: Json) -> BaseGeometry | None:
 
 
 def _order(value: Any) -> list[tuple[str, bool]]:
-    """Fields to sort by and whether downwards."""
+    """Parse the fields to sort by; True means descending."""
     if value in (None, ""):
         return []
     if isinstance(value, str):
@@ -113,23 +122,22 @@ def _order(value: Any) -> list[tuple[str, bool]]:
         raise BadQuery("sortby is a list of field and direction") from error
 
 
-def instant(text: str) -> datetime:
-    """An RFC 3339 time; without a zone it is UTC."""
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError as error:
-        raise BadQuery(f"{text!a:.60} is no RFC 3339 time") from error
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+def _moment(text: str) -> datetime:
+    """Parse an RFC 3339 time; a time without a zone is UTC."""
+    moment = parse_utc(text)
+    if moment is None:
+        raise BadQuery(f"{text!a:.60} is no RFC 3339 time")
+    return moment
 
 
-def parse_interval(value: Any) -> tuple[datetime | None, datetime | None]:
-    """``a``, ``a/b``, ``../b`` or ``a/..``."""
+def parse_datetimes(value: Any) -> tuple[datetime | None, datetime | None]:
+    """Parse ``a``, ``a/b``, ``../b`` or ``a/..`` into start and end; None is open."""
     if value in (None, ""):
         return None, None
     parts = str(value).split("/")
     if len(parts) > 2:
-        raise BadQuery("datetime is an instant or an interval a/b")
-    ends = [None if part in ("", "..") else instant(part) for part in parts]
+        raise BadQuery("datetime is a time or an interval a/b")
+    ends = [None if part in ("", "..") else _moment(part) for part in parts]
     if len(ends) == 1:
         return ends[0], ends[0]
     if ends[0] and ends[1] and ends[0] > ends[1]:
@@ -137,18 +145,18 @@ def parse_interval(value: Any) -> tuple[datetime | None, datetime | None]:
     return ends[0], ends[1]
 
 
-def search(items: Sequence[Json], query: Query) -> list[Json]:
-    """All items that match, in order; by default by time, newest first, then by id."""
-    found = [item for item in items if matches(item, query)]
+def search_items(items: Sequence[Json], query: ItemSearch) -> list[Json]:
+    """Return all matching items, sorted; by default by time, newest first, then by id."""
+    selected = [item for item in items if _matches(item, query)]
     order = query.order or (("datetime", True),)
-    found.sort(key=lambda item: str(item["id"]))
-    for name, down in reversed(order):
-        found.sort(key=lambda item, name=name: _sortable(item, name), reverse=down)  # type: ignore[misc]
-    return found
+    selected.sort(key=lambda item: str(item["id"]))
+    for name, descending in reversed(order):
+        selected.sort(key=lambda item, name=name: _sort_key(item, name), reverse=descending)  # type: ignore[misc]
+    return selected
 
 
-def _sortable(item: Json, name: str) -> tuple[int, float, str]:
-    """A key that any value has: missing first, then numbers, then texts."""
+def _sort_key(item: Json, name: str) -> tuple[int, float, str]:
+    """Make a sort key of any value: missing first, then numbers, then texts."""
     short = name.removeprefix("properties.")
     value = item.get(short) if short in ("id", "collection") else item["properties"].get(short)
     if isinstance(value, (int, float)):
@@ -156,13 +164,13 @@ def _sortable(item: Json, name: str) -> tuple[int, float, str]:
     return (0, 0.0, "") if value is None else (2, 0.0, str(value))
 
 
-def matches(item: Json, query: Query) -> bool:
-    """Whether an item is asked for."""
+def _matches(item: Json, query: ItemSearch) -> bool:
+    """Check whether an item matches a search."""
     if query.ids and item["id"] not in query.ids:
         return False
     if query.collections and item["collection"] not in query.collections:
         return False
-    when = instant(item["properties"]["datetime"])
+    when = _moment(item["properties"]["datetime"])
     if (query.start and when < query.start) or (query.end and when > query.end):
         return False
     return query.area is None or bool(query.area.intersects(shape(item["geometry"])))

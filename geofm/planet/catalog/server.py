@@ -1,4 +1,4 @@
-"""Serve a built world on loopback: a STAC API, and its files with byte ranges."""
+"""The server of a built world on loopback: a STAC API, and the files with byte ranges."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import FileResponse, JSONResponse, Response
 
 from data_catalog.errors import RunError
-from geofm.planet.catalog.item_search import BadQuery, Query, parse_query, search
+from geofm.planet.catalog.item_search import BadQuery, ItemSearch, parse_search, search_items
 from geofm.planet.world import world_items
 from geofm.types import Json
 
@@ -35,13 +35,13 @@ _MEDIA = {".tif": "image/tiff; application=geotiff; profile=cloud-optimized", ".
 
 
 def link(rel: str, href: str, kind: str = "application/json", **more: Any) -> Json:
-    """A STAC link."""
+    """Make a STAC link."""
     return {"rel": rel, "href": href, "type": kind, **more}
 
 
 @dataclass(frozen=True)
 class Archive:
-    """What is served: the folder, its collections and items, and the checksum of each file."""
+    """A world to serve: its folder, collections and items, and the checksum of each file."""
 
     root: Path
     collections: dict[str, Json]
@@ -53,7 +53,7 @@ def open_archive(root: Path) -> Archive:
     """Read a built world.
 
     Raises:
-        RunError: the folder holds none.
+        RunError: The folder holds no world.
     """
     if not (root / "truth.json").is_file():
         raise RunError(f"{root} holds no planet; build one with `python -m geofm.planet --out`")
@@ -67,7 +67,7 @@ def open_archive(root: Path) -> Archive:
 
 
 def make_app(archive: Archive) -> FastAPI:
-    """The API; addresses in its answers begin as the request's own."""
+    """Make the API; addresses in its answers start with the address of the request."""
     app = FastAPI(title="geofm planet", docs_url=None, redoc_url=None)
 
     @app.exception_handler(BadQuery)
@@ -99,56 +99,57 @@ def make_app(archive: Archive) -> FastAPI:
     @app.get("/collections")
     async def collections(request: Request) -> Json:
         base = _base(request)
-        found = [_collection(c, base) for c in archive.collections.values()]
+        described = [_collection(c, base) for c in archive.collections.values()]
         links = [link("self", base + "/collections"), link("root", base + "/")]
-        return {"collections": found, "links": links}
+        return {"collections": described, "links": links}
 
     @app.get("/collections/{name}")
     async def collection(name: str, request: Request) -> Json:
-        return _collection(_known(archive, name), _base(request))
+        return _collection(_find_collection(archive, name), _base(request))
 
     @app.get("/collections/{name}/items")
     async def items(name: str, request: Request) -> JSONResponse:
-        _known(archive, name)
-        given = {**request.query_params, "collections": name}
-        return _page(archive, given, request, f"/collections/{quote(name)}/items")
+        _find_collection(archive, name)
+        parameters = {**request.query_params, "collections": name}
+        return _page(archive, parameters, request, f"/collections/{quote(name)}/items")
 
     @app.get("/collections/{name}/items/{item}")
     async def item(name: str, item: str, request: Request) -> JSONResponse:
-        for found in archive.items:
-            if found["collection"] == name and found["id"] == item:
-                return JSONResponse(_item(found, _base(request)), media_type=GEOJSON)
+        for entry in archive.items:
+            if entry["collection"] == name and entry["id"] == item:
+                return JSONResponse(_item(entry, _base(request)), media_type=GEOJSON)
         raise HTTPException(404, f"no item {item!a:.80} in {name!a:.80}")
 
     @app.get("/search")
     async def search_by_get(request: Request) -> JSONResponse:
-        given: Json = dict(request.query_params)
-        if given.get("intersects"):
-            given["intersects"] = _parsed(given["intersects"])
-        return _page(archive, given, request, "/search")
+        parameters: Json = dict(request.query_params)
+        if parameters.get("intersects"):
+            parameters["intersects"] = _parse_json(parameters["intersects"])
+        return _page(archive, parameters, request, "/search")
 
     @app.post("/search")
     async def search_by_post(request: Request) -> JSONResponse:
-        given = _parsed(await request.body())
-        if not isinstance(given, dict):
+        parameters = _parse_json(await request.body())
+        if not isinstance(parameters, dict):
             raise BadQuery("the body is no JSON object")
-        return _page(archive, given, request, "/search")
+        return _page(archive, parameters, request, "/search")
 
     @app.api_route("/assets/{path:path}", methods=["GET", "HEAD"])
     async def asset(path: str, request: Request) -> Response:
         digest = archive.digests.get(f"assets/{path}")
-        if digest is None:  # only what an item names is served, so no path leads elsewhere
+        if digest is None:  # only files that an item names are served
             raise HTTPException(404, "no such asset")
         etag = f'"{digest[4:]}"'
         if request.headers.get("if-none-match") == etag:
             return Response(status_code=304, headers={"etag": etag})
-        where = archive.root / "assets" / path
-        return FileResponse(where, media_type=_MEDIA[where.suffix], headers={"etag": etag})
+        file = archive.root / "assets" / path
+        return FileResponse(file, media_type=_MEDIA[file.suffix], headers={"etag": etag})
 
     return app
 
 
-def _parsed(text: str | bytes) -> Any:
+def _parse_json(text: str | bytes) -> Any:
+    """Parse JSON of a request."""
     try:
         return json.loads(text)
     except ValueError as error:
@@ -156,57 +157,64 @@ def _parsed(text: str | bytes) -> Any:
 
 
 def _base(request: Request) -> str:
+    """Return the address of the API as the client sees it."""
     return str(request.base_url).rstrip("/")
 
 
-def _known(archive: Archive, name: str) -> Json:
+def _find_collection(archive: Archive, name: str) -> Json:
+    """Return a collection, or answer with HTTP 404."""
     if name not in archive.collections:
         raise HTTPException(404, f"no collection {name!a:.80}")
     return archive.collections[name]
 
 
 def _collection(collection: Json, base: str) -> Json:
-    here = f"{base}/collections/{collection['id']}"
+    """Return a collection with its links."""
+    address = f"{base}/collections/{collection['id']}"
     links = [
-        link("self", here), link("root", base + "/"), link("parent", base + "/"),
-        link("items", here + "/items", GEOJSON),
+        link("self", address), link("root", base + "/"), link("parent", base + "/"),
+        link("items", address + "/items", GEOJSON),
         link("license", "https://creativecommons.org/publicdomain/zero/1.0/", "text/html"),
     ]  # fmt: skip
     return {**collection, "links": links}
 
 
 def _item(item: Json, base: str) -> Json:
-    """An item with absolute addresses."""
-    found = copy.deepcopy(item)
-    for asset in found["assets"].values():
+    """Return an item with its links and absolute addresses."""
+    served = copy.deepcopy(item)
+    for asset in served["assets"].values():
         asset["href"] = f"{base}/{asset['href']}"
-    home = f"{base}/collections/{item['collection']}"
-    found["links"] = [
-        link("self", f"{home}/items/{quote(item['id'])}", GEOJSON), link("root", base + "/"),
-        link("parent", home), link("collection", home),
-    ]  # fmt: skip
-    return found
+    collection = f"{base}/collections/{item['collection']}"
+    served["links"] = [
+        link("self", f"{collection}/items/{quote(item['id'])}", GEOJSON),
+        link("root", base + "/"),
+        link("parent", collection),
+        link("collection", collection),
+    ]
+    return served
 
 
-def _page(archive: Archive, given: Json, request: Request, path: str) -> JSONResponse:
-    query = parse_query(given)
-    found = search(archive.items, query)
-    page = found[query.offset : query.offset + query.limit]
+def _page(archive: Archive, parameters: Json, request: Request, path: str) -> JSONResponse:
+    """Answer a search with a page of items."""
+    query = parse_search(parameters)
+    matched = search_items(archive.items, query)
+    page = matched[query.offset : query.offset + query.limit]
     base = _base(request)
     links = [link("self", str(request.url), GEOJSON), link("root", base + "/")]
-    if query.offset + len(page) < len(found):
-        links.append(_next(given, query, request, base + path))
+    if query.offset + len(page) < len(matched):
+        links.append(_next_link(parameters, query, request, base + path))
     body = {
         "type": "FeatureCollection", "features": [_item(item, base) for item in page],
-        "links": links, "numberMatched": len(found), "numberReturned": len(page),
+        "links": links, "numberMatched": len(matched), "numberReturned": len(page),
     }  # fmt: skip
     return JSONResponse(body, media_type=GEOJSON)
 
 
-def _next(given: Json, query: Query, request: Request, address: str) -> Json:
+def _next_link(parameters: Json, query: ItemSearch, request: Request, address: str) -> Json:
+    """Make the link to the next page."""
     token = f"next:{query.offset + query.limit}"
     if request.method == "POST":
-        return link("next", address, GEOJSON, method="POST", body={**given, "token": token})
+        return link("next", address, GEOJSON, method="POST", body={**parameters, "token": token})
     kept = {name: value for name, value in request.query_params.items() if name != "token"}
     return link("next", f"{address}?{urlencode({**kept, 'token': token})}", GEOJSON, method="GET")
 
@@ -261,13 +269,13 @@ class ServedWorld:
 
 
 def serve_world(root: Path, port: int = 0) -> ServedWorld:
-    """Serve a world that ``build_world`` made, on 127.0.0.1, in a thread of this process.
+    """Serve a built world on 127.0.0.1, in a thread of this process.
 
     Args:
-        root: what ``build_world`` returned.
-        port: 0 takes any free one.
+        root: Folder of the world, as returned by ``build_world``.
+        port: Port; 0 chooses a free port.
 
     Raises:
-        RunError: there is no world in the folder, or the port is taken.
+        RunError: The folder holds no world, or the port is taken.
     """
     return ServedWorld(root, port)

@@ -1,4 +1,4 @@
-"""The embedded planet as a source: built once per user, served while somebody reads it."""
+"""The embedded planet as a source: built once per user, served during a run."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from geofm.remote.url_policy import PLANET_ENV
 
 @contextmanager
 def serving_source(stac: str) -> Iterator[None]:
-    """Make a STAC address readable: serves the planet where it is ``planet``, else does nothing.
+    """Serve the planet while the block runs, if the STAC address is ``planet``.
 
-    A planet that is already served (``GEOFM_PLANET_URL``) is used as it is.
+    If ``GEOFM_PLANET_URL`` is set, the planet is served already and nothing is started.
     """
     if stac != "planet" or os.environ.get(PLANET_ENV):
         yield

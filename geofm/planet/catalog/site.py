@@ -1,4 +1,4 @@
-"""The planet of a seed, and points of it with what all surfaces need to know about them."""
+"""The planet of a seed, and sites: points with the fields that all surfaces need."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from scipy import ndimage
 
 from geofm.planet.scenery.fields import Fields, make_fields
 from geofm.planet.scenery.network import Lines, Town, make_rivers, make_roads, make_towns
-from geofm.planet.scenery.noise import Coords, Noise, smoothstep
+from geofm.planet.scenery.noise import Noise, smoothstep
 from geofm.planet.scenery.terrain import CELL, SOUTH, WEST, Relief, km, make_relief
-from geofm.types import Floats32
+from geofm.types import Floats, Floats32
 
-#: Lakes that the served scenes look at: kilometres east, north, radius, depth in metres.
+#: Lakes that the scenes show: kilometres east, north and radius, depth in metres.
 LAKES = [(33.5, 26.5, 2.3, 26.0), (24.0, 15.0, 1.0, 12.0), (45.0, 20.5, 1.4, 18.0)]
-#: Towns likewise: kilometres east, north, radius in metres; and how many others there are.
+#: Towns that the scenes show: kilometres east and north, radius in metres; number of others.
 TOWNS = [(27.5, 30.5, 2600.0), (13.8, 21.5, 1700.0), (24.5, 12.0, 900.0), (40.5, 12.5, 800.0)]
 MORE_TOWNS = 44
 
 
 @dataclass(frozen=True)
 class Planet:
-    """All that is computed once for a seed."""
+    """The parts of a world that are computed once per seed."""
 
     noise: Noise
     relief: Relief
@@ -36,7 +36,7 @@ class Planet:
 
 @lru_cache(maxsize=2)
 def make_planet(seed: int) -> Planet:
-    """The world of a seed; takes a few seconds, kept for the process."""
+    """Make the world of a seed; takes a few seconds and is cached in the process."""
     noise = Noise(seed)
     relief = make_relief(noise, LAKES)
     towns = make_towns(relief, noise, TOWNS, MORE_TOWNS)
@@ -53,21 +53,22 @@ def make_planet(seed: int) -> Planet:
 
 @dataclass(frozen=True)
 class Site:
-    """Points of the world, arrays [H, W].
+    """Points of the world; all arrays have the shape (H, W).
 
     Attributes:
-        x: eastings, EPSG:32631.
-        y: northings.
-        gsd: distance of the points, metres.
-        at: smooth fields by name.
-        height: of the ground, metres above the sea.
-        mottle: noise of some hundred metres; ``crags`` is finer.
-        dry: 0 to 1, where the desert is.
-        ripple: dunes, -0.5 in their troughs to 0.5 on their crests.
+        x: Eastings, EPSG:32631.
+        y: Northings.
+        gsd: Distance of the points in metres.
+        at: Smooth fields by name.
+        height: Height of the ground, metres above the sea.
+        mottle: Noise with wavelengths of some hundred metres.
+        crags: Finer noise.
+        dry: Desert, 0 to 1.
+        ripple: Dunes, from -0.5 in their troughs to 0.5 on their crests.
     """
 
-    x: Coords
-    y: Coords
+    x: Floats
+    y: Floats
     gsd: float
     at: dict[str, Floats32]
     height: Floats32
@@ -78,12 +79,12 @@ class Site:
 
     @property
     def fine(self) -> bool:
-        """Whether single trees and rows can be seen."""
+        """Whether single trees and rows are resolved."""
         return self.gsd < 5
 
 
-def site_of(planet: Planet, x: Coords, y: Coords, gsd: float) -> Site:
-    """Relief and climate at points."""
+def site_of(planet: Planet, x: Floats, y: Floats, gsd: float) -> Site:
+    """Compute relief and climate at points."""
     east, north = km(x, y)
     at = planet.fields.at(x, y)
     steep = at["steep"]
@@ -97,7 +98,7 @@ def site_of(planet: Planet, x: Coords, y: Coords, gsd: float) -> Site:
     height += smoothstep(0.07, 0.02, steep) * mottle * np.float32(0.9)
     dry = smoothstep(36.5, 42.5, east + 1.2 * at["broad"])
     dry = dry * smoothstep(17.5, 11.5, north + 1.2 * at["patch"])
-    # dunes: wind-blown waves, steep on the lee side
+    # Dunes: waves that are steep on the lee side.
     erg = dry * smoothstep(-1.3, -0.3, at["erg"]) * smoothstep(0.12, 0.05, steep)
     phase = (east * 0.92 + north * 0.39) / 0.36 + 0.8 * at["dune"] + 0.05 * mottle
     saw = phase - np.floor(phase)

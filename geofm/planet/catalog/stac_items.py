@@ -1,4 +1,4 @@
-"""STAC items and collections of the planet, in the manner of Sentinel-2 archives.
+"""STAC items and collections of the planet, modelled on Sentinel-2 archives.
 
 Hrefs are relative to the world's folder; the server makes them absolute.
 """
@@ -39,26 +39,26 @@ _WAVES = {
 PROVIDERS = [{"name": "geofm", "roles": ["producer", "licensor", "host"]}]
 
 
-def stamp(moment: datetime) -> str:
-    """RFC 3339 with milliseconds."""
+def _rfc3339(moment: datetime) -> str:
+    """Format a time as RFC 3339 with milliseconds."""
     return moment.strftime("%Y-%m-%dT%H:%M:%S.") + f"{moment.microsecond // 1000:03d}Z"
 
 
-def compact(moment: datetime) -> str:
-    """As in product names: 20240428T104021."""
+def _compact(moment: datetime) -> str:
+    """Format a time as in product names: 20240428T104021."""
     return moment.strftime("%Y%m%dT%H%M%S")
 
 
 def to_degrees(area: Polygon, epsg: int) -> Polygon:
-    """A polygon in EPSG:4326, with points along its edges."""
-    move = Transformer.from_crs(f"EPSG:{epsg}", "EPSG:4326", always_xy=True)
+    """Transform a polygon into EPSG:4326, with points along its edges."""
+    transformation = Transformer.from_crs(f"EPSG:{epsg}", "EPSG:4326", always_xy=True)
     dense = shapely.segmentize(area, max(area.length / 32, 1))
-    points = np.column_stack(move.transform(*np.asarray(dense.exterior.coords).T))
+    points = np.column_stack(transformation.transform(*np.asarray(dense.exterior.coords).T))
     return Polygon(np.round(points, 7).tolist())
 
 
 def footprint(tile: Tile, swath: float | None) -> Polygon:
-    """Where a product has data, in the tile's CRS; see ``sensors.swath_gap``."""
+    """Return the ground with data, in the tile's CRS; see ``sensors.swath_gap``."""
     west, south, east, north = tile.extent
     if swath is None:
         return box(west, south, east, north)
@@ -70,7 +70,7 @@ def footprint(tile: Tile, swath: float | None) -> Polygon:
 
 
 def item_id(tile: Tile, product: Product, take: Take) -> str:
-    """Id of a satellite item: a second copy or reprocessing has its own."""
+    """Return the id of a satellite item; a second copy or a reprocessing has an id of its own."""
     copy = product.sequence
     if product.baseline >= "05.00" and product.made > 100:
         copy += 1
@@ -80,16 +80,16 @@ def item_id(tile: Tile, product: Product, take: Take) -> str:
 def asset_of(
     name: str, href: str, data: bytes, tile: Tile, *, kind: str, offset: float, cell: int = 1
 ) -> Json:
-    """An asset with its radiometry, grid, size and checksum.
+    """Describe an asset with its radiometry, grid, size and checksum.
 
     Args:
-        name: of the band.
-        href: relative address.
-        data: the file.
-        tile: where.
-        kind: data type of the pixels.
-        offset: reflectance of count 0.
-        cell: how many pixels of the tile are one of the band's.
+        name: Name of the band.
+        href: Relative address.
+        data: Bytes of the file.
+        tile: The tile.
+        kind: Data type of the pixels.
+        offset: Reflectance of count 0.
+        cell: Edge of a pixel of the band, in pixels of the tile.
     """
     gsd = tile.gsd * cell
     raster: Json = {"nodata": 0, "data_type": kind, "spatial_resolution": gsd}
@@ -117,34 +117,34 @@ def asset_of(
 
 
 def checksum(data: bytes) -> Json:
-    """``file:size`` and the multihash of SHA-256."""
+    """Return ``file:size`` and ``file:checksum`` (a multihash of SHA-256)."""
     return {"file:size": len(data), "file:checksum": "1220" + hashlib.sha256(data).hexdigest()}
 
 
 def satellite_item(
     tile: Tile, product: Product, take: Take, season: Season, assets: Json, shares: Json
 ) -> Json:
-    """An item of ``planet-s2``.
+    """Make an item of ``planet-s2``.
 
     Args:
-        tile: what was taken.
-        product: how it was made.
-        take: when.
-        season: with its sun.
-        assets: by key.
-        shares: percentages to state, e.g. ``eo:cloud_cover``.
+        tile: The tile.
+        product: The product.
+        take: The overpass.
+        season: The season, with the direction of the sun.
+        assets: The assets, by key.
+        shares: Percentages to state, e.g. ``eo:cloud_cover``.
     """
     made = made_at(product, take)
     number = product.baseline.replace(".", "")
-    # tiles of one datatake are sensed seconds apart, further south later
+    # Tiles of a datatake are sensed seconds apart, southern tiles later.
     sensed = take.moment + timedelta(milliseconds=6000 + round((5_030_000 - tile.north) / 6.8))
     sat = take.satellite
-    strip = f"{sat}_OPER_MSI_L2A_DS_{product.station}_{compact(made)}_S{compact(take.moment)}"
-    uri = f"{sat}_MSIL2A_{compact(take.moment)}_N{number}_R{take.relative_orbit:03d}_T{tile.name}"
+    strip = f"{sat}_OPER_MSI_L2A_DS_{product.station}_{_compact(made)}_S{_compact(take.moment)}"
+    uri = f"{sat}_MSIL2A_{_compact(take.moment)}_N{number}_R{take.relative_orbit:03d}_T{tile.name}"
     properties = {
-        "datetime": stamp(sensed),
-        "created": stamp(made + timedelta(hours=2)),
-        "updated": stamp(made + timedelta(hours=2)),
+        "datetime": _rfc3339(sensed),
+        "created": _rfc3339(made + timedelta(hours=2)),
+        "updated": _rfc3339(made + timedelta(hours=2)),
         "platform": f"sentinel-2{sat[-1].lower()}",
         "constellation": "sentinel-2",
         "instruments": ["msi"],
@@ -155,11 +155,11 @@ def satellite_item(
         "sat:relative_orbit": take.relative_orbit,
         "sat:absolute_orbit": take.orbit,
         "view:off_nadir": 0,
-        "s2:datatake_id": f"G{sat}_{compact(take.moment)}_{take.orbit:06d}_N{product.baseline}",
+        "s2:datatake_id": f"G{sat}_{_compact(take.moment)}_{take.orbit:06d}_N{product.baseline}",
         "s2:processing_baseline": product.baseline,
-        "s2:generation_time": stamp(made),
+        "s2:generation_time": _rfc3339(made),
         "s2:sequence": str(product.sequence),
-        "s2:product_uri": f"{uri}_{compact(made)}.SAFE",
+        "s2:product_uri": f"{uri}_{_compact(made)}.SAFE",
         "s2:datastrip_id": f"{strip}_N{product.baseline}",
         "s2:product_type": "S2MSI2A",
         "processing:level": "L2A",
@@ -170,10 +170,10 @@ def satellite_item(
 
 
 def aerial_item(tile: Tile, take: Take, season: Season, assets: Json) -> Json:
-    """An item of ``planet-hr``."""
+    """Make an item of ``planet-hr``."""
     properties = {
-        "datetime": stamp(take.moment + timedelta(seconds=int(tile.name[1:]) * 41)),
-        "created": stamp(take.moment + timedelta(days=60)),
+        "datetime": _rfc3339(take.moment + timedelta(seconds=int(tile.name[1:]) * 41)),
+        "created": _rfc3339(take.moment + timedelta(days=60)),
         "platform": take.satellite,
         "constellation": "geofm-aerial",
         "instruments": ["camera"],
@@ -189,6 +189,7 @@ def _item(
     name: str, collection: str, tile: Tile, area: Polygon, properties: Json, season: Season,
     assets: Json,
 ) -> Json:  # fmt: skip
+    """Make an item with the fields that both collections share."""
     degrees = to_degrees(area, tile.epsg)
     grid = {
         "gsd": tile.gsd,
@@ -215,7 +216,7 @@ def _item(
 
 
 def collection_of(name: str, items: Sequence[Json]) -> Json:
-    """A collection with the extent of its items."""
+    """Make a collection with the extent of its items."""
     boxes = np.array([item["bbox"] for item in items])
     times = sorted(item["properties"]["datetime"] for item in items)
     about = {

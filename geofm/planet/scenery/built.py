@@ -9,13 +9,13 @@ import numpy as np
 
 from geofm.planet.scenery.mosaic import Bits, bearing, blocks, cover, crowns, plots
 from geofm.planet.scenery.network import Town
-from geofm.planet.scenery.noise import Coords, hash_ints, smoothstep, unit
-from geofm.types import Floats32
+from geofm.planet.scenery.noise import hash_ints, smoothstep, unit
+from geofm.types import Floats, Floats32
 
 
 @dataclass
 class Built:
-    """Shares of the pixel taken by a town's surfaces, [H, W]; ``share`` is the town itself."""
+    """Shares of each pixel by surfaces of a town, shape (H, W); ``share`` is the whole town."""
 
     share: Floats32
     roof: Floats32
@@ -27,29 +27,29 @@ class Built:
     tall: Floats32
 
 
-def density(pull: Floats32, towns: Sequence[Town], x: Coords, y: Coords) -> Floats32:
-    """How urban a place is: 1 and above in a centre, 0 at the rim of a town."""
-    found = np.zeros(x.shape, dtype=np.float32)
+def density(pull: Floats32, towns: Sequence[Town], x: Floats, y: Floats) -> Floats32:
+    """Compute how urban points are: 1 and above in a centre, 0 at the rim of a town."""
+    urban = np.zeros(x.shape, dtype=np.float32)
     west, east, south, north = x.min(), x.max(), y.min(), y.max()
     for town in towns:
         reach = 2.2 * town.radius
         if not (west - reach < town.x < east + reach and south - reach < town.y < north + reach):
             continue
         far = np.hypot(x - town.x, y - town.y).astype(np.float32) / np.float32(town.radius)
-        found = np.maximum(found, 1.25 * (pull - far))
-    result: Floats32 = np.clip(found, 0, 1.6)
+        urban = np.maximum(urban, 1.25 * (pull - far))
+    result: Floats32 = np.clip(urban, 0, 1.6)
     return result
 
 
 def build_up(
     at: dict[str, Floats32],
     towns: Sequence[Town],
-    x: Coords,
-    y: Coords,
+    x: Floats,
+    y: Floats,
     gsd: float,
     ground: Floats32,
 ) -> Built:
-    """The town's surfaces at points; ``ground`` is 0 where nothing can be built."""
+    """Compute the surfaces of towns at points; ``ground`` is 0 where nothing can be built."""
     urban = density(1 + 0.45 * at["pull"], towns, x, y) * ground
     none = np.zeros(x.shape, dtype=np.float32)
     if not (urban > 0).any():
@@ -66,7 +66,7 @@ def build_up(
     share = (urban_block > 0.16).astype(np.float32)
     wide = np.where(works, 7.0, 4.0 + 1.5 * (urban > 1)).astype(np.float32)
     street = np.maximum(cover(wide, edge, gsd), cover(7.5, district.rim, gsd)) * share
-    # lots: the block cut evenly, a house on most of them
+    # Lots: the block is divided evenly, and most lots have a house.
     lot = np.where(works, 62, np.where(urban > 0.8, 19, 24)).astype(np.float32)
     nx, ny = np.maximum(np.round(block.width / lot), 1), np.maximum(np.round(block.length / lot), 1)
     u, v = block.across / block.width * nx, block.along / block.length * ny

@@ -1,4 +1,4 @@
-"""Fields: what is grown on which plot, hedges and tracks between them, irrigated circles."""
+"""Farmland: crops on plots, hedges and tracks between them, and irrigated circles."""
 
 from __future__ import annotations
 
@@ -11,24 +11,26 @@ from geofm.planet.catalog.site import Site
 from geofm.planet.scenery.mosaic import Bits, Plots, bearing, blocks, cover, plots
 from geofm.planet.scenery.noise import hash_ints, smoothstep, unit
 from geofm.planet.scenery.terrain import km
-from geofm.types import Floats32
+from geofm.types import Floats32, Indices
 
 #: Crops, in the order of ``spectra.CALENDAR``.
 WHEAT, MAIZE, RAPE, MEADOW, FALLOW, ORCHARD, BEET = range(7)
-#: Metres between the middles of irrigated circles.
+#: Metres between the centres of irrigated circles.
 CIRCLES = 860.0
 
 
 @dataclass(frozen=True)
 class Farms:
-    """Farmland at points, [H, W]; shares are of the pixel.
+    """Farmland at points, shape (H, W); shares are of the pixel.
 
     Attributes:
-        plot: the plots, farmed or not.
-        field: share of farmed land; ``pivot`` is the part of it that lies in irrigated circles.
-        crop: number of the crop; ``bits`` is the hash of the plot or circle.
-        rows: 0 to 1, tramlines and rows of trees.
-        hedge, track: shares.
+        plot: The plots, farmed or not.
+        field: Share of farmed land.
+        pivot: Share of farmed land in irrigated circles.
+        crop: Number of the crop.
+        bits: Hash of the plot or circle.
+        rows: Tramlines and rows of trees, 0 to 1.
+        hedge, track: Shares of hedges and tracks.
     """
 
     plot: Plots
@@ -42,7 +44,7 @@ class Farms:
 
 
 def lay_out(site: Site) -> Farms:
-    """The farmland of a site."""
+    """Compute the farmland of a site."""
     steep, dry, mottle, gsd = site.at["steep"], site.dry, site.mottle, site.gsd
     px, py = site.x + 60 * site.at["bend_x"], site.y + 60 * site.at["bend_y"]
     farm = blocks(48, px, py, 1350)
@@ -76,8 +78,8 @@ def lay_out(site: Site) -> Farms:
     )
 
 
-def _rotation(drawn: Floats32, mixture: Floats32) -> NDArray[np.int64]:
-    """A crop for each plot; farms differ in how much wheat and maize they grow."""
+def _rotation(drawn: Floats32, mixture: Floats32) -> Indices:
+    """Choose a crop for each plot; farms differ in their shares of wheat and maize."""
     wheat = 0.32 - 0.14 * mixture
     maize = wheat + 0.14 + 0.16 * mixture
     bounds = [wheat, maize, maize + 0.14, maize + 0.20, maize + 0.30, maize + 0.40]
@@ -85,8 +87,8 @@ def _rotation(drawn: Floats32, mixture: Floats32) -> NDArray[np.int64]:
     return np.select([drawn < bound for bound in bounds], order, MEADOW)
 
 
-def _circles(site: Site) -> tuple[Floats32, Bits, NDArray[np.int64]]:
-    """Irrigated circles at the rim of the dry land: share, hash and crop."""
+def _circles(site: Site) -> tuple[Floats32, Bits, Indices]:
+    """Compute irrigated circles at the rim of the desert: share, hash and crop."""
     column, row = np.floor(site.x / CIRCLES), np.floor(site.y / CIRCLES)
     dx, dy = site.x - (column + 0.5) * CIRCLES, site.y - (row + 0.5) * CIRCLES
     east, north = km((column + 0.5) * CIRCLES, (row + 0.5) * CIRCLES)
@@ -95,7 +97,7 @@ def _circles(site: Site) -> tuple[Floats32, Bits, NDArray[np.int64]]:
     bits = hash_ints(51, column, row)
     share = cover(260 + 150 * unit(bits, 2), np.hypot(dx, dy).astype(np.float32), site.gsd)
     share = share * (unit(bits, 1) < 0.75 * rim)
-    # some circles are sown by quarters
+    # Some circles are sown by quarters.
     quarter = np.floor(np.arctan2(dy, dx) * (2 / np.pi))
     sown = hash_ints(52, bits, np.where(unit(bits, 3) < 0.35, quarter, 0))
     kind = unit(sown, 5)
@@ -104,7 +106,7 @@ def _circles(site: Site) -> tuple[Floats32, Bits, NDArray[np.int64]]:
 
 
 def _rows(plot: Plots, crop: NDArray[np.uint8], site: Site) -> Floats32:
-    """Tramlines where they can be seen, and rows of fruit trees."""
+    """Compute tramlines, if they are resolved, and rows of fruit trees."""
     trees = np.mod(plot.along, np.float32(8.0 if site.fine else 40.0))
     lines = np.mod(plot.along, np.float32(20)) < (2.2 if site.fine else 0)
     orchard = cover(1.9, np.abs(trees - 4), site.gsd)

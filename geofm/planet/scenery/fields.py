@@ -1,7 +1,7 @@
-"""Smooth fields of the world on the relief's grid, looked up together.
+"""Smooth fields of the world on the grid of the relief.
 
-Most of what shapes the land varies slowly. Such fields are sampled once per cell of 100 m and then
-interpolated for all of them in one pass, which is many times faster than one by one.
+Most properties that shape the land vary slowly. They are sampled once per cell of 100 m and
+interpolated together, which is many times faster than evaluating each at every point.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from geofm.planet.scenery.noise import Coords, Noise
+from geofm.planet.scenery.noise import Noise
 from geofm.planet.scenery.terrain import CELL, SOUTH, WEST, Relief, cell_centres
-from geofm.types import Floats32
+from geofm.types import Floats, Floats32
 
 #: Noise fields: key, longest wavelength in metres, roughness.
 NOISES = {
@@ -35,33 +35,33 @@ NAMES = (*NOISES, "steep", "lake")
 
 @dataclass(frozen=True)
 class Fields:
-    """Values [rows * columns, len(NAMES)] of a grid with so many columns, row 0 in the south."""
+    """Values on the grid, shape (len(NAMES), rows * columns), row 0 in the south."""
 
     values: Floats32
     rows: int
     columns: int
 
-    def at(self, x: Coords, y: Coords) -> dict[str, Floats32]:
-        """All fields at points [H, W], interpolated linearly."""
+    def at(self, x: Floats, y: Floats) -> dict[str, Floats32]:
+        """Interpolate all fields linearly at points, shape (H, W)."""
         u, v = (x - WEST) / CELL - 0.5, (y - SOUTH) / CELL - 0.5
         np.clip(u, 0, self.columns - 1.001, out=u)
         np.clip(v, 0, self.rows - 1.001, out=v)
         left, low = u.astype(np.int32), v.astype(np.int32)
         fu, fv = (u - left).astype(np.float32), (v - low).astype(np.float32)
         corner = left + low * np.int32(self.columns)
-        found = np.zeros((len(NAMES), *x.shape), dtype=np.float32)
+        values = np.zeros((len(NAMES), *x.shape), dtype=np.float32)
         for step, weight in (
             (0, (1 - fu) * (1 - fv)), (1, fu * (1 - fv)),
             (self.columns, (1 - fu) * fv), (self.columns + 1, fu * fv),
         ):  # fmt: skip
             index = corner + np.int32(step)
             for number in range(len(NAMES)):
-                found[number] += weight * self.values[number].take(index)
-        return dict(zip(NAMES, found, strict=True))
+                values[number] += weight * self.values[number].take(index)
+        return dict(zip(NAMES, values, strict=True))
 
 
 def make_fields(noise: Noise, relief: Relief) -> Fields:
-    """The fields of a world."""
+    """Sample the fields of a world."""
     x, y = cell_centres()
     gy, gx = np.gradient(ndimage.gaussian_filter(relief.height, 1.2), CELL)
     layers = [noise.at(key, x, y, wave, power) for key, wave, power in NOISES.values()]

@@ -1,7 +1,7 @@
-"""What covers the ground: a function of world coordinates, the same for every sensor and date.
+"""Land cover as a function of world coordinates, the same for every sensor and date.
 
-``survey`` looks at points of the world and returns all that light will need: relief, surfaces and
-how much of each pixel they take. Colours and seasons come later, in ``reflectance``.
+``survey`` returns the ground at points: relief, surfaces and their shares of each pixel. Colours
+and seasons follow in ``reflectance``.
 """
 
 from __future__ import annotations
@@ -17,24 +17,25 @@ from geofm.planet.catalog.site import Planet, Site, site_of
 from geofm.planet.scenery.built import Built, build_up
 from geofm.planet.scenery.farms import MEADOW, Farms, lay_out
 from geofm.planet.scenery.mosaic import Bits, cover, crowns
-from geofm.planet.scenery.noise import Coords, Noise, smoothstep, unit
+from geofm.planet.scenery.noise import Noise, smoothstep, unit
 from geofm.planet.scenery.waters import Waters, find_water
-from geofm.types import Floats32
+from geofm.types import Bools, Floats, Floats32
 
 CLASSES = (
     "water", "forest", "cropland", "grassland", "town", "bare", "wetland", "mountain",
 )  # fmt: skip
 WATER, FOREST, CROPLAND, GRASSLAND, TOWN, BARE, WETLAND, MOUNTAIN = range(1, 9)
-#: Points worked on at once, so that intermediate arrays stay in the processor's cache.
+#: Points computed at a time, so that intermediate arrays stay in the processor's cache.
 STRIP = 50_000
 
 
 @dataclass
 class Ground:
-    """Points of the world, all arrays of one shape [H, W].
+    """The ground at points; all arrays have the shape (H, W).
 
-    Shares (0..1) are of the pixel; ``label`` is the true class, 1 to 8 in the order of
-    ``CLASSES``. ``height`` is of the ground or water surface, ``tall`` what stands on it (m).
+    Shares (0 to 1) are of the pixel. ``label`` is the true class, 1 to 8 in the order of
+    ``CLASSES``. ``height`` is that of the ground or water surface in metres, ``tall`` the height of
+    objects on it.
     """
 
     gsd: float
@@ -68,22 +69,22 @@ class Ground:
     built: Built
 
 
-def survey(planet: Planet, x: Coords, y: Coords, gsd: float) -> Ground:
-    """The ground at points.
+def survey(planet: Planet, x: Floats, y: Floats, gsd: float) -> Ground:
+    """Compute the ground at points.
 
     Args:
-        planet: from ``make_planet``.
-        x: EPSG:32631 eastings, [H, W].
-        y: northings, [H, W].
-        gsd: pixel edge in metres: edges are softened to it, finer detail is left out.
+        planet: The world, from ``make_planet``.
+        x: Eastings, EPSG:32631, shape (H, W).
+        y: Northings, shape (H, W).
+        gsd: Pixel edge in metres; edges are softened to it, finer detail is left out.
     """
     step = max(1, STRIP // x.shape[1])
     strips = [slice(at, at + step) for at in range(0, len(x), step)]
-    return join([_survey(planet, x[rows], y[rows], gsd) for rows in strips])
+    return _concatenate([_survey_strip(planet, x[rows], y[rows], gsd) for rows in strips])
 
 
-def join(parts: Sequence[Ground]) -> Ground:
-    """Grounds one below the other."""
+def _concatenate(parts: Sequence[Ground]) -> Ground:
+    """Put grounds one below the other."""
     values: dict[str, Any] = {"gsd": parts[0].gsd}
     for name in (f.name for f in fields(Ground) if f.name not in ("gsd", "built")):
         values[name] = _stack([getattr(part, name) for part in parts])
@@ -94,13 +95,13 @@ def join(parts: Sequence[Ground]) -> Ground:
 
 
 def _stack(parts: list[NDArray[Any]]) -> NDArray[Any]:
-    """Arrays one below the other, in single precision."""
-    found = np.concatenate(parts)
-    return found.astype(np.float32) if found.dtype == np.float64 else found
+    """Put arrays one below the other, in single precision."""
+    stacked = np.concatenate(parts)
+    return stacked.astype(np.float32) if stacked.dtype == np.float64 else stacked
 
 
 def rows_of(ground: Ground, rows: slice) -> Ground:
-    """Some rows of a ground."""
+    """Return some rows of a ground."""
     values: dict[str, Any] = {"gsd": ground.gsd}
     for name in (f.name for f in fields(Ground) if f.name not in ("gsd", "built")):
         values[name] = getattr(ground, name)[rows]
@@ -108,7 +109,8 @@ def rows_of(ground: Ground, rows: slice) -> Ground:
     return Ground(**values)
 
 
-def _survey(planet: Planet, x: Coords, y: Coords, gsd: float) -> Ground:
+def _survey_strip(planet: Planet, x: Floats, y: Floats, gsd: float) -> Ground:
+    """Compute the ground of a strip of points."""
     site = site_of(planet, x, y, gsd)
     waters = find_water(planet, site)
     farms = lay_out(site)
@@ -160,8 +162,8 @@ def _survey(planet: Planet, x: Coords, y: Coords, gsd: float) -> Ground:
     return ground
 
 
-def _name_classes(ground: Ground, mountain: NDArray[np.bool_]) -> None:
-    """The true class: what comes later covers what came before."""
+def _name_classes(ground: Ground, mountain: Bools) -> None:
+    """Set the true class; later assignments cover earlier ones."""
     label = ground.label
     label[:] = GRASSLAND
     label[(ground.field > 0.5) & (ground.crop != MEADOW)] = CROPLAND
@@ -174,7 +176,7 @@ def _name_classes(ground: Ground, mountain: NDArray[np.bool_]) -> None:
 
 
 def _woods(site: Site, waters: Waters, farms: Farms) -> Floats32:
-    """Forest on slopes and hills, copses that keep to their plots, trees along rivers."""
+    """Compute the share of forest: on slopes and hills, in copses of a plot, along rivers."""
     steep, mottle, dry = site.at["steep"], site.mottle, site.dry
     climb = 1.5 * smoothstep(0.05, 0.26, steep) + 0.5 * smoothstep(120, 420, site.height)
     stand = site.at["stand"] + climb - 2.5 * dry - 0.3 * mottle
@@ -193,7 +195,7 @@ def _woods(site: Site, waters: Waters, farms: Farms) -> Floats32:
 
 
 def _canopy(noise: Noise, site: Site) -> tuple[Floats32, Floats32]:
-    """Height of the canopy, 0..1, and the tone of trees: single crowns where they can be seen."""
+    """Compute height (0 to 1) and tone of the canopy, with single crowns if resolved."""
     if site.fine:
         dome, bits = crowns(56, site.x, site.y, 7.5)
         return dome, unit(bits, 9) - np.float32(0.5)

@@ -1,7 +1,7 @@
-"""Lines and places on the relief: rivers where water gathers, towns on flat ground, roads between.
+"""Networks on the relief: rivers where water gathers, towns on flat ground, roads between towns.
 
-Lines are stored as dense points with their tangents, so the distance of any point of the world to
-the nearest line is exact to well below a pixel, at any resolution.
+Lines are stored as dense points with tangents, so the distance from any point of the world to the
+nearest line is exact to well below a pixel at any resolution.
 """
 
 from __future__ import annotations
@@ -15,48 +15,53 @@ from scipy import ndimage, sparse
 from scipy.sparse import csgraph
 from scipy.spatial import cKDTree
 
-from geofm.planet.scenery.noise import Coords, Ints, Mask, Noise
+from geofm.planet.scenery.noise import Noise
 from geofm.planet.scenery.terrain import CELL, HEIGHT, SOUTH, WEST, WIDTH, Relief
-from geofm.types import Floats32
+from geofm.types import Bools, Floats, Floats32, Indices
 
-#: Drained area from which a stream is drawn (square metres), and distance of points on lines.
+#: Least drained area of a stream (square metres), and distance of points on lines (metres).
 STREAM_AREA = 1.6e6
 SPACING = 12.0
-#: Lines further away than this (metres) do not matter to a pixel.
+#: Lines farther than this (metres) do not affect a pixel.
 REACH = 200.0
 
 
 @dataclass(frozen=True)
 class Lines:
-    """Polylines as points [N, 2] with unit tangents [N, 2] and half their width in metres [N].
+    """Polylines as dense points.
 
-    ``close`` marks the cells of the relief's grid that a line may reach.
+    Attributes:
+        tree: Points in metres, shape (N, 2).
+        tangent: Unit tangents, shape (N, 2).
+        half_width: Half the width in metres, shape (N,).
+        close: Cells of the relief's grid that a line may reach.
     """
 
     tree: cKDTree
-    tangent: Coords
+    tangent: Floats
     half_width: Floats32
-    close: Mask
+    close: Bools
 
-    def near(self, x: Coords, y: Coords) -> tuple[Floats32, Floats32]:
-        """Distance to the nearest line (``REACH`` or more where none is near), its half width."""
+    def near(self, x: Floats, y: Floats) -> tuple[Floats32, Floats32]:
+        """Return distance and half width of the nearest line; ``REACH`` and 0 if none is near."""
         rows, columns = self.close.shape
         cell = np.clip(((y - SOUTH) / CELL).astype(np.int32), 0, rows - 1) * columns
         cell += np.clip(((x - WEST) / CELL).astype(np.int32), 0, columns - 1)
-        ask = np.flatnonzero(self.close.ravel()[cell.ravel()])
-        points = np.column_stack([x.ravel()[ask], y.ravel()[ask]])
+        rows_near = np.flatnonzero(self.close.ravel()[cell.ravel()])
+        points = np.column_stack([x.ravel()[rows_near], y.ravel()[rows_near]])
         far, index = self.tree.query(points, distance_upper_bound=REACH)
         distance = np.full(x.size, REACH)
         width = np.zeros(x.size)
         inside = np.isfinite(far)
-        hit, points, far, found = ask[inside], points[inside], far[inside], index[inside]
-        away = points - self.tree.data[found]
-        along = np.abs((away * self.tangent[found]).sum(axis=1))
-        t = self.tangent[found]
+        hit, points, far = rows_near[inside], points[inside], far[inside]
+        nearest = index[inside]
+        away = points - self.tree.data[nearest]
+        t = self.tangent[nearest]
+        along = np.abs((away * t).sum(axis=1))
         across = np.abs(away[:, 0] * t[:, 1] - away[:, 1] * t[:, 0])
-        # beyond the end of a line only the distance to its last point counts
+        # Beyond the end of a line the distance to its last point counts.
         distance[hit] = np.where(along <= SPACING, across, far)
-        width[hit] = self.half_width[found]
+        width[hit] = self.half_width[nearest]
         return (
             distance.reshape(x.shape).astype(np.float32),
             width.reshape(x.shape).astype(np.float32),
@@ -65,21 +70,21 @@ class Lines:
 
 @dataclass(frozen=True)
 class Town:
-    """A built-up place: centre (EPSG:32631), radius in metres."""
+    """A town: centre (EPSG:32631) and radius in metres."""
 
     x: float
     y: float
     radius: float
 
 
-def make_lines(paths: list[tuple[Coords, Floats32]]) -> Lines:
-    """Lines from paths: points [N, 2] in metres and half widths [N]."""
+def make_lines(paths: list[tuple[Floats, Floats32]]) -> Lines:
+    """Make lines from paths: points in metres, shape (N, 2), and half widths, shape (N,)."""
     points, tangents, widths = [], [], []
     for path, half in paths:
         steps = np.hypot(*np.diff(path, axis=0).T)
         at = np.concatenate([[0.0], np.cumsum(steps)])
-        where = np.arange(0, at[-1], SPACING)
-        dense = np.column_stack([np.interp(where, at, path[:, k]) for k in (0, 1)])
+        positions = np.arange(0, at[-1], SPACING)
+        dense = np.column_stack([np.interp(positions, at, path[:, k]) for k in (0, 1)])
         if len(dense) < 3:
             continue
         for k in (0, 1):
@@ -87,24 +92,26 @@ def make_lines(paths: list[tuple[Coords, Floats32]]) -> Lines:
         slope = np.gradient(dense, axis=0)
         points.append(dense)
         tangents.append(slope / np.maximum(np.hypot(*slope.T), 1e-9)[:, None])
-        widths.append(np.interp(where, at, half))
-    every = np.concatenate(points)
+        widths.append(np.interp(positions, at, half))
+    all_points = np.concatenate(points)
     close = np.zeros((round(HEIGHT / CELL), round(WIDTH / CELL)), dtype=bool)
-    row = np.clip(((every[:, 1] - SOUTH) / CELL).astype(np.int64), 0, close.shape[0] - 1)
-    column = np.clip(((every[:, 0] - WEST) / CELL).astype(np.int64), 0, close.shape[1] - 1)
+    row = np.clip(((all_points[:, 1] - SOUTH) / CELL).astype(np.int64), 0, close.shape[0] - 1)
+    column = np.clip(((all_points[:, 0] - WEST) / CELL).astype(np.int64), 0, close.shape[1] - 1)
     close[row, column] = True
     return Lines(
-        cKDTree(every),
+        cKDTree(all_points),
         np.concatenate(tangents),
         np.concatenate(widths).astype(np.float32),
         ndimage.binary_dilation(close, np.ones((3, 3), dtype=bool), iterations=3),
     )
 
 
-def river_paths(relief: Relief) -> list[tuple[Coords, Floats32]]:
-    """Streams from their springs to the sea or to a larger stream, smoothed.
+def river_paths(relief: Relief) -> list[tuple[Floats, Floats32]]:
+    """Trace streams from their springs to the sea or to a larger stream, and smooth them.
 
-    Metres from the world's south-west corner, and half the width.
+    Returns:
+        For each stream its points, in metres from the world's south-west corner, shape (N, 2), and
+        its half widths in metres, shape (N,).
     """
     columns = relief.height.shape[1]
     area, to = relief.area.ravel(), relief.receiver
@@ -118,53 +125,55 @@ def river_paths(relief: Relief) -> list[tuple[Coords, Floats32]]:
         while to[chain[-1]] != chain[-1]:
             chain.append(int(to[chain[-1]]))
         chains.append(chain)
-    # the longest stream keeps its course; the others end where they meet one that is drawn
+    # The longest stream keeps its course; the others end where they meet a longer one.
     chains.sort(key=lambda c: (-len(c), c[0]))
-    place: dict[int, tuple[float, float]] = {}
+    drawn: dict[int, tuple[float, float]] = {}
     paths = []
     for chain in chains:
-        stop = next((i for i, cell in enumerate(chain) if cell in place), len(chain) - 1)
+        stop = next((i for i, cell in enumerate(chain) if cell in drawn), len(chain) - 1)
         cells = np.array(chain[: stop + 1])
         if len(cells) < 3:
             continue
         path = np.column_stack([(cells % columns + 0.5) * CELL, (cells // columns + 0.5) * CELL])
         for k in (0, 1):
             path[:, k] = ndimage.gaussian_filter1d(path[:, k], 2.0, mode="nearest")
-        if chain[stop] in place:
+        if chain[stop] in drawn:
             fade = np.exp(-np.arange(len(path))[::-1] / 2.5)[:, None]
-            path += fade * (np.array(place[chain[stop]]) - path[-1])
+            path += fade * (np.array(drawn[chain[stop]]) - path[-1])
         for cell, point in zip(chain[:stop], path[:-1].tolist(), strict=False):
-            place[cell] = (point[0], point[1])
+            drawn[cell] = (point[0], point[1])
         paths.append((path, np.clip(0.42 * (area[cells] / 1e6) ** 0.72 + 0.6, 1.2, 55)))
     return paths
 
 
 def make_rivers(relief: Relief, noise: Noise) -> Lines:
-    """All streams of the world; their bends are a function of position, so that they still meet."""
-    fine: list[tuple[Coords, Floats32]] = []
+    """Make all streams; bends are a function of position, so that streams still meet."""
+    fine: list[tuple[Floats, Floats32]] = []
     for path, half in river_paths(relief):
         steps = np.hypot(*np.diff(path, axis=0).T)
         at = np.concatenate([[0.0], np.cumsum(steps)])
-        where = np.arange(0, at[-1], 25.0)
-        dense = np.column_stack([np.interp(where, at, path[:, k]) for k in (0, 1)])
-        fine.append((np.add(dense, (WEST, SOUTH)), np.interp(where, at, half).astype(np.float32)))
-    every = np.concatenate([path for path, _ in fine])
-    bend = [75 * noise.at(key, every[:, 0], every[:, 1], 900, 2.6) for key in (21, 22)]
+        positions = np.arange(0, at[-1], 25.0)
+        dense = np.column_stack([np.interp(positions, at, path[:, k]) for k in (0, 1)])
+        fine.append(
+            (np.add(dense, (WEST, SOUTH)), np.interp(positions, at, half).astype(np.float32))
+        )
+    points = np.concatenate([path for path, _ in fine])
+    bend = [75 * noise.at(key, points[:, 0], points[:, 1], 900, 2.6) for key in (21, 22)]
     cuts = np.cumsum([len(path) for path, _ in fine])[:-1]
-    moved = np.split(every + np.column_stack(bend), cuts)
+    moved = np.split(points + np.column_stack(bend), cuts)
     return make_lines([(path, half) for path, (_, half) in zip(moved, fine, strict=True)])
 
 
 def make_towns(
     relief: Relief, noise: Noise, fixed: list[tuple[float, float, float]], more: int
 ) -> list[Town]:
-    """Towns on flat, dry ground.
+    """Place towns on flat, dry ground.
 
     Args:
-        relief: of the world.
-        noise: of the world.
-        fixed: towns that there must be: kilometres east and north, radius in metres.
-        more: how many others.
+        relief: Relief of the world.
+        noise: Noise of the world.
+        fixed: Required towns: kilometres east and north, radius in metres.
+        more: Number of other towns.
     """
     gy, gx = np.gradient(ndimage.gaussian_filter(relief.height, 3), CELL)
     slope = np.hypot(gx, gy)
@@ -195,11 +204,12 @@ def make_towns(
 
 
 def _town(row: int, column: int, radius: float) -> Town:
+    """Make a town at the centre of a cell."""
     return Town(WEST + (column + 0.5) * CELL, SOUTH + (row + 0.5) * CELL, radius)
 
 
 def make_roads(relief: Relief, towns: list[Town]) -> Lines:
-    """Roads from each town to its nearest neighbours, along gentle ground."""
+    """Make roads from each town to its three nearest neighbours, along gentle slopes."""
     step = 4
     coarse = relief.height[::step, ::step]
     rows, columns = coarse.shape
@@ -221,7 +231,7 @@ def make_roads(relief: Relief, towns: list[Town]) -> Lines:
         shape=(index.size, index.size),
     )
     nodes = np.array([_node(t, rows, columns, edge) for t in towns])
-    paths: list[tuple[Coords, Floats32]] = []
+    paths: list[tuple[Floats, Floats32]] = []
     seen: set[tuple[int, int]] = set()
     distance, before = csgraph.dijkstra(
         graph, directed=False, indices=nodes, return_predecessors=True
@@ -245,12 +255,14 @@ def make_roads(relief: Relief, towns: list[Town]) -> Lines:
 
 
 def _node(town: Town, rows: int, columns: int, edge: float) -> int:
+    """Return the flat index of the cell of a town."""
     row = min(max(round((town.y - SOUTH) / edge), 0), rows - 1)
     column = min(max(round((town.x - WEST) / edge), 0), columns - 1)
     return row * columns + column
 
 
-def _walk(before: NDArray[np.int32], last: int) -> Ints:
+def _walk(before: NDArray[np.int32], last: int) -> Indices:
+    """Follow predecessors from a cell to the start of its path."""
     cells = [last]
     while before[cells[-1]] >= 0:
         cells.append(int(before[cells[-1]]))

@@ -1,4 +1,4 @@
-"""Surface reflectance on a date: the ground's surfaces painted in order, then lit by the sun."""
+"""Surface reflectance on a date: surfaces are painted in order, then lit by the sun."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from geofm.types import Floats32
 
 @dataclass(frozen=True)
 class Sun:
-    """Direction of the sun: azimuth clockwise from north and elevation, degrees."""
+    """The direction of the sun: azimuth clockwise from north and elevation, in degrees."""
 
     azimuth: float
     elevation: float
@@ -24,7 +24,7 @@ class Sun:
 
 @dataclass(frozen=True)
 class Season:
-    """Day of the year, the sun, the height above which snow lies (metres), and dryness."""
+    """A season: day of the year, sun, snow line in metres, and drought (0 to 1)."""
 
     day: float
     sun: Sun
@@ -33,7 +33,7 @@ class Season:
 
 
 def season_of(day: float, latitude: float = 45.0, drought: float = 0.0) -> Season:
-    """Sun and snow of a day at half past ten local time."""
+    """Compute sun and snow line of a day at 10:30 local time."""
     declination = math.radians(-23.44 * math.cos(2 * math.pi * (day + 10) / 365.25))
     phi, hour = math.radians(latitude), math.radians(-20.0)
     up = math.asin(
@@ -50,13 +50,13 @@ def season_of(day: float, latitude: float = 45.0, drought: float = 0.0) -> Seaso
 
 
 class Canvas:
-    """Reflectance [5, H, W] that surfaces are painted onto."""
+    """Reflectance, shape (5, H, W), on which surfaces are painted."""
 
     def __init__(self, base: Floats32) -> None:
         self.values = base
 
     def paint(self, share: Floats32, colour: Floats32) -> None:
-        """Cover a share of each pixel with a colour: [5], or [5, H, W]."""
+        """Cover a share of each pixel with a colour, shape (5,) or (5, H, W)."""
         if not share.any():
             return
         tone = colour[:, None, None] if colour.ndim == 1 else colour
@@ -64,7 +64,7 @@ class Canvas:
 
 
 def blend(share: Floats32, a: sp.Spectrum | Floats32, b: sp.Spectrum | Floats32) -> Floats32:
-    """Spectra [5] or [5, H, W] mixed by a share [H, W]: ``b`` where it is 1."""
+    """Mix spectra, shape (5,) or (5, H, W), by a share (H, W); 1 gives ``b``."""
     low = a[:, None, None] if a.ndim == 1 else a
     high = b[:, None, None] if b.ndim == 1 else b
     mixed: Floats32 = (low + np.clip(share, 0, 1) * (high - low)).astype(np.float32)
@@ -72,12 +72,15 @@ def blend(share: Floats32, a: sp.Spectrum | Floats32, b: sp.Spectrum | Floats32)
 
 
 def reflect(ground: Ground, season: Season, reach: int = 24) -> Floats32:
-    """Reflectance [5, H, W] without clouds, as seen from straight above.
+    """Compute the reflectance of the ground without clouds, seen from above.
 
     Args:
-        ground: what covers it.
-        season: when.
-        reach: pixels that shadows may be long.
+        ground: The ground.
+        season: The season.
+        reach: Longest shadow in pixels.
+
+    Returns:
+        Reflectance, shape (5, H, W).
     """
     lit = light(ground, season.sun, reach)
     height, width = lit.shape
@@ -85,11 +88,12 @@ def reflect(ground: Ground, season: Season, reach: int = 24) -> Floats32:
     step = max(1, STRIP // width)
     for at in range(0, height, step):
         rows = slice(at, at + step)
-        values[:, rows] = _painted(rows_of(ground, rows), season, lit[rows])
+        values[:, rows] = _paint(rows_of(ground, rows), season, lit[rows])
     return values
 
 
-def _painted(ground: Ground, season: Season, lit: Floats32) -> Floats32:
+def _paint(ground: Ground, season: Season, lit: Floats32) -> Floats32:
+    """Paint all surfaces in order, apply the light, and add snow."""
     day = season.day
     green_grass = sp.grass_green(day) - 0.4 * season.drought
     soil = blend(0.5 + 0.45 * ground.soil, sp.SOIL_DARK, blend(ground.dry, sp.SOIL, sp.SOIL_PALE))
@@ -127,13 +131,14 @@ def _painted(ground: Ground, season: Season, lit: Floats32) -> Floats32:
     white *= 1 - 0.5 * steep_rock
     snow = sp.SNOW[:, None, None] * (0.25 + 0.75 * np.clip(lit, 0, 1.25))
     values += white * (snow - values)
-    # skylight keeps shadows bluish rather than black
+    # Skylight makes shadows bluish instead of black.
     values[0] += 0.006
     values[1] += 0.003
     return np.asarray(np.clip(values, 0.001, 1.2))
 
 
 def _paint_fields(canvas: Canvas, ground: Ground, season: Season, soil: Floats32) -> None:
+    """Paint crops and tracks."""
     shift = (unit(ground.crop_bits, 21) - 0.5) * 26
     vigour = 0.82 + 0.3 * unit(ground.crop_bits, 22) + 0.10 * ground.in_field
     green, dry = sp.growth(ground.crop, (season.day + shift).astype(np.float32))
@@ -154,6 +159,7 @@ def _paint_fields(canvas: Canvas, ground: Ground, season: Season, soil: Floats32
 
 
 def _paint_forest(canvas: Canvas, ground: Ground, season: Season) -> None:
+    """Paint forest and hedges."""
     out, turned = sp.leaves(season.day)
     spread = np.clip(turned + 0.35 * (ground.crown - 0.5) * (turned > 0), 0, 1)
     broad = blend(spread, sp.BROADLEAF, sp.AUTUMN)
@@ -164,6 +170,7 @@ def _paint_forest(canvas: Canvas, ground: Ground, season: Season) -> None:
 
 
 def _paint_town(canvas: Canvas, ground: Ground, season: Season) -> None:
+    """Paint lawns, streets, trees and roofs."""
     built = ground.built
     if not built.share.any():
         return
@@ -182,6 +189,7 @@ def _paint_town(canvas: Canvas, ground: Ground, season: Season) -> None:
 
 
 def _paint_water(canvas: Canvas, ground: Ground) -> None:
+    """Paint water by its depth, and foam."""
     depth = np.clip(ground.depth, 0, 60)
     through = np.exp(-sp.CLARITY[:, None, None] * depth)
     inland = ground.height > 0.5
@@ -196,7 +204,7 @@ def _paint_water(canvas: Canvas, ground: Ground) -> None:
 
 
 def light(ground: Ground, sun: Sun, reach: int) -> Floats32:
-    """How much brighter or darker slopes and shadows make each pixel, 1 on flat open ground."""
+    """Compute the brightness factor of slopes and shadows; 1 on flat open ground."""
     azimuth, elevation = math.radians(sun.azimuth), math.radians(sun.elevation)
     fine = ground.gsd < 5
     surface = ground.height + (ground.tall if fine else 0.35 * ground.tall)
@@ -204,7 +212,7 @@ def light(ground: Ground, sun: Sun, reach: int) -> Floats32:
     east = math.sin(azimuth) * math.cos(elevation)
     north = math.cos(azimuth) * math.cos(elevation)
     up = math.sin(elevation)
-    # rows run southwards, so a rise towards larger rows faces north
+    # Rows run southwards, so ground that rises with the row number faces north.
     cosine = (up - east * gx + north * gy) / np.sqrt(1 + gx**2 + gy**2)
     direct = np.clip(cosine, 0, None) / up
     direct = np.minimum(direct, 2.2) ** (0.75 if not fine else 0.55)
@@ -215,7 +223,7 @@ def light(ground: Ground, sun: Sun, reach: int) -> Floats32:
 
 
 def cast_shadow(surface: Floats32, gsd: float, sun: Sun, reach: int) -> Floats32:
-    """Share of each pixel in the shadow of something towards the sun, 0..1."""
+    """Compute the share of each pixel that is in shadow, 0 to 1."""
     azimuth, elevation = math.radians(sun.azimuth), math.radians(sun.elevation)
     rise = math.tan(elevation) * gsd
     steps = [1, 2, 3, 4, 6, 8, 11, 14, 18, 23] if gsd < 5 else [1, 2, 3, 5, 8, 12, 17, 23]
@@ -225,8 +233,8 @@ def cast_shadow(surface: Floats32, gsd: float, sun: Sun, reach: int) -> Floats32
         dy, dx = round(-math.cos(azimuth) * step), round(math.sin(azimuth) * step)
         down, up = slice(max(0, -dy), rows - max(0, dy)), slice(max(0, dy), rows - max(0, -dy))
         west, east = slice(max(0, -dx), wide - max(0, dx)), slice(max(0, dx), wide - max(0, -dx))
-        seen = surface[up, east] - np.float32(rise * math.hypot(dy, dx))
-        np.maximum(highest[down, west], seen, out=highest[down, west])
+        ray = surface[up, east] - np.float32(rise * math.hypot(dy, dx))
+        np.maximum(highest[down, west], ray, out=highest[down, west])
     soft = max(0.6 * gsd * math.tan(elevation), 0.8)
     shadow: Floats32 = np.clip((highest - surface) / np.float32(soft), 0, 1)
     return shadow

@@ -1,7 +1,7 @@
-"""Reflectance of surfaces in five bands, and the calendar of what grows.
+"""Reflectance of surfaces in five bands, and the growth of plants over the year.
 
-Numbers are typical surface reflectances of Sentinel-2's bands 2, 3, 4, 8 and 11, read off common
-spectral libraries by eye; they make a plausible picture, not a radiometric reference.
+The numbers are typical surface reflectances in Sentinel-2's bands 2, 3, 4, 8 and 11, estimated from
+common spectral libraries. They make plausible pictures, but are no radiometric reference.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from geofm.types import Floats32
 
 BANDS = ("blue", "green", "red", "nir", "swir16")
 
-Spectrum = NDArray[np.float32]
+Spectrum = Floats32
 
 
 def _s(*values: float) -> Spectrum:
+    """Make a spectrum."""
     return np.array(values, dtype=np.float32)
 
 
@@ -59,12 +60,12 @@ ROOFS = np.stack([
     _s(0.250, 0.265, 0.280, 0.310, 0.300), _s(0.180, 0.190, 0.195, 0.215, 0.210),
     _s(0.130, 0.135, 0.145, 0.170, 0.190), _s(0.105, 0.120, 0.160, 0.210, 0.240),
 ])  # fmt: skip
-#: How often each roof occurs in streets of houses and among works, cumulated.
+#: Cumulated shares of the roofs among houses and among works.
 HOUSES = (0.42, 0.58, 0.64, 0.68, 0.80, 1.0)
 WORKS = (0.06, 0.20, 0.62, 0.86, 1.0, 1.0)
 
-#: Day of the year when a crop turns green, is full, begins to ripen, is ripe and is harvested.
-#: Rows: wheat, maize, rape, meadow, fallow, orchard, beet (``landcover``'s order).
+#: Days of the year on which a crop turns green, is full, starts to ripen, is ripe, is harvested.
+#: Rows: wheat, maize, rape, meadow, fallow, orchard, beet (the order of ``farms``).
 CALENDAR = np.array([
     [40, 115, 160, 188, 208],
     [135, 190, 235, 268, 285],
@@ -78,11 +79,11 @@ PEAK = np.array([0.95, 0.92, 0.92, 0.85, 0.12, 0.62, 0.95], dtype=np.float32)
 
 
 def growth(crop: NDArray[np.uint8], day: Floats32) -> tuple[Floats32, Floats32]:
-    """Share of green and of dry plants in fields on a day of the year.
+    """Compute the shares of green and of dry plants in fields.
 
     Args:
-        crop: number of the crop.
-        day: day of the year, shifted from field to field.
+        crop: Number of the crop.
+        day: Day of the year, with a shift of its own for each field.
     """
     sown, full, ripens, ripe, cut = (CALENDAR[:, k][crop] for k in range(5))
     rise = np.clip((day - sown) / (full - sown), 0, 1)
@@ -92,7 +93,7 @@ def growth(crop: NDArray[np.uint8], day: Floats32) -> tuple[Floats32, Floats32]:
     after = day > cut
     green = np.where(after, 0.04, green)
     dry = np.where(after, 0.45 * np.clip(1 - (day - cut) / 45, 0, 1), dry)
-    # winter crops sown in autumn, and grass that never goes
+    # Winter crops are sown in autumn, and grass stays all year.
     green = np.where(
         (crop == 0) & (day > 290),
         0.25,
@@ -111,14 +112,14 @@ def growth(crop: NDArray[np.uint8], day: Floats32) -> tuple[Floats32, Floats32]:
 
 
 def leaves(day: float) -> tuple[float, float]:
-    """How far broadleaved trees are in leaf, and how much of it has autumn colour (0..1)."""
+    """Return the share of leaves on broadleaved trees, and of leaves in autumn colour (0 to 1)."""
     out = float(np.clip((day - 92) / 40, 0, 1) * np.clip((322 - day) / 35, 0, 1))
     turned = float(np.clip((day - 262) / 35, 0, 1))
     return out, turned
 
 
 def grass_green(day: float) -> float:
-    """How green open grassland is: best in late spring, parched in August, pale in winter."""
+    """Return the greenness of grassland: best in late spring, parched in August, pale in winter."""
     days = [0, 60, 120, 165, 215, 250, 290, 330, 366]
     level = [0.45, 0.5, 0.95, 0.9, 0.5, 0.5, 0.7, 0.55, 0.45]
     return float(np.interp(day, days, level))

@@ -1,8 +1,8 @@
 """Relief shaped by rivers: uplift against stream-power erosion, on a grid of 100 m.
 
-The implicit scheme of Braun and Willett (2013, Geomorphology 180-181): every cell drains to its
+The scheme is implicit (Braun and Willett 2013, Geomorphology 180-181): every cell drains to its
 lowest neighbour, erosion grows with drained area and slope, and solving from the sea upwards makes
-any time step stable. Coarse grids run first, so valleys form at all scales in about a second.
+any time step stable. Coarse grids run first, so valleys of all scales form in about a second.
 """
 
 from __future__ import annotations
@@ -10,12 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import ndimage, sparse
 from scipy.sparse import csgraph
 
-from geofm.planet.scenery.noise import Coords, Ints, Mask, Noise, smoothstep
-from geofm.types import Floats32
+from geofm.planet.scenery.noise import Noise, smoothstep
+from geofm.types import Bools, Floats, Floats32, Indices
 
 #: South-west corner of the world in EPSG:32631 (metres; multiples of 1280) and its extent.
 WEST, SOUTH = 704_000.0, 4_976_640.0
@@ -25,7 +24,7 @@ EAST, NORTH = WEST + WIDTH, SOUTH + HEIGHT
 CELL = 100.0
 #: Erodibility per time step; slope exponent 1, area exponent 0.5.
 ERODIBILITY = 0.08
-#: Steepest slope that ground holds.
+#: Steepest stable slope.
 REPOSE = 0.75
 _LEVELS = ((4, 60), (2, 16), (1, 6))
 
@@ -37,42 +36,42 @@ class Relief:
     """The world's relief on the grid of ``CELL`` metres, row 0 in the south.
 
     Attributes:
-        height: metres above the sea, [rows, columns]; negative is sea floor.
-        lake: surface of the lake in or near a cell, far below ground where there is none.
-        area: drained area, square metres.
-        receiver: flat index of the cell each cell drains to (itself: into the sea).
+        height: Metres above the sea, shape (rows, columns); negative on the sea floor.
+        lake: Surface of the lake in or near a cell; far below the ground without a lake.
+        area: Drained area in square metres.
+        receiver: Flat index of the cell to which each cell drains; its own index at the sea.
     """
 
     height: Floats32
     lake: Floats32
     area: Floats32
-    receiver: Ints
+    receiver: Indices
 
 
-def cell_centres(step: float = CELL) -> tuple[Coords, Coords]:
-    """World coordinates of the centres of cells, two arrays [rows, columns]."""
+def cell_centres(step: float = CELL) -> tuple[Floats, Floats]:
+    """Return the world coordinates of cell centres, two arrays of shape (rows, columns)."""
     x = WEST + (np.arange(round(WIDTH / step)) + 0.5) * step
     y = SOUTH + (np.arange(round(HEIGHT / step)) + 0.5) * step
     xs, ys = np.meshgrid(x, y)
     return xs, ys
 
 
-def km(x: Coords, y: Coords) -> tuple[Floats32, Floats32]:
-    """Kilometres east and north of the world's south-west corner."""
+def km(x: Floats, y: Floats) -> tuple[Floats32, Floats32]:
+    """Return kilometres east and north of the world's south-west corner."""
     return ((x - WEST) / 1000).astype(np.float32), ((y - SOUTH) / 1000).astype(np.float32)
 
 
-def coast_distance(noise: Noise, x: Coords, y: Coords) -> Floats32:
-    """Rough distance from the coast in kilometres, negative at sea (the west)."""
+def coast_distance(noise: Noise, x: Floats, y: Floats) -> Floats32:
+    """Return the approximate distance from the coast in kilometres; negative at sea."""
     east, north = km(x, y)
     line = 10.5 + 2.6 * np.sin(north * 0.21 + 0.6) - 3.5 * np.exp(-(((north - 8) / 4) ** 2))
     line += 3.0 * np.exp(-(((north - 21) / 2.6) ** 2))  # the estuary
-    found: Floats32 = east - line + 1.1 * noise.at(1, x, y, 9000, 1.7)
-    return found
+    distance: Floats32 = east - line + 1.1 * noise.at(1, x, y, 9000, 1.7)
+    return distance
 
 
-def uplift(noise: Noise, x: Coords, y: Coords) -> Floats32:
-    """Metres per time step: a plain in the west, hills, and a range in the north-east."""
+def uplift(noise: Noise, x: Floats, y: Floats) -> Floats32:
+    """Return the uplift in metres per time step: western plain, hills, north-eastern mountains."""
     east, north = km(x, y)
     rough = noise.at(2, x, y, 14_000, 2.0)
     inland = smoothstep(24, 46, east + 3 * rough)
@@ -84,8 +83,8 @@ def uplift(noise: Noise, x: Coords, y: Coords) -> Floats32:
     return np.asarray(lift + 5.0 * west_hills, dtype=np.float32)
 
 
-def receivers(height: Floats32, outlet: Mask, cell: float) -> tuple[Ints, Floats32]:
-    """Steepest downhill neighbour of each cell (flat index) and the distance to it."""
+def receivers(height: Floats32, outlet: Bools, cell: float) -> tuple[Indices, Floats32]:
+    """Find the steepest downhill neighbour of each cell (flat index) and its distance."""
     rows, columns = height.shape
     padded = np.pad(height, 1, constant_values=np.inf)
     index = np.arange(rows * columns).reshape(rows, columns)
@@ -104,8 +103,8 @@ def receivers(height: Floats32, outlet: Mask, cell: float) -> tuple[Ints, Floats
     return to.ravel(), far.ravel()
 
 
-def by_depth(receiver: Ints) -> list[Ints]:
-    """Cells grouped by their number of steps to the sea: outlets first."""
+def by_depth(receiver: Indices) -> list[Indices]:
+    """Group cells by their number of steps to the sea, outlets first."""
     depth = (receiver != np.arange(receiver.size)).astype(np.int64)
     jump = receiver
     while True:
@@ -119,19 +118,19 @@ def by_depth(receiver: Ints) -> list[Ints]:
     return np.split(order, edges)
 
 
-def drained(receiver: Ints, levels: list[Ints], cell: float) -> Floats32:
-    """Area that drains through each cell, itself included, square metres."""
+def drained(receiver: Indices, levels: list[Indices], cell: float) -> Floats32:
+    """Compute the area that drains through each cell, itself included, in square metres."""
     area = np.full(receiver.size, cell * cell)
     for level in reversed(levels[1:]):
         np.add.at(area, receiver[level], area[level])
     return area.astype(np.float32)
 
 
-def fill(height: Floats32, outlet: Mask, rise: float = 0.002) -> Floats32:
-    """Depressions filled so that all ground drains, by at least ``rise`` metres per cell.
+def fill(height: Floats32, outlet: Bools, rise: float = 0.002) -> Floats32:
+    """Fill depressions so that all ground drains, with at least ``rise`` metres per cell.
 
-    The lowest way out of every cell lies on the minimum spanning tree of the grid whose edges
-    weigh as much as the higher of their ends.
+    If each edge of the grid weighs as much as its higher end, the lowest way out of every cell lies
+    on the minimum spanning tree.
     """
     rows, columns = height.shape
     sea = rows * columns
@@ -161,7 +160,7 @@ def fill(height: Floats32, outlet: Mask, rise: float = 0.002) -> Floats32:
     return np.where(outlet, height, flat[:sea].reshape(height.shape)).astype(np.float32)
 
 
-def erode(height: Floats32, outlet: Mask, lift: Floats32, cell: float, steps: int) -> Floats32:
+def erode(height: Floats32, outlet: Bools, lift: Floats32, cell: float, steps: int) -> Floats32:
     """Run uplift and erosion for a number of time steps."""
     height = fill(height, outlet)
     rate = np.where(outlet, 0, lift).astype(np.float32)
@@ -185,13 +184,13 @@ def erode(height: Floats32, outlet: Mask, lift: Floats32, cell: float, steps: in
 
 
 def make_relief(noise: Noise, basins: list[tuple[float, float, float, float]]) -> Relief:
-    """Relief, lakes and drainage.
+    """Make relief, lakes and drainage.
 
     Args:
-        noise: of the world.
-        basins: lakes to be: kilometres east and north, radius in kilometres, depth in metres.
+        noise: Noise of the world.
+        basins: Lakes: kilometres east and north, radius in kilometres, depth in metres.
     """
-    height: NDArray[np.float32] | None = None
+    height: Floats32 | None = None
     for factor, steps in _LEVELS:
         x, y = cell_centres(CELL * factor) if factor < 4 else _coarse(4)
         coast = coast_distance(noise, x, y)
@@ -209,7 +208,7 @@ def make_relief(noise: Noise, basins: list[tuple[float, float, float, float]]) -
     for e, n, radius, depth in basins:
         bend = 0.35 * noise.at(6, x, y, 3500, 2.0)
         distance = np.hypot(east - e, north - n) / radius + bend
-        # level with the lowest ground of the rim, where the water will leave
+        # The rim is level with its lowest ground, where the water leaves.
         rim = np.percentile(height[(distance < 1.15) & ~outlet], 8)
         bowl = rim + 60 * smoothstep(0.75, 1.3, distance) - depth * smoothstep(0.95, 0.3, distance)
         height = np.where((distance < 1.25) & ~outlet, np.minimum(height, bowl), height)
@@ -220,7 +219,8 @@ def make_relief(noise: Noise, basins: list[tuple[float, float, float, float]]) -
     return Relief(height, _lake_surface(height, full, outlet), area, receiver)
 
 
-def _coarse(factor: int) -> tuple[Coords, Coords]:
+def _coarse(factor: int) -> tuple[Floats, Floats]:
+    """Return the cell centres of a coarser grid, rounded up to whole cells."""
     step = CELL * factor
     rows, columns = int(np.ceil(HEIGHT / step)), int(np.ceil(WIDTH / step))
     x, y = WEST + (np.arange(columns) + 0.5) * step, SOUTH + (np.arange(rows) + 0.5) * step
@@ -229,7 +229,7 @@ def _coarse(factor: int) -> tuple[Coords, Coords]:
 
 
 def _refine(height: Floats32, shape: tuple[int, int]) -> Floats32:
-    """The coarser grid at twice its resolution."""
+    """Interpolate a grid at twice its resolution."""
     rows, columns = np.meshgrid(
         (np.arange(shape[0]) + 0.5) / 2 - 0.5, (np.arange(shape[1]) + 0.5) / 2 - 0.5, indexing="ij"
     )
@@ -237,8 +237,8 @@ def _refine(height: Floats32, shape: tuple[int, int]) -> Floats32:
     return np.asarray(fine, dtype=np.float32)
 
 
-def _lake_surface(height: Floats32, full: Floats32, outlet: Mask) -> Floats32:
-    """Water level of lakes, carried some cells beyond their shore; -1000 elsewhere."""
+def _lake_surface(height: Floats32, full: Floats32, outlet: Bools) -> Floats32:
+    """Compute the water level of lakes, up to four cells beyond the shore; -1000 elsewhere."""
     names, _ = ndimage.label((full - height > 0.6) & ~outlet)
     size = np.bincount(names.ravel())
     names[size[names] < 40] = 0

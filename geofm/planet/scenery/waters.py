@@ -1,4 +1,4 @@
-"""The sea, lakes, rivers, and the land that they keep wet."""
+"""Sea, lakes and rivers, and the wetland around them."""
 
 from __future__ import annotations
 
@@ -14,15 +14,19 @@ from geofm.types import Floats32
 
 @dataclass(frozen=True)
 class Waters:
-    """Water at points, [H, W].
+    """Water at points, shape (H, W).
 
     Attributes:
-        river: distance to the nearest stream, metres; ``river_half`` is half its width.
-        still: share of sea or lake in the pixel; ``water`` has rivers as well.
-        depth: of sea or lake, metres; negative on land.
-        surface: height of the ground or of still water.
-        beach, wet: shares of sand by the sea and of wetland.
-        murky, foam: how much silt is in the water, and where waves break.
+        river: Distance to the nearest stream in metres.
+        river_half: Half the width of that stream in metres.
+        still: Share of sea or lake in the pixel.
+        flowing: Share of rivers in the pixel.
+        water: Share of all water in the pixel.
+        depth: Depth of sea or lake in metres; negative on land.
+        surface: Height of the ground or of still water.
+        beach, wet: Shares of sand by the sea and of wetland.
+        murky: Silt in the water, 0 to 1.
+        foam: Share of breaking waves.
     """
 
     river: Floats32
@@ -39,7 +43,7 @@ class Waters:
 
 
 def find_water(planet: Planet, site: Site) -> Waters:
-    """All water at a site."""
+    """Compute the water at a site."""
     height, mottle, dry = site.height, site.mottle, site.dry
     patch, broad, level, steep = (site.at[k] for k in ("patch", "broad", "lake", "steep"))
     river, river_half = planet.rivers.near(site.x, site.y)
@@ -53,7 +57,7 @@ def find_water(planet: Planet, site: Site) -> Waters:
 
     beach = smoothstep(2.1, 0.8, height) * smoothstep(-0.4, 0.6, broad + 0.5 * patch) * ~by_lake
     shore = np.minimum(height, np.where(by_lake, np.abs(height - level), np.float32(1000)))
-    # low ground by lakes and slow rivers, and basins near the sea
+    # Wetland: low ground by lakes and slow rivers, and basins near the sea.
     damp = 1.5 * smoothstep(9, 3, shore) * by_lake
     damp = damp + 1.4 * smoothstep(200, 30, river) * smoothstep(3, 9, river_half)
     damp += 1.7 * smoothstep(0.0, 0.35, site.at["erg"]) * smoothstep(150, 70, height)

@@ -23,9 +23,9 @@ from geofm.remote.quarantine import PASSING, Quarantine
 from geofm.remote.url_policy import Access, Signing, is_public, locate
 from geofm.stac import api_client as catalogue_api
 from geofm.stac.api_client import list_collections, open_api
-from geofm.stac.canonical_item import frozen_item
+from geofm.stac.canonical_item import canonicalize
 from geofm.stac.item import check_geometry, is_number
-from geofm.stac.validate_items import judge
+from geofm.stac.validate_items import validate_items
 from tests.geofm.chips.test_cut import Run, good, reasons, run
 from tests.geofm.stac.small_world import World, add_scene, texture, tiff
 
@@ -147,7 +147,7 @@ def test_many_pixels_are_refused_though_the_item_states_them(run: Run) -> None:
 
 def test_cells_are_counted() -> None:
     to = (10.0, 0.0, 0.0, 0.0, -10.0, 0.0)
-    assert make_grid("EPSG:32631", to, (10_980, 10_980), 16, None).number == 686**2
+    assert make_grid("EPSG:32631", to, (10_980, 10_980), 16, None).cell_count == 686**2
     for shape, gsd_m in (((40_000, 40_000), None), ((100, 100), 1e-300), ((9000, 9000), 0.05)):
         with pytest.raises(Quarantine, match="too_many_cells"):
             make_grid("EPSG:32631", to, shape, 16, gsd_m)
@@ -189,7 +189,7 @@ def test_unfreezable_items_are_told_apart_by_what_lasts() -> None:
         }  # fmt: skip
 
     def digest(listed: dict[str, Any], url: str) -> str:
-        row = judge([frozen_item(listed, url)], SearchSettings(), {"c": {}}, "planet")[0]
+        row = validate_items([canonicalize(listed, url)], SearchSettings(), {"c": {}}, "planet")[0]
         assert row["reason"] == "not_json"
         return str(row["item_sha256"])
 

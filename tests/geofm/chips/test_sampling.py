@@ -18,7 +18,7 @@ from shapely.geometry.base import BaseGeometry
 
 from data_catalog.hashing import digest_of
 from geofm.chips.overlap import Claim
-from geofm.chips.sampling import REASONS, Windows, choose, season_of
+from geofm.chips.sampling import REASONS, Windows, choose, sampling_period
 from geofm.config.recipe import CutSettings
 from geofm.raster.grid import extent_footprint, footprints, make_grid
 
@@ -144,7 +144,7 @@ def test_at_most_so_many_dates_of_a_cell_in_a_season() -> None:
     ],
 )
 def test_seasons(time: str, kind: str, name: str) -> None:
-    assert season_of(time, kind) == name
+    assert sampling_period(time, kind) == name
 
 
 def test_strata_and_budgets_are_filled_evenly() -> None:

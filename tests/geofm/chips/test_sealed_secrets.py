@@ -16,7 +16,7 @@ from data_catalog.store import Store
 from geofm.chips import cut
 from geofm.config.recipe import CutSettings, SearchSettings
 from geofm.remote.quarantine import Quarantine
-from geofm.stac.canonical_item import freeze, frozen_item
+from geofm.stac.canonical_item import canonical_text, canonicalize
 from tests.geofm.stac.small_world import World, add_scene, texture
 from tests.geofm.stac.test_search import search, verdicts
 
@@ -71,18 +71,18 @@ def assert_silent(store: Store, catalogue: Catalogue) -> None:
 def test_an_item_is_the_same_on_every_night(way: int) -> None:
     item = {"type": "Feature", "id": "a", "collection": "c", "properties": {}, "links": [],
             "assets": {"red": {"href": "https://data.example/a%20b.tif"}}}  # fmt: skip
-    nights = [frozen_item(signed(item, night, way)) for night in (1, 2)]
+    nights = [canonicalize(signed(item, night, way)) for night in (1, 2)]
     assert nights[0].sha256 == nights[1].sha256
     assert HUSH not in nights[0].text
     assert json.loads(nights[0].text)["assets"]["red"]["href"] == "https://data.example/a%20b.tif"
-    broken = [frozen_item({**signed(item, night, way), "bad": float("nan")}) for night in (1, 2)]
+    broken = [canonicalize({**signed(item, night, way), "bad": float("nan")}) for night in (1, 2)]
     assert broken[0].sha256 == broken[1].sha256
 
 
 def test_parameters_that_choose_the_bytes_are_kept() -> None:
     hrefs = ["https://h/a?version=3&id=7", "https://h/a?sig=7", "https://h/a?x=%2F+%20"]
     item = {"assets": {str(n): {"href": href} for n, href in enumerate(hrefs)}}
-    kept = json.loads(freeze(item))["assets"]
+    kept = json.loads(canonical_text(item))["assets"]
     assert [kept[str(n)]["href"] for n in range(3)] == hrefs
 
 

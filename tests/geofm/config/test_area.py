@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from pyproj import Geod
 from shapely.geometry import Point, box, mapping
 
-from geofm.config.area import MAX_POINTS, circle, split
+from geofm.config.area import MAX_POINTS, circle, split_at_antimeridian
 from geofm.config.recipe import SearchSettings
 from geofm.config.recipe_book import BadRecipe, load_recipe
 
@@ -34,7 +34,7 @@ def test_a_box_is_itself_and_is_split_at_the_antimeridian() -> None:
 
 @pytest.mark.parametrize("west", [-190.0, 170.0])
 def test_longitudes_beyond_the_edge_come_back(west: float) -> None:
-    found = split(box(west, 0, west + 20, 10))
+    found = split_at_antimeridian(box(west, 0, west + 20, 10))
     assert found.equals(box(170, 0, 180, 10).union(box(-180, 0, -170, 10)))
 
 

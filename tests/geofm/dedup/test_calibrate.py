@@ -6,7 +6,7 @@ import pytest
 from shapely.geometry import box
 
 from data_catalog.run import run_stage
-from geofm.config.recipe import CalibrateSettings, EmbedSettings, Section
+from geofm.config.recipe import CalibrateSettings, EmbedSettings, RecipeSection
 from geofm.dedup import calibrate, describe
 from geofm.dedup.calibrate import choose, curve_of
 from geofm.dedup.known_pairs import far_pairs, other_dates, overlapping
@@ -64,7 +64,7 @@ def test_the_stage_measures_renderings_through_the_encoder(store, catalogue):
     chips = [Chip(texture(n, size=64), x=500_000.0 + 300_000 * n) for n in range(12)]
     chips += [Chip(np.full((3, 64, 64), 900, np.uint16))]
     inputs = {"chips": make_chips(store, chips, per_part=4)}
-    inputs["descriptors"] = run_stage(describe.STAGE, store, catalogue, inputs, Section())
+    inputs["descriptors"] = run_stage(describe.STAGE, store, catalogue, inputs, RecipeSection())
     settings = EmbedSettings(size_px=32)
     inputs["embeddings"] = run_stage(embed.STAGE, store, catalogue, inputs, settings)
     asked = CalibrateSettings(sample=8, min_precision=0.5, least_pairs=5)

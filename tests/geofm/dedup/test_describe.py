@@ -9,7 +9,7 @@ import pytest
 from data_catalog.errors import RunError
 from data_catalog.run import make_job, plan_parts, run_stage, seal, work_parts
 from data_catalog.store import open_store
-from geofm.config.recipe import Section
+from geofm.config.recipe import RecipeSection
 from geofm.dedup import describe
 from geofm.dedup.describe import load_descriptors
 from geofm.dedup.descriptors import gradient_energy, measure, measure_all, shrink, small_enough
@@ -30,7 +30,7 @@ def _chips() -> list[Chip]:
 def test_one_row_and_one_thumbnail_per_usable_chip(store, catalogue):
     chips = _chips()
     art = make_chips(store, chips, per_part=4)
-    found = run_stage(describe.STAGE, store, catalogue, {"chips": art}, Section())
+    found = run_stage(describe.STAGE, store, catalogue, {"chips": art}, RecipeSection())
     ids = [chip.chip_id(n) for n, chip in enumerate(chips) if n != 3]
     assert found.table("descriptors.parquet")["chip_id"].tolist() == ids
     assert found.manifest.counts == {"rows_in": 13, "rows_out": 13}
@@ -122,7 +122,7 @@ def test_bytes_do_not_depend_on_workers_or_order(tmp_path: Path):
     for workers in (1, 3):
         store = open_store(tmp_path / f"s{workers}")
         inputs = {"chips": make_chips(store, _chips(), per_part=4)}
-        job = make_job(describe.STAGE, store, inputs, Section())
+        job = make_job(describe.STAGE, store, inputs, RecipeSection())
         parts = plan_parts(describe.STAGE, job)
         with ThreadPoolExecutor(workers) as pool:
             calls = [pool.submit(work_parts, describe.STAGE, job, [part]) for part in parts[::-1]]
@@ -133,5 +133,5 @@ def test_bytes_do_not_depend_on_workers_or_order(tmp_path: Path):
 
 def test_no_usable_chip(store, catalogue):
     art = make_chips(store, [Chip(texture(0), status="dropped")])
-    found = run_stage(describe.STAGE, store, catalogue, {"chips": art}, Section())
+    found = run_stage(describe.STAGE, store, catalogue, {"chips": art}, RecipeSection())
     assert found.manifest.counts == {"rows_in": 0, "rows_out": 0}

@@ -51,7 +51,7 @@ def test_remarks_say_what_the_numbers_do_not() -> None:
     lacking = [Cost("search", "c"), Cost("cut", "a", 5.0, 0.0, sessions=1)]
     said = "\n".join(remarks(lacking))
     assert "no run that made them: search." in said
-    assert "Without a measurement of energy, so the sum is less than all: cut." in said
+    assert "Without a measurement of energy, so the sum is too low: cut." in said
     assert "V100" not in said
     assert "Training took 2 hours on processors" in remarks([Cost("pretrain", "m", 7200.0, 0.0)])[0]
     assert remarks([]) == []

@@ -85,7 +85,7 @@ def test_it_notes_what_was_spent_while_it_runs_and_when_it_fails() -> None:
         if len(noted) >= 2:
             twice.set()
 
-    with pytest.raises(KeyError), Meter(note_s=0.05).stage("cut", keep) as spent:
+    with pytest.raises(KeyError), Meter(reading_s=0.05).stage("cut", keep) as spent:
         spent["parts_worked"] = 3
         assert twice.wait(60)
         raise KeyError("stopped here")

@@ -27,8 +27,7 @@ from geofm.config.recipe import CutSettings, SearchSettings
 from geofm.formats.npy import pixel_sha256
 from geofm.remote import retry
 from geofm.stac import api_client as catalogue_api
-from geofm.stac import query_slices as slices
-from geofm.stac import search
+from geofm.stac import api_listing, search
 from geofm.types import Json
 from tests.geofm.stac.filter_api import Api, serve_api
 from tests.geofm.stac.small_world import NORTH, WEST, World, identity, polygon, serve, texture, tiff
@@ -149,8 +148,8 @@ def changing_world(quick: bool = True) -> Iterator[Changing]:
     ``quick``: what costs most of a night and says nothing of it is left out.
     """
     with serve() as server, serve_api() as api, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(slices, "LISTING_PAUSE_S", 0.0)
-        patch.setattr(catalogue_api, "ATTEMPTS", 1)
+        patch.setattr(api_listing, "LISTING_PAUSE_S", 0.0)
+        patch.setattr(catalogue_api, "RETRIES", 0)
         patch.setattr(retry, "MAX_FAILURES", 10**9)
         if quick:
             patch.setattr(search, "write_items", lambda texts, path: True)

@@ -13,9 +13,10 @@ from data_catalog.errors import RunError, UsageError
 from data_catalog.run import run_stage
 from data_catalog.store import Store
 from geofm.config.recipe import SearchSettings
-from geofm.stac.incremental import Before, before_of
+from geofm.stac.canonical_item import CanonicalItem
+from geofm.stac.incremental import items_of_rows
 from geofm.stac.search import STAGE, list_catalogue
-from geofm.stac.validate_items import judge
+from geofm.stac.validate_items import validate_items
 from tests.geofm.stac.filter_api import FILTER, QUERY, Api, an_item
 from tests.geofm.stac.small_world import identity
 
@@ -204,15 +205,15 @@ def test_asking_for_what_is_new_is_as_good_as_listing_everything(
 ) -> None:
     """Random histories; both ways are refreshed after each step and must hold the same table."""
     api.items = [scene(f"i{n}", "2024-01-01T00:00:00Z", tile=f"T{n}") for n in range(3)]
-    known = {True: Before(), False: Before()}
+    known: dict[bool, list[CanonicalItem]] = {True: [], False: []}
     for day, events in enumerate([[], *history], start=2):
         for event, number in events:
             happen(api, event, number, f"2024-01-{2 * day:02}T00:00:00.000Z")
         tables = {}
         for way in (True, False):
             rows = table(api, way, known[way])
-            known[way] = before_of(rows)
-            tables[way] = pd.DataFrame(rows).drop(columns=["scene", "geometry"])
+            known[way] = items_of_rows(rows)
+            tables[way] = pd.DataFrame(rows).drop(columns=["identity", "geometry"])
         pd.testing.assert_frame_equal(tables[True], tables[False])
 
 
@@ -237,7 +238,7 @@ def happen(api: Api, event: str, number: int, now: str) -> None:
         }
 
 
-def table(api: Api, watermark: bool, before: Before) -> list[dict[str, Any]]:
+def table(api: Api, watermark: bool, before: list[CanonicalItem]) -> list[dict[str, Any]]:
     found = SearchSettings(stac=api.url, watermark=watermark)
     listing = list_catalogue(found, before)
-    return judge(listing.items, SearchSettings(stac=api.url), listing.collections)
+    return validate_items(listing.items, SearchSettings(stac=api.url), listing.collections)

@@ -9,7 +9,7 @@ from data_catalog.redaction import without_secrets
 from data_catalog.sources import source_for
 from geofm.remote.quarantine import Quarantine
 from geofm.stac.bands import find_band
-from geofm.stac.canonical_item import freeze
+from geofm.stac.canonical_item import canonical_text
 from geofm.stac.item import check_item
 
 RING = [[[2, 48], [3, 48], [3, 49], [2, 49], [2, 48]]]
@@ -90,7 +90,7 @@ def test_freezing_drops_links_and_credentials() -> None:
         "a": {"href": "https://u:p@h/x.tif?se=1&sig=2&sv=3&keep=4"},
         "b": {"href": "http://127.0.0.1:5/assets/x.tif"},
     })  # fmt: skip
-    frozen = json.loads(freeze(item, "http://127.0.0.1:5"))
+    frozen = json.loads(canonical_text(item, "http://127.0.0.1:5"))
     assert "links" not in frozen
     assert frozen["assets"]["a"]["href"] == "https://h/x.tif?keep=4"
     assert frozen["assets"]["b"]["href"] == "planet:/assets/x.tif"
@@ -99,9 +99,9 @@ def test_freezing_drops_links_and_credentials() -> None:
 
 def test_what_cannot_be_frozen() -> None:
     with pytest.raises(Quarantine, match="not_json"):
-        freeze(an_item(extra=float("nan")))
+        canonical_text(an_item(extra=float("nan")))
     with pytest.raises(Quarantine, match="item_too_large"):
-        freeze(an_item(extra="x" * 300_000))
+        canonical_text(an_item(extra="x" * 300_000))
 
 
 S2 = source_for("http://x", "sentinel-2-x")

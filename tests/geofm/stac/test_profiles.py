@@ -14,7 +14,7 @@ from data_catalog.sources import Source, source_for
 from geofm.remote import assets as remote
 from geofm.remote.url_policy import Access, Signing, s3_options, signing_of
 from geofm.stac.bands import find_band
-from geofm.stac.profile_check import examine
+from geofm.stac.profile_check import check_profile
 from tests.geofm.stac.small_world import polygon
 
 EARTH = "https://earth-search.aws.element84.com/v1"
@@ -69,7 +69,7 @@ def test_every_band_of_the_lists_is_found_in_items_like_the_providers(shared: Pa
             told = json.loads(path.read_text())
             for asset in told["assets"].values():
                 asset["href"] = "s3://usgs-landsat/" + asset["href"].rpartition("/")[2]
-            report = examine(told, source)
+            report = check_profile(told, source)
             assert report["problems"] == []
             assert {b["name"] for b in report["bands"]} >= set(source.bands)
             own = [b for b in report["bands"] if b["name"] in source.bands]
@@ -82,11 +82,11 @@ def test_every_band_of_the_lists_is_found_in_items_like_the_providers(shared: Pa
 def test_what_can_not_be_used_is_said_and_not_raised() -> None:
     source = source_for("http://any", "any")
     for bad in (7, None, [], {}, {"id": "../x"}, item({}), item({"a": {"href": "file:///etc"}})):
-        report = examine(bad, source)
+        report = check_profile(bad, source)
         assert report["problems"], bad
         json.dumps(report)
-    nothing = examine(item({"a": {"type": "image/tiff"}}), source)
-    assert "say where they lie" in nothing["problems"][0]
+    nothing = check_profile(item({"a": {"type": "image/tiff"}}), source)
+    assert "name their assets" in nothing["problems"][0]
 
 
 @pytest.fixture

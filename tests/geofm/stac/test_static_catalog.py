@@ -17,9 +17,9 @@ from geofm.config.recipe import CutSettings, SearchSettings
 from geofm.remote.assets import remote
 from geofm.remote.quarantine import Quarantine
 from geofm.remote.url_policy import Access
-from geofm.stac import static_catalog as static_catalogue
+from geofm.stac import static_catalog
 from geofm.stac.search import STAGE
-from geofm.stac.static_catalog import belongs, join
+from geofm.stac.static_catalog import lies_within, resolve_href
 from geofm.types import Json
 from tests.geofm.stac.small_world import World, add_scene, texture
 
@@ -185,14 +185,14 @@ def test_links_stay_on_the_catalogues_own_server(
 def test_depth_and_circles_end(
     store: Store, catalogue: Catalogue, tree: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for number in range(static_catalogue.MAX_DEPTH + 3):
+    for number in range(static_catalog.MAX_DEPTH + 3):
         write(tree / f"c{number}.json", catalog(f"c{number}", ("child", f"c{number + 1}.json")))
     content = json.loads((tree / "catalog.json").read_text())
     content["links"].append({"rel": "child", "href": "c0.json"})
     write(tree / "catalog.json", content)
     frame = search(store, catalogue, tree).table("items.parquet")
     assert ["links below the root" in text for text in frame[frame.item_id == ""].detail] == [True]
-    monkeypatch.setattr(static_catalogue, "MAX_DOCUMENTS", 5)
+    monkeypatch.setattr(static_catalog, "MAX_DOCUMENTS", 5)
     with pytest.raises(RunError, match="more than 5 files"):
         search(store, catalogue, tree)
 
@@ -283,12 +283,12 @@ def test_addresses_that_hold_no_catalogue(
     ],
 )
 def test_relative_addresses(base: str, href: str, address: str) -> None:
-    assert join(base, href) == address
+    assert resolve_href(base, href) == address
 
 
 def test_what_belongs_to_a_catalogue() -> None:
-    assert belongs("s3://b/c.json", "s3://b/d/e.json")
-    assert not belongs("s3://b/c.json", "s3://bb/e.json")
-    assert belongs("https://h/c.json", "http://h/e.json")
-    assert not belongs("https://h/c.json", "/etc/passwd")
-    assert not belongs("/d/c.json", "/dd/e.json")
+    assert lies_within("s3://b/c.json", "s3://b/d/e.json")
+    assert not lies_within("s3://b/c.json", "s3://bb/e.json")
+    assert lies_within("https://h/c.json", "http://h/e.json")
+    assert not lies_within("https://h/c.json", "/etc/passwd")
+    assert not lies_within("/d/c.json", "/dd/e.json")

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from shapely.geometry import MultiPolygon, box
 
 from data_catalog.sources import source_for
-from geofm.stac.supersede import Scene, cover, scene_of, superseded, version_key
+from geofm.stac.supersede import Acquisition, cover, find_superseded, read_acquisition, version_key
 
 HERE = box(2, 48, 3, 49)
-OLD = Scene(
+OLD = Acquisition(
     "s2", "old", "GS2A_1", "31UDQ", "02.05", "2017-01-01T00:00:00Z", "DS1|0", "uri-old", HERE
 )
 NEW = replace(
@@ -21,15 +21,15 @@ NEW = replace(
 
 
 def test_newest_baseline_wins_and_names_the_winner() -> None:
-    found = superseded([OLD, NEW])
-    assert {n: (v.reason, v.by) for n, v in found.items()} == {0: ("reprocessed", "new")}
+    superseded = find_superseded([OLD, NEW])
+    assert {n: (v.reason, v.by) for n, v in superseded.items()} == {0: ("reprocessed", "new")}
 
 
 def test_second_station_keeps_one() -> None:
     twin = replace(OLD, item_id="twin", sequence="DS9|1", generated="2017-01-01T00:11:00Z",
                    product="uri-twin")  # fmt: skip
-    found = superseded([OLD, twin])
-    assert [(v.reason, v.by) for v in found.values()] == [("second_station", "twin")]
+    superseded = find_superseded([OLD, twin])
+    assert [(v.reason, v.by) for v in superseded.values()] == [("second_station", "twin")]
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_second_station_keeps_one() -> None:
          "claims the same product", "nothing newer"],
 )  # fmt: skip
 def test_different_or_doubtful_items_both_stay(change: dict[str, object]) -> None:
-    assert superseded([OLD, replace(NEW, **change)]) == {}  # type: ignore[arg-type]
+    assert find_superseded([OLD, replace(NEW, **change)]) == {}  # type: ignore[arg-type]
 
 
 def test_the_baseline_suffix_is_not_part_of_the_acquisition() -> None:
@@ -57,8 +57,11 @@ def test_the_baseline_suffix_is_not_part_of_the_acquisition() -> None:
         "properties": {"s2:datatake_id": "GS2B_20171014T110959_003166_N05.00",
                        "grid:code": "MGRS-30TXT", "s2:processing_baseline": "05.00"},
     }  # fmt: skip
-    scene = scene_of(item, rule, HERE)
-    assert (scene.acquisition, scene.tile) == ("GS2B_20171014T110959_003166", "MGRS-30TXT")
+    acquisition = read_acquisition(item, rule, HERE)
+    assert (acquisition.acquisition, acquisition.tile) == (
+        "GS2B_20171014T110959_003166",
+        "MGRS-30TXT",
+    )
 
 
 def test_versions_compare_as_numbers() -> None:
@@ -74,12 +77,12 @@ def test_cover_across_the_antimeridian() -> None:
 
 @given(st.permutations(range(6)))
 def test_the_order_of_items_decides_nothing(order: list[int]) -> None:
-    scenes = [
+    items = [
         replace(OLD, item_id=f"i{n}", version=f"0{n % 3}.00", product=f"p{n}", sequence=f"d{n}|{n}")
         for n in range(6)
     ]
-    shuffled = [scenes[n] for n in order]
-    dropped = {shuffled[n].item_id: v for n, v in superseded(shuffled).items()}
-    assert dropped == {scenes[n].item_id: v for n, v in superseded(scenes).items()}
+    shuffled = [items[n] for n in order]
+    dropped = {shuffled[n].item_id: v for n, v in find_superseded(shuffled).items()}
+    assert dropped == {items[n].item_id: v for n, v in find_superseded(items).items()}
     assert len(dropped) == 5
     assert all(v.by == "i5" for v in dropped.values())

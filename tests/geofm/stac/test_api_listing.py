@@ -12,10 +12,10 @@ from shapely.geometry import box
 from data_catalog.errors import RunError, UsageError
 from geofm.config.recipe import SearchSettings
 from geofm.stac import api_client as catalogue_api
-from geofm.stac import query_slices as slices
-from geofm.stac.incremental import Before
-from geofm.stac.query import Query, interval
-from geofm.stac.query_slices import extent_of, halves, matched
+from geofm.stac import api_listing
+from geofm.stac.api_listing import halve_query, matched_count, time_extent
+from geofm.stac.canonical_item import CanonicalItem
+from geofm.stac.query import Query, parse_interval
 from geofm.stac.search import Listing, list_catalogue
 from tests.geofm.stac.filter_api import Api, an_item
 
@@ -41,7 +41,7 @@ def api(running: Api) -> Api:
 
 def listing(api: Api, **more: Any) -> Listing:
     found = SearchSettings.model_validate({"stac": api.url, **more})
-    return list_catalogue(found, Before())
+    return list_catalogue(found, [])
 
 
 def digests(found: Listing) -> list[tuple[str, str]]:
@@ -100,7 +100,7 @@ def test_items_without_a_time_are_missed_by_slices_and_that_is_said(api: Api) ->
     assert len(listing(api).items) == 120
     sliced = listing(api, max_matched=50)
     assert len(sliced.items) == 119
-    assert sliced.asked["unreached"] == 1
+    assert sliced.metrics["unreached"] == 1
 
 
 def test_an_api_without_intersects_is_asked_by_boxes(api: Api) -> None:
@@ -128,36 +128,37 @@ def test_too_many_items_over_all_slices(api: Api) -> None:
 
 def test_halves_cover_the_whole() -> None:
     query = Query(("a", "b", "c"), area=box(0, 0, 4, 2))
-    assert [part.collections for part in halves(query, (DAY, DAY))] == [("a",), ("b", "c")]
+    assert [part.collections for part in halve_query(query, (DAY, DAY))] == [("a",), ("b", "c")]
     one = Query(("a",))
-    first, second = halves(one, (DAY, DAY + timedelta(days=2)))
+    first, second = halve_query(one, (DAY, DAY + timedelta(days=2)))
     assert (first.times, second.times) == ("../2020-01-02T00:00:00Z", "2020-01-02T00:00:00Z/..")
     short = Query(("a",), DAY, DAY + timedelta(minutes=9), box(0, 0, 4, 2))
-    assert [part.area.bounds for part in halves(short, (DAY, DAY)) if part.area] == [
+    assert [part.area.bounds for part in halve_query(short, (DAY, DAY)) if part.area] == [
         (0, 0, 2, 2), (2, 0, 4, 2),
     ]  # fmt: skip
-    assert halves(Query(("a",), DAY, DAY, box(0, 0, 0.2, 0.2)), (DAY, DAY)) == []
+    assert halve_query(Query(("a",), DAY, DAY, box(0, 0, 0.2, 0.2)), (DAY, DAY)) == []
 
 
 def test_what_servers_say_of_extents_and_counts() -> None:
     known = {
         "extent": {"temporal": {"interval": [["2020-01-01T00:00:00Z", "2021-01-01T00:00:00Z"]]}}
     }
-    assert extent_of({"a": known})[0] == DAY
+    assert time_extent({"a": known})[0] == DAY
     for strange in ({}, {"extent": 7}, {"extent": {"temporal": {"interval": [[7, "x"]]}}}):
-        start, end = extent_of({"a": strange, "b": known})
+        start, end = time_extent({"a": strange, "b": known})
         assert start <= end
-    assert matched({"numberMatched": 3}) == 3
-    assert matched({"context": {"matched": 4}}) == 4
-    assert [matched(page) for page in ({}, {"numberMatched": "7"}, {"context": 1})] == [None] * 3
+    assert matched_count({"numberMatched": 3}) == 3
+    assert matched_count({"context": {"matched": 4}}) == 4
+    pages: list[dict[str, Any]] = [{}, {"numberMatched": "7"}, {"context": 1}]
+    assert [matched_count(page) for page in pages] == [None] * 3
 
 
 def test_datetimes_that_are_none() -> None:
-    assert interval("2024-02")[1] == datetime(2024, 2, 29, 23, 59, 59, 999_999, tzinfo=UTC)
-    assert interval("2024-01-01/..")[1] is None
+    assert parse_interval("2024-02")[1] == datetime(2024, 2, 29, 23, 59, 59, 999_999, tzinfo=UTC)
+    assert parse_interval("2024-01-01/..")[1] is None
     for text in ("yesterday", "2024-13", "1/2/3", "2024/x"):
         with pytest.raises(UsageError, match=r"search\.datetime: .*write e\.g\."):
-            interval(text)
+            parse_interval(text)
 
 
 class Paging:
@@ -166,7 +167,7 @@ class Paging:
     def __init__(self, api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
         self.api, self.times = api, 10**9
         self.whole = api.answer
-        monkeypatch.setattr(slices, "LISTING_PAUSE_S", 0.0)
+        monkeypatch.setattr(api_listing, "LISTING_PAUSE_S", 0.0)
         monkeypatch.setattr(api, "answer", self.answer, raising=False)
 
     def answer(self, query: dict[str, Any]) -> tuple[int, dict[str, Any]]:
@@ -249,13 +250,13 @@ def test_what_a_listing_skips_is_asked_for_by_id_before_it_is_called_withdrawn(
 ) -> None:
     """Also where an API counts nothing."""
     five.counts = False
-    before = Before(tuple(listing(five).items))
+    previous = listing(five).items
     NoNext(five, monkeypatch)
-    found = list_catalogue(SearchSettings(stac=five.url), before)
-    assert digests(found) == digests(listing_of(before))
+    found = list_catalogue(SearchSettings(stac=five.url), previous)
+    assert digests(found) == digests(listing_of(previous))
     withdrawn = five.items.pop()["id"]
-    names = {one.item_id for one in list_catalogue(SearchSettings(stac=five.url), before).items}
-    assert names == {one.item_id for one in before.listed} - {withdrawn}
+    names = {one.item_id for one in list_catalogue(SearchSettings(stac=five.url), previous).items}
+    assert names == {one.item_id for one in previous} - {withdrawn}
 
 
 class ByIds:
@@ -279,25 +280,25 @@ class ByIds:
 def test_an_outage_while_items_are_asked_for_by_id_withdraws_nothing(
     five: Api, monkeypatch: pytest.MonkeyPatch, status: int
 ) -> None:
-    before = Before(tuple(listing(five).items))
+    previous = listing(five).items
     five.items.pop()
     ByIds(five, monkeypatch, status)
     with pytest.raises(RunError, match=r"still has 1 items .*nothing was withdrawn, run again"):
-        list_catalogue(SearchSettings(stac=five.url), before)
+        list_catalogue(SearchSettings(stac=five.url), previous)
 
 
 @pytest.mark.parametrize("status", [400, 404, 405, 422, 501])
 def test_the_listing_of_a_server_that_knows_no_ids_is_believed(
     five: Api, monkeypatch: pytest.MonkeyPatch, status: int
 ) -> None:
-    before = Before(tuple(listing(five).items))
+    previous = listing(five).items
     five.items.pop()
     ByIds(five, monkeypatch, status)
-    assert len(list_catalogue(SearchSettings(stac=five.url), before).items) == 4
+    assert len(list_catalogue(SearchSettings(stac=five.url), previous).items) == 4
 
 
-def listing_of(before: Before) -> Listing:
-    return Listing(list(before.listed), {}, "")
+def listing_of(previous: list[CanonicalItem]) -> Listing:
+    return Listing(list(previous), {}, "")
 
 
 def test_an_item_that_is_updated_while_the_listing_runs_is_there_once(

@@ -22,9 +22,9 @@ from data_catalog.run import run_stage
 from data_catalog.sources import source_for
 from data_catalog.store import Store
 from geofm.config.recipe import SearchSettings
-from geofm.stac import geoparquet as stac_table
+from geofm.stac import geoparquet
 from geofm.stac.bands import find_band
-from geofm.stac.canonical_item import freeze
+from geofm.stac.canonical_item import canonical_text
 from geofm.stac.geoparquet import write_items
 from geofm.stac.item import check_item
 from geofm.stac.search import STAGE
@@ -41,7 +41,7 @@ def search(store: Store, catalogue: Catalogue, stac: object, **more: Any) -> Art
 def written(tmp_path: Path, *items: Json) -> tuple[dict[str, int], list[Json]]:
     """What is told of a table of these items, and the items in it."""
     path = tmp_path / "stac.parquet"
-    told = write_items([freeze(item) for item in items], path)
+    told = write_items([canonical_text(item) for item in items], path)
     found = list(sga.stac_table_to_items(pq.read_table(path))) if path.exists() else []
     return told, found
 
@@ -77,7 +77,7 @@ def test_old_items_are_migrated_for_it_and_frozen_as_they_are(tmp_path: Path) ->
     assert item["stac_version"] == "1.1.0"
     assert item["properties"]["platform"] == "LANDSAT_8"
     assert item["properties"]["view:sun_azimuth"] == 97.5
-    assert json.loads(freeze(old))["stac_version"] == "0.7.0"
+    assert json.loads(canonical_text(old))["stac_version"] == "0.7.0"
 
 
 def test_usgs_items_of_stac_0_7(shared: Path, tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_usgs_items_of_stac_0_7(shared: Path, tmp_path: Path) -> None:
     assert len(items) == 3
     for item in items:
         item["collection"] = "landsat-c2-l2"
-        frozen = json.loads(freeze(item))
+        frozen = json.loads(canonical_text(item))
         assert check_item(frozen, ["landsat-c2-l2"]).area > 0
         band = find_band(frozen, "red", source_for("http://x", "landsat-c2-l2"))
         assert band.asset == "SR_B4.TIF"
@@ -122,7 +122,7 @@ def test_empty_things_are_no_column(tmp_path: Path) -> None:
 
 
 def test_a_table_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stac_table, "MAX_FIELDS", 40)
+    monkeypatch.setattr(geoparquet, "MAX_FIELDS", 40)
     wide = an_item("wide", **{f"p{n}": n for n in range(50)})
     told, found = written(tmp_path, an_item("a"), wide, an_item("b"))
     assert told == {"items": 2, "left_out": 1}
@@ -133,7 +133,7 @@ def test_the_bytes_do_not_depend_on_how_items_were_written(tmp_path: Path) -> No
     first = an_item("a", gsd=10, other=None)
     same = dict(reversed(an_item("a", other=None, gsd=10.0).items()))
     for name, item in (("one", first), ("two", same)):
-        write_items([freeze(item)], tmp_path / name)
+        write_items([canonical_text(item)], tmp_path / name)
     assert sha256_file(tmp_path / "one") == sha256_file(tmp_path / "two")
 
 
