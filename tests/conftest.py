@@ -1,4 +1,4 @@
-"""Fixtures that every room uses."""
+"""Fixtures for the tests of all rooms."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def catalogue(tmp_path: Path) -> Catalogue:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """Real imagery for tests, where it is available; skips otherwise."""
+    """The folder of real imagery; skips the test without it."""
     default = Path(__file__).resolve().parents[2] / "shared"
     folder = Path(os.environ.get("GEOFM_SHARED", default))
     if not (folder / "worlds").is_dir():
@@ -47,11 +47,11 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def postgres_url() -> Iterator[str]:
-    """A real PostgreSQL server of this test run; skips where no server is installed."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    if not found:
+    """The address of a PostgreSQL server of this test run; skips if none is installed."""
+    binaries = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    if not binaries:
         pytest.skip("needs a PostgreSQL server (Debian: apt-get install postgresql)")
-    bin_folder, data = found[-1].parent, Path(tempfile.mkdtemp(prefix="geofm-postgres-"))
+    bin_folder, data = binaries[-1].parent, Path(tempfile.mkdtemp(prefix="geofm-postgres-"))
     # PostgreSQL refuses to run as root, and pytest's own folders are closed to other users
     user = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
     if user:
@@ -93,14 +93,14 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         [*serve, "--cache-dir", folder / "cache", meta, address],
         env={**os.environ, **secret}, stdout=log, stderr=log,
     )  # fmt: skip
-    mine = {
+    settings = {
         "AWS_ACCESS_KEY_ID": secret["MINIO_ROOT_USER"],
         "AWS_SECRET_ACCESS_KEY": secret["MINIO_ROOT_PASSWORD"],
         "AWS_ENDPOINT_URL": f"http://{address}",
         "GEOFM_CACHE": str(folder / "geofm-cache"),
     }
-    before = {name: os.environ.get(name) for name in mine}
-    os.environ.update(mine)
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
     try:
         for _ in range(100):
             with socket.socket() as probe:

@@ -9,7 +9,7 @@ from typing import Any
 from geofm.chips.items import Listed
 from geofm.config.recipe import CutSettings
 from geofm.raster.reader import where_is
-from geofm.raster.scene import ask_scene
+from geofm.raster.scene import prefetch_scene
 from geofm.remote.assets import Piece
 from geofm.remote.quarantine import Quarantine
 from geofm.remote.ranges import RangeSource
@@ -33,7 +33,7 @@ def source_changes(
     """
     then = {str(row["asset"]): row for row in sealed}
     found = []
-    with ask_scene(item.item, item.profile, settings, access) as pending:
+    with prefetch_scene(item.item, item.profile, settings, access) as pending:
         for key, (band, call) in pending.files.items():
             where = f"asset {key} ({where_is(band.href)})"
             try:

@@ -24,7 +24,7 @@ from data_catalog.errors import RunError
 from data_catalog.storage.process import cores
 from geofm.embeddings.vectors import MARGIN, READ, Space
 from geofm.runtime.native import torch
-from geofm.runtime.threads import Item, Result, in_order, one_torch_thread
+from geofm.runtime.threads import Item, Result, map_ordered, one_torch_thread
 from geofm.types import Indices
 
 #: A tile of products stays in a core's cache while it is compared with the limit.
@@ -257,7 +257,7 @@ def on_every_core(function: Callable[[Item], Result], items: Sequence[Item]) -> 
         one_torch_thread(),
         ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool,
     ):
-        yield from in_order(pool, function, items, AHEAD * threads)
+        yield from map_ordered(pool, function, items, AHEAD * threads)
 
 
 def look_at_all(space: Space, look: Callable[[int, NDArray[np.float32]], None]) -> None:

@@ -30,7 +30,7 @@ from geofm.embeddings.weight_inputs import load_resolved, resolve_weights, weigh
 from geofm.embeddings.weights import Weights, WeightsMismatch
 from geofm.runtime.native import torch
 from geofm.runtime.parts import ChipRef, chips_by_part, covers, ok_chips, read_pixels
-from geofm.runtime.threads import in_order, keep_freed_memory, one_torch_thread
+from geofm.runtime.threads import keep_freed_memory, map_ordered, one_torch_thread
 
 PREPROCESSING = (
     "unit RGB clipped to 0..1, bilinear antialiased resize, the encoder's mean and standard "
@@ -97,7 +97,7 @@ def work(job: Job, part: Part, folder: Path) -> None:
         starts = range(0, len(refs), size)
         batches: Iterator[torch.Tensor] = map(prepare, starts)
         if device == "cuda":
-            batches = in_order(reader, prepare, starts, ahead=1)
+            batches = map_ordered(reader, prepare, starts, lookahead=1)
         rows = [_embed(encoder, images, device) for images in batches]
     vectors = np.concatenate(rows)
     if not np.isfinite(vectors).all():

@@ -23,7 +23,7 @@ from geofm.config.recipe import PretrainSettings
 from geofm.pretraining.augment import draw_crop, sample_rng
 from geofm.pretraining.masking import draw_mask
 from geofm.raster.radiometry import rgb_index, to_unit
-from geofm.runtime.threads import in_order
+from geofm.runtime.threads import map_ordered
 from geofm.shards.loader import epoch_order
 from geofm.shards.reader import DamagedShard, ShardFiles, ShardIndex, open_index
 
@@ -252,4 +252,4 @@ def read_batches(
         return batch.pinned() if pin else batch
 
     with ShardFiles(corpus.index) as files, ThreadPoolExecutor(threads, "geofm-read") as pool:
-        yield from in_order(pool, read, range(first, end), threads)
+        yield from map_ordered(pool, read, range(first, end), threads)

@@ -77,11 +77,15 @@ class Scene:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A scene whose files were asked for and are not waited for yet.
+class PendingScene:
+    """A scene whose files are being fetched.
 
     Attributes:
-        files: the beginning of each, or all of it, with a band that is in it; by asset key.
+        item: The item in canonical form.
+        settings: Settings of the stage cut.
+        bands: The bands, in the order of the settings.
+        layer: The cloud layer, None without one.
+        files: A band of each file and the pending fetch of the file, by asset key.
     """
 
     item: Json
@@ -91,14 +95,14 @@ class Asked:
     files: dict[str, tuple[Band, Future[Piece | RangeSource]]]
 
     @contextmanager
-    def opened(self, geometry: BaseGeometry) -> Iterator[Scene]:
-        """Its bands, open and checked.
+    def open(self, geometry: BaseGeometry) -> Iterator[Scene]:
+        """Wait for the files, and open and check all bands.
 
         Args:
-            geometry: the item's footprint, EPSG:4326.
+            geometry: The item's footprint, EPSG:4326.
 
         Raises:
-            Quarantine: with the reason.
+            Quarantine: A file or its header can't be used.
         """
         wanted = [*self.bands, self.layer] if self.layer else self.bands
         with ExitStack() as stack:
@@ -111,28 +115,28 @@ class Asked:
                                           declared_crs(self.item, band.asset)), rasters[band.asset])
                 for band in wanted
             ]  # fmt: skip
-            own = channels[: len(self.bands)]
-            places = [(c.header.crs, c.header.transform, c.header.shape) for c in own]
-            grid = finest_grid(places, self.settings, geometry)
+            bands = channels[: len(self.bands)]
+            rasters_of_bands = [(c.header.crs, c.header.transform, c.header.shape) for c in bands]
+            grid = finest_grid(rasters_of_bands, self.settings, geometry)
             layer = channels[-1] if self.layer else None
-            yield Scene(grid, tuple(own), layer, self.settings.resampling)
+            yield Scene(grid, tuple(bands), layer, self.settings.resampling)
 
 
 @contextmanager
-def ask_scene(
+def prefetch_scene(
     item: Json, source: Source, settings: CutSettings, access: Access, whole: bool = True
-) -> Iterator[Asked]:
-    """Ask for an item's files; what has not come by the end is not waited for any more.
+) -> Iterator[PendingScene]:
+    """Start to fetch an item's files; fetches that are still pending at the end are cancelled.
 
     Args:
-        item: a frozen item that the search found good.
-        source: the profile of its collection.
-        settings: bands, chip size, gsd.
-        access: what may be read, and how.
-        whole: read small assets whole (and check their digests).
+        item: A good item of the search, in canonical form.
+        source: Profile of its collection.
+        settings: Bands, chip size and ground sample distance.
+        access: Rules for reading.
+        whole: Read small assets whole, and check their digests.
 
     Raises:
-        Quarantine: with the reason.
+        Quarantine: The item lacks a band, or an address is refused.
     """
     bands = [find_band(item, name, source) for name in settings.bands]
     layer = find_layer(item, source.cloud.asset) if source.cloud else None
@@ -144,7 +148,7 @@ def ask_scene(
             call = prefetch(band.href, access, signing, whole)
             stack.callback(call.cancel)
             files[key] = band, call
-        yield Asked(item, settings, bands, layer, files)
+        yield PendingScene(item, settings, bands, layer, files)
 
 
 @contextmanager
@@ -156,8 +160,11 @@ def open_scene(
     access: Access,
     whole: bool = True,
 ) -> Iterator[Scene]:
-    """``ask_scene`` and open what was asked for."""
-    with ask_scene(item, source, settings, access, whole) as asked, asked.opened(geometry) as scene:
+    """Fetch and open a scene; arguments as for `prefetch_scene` and `PendingScene.open`."""
+    with (
+        prefetch_scene(item, source, settings, access, whole) as pending,
+        pending.open(geometry) as scene,
+    ):
         yield scene
 
 

@@ -1,4 +1,8 @@
-"""Threads of one process: work ahead in order, and what they share in torch, held alone."""
+"""Threads: ordered work in a pool, kept memory, and torch's global state.
+
+Torch has one number of threads and one random state per process. The context managers at the end
+let threads of a process use them without disturbing each other.
+"""
 
 from __future__ import annotations
 
@@ -14,21 +18,22 @@ from typing import TypeVar
 
 from geofm.runtime.native import torch
 
-# Freed memory stays with the process: to ask for it anew costs more than a small network.
-
-#: Blocks up to here (bytes) come from memory that is kept, and so much of it is kept at most.
+#: Largest block (bytes) that is allocated from kept memory, and most memory that is kept.
 KEPT_BLOCK, KEPT = 2**26, 2**28
-#: Names of glibc's ``mallopt`` for the two (malloc.h).
+#: Parameters of glibc's ``mallopt`` (malloc.h) for both.
 _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1
 
 
 @cache
 def keep_freed_memory() -> bool:
-    """Keep up to ``KEPT`` bytes of what is freed; False where the C library cannot be told.
+    """Keep up to ``KEPT`` bytes of freed memory in the process.
 
-    By default glibc gives memory back to the system as soon as twice the largest block is free.
-    Activations of a batch are such blocks: each batch then asks for all of them again, about 900
-    pages a chip, 1 to 2 ms beside 4.4 ms of arithmetic (EfficientNet-Lite0 at 128 px).
+    By default glibc returns memory to the system when twice the largest block is free. Activations
+    of a batch are such blocks, so each batch would request them again: about 900 pages per chip,
+    which take 1 to 2 ms beside 4.4 ms of arithmetic (EfficientNet-Lite0 at 128 px).
+
+    Returns:
+        False if the C library has no ``mallopt``.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
@@ -38,13 +43,14 @@ def keep_freed_memory() -> bool:
 
 @cache
 def _pool(name: str, threads: int, process: int) -> ThreadPoolExecutor:
+    """Make the pool of a name and a process."""
     return ThreadPoolExecutor(threads, thread_name_prefix=name)
 
 
 def shared_pool(name: str, threads: int) -> ThreadPoolExecutor:
-    """Return the process's pool of threads with this name; it is made on first use.
+    """Return the pool of threads with a name; it is made on first use.
 
-    A forked process gets its own pool, since the parent's threads do not exist in it.
+    A forked process has a pool of its own, because the parent's threads do not exist in it.
     """
     return _pool(name, threads, os.getpid())
 
@@ -53,45 +59,52 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def in_order(
-    pool: Executor, function: Callable[[Item], Result], items: Iterable[Item], ahead: int
+def map_ordered(
+    pool: Executor, function: Callable[[Item], Result], items: Iterable[Item], lookahead: int
 ) -> Generator[Result]:
-    """``function`` of each item in order, at most ``ahead`` of them beyond the one that is due.
+    """Apply a function to items in a pool and yield the results in order.
 
-    Whoever stops early closes it: what has not begun is then not begun.
+    If the caller stops iterating, items that have not started are cancelled.
+
+    Args:
+        pool: The pool.
+        function: The function.
+        items: The items.
+        lookahead: Number of items submitted beyond the one whose result is due.
     """
-    waiting: deque[Future[Result]] = deque()
+    pending: deque[Future[Result]] = deque()
     try:
         for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) > ahead:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+            pending.append(pool.submit(function, item))
+            if len(pending) > lookahead:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
     finally:
-        for future in waiting:
+        for future in pending:
             future.cancel()
 
 
 _lock = threading.Lock()
-_inside = {"count": 0, "before": 0}
+#: Number of blocks that run now, and the number of threads before the first.
+_blocks = {"count": 0, "threads_before": 0}
 
 
 @contextmanager
 def one_torch_thread() -> Iterator[None]:
-    """Torch computes with one thread in this block; the last to leave restores the number."""
+    """Let torch compute with one thread; the last block that ends restores the number."""
     with _lock:
-        if _inside["count"] == 0:
-            _inside["before"] = torch.get_num_threads()
-        _inside["count"] += 1
+        if _blocks["count"] == 0:
+            _blocks["threads_before"] = torch.get_num_threads()
+        _blocks["count"] += 1
         torch.set_num_threads(1)
     try:
         yield
     finally:
         with _lock:
-            _inside["count"] -= 1
-            if _inside["count"] == 0:
-                torch.set_num_threads(_inside["before"])
+            _blocks["count"] -= 1
+            if _blocks["count"] == 0:
+                torch.set_num_threads(_blocks["threads_before"])
 
 
 _random = threading.RLock()
@@ -99,13 +112,14 @@ _random = threading.RLock()
 
 @contextmanager
 def own_random_state(seed: int | None = None) -> Iterator[None]:
-    """Torch's global random state, held alone and put back afterwards.
+    """Hold torch's global random state exclusively, and restore it afterwards.
 
-    There is one for all threads of a process: two that build networks at once would draw from
-    each other's numbers, and an untrained network would not be the same twice.
+    All threads of a process share this state. Without the lock, two threads that build networks
+    at the same time would draw from each other's numbers, and an untrained network would differ
+    from run to run.
 
     Args:
-        seed: start from this; None where what is drawn does not matter.
+        seed: Seed of the block; None if the drawn numbers do not matter.
     """
     with _random, torch.random.fork_rng(devices=[]):
         if seed is not None:

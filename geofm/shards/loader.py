@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 
 from data_catalog.errors import UsageError
 from data_catalog.storage.process import end_with_parent
-from geofm.runtime.threads import in_order
+from geofm.runtime.threads import map_ordered
 from geofm.shards.reader import DamagedShard, Sample, ShardFiles, ShardIndex
 
 # The order of an epoch, and how far readers have come in it.
@@ -417,7 +417,7 @@ def _by_threads(
             return damage
 
     with ThreadPoolExecutor(threads, "geofm-read") as pool:
-        for found in in_order(pool, read, numbers.tolist(), ahead):
+        for found in map_ordered(pool, read, numbers.tolist(), ahead):
             yield damaged(found) if isinstance(found, DamagedShard) else found
 
 

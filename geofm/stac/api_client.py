@@ -1,4 +1,8 @@
-"""A STAC API as a patient client sees it: pages of raw JSON, retried, within time limits."""
+"""Reading a STAC API: landing page, collections and pages, as raw JSON.
+
+Requests of pystac-client are sent by geofm's own HTTP client, so that every address and redirect
+obeys the host policy, and failures that may pass are retried.
+"""
 
 from __future__ import annotations
 
@@ -37,21 +41,20 @@ from geofm.types import Json
 
 log = logging.getLogger("geofm.search")
 
-PAGE = 100
-#: Attempts after the first for failures that may pass.
+#: Retries of a request that fails for a passing reason.
 RETRIES = 5
-#: Seconds to connect (an address where nobody answers is soon told) and between two bytes.
+#: Seconds to connect, and between two bytes. An address without a server is reported soon.
 TIMEOUT = (5.0, 60.0)
-#: Bytes that an answer may have.
+#: Largest answer (bytes).
 MAX_BYTES = 512 * 2**20
 MAX_PAGES = 1000
-#: Empty pages in a row after which a server is taken to page for ever.
+#: Most empty pages in a row; a server with more would page without an end.
 MAX_EMPTY = 20
-#: Digits that an integer may have.
+#: Most digits of an integer.
 MAX_DIGITS = 1000
 
-#: What reading a strange server's answers may raise: its errors, no JSON, JSON of another shape.
-STRANGE = (
+#: Exceptions of reading a server's answers: HTTP errors, no JSON, or JSON of another structure.
+API_ERRORS = (
     APIError,
     ClientTypeError,
     pystac.STACError,
@@ -66,10 +69,10 @@ STRANGE = (
 
 
 def planet_url() -> str:
-    """The embedded planet's address.
+    """Return the address of the embedded planet.
 
     Raises:
-        RunError: when it does not run.
+        RunError: The planet does not run.
     """
     url = os.environ.get(PLANET_ENV, "")
     if not url:
@@ -81,29 +84,29 @@ def planet_url() -> str:
 
 
 def api_url(settings: SearchSettings) -> str:
-    """The address to ask."""
+    """Return the address of the catalogue, without credentials."""
     return planet_url() if settings.stac == "planet" else base_address(settings.stac)
 
 
-class PatientIO(StacApiIO):  # type: ignore[misc, unused-ignore]
-    """Requests of pystac-client, sent by our own HTTP client.
+class StacRequests(StacApiIO):  # type: ignore[misc, unused-ignore]
+    """Sends the requests of pystac-client by geofm's own HTTP client.
 
-    So each address and each redirect is checked by the host policy, names are checked again when
-    the connection is made, and neither ``~/.netrc`` nor cookies are used. Refusals (429, 5xx), lost
-    connections and answers that are cut off are retried.
+    The host policy checks each address and each redirect, and host names again when a connection is
+    made. Neither ``~/.netrc`` nor cookies are used. Status 429 and 5xx, lost connections and
+    truncated answers are retried.
 
     Attributes:
-        access: what may be asked.
-        asked: number of requests.
+        access: Rules for reading.
+        count: Number of requests sent.
     """
 
     def __init__(self, access: Access) -> None:
         super().__init__(max_retries=None)
         self.access = access
-        self.asked = 0
+        self.count = 0
 
     def read_text(self, source: Any, *args: Any, **kwargs: Any) -> str:
-        """Read an address by http(s); pystac would read any other text as a file's name."""
+        """Read an address by http(s) only; pystac would open other texts as files."""
         if isinstance(source, pystac.Link):
             text: str = super().read_text(source, *args, **kwargs)
             return text
@@ -116,11 +119,11 @@ class PatientIO(StacApiIO):  # type: ignore[misc, unused-ignore]
         headers: dict[str, str] | None = None,
         parameters: dict[str, Any] | None = None,
     ) -> str:
-        """Send one request and return the text of its answer; one that ends too early is repeated.
+        """Send a request, with retries, and return the text of the answer.
 
         Raises:
-            APIError: no answer, or one with an error status.
-            RunError: the host policy refuses the address or a redirect.
+            APIError: There is no answer, or its status is an error.
+            RunError: The host policy refuses the address or a redirect.
         """
         try:
             request = self._request(href, method or "GET", headers or {}, parameters or {})
@@ -129,7 +132,7 @@ class PatientIO(StacApiIO):  # type: ignore[misc, unused-ignore]
             )
         except Quarantine as problem:
             raise RunError(
-                f"the STAC API {self.access.base} leads to an address that is not asked "
+                f"the STAC API {self.access.base} leads to an address that is not allowed "
                 f"({problem.detail}); check search.stac and search.allow_hosts"
             ) from problem
         except Fault as fault:
@@ -147,9 +150,9 @@ class PatientIO(StacApiIO):  # type: ignore[misc, unused-ignore]
         """Send a request once and read the answer.
 
         Raises:
-            Fault: No answer, one that ends too early, or one whose status may pass.
+            Fault: There is no answer, it is truncated, or its status may pass.
         """
-        self.asked += 1
+        self.count += 1
         try:
             response, _ = send_request(request, self.access, label)
             text = _read(response)
@@ -163,47 +166,48 @@ class PatientIO(StacApiIO):  # type: ignore[misc, unused-ignore]
     def _request(
         self, href: str, method: str, headers: dict[str, str], parameters: dict[str, Any]
     ) -> Request:
-        """A request to an address that is allowed.
+        """Build a request to an allowed address.
 
         Raises:
-            Quarantine: the address is refused, or the method is neither GET nor POST.
+            Quarantine: The address is refused, or the method is neither GET nor POST.
         """
         url = check_redirect(self.access.base, href, self.access)
         method = method.upper()
         if method not in ("GET", "POST"):
             raise Quarantine("bad_href", f"the method {method!a:.20} for {href!a:.80}")
-        told = {str(name).lower(): str(value) for name, value in headers.items()}
-        told |= {"accept-encoding": "gzip, deflate", "accept": "application/json, */*"}
+        sent_headers = {str(name).lower(): str(value) for name, value in headers.items()}
+        sent_headers |= {"accept-encoding": "gzip, deflate", "accept": "application/json, */*"}
         body = None
         if method == "POST":
             body = json.dumps(parameters).encode()
-            told["content-type"] = "application/json"
+            sent_headers["content-type"] = "application/json"
         elif parameters:
-            given = {name: value for name, value in parameters.items() if value is not None}
-            url += ("&" if "?" in url else "?") + urlencode(given, doseq=True)
-        return Request(url, told, method, body, TIMEOUT)
+            fields = {name: value for name, value in parameters.items() if value is not None}
+            url += ("&" if "?" in url else "?") + urlencode(fields, doseq=True)
+        return Request(url, sent_headers, method, body, TIMEOUT)
 
     def json_loads(self, txt: str, *args: Any, **kwargs: Any) -> Json:
-        """JSON by the standard library, whatever else is installed.
+        """Parse JSON by the standard library, even if pystac-client would use another parser.
 
-        NaN and endless numbers are let in, so that they spoil one item and not its page.
+        NaN and huge numbers are accepted here, so that they quarantine an item and not its page.
         """
         try:
-            found: Json = json.loads(txt, parse_int=_whole)
+            content: Json = json.loads(txt, parse_int=_parse_integer)
         except RecursionError:
-            found = json.loads(shallow(txt), parse_int=_whole)
-        return found
+            content = json.loads(shallow(txt), parse_int=_parse_integer)
+        return content
 
     def get_pages(
         self, url: str, method: str | None = None, parameters: dict[str, Any] | None = None
     ) -> Iterator[Json]:
-        """Pages one after the other; a next page lies on the same server and is a new one.
+        """Yield the pages of a search or of the list of collections.
 
-        An empty page ends nothing: servers that filter after paging send some, with a next page.
+        An empty page is not the end: servers that filter after paging send empty pages that have a
+        next page.
 
         Raises:
-            ValueError: when the next page is another server's or was there before, or too many
-                pages in a row are empty.
+            ValueError: The next page is on another server or was read before, or too many pages in
+                a row are empty.
         """
         seen = {canonical([url, None])}
         page = self.read_json(url, method=method, parameters=parameters)
@@ -212,7 +216,7 @@ class PatientIO(StacApiIO):  # type: ignore[misc, unused-ignore]
             yield page
             empty = 0 if page.get("features") or page.get("collections") else empty + 1
             links = page.get("links") or []
-            link = next((one for one in links if one.get("rel") == "next"), None)
+            link = next((entry for entry in links if entry.get("rel") == "next"), None)
             if link is None:
                 return
             if empty > MAX_EMPTY:
@@ -222,7 +226,7 @@ class PatientIO(StacApiIO):  # type: ignore[misc, unused-ignore]
                 raise ValueError(f"a next page on another server: {link['href']!a:.80}")
             key = canonical([link["href"], link.get("body")])
             if key in seen:
-                raise ValueError("a next page that was there before")
+                raise ValueError("a next page that was read before")
             seen.add(key)
             page = self.read_json(Link.from_dict(link), parameters=parameters)
 
@@ -250,73 +254,74 @@ def _read(response: BaseHTTPResponse) -> str:
     return b"".join(blocks).decode("utf-8")
 
 
-def _whole(text: str) -> int | float:
-    """An integer; one of thousands of digits, which Python refuses to read, is infinite."""
+def _parse_integer(text: str) -> int | float:
+    """Parse an integer; infinity if it has more digits than Python reads."""
     return int(text) if len(text) <= MAX_DIGITS else math.inf
 
 
 def same_server(a: str, b: str) -> bool:
-    """Whether two addresses lie on one host and port; http and https on their usual ports count."""
-    one, other = urlsplit(a), urlsplit(b)
-    usual = {"http": 80, "https": 443}
-    if one.hostname != other.hostname or other.scheme not in usual:
+    """Check for equal host and port; http and https on their default ports are equal."""
+    first, second = urlsplit(a), urlsplit(b)
+    default_ports = {"http": 80, "https": 443}
+    if first.hostname != second.hostname or second.scheme not in default_ports:
         return False
-    ports = [place.port or usual.get(place.scheme) for place in (one, other)]
+    ports = [parts.port or default_ports.get(parts.scheme) for parts in (first, second)]
     return ports[0] == ports[1] or set(ports) == {80, 443}
 
 
 def status_of(error: APIError) -> int | None:
-    """HTTP status of an error, None when there was no answer (the attribute is then missing)."""
+    """Return the HTTP status of an error; None without an answer."""
     return getattr(error, "status_code", None)
 
 
 def read_root(url: str, access: Access | None = None) -> Json:
-    """What an address answers: an API's landing page, or a static catalogue.
+    """Read the landing page of an API, or the root of a static catalogue.
 
     Raises:
-        RunError: when nobody answers, or not with a JSON object.
+        RunError: There is no answer, or it is no JSON object.
     """
-    io = PatientIO(access or Access(url))
+    io = StacRequests(access or Access(url))
     try:
         root = io.json_loads(io.request(url))
         if not isinstance(root, dict):
             raise ValueError("no JSON object")
-    except STRANGE as error:
+    except API_ERRORS as error:
         raise RunError(_no_answer(url, error)) from error
     return root
 
 
 def is_api(root: Json) -> bool:
-    """Whether a landing page is that of an API; a static catalogue has nothing to search with."""
+    """Check whether a landing page is that of an API, not of a static catalogue."""
     links = root.get("links")
-    listed = links if isinstance(links, list) else []
-    rels = [link.get("rel") for link in listed if isinstance(link, dict)]
-    asks = "conformsTo" in root or "search" in rels or "data" in rels
-    return root.get("type") != "Collection" and asks
+    links = links if isinstance(links, list) else []
+    rels = [link.get("rel") for link in links if isinstance(link, dict)]
+    searchable = "conformsTo" in root or "search" in rels or "data" in rels
+    return root.get("type") != "Collection" and searchable
 
 
 @dataclass(frozen=True)
 class ApiConnection:
-    """A STAC API: pystac-client builds the searches, and ``io`` sends their requests."""
+    """A STAC API: ``client`` builds the searches, ``io`` sends their requests."""
 
     client: Client
-    io: PatientIO
+    io: StacRequests
 
 
 def open_api(url: str, access: Access | None = None) -> ApiConnection:
     """Connect to a STAC API.
 
     Raises:
-        RunError: when nobody answers or the answer is no STAC API.
+        RunError: There is no answer, or it is not that of a STAC API.
     """
-    io = PatientIO(access or Access(url))
+    io = StacRequests(access or Access(url))
     try:
         return ApiConnection(Client.open(url, stac_io=io), io)
-    except STRANGE as error:
+    except API_ERRORS as error:
         raise RunError(_no_answer(url, error)) from error
 
 
 def _no_answer(url: str, error: BaseException) -> str:
+    """Explain that an address can't be read as a STAC API."""
     if isinstance(error, json.JSONDecodeError) or not isinstance(error, APIError):
         return (
             f"the address {url} answers, but not as a STAC API does ({short(error)}); check "
@@ -334,17 +339,17 @@ def _no_answer(url: str, error: BaseException) -> str:
 
 
 def short(error: BaseException) -> str:
-    """An error in at most 160 characters, without line breaks."""
+    """Format an error in at most 160 characters, without line breaks and secrets."""
     return mask(printable(" ".join(f"{type(error).__name__}: {error}".split())))[:160]
 
 
-def list_collections(io: PatientIO, url: str) -> dict[str, Json]:
-    """The collections that the API offers, by id, as raw JSON.
+def list_collections(io: StacRequests, url: str) -> dict[str, Json]:
+    """Return the collections of the API as raw JSON, by id.
 
     Raises:
-        RunError: when the list can't be read.
+        RunError: The list can't be read.
     """
-    found: dict[str, Json] = {}
+    collections: dict[str, Json] = {}
     try:
         path, mark, query = url.partition("?")
         address = f"{path.rstrip('/')}/collections{mark}{query}"
@@ -352,45 +357,45 @@ def list_collections(io: PatientIO, url: str) -> dict[str, Json]:
         for number, page in enumerate(pages, start=1):
             for collection in page.get("collections", []):
                 if isinstance(collection, dict) and has_name(collection):
-                    found.setdefault(collection["id"], without_secrets_in(collection))
+                    collections.setdefault(collection["id"], without_secrets_in(collection))
             if number == MAX_PAGES:
                 raise ValueError(f"more than {MAX_PAGES} pages")
-    except STRANGE as error:
+    except API_ERRORS as error:
         raise RunError(
             f"the collections of {url} cannot be read ({short(error)}); check search.stac"
         ) from error
-    return found
+    return collections
 
 
 def has_name(collection: Json) -> bool:
-    """Whether a collection's id is a plain name; others are skipped with a warning."""
+    """Check that a collection's id is a plain name; warn that it is skipped if not."""
     try:
         check_id(collection.get("id"))
     except Quarantine as problem:
-        told = ascii(collection.get("id"))[:80]
-        log.warning("the collection %s is skipped: %s", told, problem.detail)
+        name = ascii(collection.get("id"))[:80]
+        log.warning("the collection %s is skipped: %s", name, problem.detail)
         return False
     return True
 
 
 def choose_collections(offered: dict[str, Json], wanted: list[str], url: str) -> list[str]:
-    """The collections to search, sorted: those asked for that exist, or all.
+    """Choose the collections to search: the wanted collections that exist, or all; sorted.
 
     Raises:
-        UsageError: when none of those asked for exists.
-        RunError: when the API has no collection at all.
+        UsageError: None of the wanted collections exists.
+        RunError: The API has no collections.
     """
     if not offered:
         raise RunError(f"the STAC API {url} offers no collections; check search.stac")
     if not wanted:
         return sorted(offered)
-    there = sorted(set(wanted) & set(offered))
+    available = sorted(set(wanted) & set(offered))
     missing = sorted(set(wanted) - set(offered))
     names = ", ".join(sorted(offered)[:20])
-    if not there:
+    if not available:
         raise UsageError(
             f"search.collections: {url} offers none of {', '.join(missing)}; it offers {names}"
         )
     if missing:
-        log.warning("%s lacks %s; searching %s", url, ", ".join(missing), ", ".join(there))
-    return there
+        log.warning("%s lacks %s; searching %s", url, ", ".join(missing), ", ".join(available))
+    return available

@@ -27,7 +27,7 @@ from shapely.geometry import box
 from data_catalog.errors import RunError, UsageError
 from data_catalog.progress import tick
 from geofm.runtime.timestamps import parse_time, parse_utc
-from geofm.stac.api_client import STRANGE, PatientIO, short, status_of
+from geofm.stac.api_client import API_ERRORS, StacRequests, short, status_of
 from geofm.stac.canonical_item import CanonicalItem
 from geofm.stac.query import Query, is_box, matches, meets_area, polygons_of, search_parameters
 from geofm.types import Json
@@ -78,7 +78,7 @@ class SearchApi:
     """
 
     client: Client
-    io: PatientIO
+    io: StacRequests
     collections: dict[str, Json]
     canonicalize: Callable[[Any], CanonicalItem]
     filter_language: str
@@ -201,7 +201,7 @@ def _list_slices(
                 "if its numberMatched is wrong"
             ) from error
         log.info("search: %s; listing half of the query", error)
-    except STRANGE as error:
+    except API_ERRORS as error:
         if _refuses_intersects(api, query, error):
             api.bbox_only = True
             log.info("search: the API does not know intersects; the search is sent as boxes")
@@ -313,7 +313,7 @@ def count_matches(api: SearchApi, query: Query) -> int | None:
         page = api.io.read_json(
             search.url, method=search.method, parameters=search.get_parameters()
         )
-    except STRANGE as error:
+    except API_ERRORS as error:
         log.info("search: no count (%s)", short(error))
         return None
     return matched_count(page)
@@ -405,7 +405,7 @@ def find_skipped_items(
                 for page in islice(pages, IDS_PER_REQUEST)
                 for feature in page["features"]
             ]
-        except STRANGE as error:
+        except API_ERRORS as error:
             if _is_failure(error):
                 raise RunError(
                     f"the STAC API does not say whether it still has {len(part)} items that its "

@@ -164,7 +164,7 @@ def _list_api(
     items += find_skipped_items(api, query, find_withdrawn(previous, items))
     metrics = {
         "asked": "both" if by_changes else "whole",
-        "requests": connection.io.asked,
+        "requests": connection.io.count,
         "unreached": api.unreached,
     }
     if len(by_changes) == len(names):

@@ -1,4 +1,4 @@
-"""A STAC API on loopback that filters, counts and pages as asked, and that can be made to fail."""
+"""A STAC API on loopback that filters, counts and pages, and that a test can make fail."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ QUERY = ["https://api.stacspec.org/v1.0.0/item-search#query"]
 
 @dataclass
 class Api:
-    """What is served, and how well.
+    """The content of the API, and its faults.
 
     Attributes:
-        counts: whether pages state ``numberMatched``.
-        conforms: what it says that it knows besides item search.
-        deepest: items beyond this number are refused with status 400.
-        tires: queries that match more than this are answered with status 503.
-        intersects: whether it knows that parameter.
-        down: whether it answers nothing but 404.
-        skips: so many searches lack their first item, which is counted all the same.
-        asked: bodies of all searches.
+        counts: Pages state ``numberMatched``.
+        conforms: Conformance classes besides item search.
+        deepest: Items beyond this number are refused with status 400.
+        tires: Queries that match more than this are answered with status 503.
+        intersects: The API knows ``intersects``.
+        down: Every answer to GET has status 404.
+        skips: Number of searches whose first item is counted but left out.
+        asked: Bodies of all searches.
     """
 
     url: str = ""
@@ -51,24 +51,26 @@ class Api:
     asked: list[Json] = field(default_factory=list)
 
     def matching(self, query: Json) -> list[Json]:
-        """Items that match; those without a time or place match no query for one."""
-        found = [one for one in self.items if one["collection"] in query["collections"]]
+        """Return the matching items; items without a time or geometry match no query for it."""
+        matched = [item for item in self.items if item["collection"] in query["collections"]]
         if "ids" in query:
-            return [one for one in found if one["id"] in query["ids"]]
+            return [item for item in matched if item["id"] in query["ids"]]
         if "datetime" in query:
             first, _, last = query["datetime"].partition("/")
             last = last or first
-            found = [
-                one for one in found
-                if (when := one["properties"].get("datetime"))
+            matched = [
+                item for item in matched
+                if (when := item["properties"].get("datetime"))
                 and (first == ".." or time(when) >= time(first))
                 and (last == ".." or time(when) <= time(last))
             ]  # fmt: skip
         area = box(*query["bbox"]) if "bbox" in query else None
         area = shape(query["intersects"]) if "intersects" in query else area
         if area is not None:
-            found = [
-                one for one in found if one["geometry"] and shape(one["geometry"]).intersects(area)
+            matched = [
+                item
+                for item in matched
+                if item["geometry"] and shape(item["geometry"]).intersects(area)
             ]
         tests = [
             (">=" if word == "gte" else "<", value)
@@ -77,33 +79,33 @@ class Api:
         if "filter" in query:
             tests.append((query["filter"]["op"], query["filter"]["args"][1]))
         for op, value in tests:  # as texts, which is how some databases compare times
-            updated = [str(one["properties"].get("updated", "")) for one in found]
-            found = [
-                one for one, when in zip(found, updated, strict=True)
+            updated = [str(item["properties"].get("updated", "")) for item in matched]
+            matched = [
+                item for item, when in zip(matched, updated, strict=True)
                 if when and (when >= value if op == ">=" else when < value)
             ]  # fmt: skip
-        return found
+        return matched
 
     def answer(self, query: Json) -> tuple[int, Json]:
-        """Status and page."""
+        """Answer a search with a status and a page."""
         self.asked.append(query)
         if "intersects" in query and not self.intersects:
             return 400, {"code": "BadRequest"}
-        found = self.matching(query)
-        number = len(found)
-        if self.skips and found:
+        matched = self.matching(query)
+        number = len(matched)
+        if self.skips and matched:
             self.skips -= 1
-            found = found[1:]
+            matched = matched[1:]
         start = int(query.get("token", 0))
         end = start + int(query["limit"])
-        if len(found) > self.tires:
+        if len(matched) > self.tires:
             return 503, {}
         if end > self.deepest and end - int(query["limit"]) >= self.deepest:
             return 400, {"code": "result window is too large"}
-        page: Json = {"type": "FeatureCollection", "features": found[start:end], "links": []}
+        page: Json = {"type": "FeatureCollection", "features": matched[start:end], "links": []}
         if self.counts:
             page["numberMatched"] = number
-        if end < len(found):
+        if end < len(matched):
             page["links"] = [
                 {"rel": "next", "method": "POST", "href": f"{self.url}/search",
                  "body": {**query, "token": str(end)}}
@@ -117,7 +119,7 @@ def time(text: str) -> datetime:
 
 @contextmanager
 def serve_api() -> Iterator[Api]:
-    """An API, empty, until the block ends."""
+    """Serve an empty API until the block ends."""
     api = Api()
 
     class Handler(BaseHTTPRequestHandler):
@@ -162,7 +164,7 @@ def serve_api() -> Iterator[Api]:
 
 
 def an_item(name: str, **properties: Any) -> Json:
-    """An item of a degree by a degree, its place and time by its properties."""
+    """Make an item of 1 × 1 degree; ``at`` is its south-west corner."""
     west, south = properties.pop("at", (2.0, 48.0))
     collection = properties.pop("collection", "c")
     return {

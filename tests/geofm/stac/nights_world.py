@@ -1,8 +1,8 @@
-"""A tiny world that changes from night to night, and what a dataset of it must hold.
+"""A small world that changes from night to night, and the expected content of its dataset.
 
-The world has places. Each place has versions of one scene: a reprocessed version has another id and
-a newer baseline; an updated item has the same id, other pixels and another file. ``Nights`` runs
-search and cut, in process. ``expected`` follows from the rules alone, not from the code under test.
+The world has places. Each place has versions of a scene: a reprocessed version has another id and a
+newer baseline; an updated item has the same id, other pixels and another file. ``Nights`` runs
+search and cut in this process. ``expect`` follows from the rules alone, not from the tested code.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from tests.geofm.stac.filter_api import Api, serve_api
 from tests.geofm.stac.small_world import NORTH, WEST, World, identity, polygon, serve, texture, tiff
 
 COLLECTION = "sentinel-2-test"
-#: How the files of a version answer.
+#: State of the files of a version.
 HERE, ABSENT, DOWN, WRONG = "here", "absent", "down", "wrong"
 
 
 class Killed(BaseException):
-    """Stands for SIGKILL."""
+    """Raised in place of SIGKILL."""
 
 
 @dataclass
@@ -46,10 +46,13 @@ class Item:
     """An item as the catalogue has it now.
 
     Attributes:
-        baseline: a greater number is a newer processing of the same place.
-        edition: number of its last update; each has its own pixels.
+        place: Number of the place.
+        baseline: Processing of the place; a greater number is newer.
+        edition: Number of updates; each has its own pixels.
         files: ``HERE``, ``ABSENT`` (404), ``DOWN`` (503) or ``WRONG`` (another file than stated).
-        told: the item states where its pixels lie.
+        listed: The catalogue lists the item.
+        told: The item states the grid of its pixels.
+        cloud: Cloud cover in percent.
     """
 
     place: int
@@ -75,7 +78,7 @@ class Item:
 
 @dataclass
 class Changing:
-    """The world: an API for items, a server for files, and what is where."""
+    """The world: an API for items, a server for files, and the items."""
 
     api: Api
     server: World
@@ -84,19 +87,19 @@ class Changing:
     clock: int = 0
 
     def add(self, place: int, **more: Any) -> Item:
-        """A scene of 2 x 2 chips at a place, newer than all that were there."""
+        """Add a scene of 2 × 2 chips at a place, newer than the scenes there."""
         taken = [item.baseline for item in self.items.values() if item.place == place]
         item = Item(place, max(taken, default=0) + 1, **more)
         self.items[item.name] = item
         return item
 
     def update(self, item: Item, files: str = HERE) -> None:
-        """Another edition of an item."""
+        """Update an item: it gets another edition."""
         item.edition += 1
         item.files = files
 
     def serve(self) -> None:
-        """Let both servers answer as the world is now."""
+        """Make both servers answer with the current world."""
         self.clock += 1
         self.server.files.clear()
         self.server.faults.clear()
@@ -143,9 +146,9 @@ class Changing:
 
 @contextmanager
 def changing_world(quick: bool = True) -> Iterator[Changing]:
-    """An empty world until the block ends; nobody is patient in it.
+    """Serve an empty world until the block ends, without pauses before retries.
 
-    ``quick``: what costs most of a night and says nothing of it is left out.
+    With ``quick`` the parts of a night that cost most and prove nothing are left out.
     """
     with serve() as server, serve_api() as api, pytest.MonkeyPatch.context() as patch:
         patch.setattr(api_listing, "LISTING_PAUSE_S", 0.0)
@@ -173,11 +176,11 @@ class Nights:
         self.items: Artifact | None = None
 
     def search(self) -> Artifact:
-        found = SearchSettings(
+        settings = SearchSettings(
             stac=self.world.api.url, allow_hosts=["127.0.0.1"], max_withdrawn=1.0,
             max_cloud_percent=50,
         )  # fmt: skip
-        self.items = run_stage(search.STAGE, self.store, self.catalogue, {}, found)
+        self.items = run_stage(search.STAGE, self.store, self.catalogue, {}, settings)
         return self.items
 
     def night(self) -> Artifact:

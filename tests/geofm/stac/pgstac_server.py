@@ -1,7 +1,7 @@
 """A real STAC API for tests: stac-fastapi-pgstac over PostgreSQL with PostGIS, on loopback.
 
-Its packages clash with Prefect's (fastapi), so they live in an environment of their own:
-``make pgstac`` makes it.
+Its packages conflict with those of Prefect (fastapi), so they have an environment of their own,
+which ``make pgstac`` creates.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 def find_python() -> Path:
-    """The Python that has stac-fastapi-pgstac; skips where there is none."""
+    """Return the Python with stac-fastapi-pgstac; skips the test without one."""
     python = Path(os.environ.get("GEOFM_PGSTAC_PYTHON", ROOT / ".venv-pgstac/bin/python"))
     probe = "import stac_fastapi.pgstac, pypgstac, uvicorn"
     if not python.exists() or subprocess.run([python, "-c", probe], check=False).returncode:
@@ -40,18 +40,18 @@ def find_python() -> Path:
 def pgstac(
     postgres_url: str, database: str, collections: Sequence[Json], items: Sequence[Json], tmp: Path
 ) -> Iterator[str]:
-    """A pgstac API with these collections and items until the block ends; yields its address."""
+    """Serve collections and items by pgstac until the block ends; yields the address."""
     python = find_python()
     psycopg = pytest.importorskip("psycopg", reason="needs psycopg: pip install 'geofm[postgres]'")
-    place = urlsplit(postgres_url)
+    server = urlsplit(postgres_url)
     with psycopg.connect(postgres_url.replace("+psycopg", ""), autocommit=True) as connection:
         query = "SELECT 1 FROM pg_available_extensions WHERE name = 'postgis'"
         if connection.execute(query).fetchone() is None:
             pytest.skip("needs PostGIS (Debian: apt-get install postgresql-15-postgis-3)")
         connection.execute(f'CREATE DATABASE "{database}"')
     environment = {
-        **os.environ, "PGHOST": str(place.hostname), "PGPORT": str(place.port),
-        "PGUSER": str(place.username), "PGPASSWORD": "none", "PGDATABASE": database,
+        **os.environ, "PGHOST": str(server.hostname), "PGPORT": str(server.port),
+        "PGUSER": str(server.username), "PGPASSWORD": "none", "PGDATABASE": database,
     }  # fmt: skip
 
     def tool(*words: object) -> None:
@@ -66,7 +66,7 @@ def pgstac(
         port = probe.getsockname()[1]
     log = (tmp / f"{database}.log").open("wb")
     serve = ["-m", "uvicorn", "--factory", "stac_fastapi.pgstac.app:create_app", "--port", port]
-    server = subprocess.Popen(
+    process = subprocess.Popen(
         [python, *map(str, serve)], env=environment, cwd=tmp, stdout=log, stderr=log
     )
     try:
@@ -79,12 +79,12 @@ def pgstac(
                 time.sleep(0.1)
         yield url
     finally:
-        server.terminate()
-        server.wait(20)
+        process.terminate()
+        process.wait(20)
 
 
 def load(tool: Any, table: str, rows: Sequence[Json], tmp: Path) -> None:
-    """Put rows into the database."""
+    """Load rows into a table of the database."""
     file = tmp / f"{table}.ndjson"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     tool("load", table, file, "--method", "upsert")

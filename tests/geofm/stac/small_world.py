@@ -1,4 +1,4 @@
-"""A tiny STAC API with generated scenes, on loopback, whose answers a test can spoil."""
+"""A small STAC API with generated scenes on loopback, whose answers a test can spoil."""
 
 from __future__ import annotations
 
@@ -27,12 +27,22 @@ WEST, NORTH = 448_000.0, 5_411_200.0
 
 @dataclass
 class World:
-    """What is served. ``faults`` has statuses (or ``cut``) that a path answers first, in order;
-    ``sent`` the bytes of each file answer.
+    """The content of the server, and its faults.
 
-    ``raw`` has what writes the answer of a path, status line and all, to the connection.
-    ``headers`` is added to the answers of a path. ``spliced`` has JSON text to put in place of a
-    string that ``json`` can't write. ``lists_all``: every search finds every item.
+    Attributes:
+        url: Address of the server.
+        files: Bytes by path.
+        redirects: Location by path.
+        raw: Functions by path that write a whole answer, with its status line.
+        headers: Extra headers by path.
+        spliced: JSON text that replaces a string, for text that ``json`` can't write.
+        connections: Number of connections so far.
+        lists_all: Every search finds every item.
+        faults: Statuses (or ``cut``) that a path answers first, in order.
+        items: The items.
+        collections: The collections.
+        asked: Paths of all requests.
+        sent: Number of bytes of each answer with a file.
     """
 
     url: str = ""
@@ -57,7 +67,7 @@ class World:
 
 @contextmanager
 def serve() -> Iterator[World]:
-    """A world, empty, until the block ends."""
+    """Serve an empty world until the block ends."""
     world = World()
 
     class Handler(BaseHTTPRequestHandler):
@@ -109,16 +119,19 @@ def serve() -> Iterator[World]:
             if isinstance(fault, int) and fault:
                 self.answer(fault)
                 return
-            found = [i for i in world.items
-                     if world.lists_all or i.get("collection") in query["collections"]]  # fmt: skip
+            matched = [
+                item
+                for item in world.items
+                if world.lists_all or item.get("collection") in query["collections"]
+            ]
             start = int(query.get("token", 0))
             end = start + int(query["limit"])
             links = []
-            if end < len(found):
+            if end < len(matched):
                 body = {**query, "token": str(end)}
                 links = [{"rel": "next", "method": "POST", "href": world.url + "/search",
                           "body": body}]  # fmt: skip
-            page = {"type": "FeatureCollection", "features": found[start:end], "links": links}
+            page = {"type": "FeatureCollection", "features": matched[start:end], "links": links}
             self.json(page, fault == "cut")
 
         def json(self, content: Json, cut: bool = False) -> None:
@@ -158,7 +171,7 @@ def serve() -> Iterator[World]:
 
 
 def landing(url: str) -> Json:
-    """A STAC API's landing page."""
+    """Return the landing page of the API."""
     core = [f"https://api.stacspec.org/v1.0.0/{p}" for p in ("core", "collections", "item-search")]
     links = [{"rel": "root", "href": url + "/"}, {"rel": "self", "href": url + "/"},
              {"rel": "data", "href": url + "/collections"},
@@ -176,7 +189,7 @@ def tiff(
     crs: str | None = "EPSG:32631",
     nodata: float | None = 0,
 ) -> bytes:
-    """A one-band tiled GeoTIFF."""
+    """Encode a band as a tiled GeoTIFF."""
     with MemoryFile() as memory:
         with memory.open(
             driver="GTiff", height=pixels.shape[0], width=pixels.shape[1], count=1, crs=crs,
@@ -188,16 +201,16 @@ def tiff(
 
 
 def texture(height: int, width: int, seed: int = 0) -> NDArray[np.uint16]:
-    """Random counts that are never nodata."""
+    """Draw random counts that are never nodata."""
     return np.random.default_rng(seed).integers(1, 4000, (height, width)).astype(np.uint16)
 
 
 def polygon(west: float, north: float, width_m: float, height_m: float, epsg: int = 32631) -> Json:
-    """A box in UTM as a GeoJSON polygon in degrees."""
-    move = Transformer.from_crs(epsg, 4326, always_xy=True).transform
+    """Transform a box in UTM into a GeoJSON polygon in degrees."""
+    transform = Transformer.from_crs(epsg, 4326, always_xy=True).transform
     corners = [(west, north - height_m), (west + width_m, north - height_m),
                (west + width_m, north), (west, north)]  # fmt: skip
-    ring = [list(move(*corner)) for corner in [*corners, corners[0]]]
+    ring = [list(transform(*corner)) for corner in [*corners, corners[0]]]
     return {"type": "Polygon", "coordinates": [ring]}
 
 
@@ -215,9 +228,9 @@ def add_scene(
     told: bool = True,
     **properties: Any,
 ) -> Json:
-    """Serve a scene and list its item; returns the item, which a test may then spoil.
+    """Serve a scene and list its item; returns the item, which a test may then change.
 
-    ``told``: the item states where its pixels lie, so that no header need be looked at.
+    With ``told`` the item states the grid of its pixels, so that planning reads no header.
     """
     assets = {}
     first = next(iter(bands.values()))
@@ -248,7 +261,7 @@ def add_scene(
 
 
 def identity(tile: str, version: str, made: str, strip: str = "A") -> Json:
-    """Properties by which Sentinel-2 items are told apart."""
+    """Return the Sentinel-2 properties that identify an acquisition."""
     return {
         "s2:datatake_id": f"GS2A_20200101T000000_000001_N{version}",
         "s2:processing_baseline": version,

@@ -76,7 +76,7 @@ def test_what_is_no_time_is_left_alone() -> None:
 
 
 @given(JSON)
-def test_anything_is_frozen_once_and_for_all(value: Any) -> None:
+def test_the_canonical_form_is_stable_for_any_json(value: Any) -> None:
     first = canonicalize(
         {"id": "a", "collection": "c", "properties": {"updated": value, "x": value}}
     )

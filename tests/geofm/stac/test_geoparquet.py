@@ -1,4 +1,4 @@
-"""stac-geoparquet, in and out."""
+"""stac-geoparquet: searching a table, and the table that a search writes."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ from tests.geofm.stac.small_world import World, add_scene, texture
 
 
 def search(store: Store, catalogue: Catalogue, stac: object, **more: Any) -> Artifact:
-    found = SearchSettings.model_validate({"stac": str(stac), **more})
-    return run_stage(STAGE, store, catalogue, {}, found)
+    settings = SearchSettings.model_validate({"stac": str(stac), **more})
+    return run_stage(STAGE, store, catalogue, {}, settings)
 
 
 def written(tmp_path: Path, *items: Json) -> tuple[dict[str, int], list[Json]]:
-    """What is told of a table of these items, and the items in it."""
+    """Write items as a table; returns the counts and the items in the table."""
     path = tmp_path / "stac.parquet"
-    told = write_items([canonical_text(item) for item in items], path)
-    found = list(sga.stac_table_to_items(pq.read_table(path))) if path.exists() else []
-    return told, found
+    counts = write_items([canonical_text(item) for item in items], path)
+    rows = list(sga.stac_table_to_items(pq.read_table(path))) if path.exists() else []
+    return counts, rows
 
 
 def test_the_strict_table_is_read_by_other_tools(
@@ -63,13 +63,13 @@ def test_the_strict_table_is_read_by_other_tools(
     assert list(near.id) == ["a", "b"]
     assert gpd.read_parquet(path, bbox=(50.0, 0.0, 51.0, 1.0)).empty
     for item in sga.stac_table_to_items(pq.read_table(path)):
-        one = pystac.Item.from_dict(item)
+        parsed = pystac.Item.from_dict(item)
         assert item["stac_version"] == "1.1.0"
-        assert one.assets["red"].href == f"{world.url}/files/{one.id}/red.tif"
+        assert parsed.assets["red"].href == f"{world.url}/files/{parsed.id}/red.tif"
     assert search(store, catalogue, world.url).digest == items.digest
 
 
-def test_old_items_are_migrated_for_it_and_frozen_as_they_are(tmp_path: Path) -> None:
+def test_old_items_are_migrated_for_the_table_and_hashed_as_they_are(tmp_path: Path) -> None:
     old = an_item("old", **{"eo:platform": "LANDSAT_8", "eo:epsg": 32631, "eo:sun_azimuth": 97.5,
                              "eo:cloud_cover": 5})  # fmt: skip
     old |= {"stac_version": "0.7.0", "stac_extensions": ["eo"]}
@@ -86,13 +86,13 @@ def test_usgs_items_of_stac_0_7(shared: Path, tmp_path: Path) -> None:
     assert len(items) == 3
     for item in items:
         item["collection"] = "landsat-c2-l2"
-        frozen = json.loads(canonical_text(item))
-        assert check_item(frozen, ["landsat-c2-l2"]).area > 0
-        band = find_band(frozen, "red", source_for("http://x", "landsat-c2-l2"))
+        canonical = json.loads(canonical_text(item))
+        assert check_item(canonical, ["landsat-c2-l2"]).area > 0
+        band = find_band(canonical, "red", source_for("http://x", "landsat-c2-l2"))
         assert band.asset == "SR_B4.TIF"
-    told, found = written(tmp_path, *items)
-    assert told == {"items": 3, "left_out": 0}
-    assert {item["properties"]["platform"] for item in found} == {"LANDSAT_8"}
+    counts, rows = written(tmp_path, *items)
+    assert counts == {"items": 3, "left_out": 0}
+    assert {item["properties"]["platform"] for item in rows} == {"LANDSAT_8"}
 
 
 @pytest.mark.parametrize(
@@ -110,23 +110,25 @@ def test_items_that_contradict_the_others_are_left_out(
     good = [an_item(f"g{n}", gsd=10 + n / 2, created="2020-01-01T00:00:00Z") for n in range(3)]
     bad = an_item("a-bad")
     bad["properties"] |= strange
-    told, found = written(tmp_path, bad, *good)
-    assert told["items"] + told["left_out"] == 4
-    assert {"g0", "g1", "g2"} <= {item["id"] for item in found}
+    counts, rows = written(tmp_path, bad, *good)
+    assert counts["items"] + counts["left_out"] == 4
+    assert {"g0", "g1", "g2"} <= {item["id"] for item in rows}
 
 
 def test_empty_things_are_no_column(tmp_path: Path) -> None:
-    told, found = written(tmp_path, an_item("a", none={}, inner={"x": {}}, listed=[], objects=[{}]))
-    assert told == {"items": 1, "left_out": 0}
-    assert "none" not in found[0]["properties"]
+    counts, rows = written(
+        tmp_path, an_item("a", none={}, inner={"x": {}}, listed=[], objects=[{}])
+    )
+    assert counts == {"items": 1, "left_out": 0}
+    assert "none" not in rows[0]["properties"]
 
 
 def test_a_table_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(geoparquet, "MAX_FIELDS", 40)
     wide = an_item("wide", **{f"p{n}": n for n in range(50)})
-    told, found = written(tmp_path, an_item("a"), wide, an_item("b"))
-    assert told == {"items": 2, "left_out": 1}
-    assert [item["id"] for item in found] == ["a", "b"]
+    counts, rows = written(tmp_path, an_item("a"), wide, an_item("b"))
+    assert counts == {"items": 2, "left_out": 1}
+    assert [item["id"] for item in rows] == ["a", "b"]
 
 
 def test_the_bytes_do_not_depend_on_how_items_were_written(tmp_path: Path) -> None:
@@ -157,8 +159,8 @@ def test_a_table_is_searched(
         assert set(frame.licence) == {"CC-BY-4.0"}
         tables.append(list(frame.item_sha256))
     assert tables[0] == tables[1] == tables[2]
-    frozen = json.loads(frame.item_json[0])
-    assert frozen["properties"] == items[0]["properties"] | {"updated": "2024-01-01T00:00:00Z"}
+    canonical = json.loads(frame.item_json[0])
+    assert canonical["properties"] == items[0]["properties"] | {"updated": "2024-01-01T00:00:00Z"}
     assert set(
         search(store, catalogue, path, bbox=(1, 47, 4, 50)).table("items.parquet").item_id
     ) == {"a"}

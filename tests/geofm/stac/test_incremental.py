@@ -45,8 +45,8 @@ def scene(
 @pytest.fixture
 def refresh(api: Api, store: Store, catalogue: Catalogue) -> Any:
     def once(**more: Any) -> tuple[Artifact, dict[str, Any]]:
-        found = SearchSettings.model_validate({"stac": api.url, **more})
-        made = run_stage(STAGE, store, catalogue, {}, found)
+        search_settings = SearchSettings.model_validate({"stac": api.url, **more})
+        made = run_stage(STAGE, store, catalogue, {}, search_settings)
         return made, catalogue.runs()[-1].metrics
 
     return once
@@ -238,7 +238,7 @@ def happen(api: Api, event: str, number: int, now: str) -> None:
         }
 
 
-def table(api: Api, watermark: bool, before: list[CanonicalItem]) -> list[dict[str, Any]]:
-    found = SearchSettings(stac=api.url, watermark=watermark)
-    listing = list_catalogue(found, before)
+def table(api: Api, watermark: bool, previous: list[CanonicalItem]) -> list[dict[str, Any]]:
+    search_settings = SearchSettings(stac=api.url, watermark=watermark)
+    listing = list_catalogue(search_settings, previous)
     return validate_items(listing.items, SearchSettings(stac=api.url), listing.collections)

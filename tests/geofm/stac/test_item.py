@@ -26,9 +26,9 @@ def an_item(**change: Any) -> dict[str, Any]:
 
 
 def reason(item: dict[str, Any]) -> str:
-    with pytest.raises(Quarantine) as found:
+    with pytest.raises(Quarantine) as caught:
         check_item(item, ["c"])
-    return found.value.reason
+    return caught.value.reason
 
 
 def test_a_good_item_passes_and_gives_its_area() -> None:
@@ -85,19 +85,19 @@ def test_geometries_without_ground(geometry: object, expected: str) -> None:
     assert reason(an_item(geometry=geometry)) == expected
 
 
-def test_freezing_drops_links_and_credentials() -> None:
+def test_the_canonical_form_has_no_links_and_no_credentials() -> None:
     item = an_item(assets={
         "a": {"href": "https://u:p@h/x.tif?se=1&sig=2&sv=3&keep=4"},
         "b": {"href": "http://127.0.0.1:5/assets/x.tif"},
     })  # fmt: skip
-    frozen = json.loads(canonical_text(item, "http://127.0.0.1:5"))
-    assert "links" not in frozen
-    assert frozen["assets"]["a"]["href"] == "https://h/x.tif?keep=4"
-    assert frozen["assets"]["b"]["href"] == "planet:/assets/x.tif"
+    canonical = json.loads(canonical_text(item, "http://127.0.0.1:5"))
+    assert "links" not in canonical
+    assert canonical["assets"]["a"]["href"] == "https://h/x.tif?keep=4"
+    assert canonical["assets"]["b"]["href"] == "planet:/assets/x.tif"
     assert without_secrets("https://h/x?X-Amz-Signature=1&X-Amz-Date=2") == "https://h/x"
 
 
-def test_what_cannot_be_frozen() -> None:
+def test_items_without_a_canonical_form() -> None:
     with pytest.raises(Quarantine, match="not_json"):
         canonical_text(an_item(extra=float("nan")))
     with pytest.raises(Quarantine, match="item_too_large"):

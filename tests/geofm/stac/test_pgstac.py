@@ -1,4 +1,4 @@
-"""The same items table through any server: a real pgstac beside the server the items come from."""
+"""The same items table through different servers: a real pgstac, and the original server."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from tests.geofm.stac.small_world import World, add_scene, identity, serve, text
 from tests.geofm.stac.world_server import served
 
 REAL = ["derived-copies", "sentinel-2-l1c"]
-#: Hostile items that PostgreSQL can't hold: a zero byte in the id, no datetime, and an id that
-#: another item has (the last one loaded stays).
+#: Hostile items that PostgreSQL can't hold: a zero byte in the id, no datetime, or the id of
+#: another item (the last item loaded stays).
 REFUSED = {"bad\nid\u202e\x00", "hostile-17", "hostile-duplicate"}
 
 
-def search(store: Store, catalogue: Catalogue, stac: str, **settings: Any) -> Artifact:
-    found = SearchSettings.model_validate({"stac": stac, **settings})
-    return run_stage(STAGE, store, catalogue, {}, found)
+def search(store: Store, catalogue: Catalogue, stac: str, **fields: Any) -> Artifact:
+    settings = SearchSettings.model_validate({"stac": stac, **fields})
+    return run_stage(STAGE, store, catalogue, {}, settings)
 
 
 def table_of(items: Artifact) -> str:
@@ -39,7 +39,7 @@ def table_of(items: Artifact) -> str:
 def small(
     postgres_url: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[World, str]]:
-    """A generated world whose items are written in ways that a database writes otherwise."""
+    """Serve a generated world whose items a database writes in another way."""
     with serve() as world:
         pixels = {"red": texture(32, 32)}
         add_scene(world, "old", pixels, **identity("31UDQ", "02.05", "2018-01-01T00:00:00Z"))
@@ -70,7 +70,7 @@ def test_a_generated_world_is_the_same_through_pgstac(
     store: Store, catalogue: Catalogue, small: tuple[World, str]
 ) -> None:
     world, url = small
-    direct, through = (search(store, catalogue, where) for where in (world.url, url))
+    direct, through = (search(store, catalogue, stac) for stac in (world.url, url))
     frame = through.table("items.parquet").set_index("item_id")
     assert dict(frame.status) == {
         "old": "dropped", "new": "ok", "nulls": "ok", "numbers": "ok", "range": "ok", "zone": "ok",
@@ -94,11 +94,11 @@ def test_a_refresh_through_pgstac_asks_for_what_is_new(
 ) -> None:
     psycopg = pytest.importorskip("psycopg")
     _, url = small
-    place = postgres_url.replace("+psycopg", "").rpartition("/")[0] + "/small"
+    database_url = postgres_url.replace("+psycopg", "").rpartition("/")[0] + "/small"
     first = search(store, catalogue, url)
     assert search(store, catalogue, url).digest == first.digest
     assert [run.metrics["asked"] for run in catalogue.runs()] == ["whole", "whole"]
-    with psycopg.connect(place, autocommit=True) as database:  # as its administrators may set it
+    with psycopg.connect(database_url, autocommit=True) as database:
         database.execute("UPDATE pgstac.pgstac_settings SET value = 'on' WHERE name = 'context'")
     assert search(store, catalogue, url).digest == first.digest
     assert catalogue.runs()[-1].metrics["asked"] == "updated"
@@ -108,7 +108,7 @@ def test_a_refresh_through_pgstac_asks_for_what_is_new(
 def dev(
     shared: Path, postgres_url: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[str, str]]:
-    """The dev world by its own server, and by pgstac with the items as that server renders them."""
+    """Serve the development world by its own server, and its items by pgstac."""
     with served(shared) as url:
         collections = httpx.get(url + "/collections").json()["collections"]
         items = httpx.post(url + "/search", json={"limit": 1000}).json()["features"]

@@ -1,4 +1,4 @@
-"""What the built-in profiles make of items, and how their word reaches the reader."""
+"""The built-in source profiles: bands, scales, and access to assets."""
 
 from __future__ import annotations
 
@@ -38,11 +38,13 @@ def item(assets: dict[str, Any], **properties: Any) -> dict[str, Any]:
 def test_naip_bands_go_by_index_where_the_item_is_silent(api: str) -> None:
     naip = source_for(api, "naip")
     silent = item({"image": {}})
-    found = {name: find_band(silent, name, naip).index for name in ("red", "green", "blue", "nir")}
-    assert found == {"red": 1, "green": 2, "blue": 3, "nir": 4}
+    indices = {
+        name: find_band(silent, name, naip).index for name in ("red", "green", "blue", "nir")
+    }
+    assert indices == {"red": 1, "green": 2, "blue": 3, "nir": 4}
     swapped = [{"name": n, "common_name": n} for n in ("nir", "red", "green", "blue")]
-    told = item({"image": {"eo:bands": swapped}})
-    assert [find_band(told, name, naip).index for name in ("nir", "red")] == [1, 2]
+    stated = item({"image": {"eo:bands": swapped}})
+    assert [find_band(stated, name, naip).index for name in ("nir", "red")] == [1, 2]
 
 
 @pytest.mark.parametrize(
@@ -66,10 +68,10 @@ def test_every_band_of_the_lists_is_found_in_items_like_the_providers(shared: Pa
     for api in (EARTH, PC):
         source = source_for(api, "landsat-c2-l2")
         for path in sorted(folder.glob("L[CT]0[89]*/*.json")):
-            told = json.loads(path.read_text())
-            for asset in told["assets"].values():
+            content = json.loads(path.read_text())
+            for asset in content["assets"].values():
                 asset["href"] = "s3://usgs-landsat/" + asset["href"].rpartition("/")[2]
-            report = check_profile(told, source)
+            report = check_profile(content, source)
             assert report["problems"] == []
             assert {b["name"] for b in report["bands"]} >= set(source.bands)
             own = [b for b in report["bands"] if b["name"] in source.bands]
@@ -121,11 +123,11 @@ def test_a_profiles_endpoint_is_where_its_assets_are_read(
     s3fs.S3FileSystem(skip_instance_cache=True).pipe_file(f"{s3}/profile/red.tif", b"pixels")
     for name in AWS:
         monkeypatch.delenv(name, raising=False)
-    mine = Signing("", False, True, endpoint, "us-east-1", credentials_for=("bucket/profile",))
-    asset = remote.remote(f"{s3}/profile/red.tif", Access("http://any", retries=0), mine)
-    found = asset.whole(100)
-    assert found is not None
-    assert found.data == b"pixels"
+    signing = Signing("", False, True, endpoint, "us-east-1", credentials_for=("bucket/profile",))
+    asset = remote.remote(f"{s3}/profile/red.tif", Access("http://any", retries=0), signing)
+    piece = asset.whole(100)
+    assert piece is not None
+    assert piece.data == b"pixels"
     assert asset.part(2, 4).data == b"xe"
 
 

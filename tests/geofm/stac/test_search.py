@@ -18,9 +18,9 @@ from tests.geofm.stac.small_world import World, add_scene, identity, texture
 SMALL = {"red": texture(64, 64)}
 
 
-def search(store: Store, catalogue: Catalogue, stac: str, **settings: object) -> Artifact:
-    found = SearchSettings.model_validate({"stac": stac, **settings})
-    return run_stage(STAGE, store, catalogue, {}, found)
+def search(store: Store, catalogue: Catalogue, stac: str, **fields: object) -> Artifact:
+    settings = SearchSettings.model_validate({"stac": stac, **fields})
+    return run_stage(STAGE, store, catalogue, {}, settings)
 
 
 def verdicts(items: Artifact) -> dict[str, tuple[str, str]]:
@@ -36,8 +36,8 @@ def test_every_item_listed_is_a_row(store: Store, catalogue: Catalogue, world: W
     bad["geometry"] = None
     twice = add_scene(world, "twice", SMALL)
     world.items.append(twice)
-    one = add_scene(world, "same-id", SMALL)
-    world.items.append({**one, "extra": 1})
+    item = add_scene(world, "same-id", SMALL)
+    world.items.append({**item, "extra": 1})
     world.items.append({"collection": "sentinel-2-test", "id": "../../x"})
     items = search(store, catalogue, world.url, max_cloud_percent=50)
     frame = items.table("items.parquet")
@@ -104,7 +104,7 @@ def test_nothing_found_names_the_query(store: Store, catalogue: Catalogue, world
         search(store, catalogue, world.url, bbox=(1, 2, 3, 4), datetime="2020-01-01/2020-02-01")
 
 
-def test_an_address_where_nobody_answers_is_told_soon(store: Store, catalogue: Catalogue) -> None:
+def test_an_address_without_a_server_is_reported_soon(store: Store, catalogue: Catalogue) -> None:
     began = time.monotonic()
     with pytest.raises(RunError, match=r"cannot be reached.*check search\.stac"):
         search(store, catalogue, "http://127.0.0.1:9")
@@ -139,12 +139,12 @@ def test_the_planets_port_is_not_in_the_artifact(
     assert (frame.licence[0], frame.source[0], frame.status[0]) == ("CC0-1.0", "planet-s2", "ok")
 
 
-def test_a_scene_too_cloudy_stands_for_no_other(
+def test_a_scene_that_is_too_cloudy_supersedes_no_other(
     store: Store, catalogue: Catalogue, world: World
 ) -> None:
     for name, version, cover in (("old", "02.05", 19), ("new", "05.00", 21)):
-        told = identity("31UDQ", version, "2018-01-01T00:00:00Z")
-        add_scene(world, name, SMALL, **told, **{"eo:cloud_cover": cover})
+        properties = identity("31UDQ", version, "2018-01-01T00:00:00Z")
+        add_scene(world, name, SMALL, **properties, **{"eo:cloud_cover": cover})
     items = search(store, catalogue, world.url, max_cloud_percent=20)
     assert verdicts(items) == {"old": ("ok", ""), "new": ("dropped", "cloud_cover")}
 
@@ -156,8 +156,8 @@ def test_a_changed_profile_changes_the_items(
     first = search(store, catalogue, world.url)
     assert list(first.manifest.facts["profiles"]) == ["sentinel-2"]
     changed = tuple(
-        one.model_copy(update={"default_scale": 0.5}) if one.name == "sentinel-2" else one
-        for one in sources.load_sources()
+        source.model_copy(update={"default_scale": 0.5}) if source.name == "sentinel-2" else source
+        for source in sources.load_sources()
     )
     monkeypatch.setattr(sources, "load_sources", lambda: changed)
     assert search(store, catalogue, world.url).digest != first.digest

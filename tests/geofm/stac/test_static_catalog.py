@@ -27,8 +27,8 @@ RED = {"red": texture(64, 64)}
 
 
 def search(store: Store, catalogue: Catalogue, stac: object, **more: Any) -> Artifact:
-    found = SearchSettings.model_validate({"stac": str(stac), **more})
-    return run_stage(STAGE, store, catalogue, {}, found)
+    settings = SearchSettings.model_validate({"stac": str(stac), **more})
+    return run_stage(STAGE, store, catalogue, {}, settings)
 
 
 def verdicts(items: Artifact) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The dev world's own server, where the shared imagery is."""
+"""The server of the shared development world."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 @contextmanager
 def served(shared: Path, *words: str) -> Iterator[str]:
-    """The dev world's server until the block ends; yields its address."""
+    """Serve the shared development world until the block ends; yields the address."""
     script = shared / "worlds" / "serve_world.py"
     process = subprocess.Popen(
         [sys.executable, str(script), str(shared / "worlds" / "dev"), "--port", "0", *words],
