@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from geofm.runtime.native import torch
 from geofm.types import Bools, Floats, Indices
 
 if TYPE_CHECKING:
@@ -178,11 +179,9 @@ def binomial_downsample(
 
 def resize_images(images: Tensor, size_px: int) -> Tensor:
     """Resize images (B, C, H, W) to (B, C, size_px, size_px), bilinear with antialiasing."""
-    from torch.nn.functional import interpolate
-
     if tuple(images.shape[-2:]) == (size_px, size_px):
         return images
-    resized: Tensor = interpolate(
+    resized: Tensor = torch.nn.functional.interpolate(
         images, size=(size_px, size_px), mode="bilinear", align_corners=False, antialias=True
     )
     return resized

@@ -132,7 +132,7 @@ def list_items(api: SearchApi, query: Query) -> list[CanonicalItem]:
         RunError: A slice can't be listed.
         UsageError: There are more than ``max_items``.
     """
-    found: dict[VersionKey, list[CanonicalItem]] = {}
+    versions: dict[VersionKey, list[CanonicalItem]] = {}
     listed, slices = 0, 0
     for items in _list_slices(api, query, MAX_FAILURES):
         slices += 1
@@ -145,15 +145,15 @@ def list_items(api: SearchApi, query: Query) -> list[CanonicalItem]:
         for item in items:
             in_slice.setdefault((*item.key, item.sha256), []).append(item)
         for key, copies in in_slice.items():
-            if len(copies) > len(found.get(key, [])):
-                listed += len(copies) - len(found.get(key, []))
-                found[key] = copies
+            if len(copies) > len(versions.get(key, [])):
+                listed += len(copies) - len(versions.get(key, []))
+                versions[key] = copies
         check_max_items(listed, api)
     if slices > 1:
         total = count_matches(api, query)
         api.unreached += max((total or 0) - listed, 0)
         log.info("search: listed in %d slices", slices)
-    return [item for copies in found.values() for item in copies]
+    return [item for copies in versions.values() for item in copies]
 
 
 def check_max_items(listed: int, api: SearchApi) -> None:

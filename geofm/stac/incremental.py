@@ -1,9 +1,9 @@
 """Incremental search: list only what changed since the last search, if that is provably enough.
 
-An API that filters by ``updated`` is asked for the items since the newest ``updated`` of the last
-table, and for two counts. If the counts show that no other item came or went, the remaining items
-are taken from the last table. In any doubt the collection is listed completely. Both ways give the
-same table.
+From an API that filters by ``updated``, geofm requests the items since the newest ``updated`` of
+the last table, and two counts. If the counts show that no other item came or went, the remaining
+items are taken from the last table. In any doubt the collection is listed completely. Both ways
+give the same table.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def _list_changes(
     stated = [time for time in times if time is not None]
     if not api.filter_language or not known or len(stated) < len(times):
         return None
-    if max(stated) > datetime.now(UTC):  # a time in the future does not tell what is new
+    if max(stated) > datetime.now(UTC):  # a time in the future can't mark what is new
         return None
     edge = max(stated).replace(microsecond=0) - OVERLAP
     mark = format_utc(edge)

@@ -1,4 +1,4 @@
-"""Pieces of benchmarks/learning.py on real scenes: what is held out stays out."""
+"""Parts of benchmarks/learning.py on real scenes: held-out ground stays out of training."""
 
 from __future__ import annotations
 
@@ -69,8 +69,8 @@ def test_differences_are_paired_by_scene_over_shared_seeds(learning: ModuleType)
         for n in range(200)
     ]  # fmt: skip
     shuffled = pd.DataFrame(rows).sample(frac=1, random_state=0)
-    found = {(r["feature"], r["what"]): r for r in learning.summary(shuffled)}
-    both, delta = found["distilled", "both"], found["distilled", "both - masked"]
+    rows = {(r["feature"], r["what"]): r for r in learning.summary(shuffled)}
+    both, delta = rows["distilled", "both"], rows["distilled", "both - masked"]
     assert both["value"] == pytest.approx((0.75 + 0.75 + 0.5) / 3, abs=1e-4)
     assert (both["seeds"], both["lowest_seed"]) == (3, 0.5)
     assert (delta["seeds"], delta["value"]) == (2, 0.5)

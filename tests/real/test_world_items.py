@@ -1,4 +1,4 @@
-"""Search and cut of the dev world: planted cases, hostile items, and what it costs."""
+"""Search and cut of the development world: planted cases, hostile items, and the cost."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.geofm.stac.world_server import served
 
 BANDS = ["red", "green", "blue", "nir"]
 FAULTS = "429=0.05,503=0.05,truncate=0.02,reset=0.02,slow=0.02,etag=0.01"
-#: Reasons that say what is wrong with each kind of hostile item.
+#: Expected reason of each kind of hostile item.
 SENSIBLE = {
     "traversal_id": "bad_id",
     "absolute_id": "bad_id",
@@ -117,9 +117,9 @@ def test_reprocessed_and_second_stations_exactly(outcome: Outcome) -> None:
             assert len(kept) == 1
             expected["second_station"] |= set(case["items"]) - set(kept)
     for reason, names in expected.items():
-        found = set(real[real.reason == reason].item_id)
-        print(f"{reason}: {len(found)} found, {len(names)} planted")
-        assert found == names
+        rejected = set(real[real.reason == reason].item_id)
+        print(f"{reason}: {len(rejected)} found, {len(names)} planted")
+        assert rejected == names
     dropped = outcome.items[outcome.items.status == "dropped"]
     assert len(dropped) == sum(map(len, expected.values()))
     assert (dropped.superseded_by != "").all()
@@ -132,11 +132,11 @@ def test_overlap_is_dropped_once_and_nowhere_else(outcome: Outcome) -> None:
     assert len(cases) == 3
     explained: set[str] = set()
     for case in cases:
-        one, two = (kept[kept.item_id == name] for name in case["items"])
-        assert len(one) and len(two), "both items stay"
-        for mine, other in ((one, two), (two, one)):
+        first, second = (kept[kept.item_id == name] for name in case["items"])
+        assert len(first) and len(second), "both items stay"
+        for own, other in ((first, second), (second, first)):
             union = shapely.union_all(other.geometry)
-            shares = [a.intersection(union).area / a.area for a in mine.geometry]
+            shares = [a.intersection(union).area / a.area for a in own.geometry]
             assert max(shares) < 0.51, "no ground is kept twice"
         common = shape(case["overlap"]).buffer(1e-4)
         for row in lost[lost.item_id.isin(case["items"])].itertuples():
@@ -210,5 +210,5 @@ def test_nothing_is_lost_or_written_outside_the_store(outcome: Outcome) -> None:
 
 def test_cutting_again_and_through_faults_gives_the_same(outcome: Outcome) -> None:
     assert len(outcome.recut) > 5
-    assert all(one.expected == one.got for one in outcome.recut)
+    assert all(row.expected == row.got for row in outcome.recut)
     assert outcome.digest_with_faults == outcome.chips_artifact.digest

@@ -34,8 +34,8 @@ def test_a_box_is_itself_and_is_split_at_the_antimeridian() -> None:
 
 @pytest.mark.parametrize("west", [-190.0, 170.0])
 def test_longitudes_beyond_the_edge_come_back(west: float) -> None:
-    found = split_at_antimeridian(box(west, 0, west + 20, 10))
-    assert found.equals(box(170, 0, 180, 10).union(box(-180, 0, -170, 10)))
+    pieces = split_at_antimeridian(box(west, 0, west + 20, 10))
+    assert pieces.equals(box(170, 0, 180, 10).union(box(-180, 0, -170, 10)))
 
 
 def test_a_file_is_read_when_the_recipe_is(tmp_path: Path) -> None:
@@ -50,7 +50,7 @@ def test_a_file_is_read_when_the_recipe_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("value", "message"),
     [
         ("nowhere.geojson", "cannot read nowhere.geojson"),
         ({"type": "Point", "coordinates": [1, 2]}, "must be a Polygon"),
@@ -63,9 +63,9 @@ def test_a_file_is_read_when_the_recipe_is(tmp_path: Path) -> None:
         ([1, 2], "GeoJSON object"),
     ],
 )
-def test_areas_that_are_none(given: Any, said: str) -> None:
-    with pytest.raises(ValidationError, match=said):
-        SearchSettings(area=given)
+def test_areas_that_are_none(value: Any, message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        SearchSettings(area=value)
 
 
 @pytest.mark.parametrize("place", ["2.35/48.85", "x/1/2", "200/0/1", "0/0/0", "0/0/9999", "0/91/1"])
@@ -84,14 +84,14 @@ def test_only_one_kind_of_area() -> None:
     [(2.35, 48.85, 10), (180, 0, 500), (-179.9, 65, 300), (10, 89, 300), (10, -90, 1000)],
 )
 def test_circles_hold_what_is_near(lon: float, lat: float, radius: float) -> None:
-    found = area(places=[f"{lon}/{lat}/{radius}"])
-    assert found.is_valid
-    west, south, east, north = found.bounds
+    disc = area(places=[f"{lon}/{lat}/{radius}"])
+    assert disc.is_valid
+    west, south, east, north = disc.bounds
     assert -180 <= west < east <= 180 and -90 <= south < north <= 90
     for share, inside in ((0.98, True), (1.02, False)):
         for turn in range(0, 360, 10):
             there = Geod(ellps="WGS84").fwd(lon, lat, turn, radius * 1000 * share)[:2]
-            assert found.intersects(Point(there)) == inside, (share, turn)
+            assert disc.intersects(Point(there)) == inside, (share, turn)
     flat = math.pi * (radius / 111.2) ** 2 / max(math.cos(math.radians(lat)), 0.01)
     assert lat > 85 or lat < -85 or circle(lon, lat, radius).area == pytest.approx(flat, rel=0.05)
 

@@ -22,14 +22,14 @@ def client(served: ServedWorld) -> pystac_client.Client:
 
 
 def test_paging_finds_every_item_once(client: pystac_client.Client, small_world: Path) -> None:
-    every = {path.stem for path in small_world.glob("items/*/*.json")}
-    assert len(every) == 8
+    ids = {path.stem for path in small_world.glob("items/*/*.json")}
+    assert len(ids) == 8
     for method in ("GET", "POST"):
-        found = [item.id for item in client.search(limit=3, method=method).items()]
-        assert sorted(found) == sorted(every)
+        searched = [item.id for item in client.search(limit=3, method=method).items()]
+        assert sorted(searched) == sorted(ids)
     assert {c.id for c in client.get_collections()} == {"planet-s2", "planet-hr"}
     listed = [item.id for c in client.get_collections() for item in c.get_items()]
-    assert sorted(listed) == sorted(every)
+    assert sorted(listed) == sorted(ids)
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])

@@ -1,4 +1,4 @@
-"""The built archive: same bytes every time, valid COGs, and cases that hold in the pixels."""
+"""The built world: reproducible bytes, valid COGs, and planted cases that the pixels confirm."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ def cases(small_world: Path) -> list[dict[str, Any]]:
 
 
 def of_kind(cases: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
-    found = [case for case in cases if case["kind"] == kind]
-    assert found
-    return found
+    matching = [case for case in cases if case["kind"] == kind]
+    assert matching
+    return matching
 
 
 def reflectance(root: Path, item: dict[str, Any], band: str) -> np.ndarray:
@@ -148,11 +148,11 @@ def test_overlapping_tiles_agree_on_the_ground(
     assert {case["same_crs"] for case in overlaps} == {True, False}
     for case in overlaps:
         a, b = (items[name]["assets"]["red"]["href"] for name in case["items"])
-        with rasterio.open(small_world / a) as one, rasterio.open(small_world / b) as two:
+        with rasterio.open(small_world / a) as first, rasterio.open(small_world / b) as second:
             if case["same_crs"]:
-                a_box, b_box = one.bounds, two.bounds
+                a_box, b_box = first.bounds, second.bounds
                 box = (*np.maximum(a_box[:2], b_box[:2]), *np.minimum(a_box[2:], b_box[2:]))
-                pair = [s.read(1, window=from_bounds(*box, s.transform)) for s in (one, two)]
+                pair = [s.read(1, window=from_bounds(*box, s.transform)) for s in (first, second)]
                 assert pair[0].size > 128 * 128
                 assert np.array_equal(*pair)
                 continue
@@ -162,7 +162,7 @@ def test_overlapping_tiles_agree_on_the_ground(
             points = rng.uniform((west, south), (east, north), (3000, 2))
             points = points[shapely.contains_xy(inside, points)]
             seen = []
-            for source in (one, two):
+            for source in (first, second):
                 move = Transformer.from_crs("EPSG:4326", source.crs, always_xy=True)
                 x, y = move.transform(*points.T)
                 column, row = ~source.transform @ (np.array(x), np.array(y))

@@ -80,9 +80,9 @@ def test_pages_are_told_from_rasters(world: World) -> None:
 def test_a_truncated_file_is_told_when_its_pixels_are_read(world: World, whole: bool) -> None:
     href = world.add("/red.tif", DATA[: len(DATA) // 2])
     with open_asset(href, reader(world), whole=whole) as raster:
-        with pytest.raises(Quarantine) as found:
+        with pytest.raises(Quarantine) as caught:
             raster.read(1, ALL)
-        assert (found.value.reason, found.value.passing) == ("truncated", False)
+        assert (caught.value.reason, caught.value.passing) == ("truncated", False)
 
 
 def test_a_wrong_checksum(world: World) -> None:
@@ -106,9 +106,9 @@ def test_passing_faults_are_retried_and_leave_no_trace(world: World, whole: bool
 def test_faults_that_stay_are_an_answer(world: World) -> None:
     href = world.add("/red.tif", DATA)
     world.faults["/red.tif"] += [503] * 9
-    with pytest.raises(Quarantine) as found, open_asset(href, reader(world, retries=1)):
+    with pytest.raises(Quarantine) as caught, open_asset(href, reader(world, retries=1)):
         pytest.fail("opened")
-    assert (found.value.reason, found.value.passing) == ("unreachable", True)
+    assert (caught.value.reason, caught.value.passing) == ("unreachable", True)
     with (
         pytest.raises(Quarantine, match="not_found"),
         open_asset(f"{world.url}/nothing.tif", reader(world)),

@@ -50,13 +50,13 @@ def test_a_window_has_the_same_bytes_as_the_whole(
     all_rows = axis_weights(0, 90, ratio, 0.25, 200, method)
     some = axis_weights(start, count, ratio, 0.25, 200, method)
     low, high = all_rows.span
-    every, valid = resample(
+    whole_scene, valid = resample(
         source[low:high, low:high], good[low:high, low:high], all_rows, all_rows
     )
     low, high = some.span
     part, ok = resample(source[low:high, low:high], good[low:high, low:high], some, some)
     span = slice(start, start + count)
-    assert np.array_equal(part, every[span, span])
+    assert np.array_equal(part, whole_scene[span, span])
     assert np.array_equal(ok, valid[span, span])
 
 

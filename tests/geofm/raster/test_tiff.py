@@ -61,21 +61,21 @@ def pixels_of(dtype: str, seed: int = 0) -> NDArray[Any]:
 
 def written(change: dict[str, Any]) -> bytes:
     """A file by rasterio."""
-    told = {**USUAL, **change}
-    mask, empty, tags = (told.pop(key, None) for key in ("mask", "empty", "tags"))
-    told = {key: value for key, value in told.items() if value is not None or key == "crs"}
-    pixels = pixels_of(told["dtype"])
-    if "NBITS" in told:
+    profile = {**USUAL, **change}
+    mask, empty, tags = (profile.pop(key, None) for key in ("mask", "empty", "tags"))
+    profile = {key: value for key, value in profile.items() if value is not None or key == "crs"}
+    pixels = pixels_of(profile["dtype"])
+    if "NBITS" in profile:
         pixels %= 4000
     with (
         rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True),
         MemoryFile() as memory,
     ):
-        with memory.open(**told) as file:
+        with memory.open(**profile) as file:
             if tags:
                 file.update_tags(**tags)
             if not empty:
-                file.write(np.stack([pixels.astype(told["dtype"])] * told["count"]))
+                file.write(np.stack([pixels.astype(profile["dtype"])] * profile["count"]))
             if mask:
                 file.write_mask(np.arange(HEIGHT * WIDTH).reshape(HEIGHT, WIDTH) % 3 > 0)
         return bytes(memory.read())
@@ -83,23 +83,23 @@ def written(change: dict[str, Any]) -> bytes:
 
 def outcome(data: bytes, by_gdal: bool, *windows: tuple[int, int, int, int]) -> list[Any]:
     """Everything that a scene asks of a file, or why it can't be had."""
-    found: list[Any] = []
+    results: list[Any] = []
     with pytest.MonkeyPatch.context() as patch:
         if by_gdal:
             patch.setattr(reading, "parse", lambda *_: None)
         try:
             with open_raster(Piece(data, len(data), ""), "here") as raster:
-                found += [raster.layout, str(raster.crs)]
+                results += [raster.layout, str(raster.crs)]
                 for row, col, height, width in windows:
                     try:
                         pixels = raster.read(1, Window(col, row, width, height))
                     except Quarantine as problem:
-                        found.append((problem.reason, problem.detail))
+                        results.append((problem.reason, problem.detail))
                     else:
-                        found.append((pixels.shape, pixels.dtype.name, pixels.tobytes()))
+                        results.append((pixels.shape, pixels.dtype.name, pixels.tobytes()))
         except Quarantine as problem:
-            found.append((problem.reason, problem.detail))
-    return found
+            results.append((problem.reason, problem.detail))
+    return results
 
 
 def is_plain(data: bytes) -> bool:
@@ -120,9 +120,9 @@ def test_plain_files_are_read_as_gdal_reads_them(change: dict[str, Any]) -> None
     @settings(max_examples=15, deadline=None)
     @given(st.lists(WINDOWS, min_size=1, max_size=4))
     def check(windows: list[tuple[int, int, int, int]]) -> None:
-        # NaN is nodata that equals nothing, so what is compared is the text
+        # A NaN nodata value equals nothing, so texts are compared.
         here, there = outcome(data, False, *windows), outcome(data, True, *windows)
-        assert [str(one) for one in here[:2]] == [str(one) for one in there[:2]]
+        assert [str(result) for result in here[:2]] == [str(result) for result in there[:2]]
         assert here[2:] == there[2:]
 
     check()
@@ -172,9 +172,9 @@ def test_a_crs_whose_name_is_no_text_is_told() -> None:
     data = data.replace(
         struct.pack("<4H", 3072, 0, 1, 32631), struct.pack("<4H", 3072, 0, 1, 32767)
     )
-    found = outcome(data, False)
-    assert found == outcome(data, True)
-    assert found[0][0] == "not_a_tiff"
+    results = outcome(data, False)
+    assert results == outcome(data, True)
+    assert results[0][0] == "not_a_tiff"
 
 
 def test_tiles_are_kept_up_to_a_limit_and_dropped_with_their_file() -> None:

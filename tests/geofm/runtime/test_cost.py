@@ -1,4 +1,4 @@
-"""The cost table and what is said beside it."""
+"""The cost table and its remarks."""
 
 from __future__ import annotations
 
@@ -41,18 +41,18 @@ def test_the_papers_figures_agree_with_its_constant() -> None:
 
 
 def test_remarks_say_what_the_numbers_do_not() -> None:
-    said = "\n".join(remarks(COSTS))
-    assert "held GPUs for 4 hours" in said
-    assert "0.1425 kg CO2e per V100-hour (93.3 hours, 13.3 kg for GFM)" in said
-    assert "pretrain (3)" in said
-    assert "cut (5 of 28 parts)" in said
-    assert "without" not in said.lower()
-    assert said.endswith("train the teacher and the encoder is not counted.")
+    text = "\n".join(remarks(COSTS))
+    assert "held GPUs for 4 hours" in text
+    assert "0.1425 kg CO2e per V100-hour (93.3 hours, 13.3 kg for GFM)" in text
+    assert "pretrain (3)" in text
+    assert "cut (5 of 28 parts)" in text
+    assert "without" not in text.lower()
+    assert text.endswith("train the teacher and the encoder is not counted.")
     lacking = [Cost("search", "c"), Cost("cut", "a", 5.0, 0.0, sessions=1)]
-    said = "\n".join(remarks(lacking))
-    assert "no run that made them: search." in said
-    assert "Without a measurement of energy, so the sum is too low: cut." in said
-    assert "V100" not in said
+    text = "\n".join(remarks(lacking))
+    assert "no run that made them: search." in text
+    assert "Without a measurement of energy, so the sum is too low: cut." in text
+    assert "V100" not in text
     assert "Training took 2 hours on processors" in remarks([Cost("pretrain", "m", 7200.0, 0.0)])[0]
     assert remarks([]) == []
 

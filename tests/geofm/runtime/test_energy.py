@@ -41,15 +41,15 @@ def nvmlDeviceGetUtilizationRates(i): return Utilisation()
 ON_A_GPU = """
 import json, pynvml
 from geofm.runtime.energy import Meter
-noted = []
+readings = []
 meter = Meter()
 with meter.stage("warm"):
     pass
 pynvml.counters[0] += 10**9
-with meter.stage("pretrain", noted.append) as spent:
+with meter.stage("pretrain", readings.append) as spent:
     pynvml.counters[0] += 3_600_000
     pynvml.counters[1] += 1_800_000
-assert noted == [spent]
+assert readings == [spent]
 print(json.dumps(spent))
 """
 
@@ -60,13 +60,13 @@ def test_a_gpus_energy_is_what_its_counter_gained_during_the_stage(tmp_path: Pat
     tool.write_text("#!/bin/sh\n")
     tool.chmod(0o755)
     hidden = ("CUDA_VISIBLE_DEVICES", "GEOFM_COUNTRY")
-    mine = {name: value for name, value in os.environ.items() if name not in hidden}
-    mine |= {
+    environment = {name: value for name, value in os.environ.items() if name not in hidden}
+    environment |= {
         "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path]),
     }
     done = subprocess.run(
-        [sys.executable, "-c", ON_A_GPU], env=mine, cwd=tmp_path, text=True,
+        [sys.executable, "-c", ON_A_GPU], env=environment, cwd=tmp_path, text=True,
         capture_output=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
@@ -77,24 +77,24 @@ def test_a_gpus_energy_is_what_its_counter_gained_during_the_stage(tmp_path: Pat
 
 
 def test_it_notes_what_was_spent_while_it_runs_and_when_it_fails() -> None:
-    noted: list[dict[str, Any]] = []
+    readings: list[dict[str, Any]] = []
     twice = threading.Event()
 
     def keep(spent: dict[str, Any]) -> None:
-        noted.append(spent)
-        if len(noted) >= 2:
+        readings.append(spent)
+        if len(readings) >= 2:
             twice.set()
 
     with pytest.raises(KeyError), Meter(reading_s=0.05).stage("cut", keep) as spent:
         spent["parts_worked"] = 3
         assert twice.wait(60)
         raise KeyError("stopped here")
-    assert len(noted) >= 3
-    seconds = [one["seconds"] for one in noted]
+    assert len(readings) >= 3
+    seconds = [reading["seconds"] for reading in readings]
     assert 0 < seconds[0] < seconds[1] < seconds[-1] == spent["seconds"]
-    energy = [one["kwh"] for one in noted]
+    energy = [reading["kwh"] for reading in readings]
     assert energy == sorted(energy)
     assert energy[-1] == spent["kwh"] > 0
-    assert noted[-1]["parts_worked"] == 3
+    assert readings[-1]["parts_worked"] == 3
     assert "gpu_kwh" not in spent or spent["gpu_kwh"] <= spent["kwh"]
     assert not any(t.name == "geofm-meter" for t in threading.enumerate())

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-#: Blocks of a batch's activations, in use two at a time, over and over: the pages asked for anew.
+#: Allocates blocks like a batch's activations, two at a time, and counts the pages requested.
 PROGRAM = """
 import resource, numpy as np
 from geofm.runtime.threads import keep_freed_memory
@@ -16,8 +16,8 @@ def pages():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 def batch():
     for mib in (25, 26, 6, 25, 12):
-        one = np.ones(mib * 2**17)
-        other = one + 1
+        first = np.ones(mib * 2**17)
+        second = first + 1
 for _ in range(3):
     batch()
 before = pages()
