@@ -44,7 +44,7 @@ from flows.home import (
 START_SECONDS = 300.0
 STOP_SECONDS = 15.0
 LOOPBACK = "127.0.0.1"
-#: Variable with the address that the server listens on; "0.0.0.0" is every interface.
+#: Variable with the address that a new server listens on; "0.0.0.0" is every interface.
 HOST = "GEOFM_SERVER_HOST"
 
 

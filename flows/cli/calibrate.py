@@ -16,7 +16,7 @@ from geofm.stages import DATA_STAGES, get_stage, section_of
 COLUMNS = ["collection", "cosine from", "source", "like pairs", "unlike pairs"]
 
 
-def calibrate(recipe: Recipe, store: str, catalog: str, json_: bool) -> None:
+def calibrate_recipe(recipe: Recipe, store: str, catalog: str, json_: bool) -> None:
     """Search, cut, embed and calibrate in this process; print the thresholds.
 
     What is made here is found again by the next run.

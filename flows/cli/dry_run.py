@@ -15,7 +15,7 @@ from geofm.planet.catalog.serving import serving_source
 from geofm.stages import get_stage
 
 
-def dry_run(recipe: Recipe, store: str, catalog: str, json_: bool) -> None:
+def print_plan(recipe: Recipe, store: str, catalog: str, json_: bool) -> None:
     """Search, plan, and print what a run would fetch.
 
     Args:

@@ -1,22 +1,23 @@
-"""``geofm export``: a dataset or a model in the formats of others."""
+"""``geofm export``: write a dataset or a model in the format of another tool."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from data_catalog.artifact import Artifact
-from data_catalog.catalogue import Catalogue
 from data_catalog.errors import UsageError
-from data_catalog.provenance.costs import lineage_costs
 from flows.cli.console import out, print_json, progress_bars
 from flows.cli.options import Catalog, Json, Ref, Store
-from flows.settings import open_place
 
-#: What each kind of artifact can be written as.
+if TYPE_CHECKING:
+    from data_catalog.artifact import Artifact
+    from data_catalog.catalogue import Catalogue
+
+#: Formats of each kind of artifact.
 FORMATS = {"dataset": ("hf", "croissant"), "model": ("hf", "stac")}
+#: Suffix of the default path, by format.
 SUFFIX = {"hf": "-hf", "croissant": ".croissant.json", "stac": ".stac.json"}
 
 Format = Annotated[
@@ -24,32 +25,45 @@ Format = Annotated[
     typer.Option(
         "--format",
         metavar="|".join(SUFFIX),
-        help="What to write. hf: a folder for Hugging Face, of a dataset or a model. croissant: a "
-        "dataset's description. stac: a model as a STAC item (MLM).",
+        help="hf: a folder for Hugging Face, of a dataset or a model. croissant: the description "
+        "of a dataset. stac: a model as a STAC item (MLM extension).",
     ),
 ]
 Out = Annotated[
     str,
-    typer.Option("--out", metavar="PATH", help="Folder (hf) or file to write. Default: by name."),
+    typer.Option(
+        "--out",
+        metavar="PATH",
+        help="Folder (hf) or file to write. [default: the name with a suffix]",
+    ),
 ]
 Link = Annotated[
     bool,
     typer.Option(
         "--link",
-        help="hf: link the store's own files instead of copying them (same disk; don't change "
-        "them in place).",
+        help="hf: make hard links to the store's files instead of copies. Needs the same disk; "
+        "don't change the linked files.",
     ),
 ]
 
 
 def export(
-    ref: Ref, format_: Format = "hf", target: Out = "", link: Link = False,
-    store: Store = "", catalog: Catalog = "", json_: Json = False,
-) -> None:  # fmt: skip
-    """Write a dataset or a model for others: Hugging Face with its card, Croissant, STAC MLM.
+    ref: Ref,
+    format_: Format = "hf",
+    target: Out = "",
+    link: Link = False,
+    store: Store = "",
+    catalog: Catalog = "",
+    json_: Json = False,
+) -> None:
+    """Export a dataset or a model: Hugging Face folder with its card, Croissant, or STAC MLM.
 
-    A model's folder is loaded by `timm.create_model("local-dir:FOLDER", pretrained=True)`.
+    timm loads an exported model by `timm.create_model("local-dir:FOLDER", pretrained=True)`.
+
+    Example: `geofm export demo --out demo-dataset`
     """
+    from flows.settings import open_place
+
     if format_ not in SUFFIX:
         raise UsageError(f"--format {format_} is not known; choose {' or '.join(SUFFIX)}")
     catalogue = open_place(store, catalog, write=False).catalogue
@@ -69,7 +83,9 @@ def export(
         with progress_bars():
             write(catalogue, artifact, format_, path, (title, version, published), link)
     except OSError as error:
-        raise UsageError(f"--out {path} can't be written ({error.strerror})") from error
+        raise UsageError(
+            f"--out {path} can't be written ({error.strerror}); name another path"
+        ) from error
     if json_:
         print_json({"digest": artifact.digest, "format": format_, "path": str(path.absolute())})
         return
@@ -77,9 +93,13 @@ def export(
 
 
 def _write_dataset(
-    catalogue: Catalogue, dataset: Artifact, format_: str, path: Path,
-    name: tuple[str, str, str], link: bool,
-) -> None:  # fmt: skip
+    catalogue: Catalogue,
+    dataset: Artifact,
+    format_: str,
+    path: Path,
+    name: tuple[str, str, str],
+    link: bool,
+) -> None:
     from geofm.shards.export import export_croissant, export_huggingface
 
     if format_ == "hf":
@@ -89,9 +109,14 @@ def _write_dataset(
 
 
 def _write_model(
-    catalogue: Catalogue, model: Artifact, format_: str, path: Path,
-    name: tuple[str, str, str], link: bool,
-) -> None:  # fmt: skip
+    catalogue: Catalogue,
+    model: Artifact,
+    format_: str,
+    path: Path,
+    name: tuple[str, str, str],
+    link: bool,
+) -> None:
+    from data_catalog.provenance.costs import lineage_costs
     from geofm.pretraining.export.hub import export_model
     from geofm.pretraining.export.mlm import item_json, mlm_item
 
@@ -104,7 +129,7 @@ def _write_model(
 
 
 def _title(artifact: Artifact, catalogue: Catalogue) -> str:
-    """What an artifact without a published name is called."""
+    """Return a title for an artifact without a published name."""
     if artifact.kind == "dataset":
         return str(artifact.manifest.facts["name"])
     dataset = catalogue.get(artifact.manifest.inputs["dataset"])
@@ -112,12 +137,12 @@ def _title(artifact: Artifact, catalogue: Catalogue) -> str:
 
 
 def _published(catalogue: Catalogue, digest: str) -> tuple[str, str, str]:
-    """Name, version and day under which an artifact was last published; empty where it wasn't."""
-    found = [name for name in catalogue.names() if name.digest == digest]
-    if not found:
+    """Return name, version and day of an artifact's last publication; empty if there is none."""
+    versions = [name for name in catalogue.names() if name.digest == digest]
+    if not versions:
         return "", "", ""
-    last = found[0]  # the newest
-    return last.name, str(last.version), f"{last.created_at:%Y-%m-%d}"
+    newest = versions[0]
+    return newest.name, str(newest.version), f"{newest.created_at:%Y-%m-%d}"
 
 
 def add_to(app: typer.Typer) -> None:

@@ -1,4 +1,8 @@
-"""The command line: ``geofm``. One boundary turns errors into a message and an exit code."""
+"""The app of the command ``geofm``, and the boundary that turns errors into messages.
+
+Heavy imports (Prefect, the catalogue, torch) belong into the functions, so that ``geofm --help`` is
+fast.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +14,23 @@ import typer
 
 from data_catalog.errors import GeofmError
 from data_catalog.redaction import mask
-from flows.cli import audit as cli_audit
-from flows.cli import export as cli_export
-from flows.cli import server as cli_server
-from flows.cli import sources as cli_sources
+from flows.cli import audit, export, server, sources
 from flows.cli.console import err, print_failure, printable, set_up_logging
-from flows.cli.options import Catalog, Json, Store
+from flows.cli.options import (
+    Catalog,
+    Json,
+    Overrides,
+    RecipeName,
+    RunOptions,
+    Stac,
+    Store,
+    with_run_options,
+)
 
-#: Exit code of a command that was stopped by Ctrl-C.
+#: Exit code of a command that Ctrl-C stopped.
 STOPPED = 130
-UNFORESEEN = "This was not foreseen. `geofm -v …` shows the traceback; please report it."
+#: Printed after the message of an error that is not geofm's own.
+UNFORESEEN = "This error was not foreseen. `geofm -v …` shows its traceback; please report it."
 
 app = typer.Typer(
     name="geofm",
@@ -29,181 +40,134 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     help="Curate imagery from STAC into a concise dataset, pretrain a geospatial foundation model "
     "on it, and prove where every sample came from.\n\n"
-    "Start with `geofm demo`. Results live in a store (`--store`, GEOFM_STORE, default "
-    "./geofm-store); what was done once is found there and not done again.",
+    "Start with `geofm demo`, which needs no network. Results are kept in a store (`--store`, "
+    "GEOFM_STORE; default ./geofm-store): work that is already done is found there and not "
+    "repeated.",
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        import geofm
+
+        print(f"geofm {geofm.__version__}")
+        raise typer.Exit
 
 
 @app.callback()
 def _options(
     verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="More log lines, and tracebacks on errors.")
+        bool,
+        typer.Option("--verbose", "-v", help="Print more log lines, and tracebacks of errors."),
+    ] = False,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=_print_version, help="Print the version, and exit."
+        ),
     ] = False,
 ) -> None:
     set_up_logging(verbose)
 
 
-Recipe_ = Annotated[
-    str, typer.Argument(metavar="RECIPE", help="A name from `geofm recipes`, or a YAML file.")
-]
-Stac = Annotated[
-    str,
-    typer.Option(
-        "--stac",
-        metavar="URL",
-        help="Search this STAC API instead of the recipe's: all it offers, unless "
-        "--set search.collections=…, search.bbox=… or search.datetime=… say otherwise.",
-    ),
-]
-Set = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="SECTION.FIELD=VALUE",
-        help="Change a field; lists are comma-separated. Repeatable.",
-    ),
-]
-Runner = Annotated[
-    str,
-    typer.Option(
-        "--runner", metavar="threads|processes|dask", help="What maps the parts of a stage."
-    ),
-]
-Workers = Annotated[
-    int, typer.Option("--workers", min=0, help="Parts worked on at once (0: the recipe's).")
-]
-DryRun = Annotated[
-    bool,
-    typer.Option(
-        "--dry-run",
-        help="Search and plan only: print scenes, chips, and about how many requests and bytes the "
-        "run would fetch.",
-    ),
-]
-NoWait = Annotated[
-    bool,
-    typer.Option(
-        "--no-wait",
-        help="Stop at once (exit code 3) when another run refreshes the same dataset or trains the "
-        "same model, instead of waiting for it.",
-    ),
-]
+@app.command()
+@with_run_options
+def demo(options: RunOptions) -> None:
+    """Run the whole pipeline on a small synthetic planet, without a network.
+
+    The demo makes its own imagery, and takes a few minutes on two cores. Every option of
+    `geofm run` works here too.
+
+    Example: `geofm demo --set curate.budget=0.5`
+    """
+    _run("demo", "", options, data_only=False)
 
 
 @app.command()
-def demo(
-    store: Store = "",
-    catalog: Catalog = "",
-    overrides: Set = None,
-    runner: Runner = "",
-    workers: Workers = 0,
-    dry_run: DryRun = False,
-    no_wait: NoWait = False,
-    json_: Json = False,
-) -> None:
-    """The whole pipeline on the embedded planet: search to report in a few minutes."""
-    _run("demo", "", overrides, runner, workers, store, catalog, json_, dry_run, no_wait, False)
+@with_run_options
+def run(recipe: RecipeName, options: RunOptions, stac: Stac = "") -> None:
+    """Run a recipe: search, cut, embed, curate, pack, pretrain, evaluate and report.
 
-
-@app.command()
-def run(
-    recipe: Recipe_,
-    stac: Stac = "",
-    store: Store = "",
-    catalog: Catalog = "",
-    overrides: Set = None,
-    runner: Runner = "",
-    workers: Workers = 0,
-    dry_run: DryRun = False,
-    no_wait: NoWait = False,
-    json_: Json = False,
-) -> None:
-    """Search, cut, embed, curate, pack, pretrain, evaluate and report.
+    A run that was stopped goes on where it was when the same command is given again.
 
     Example: `geofm run sentinel2-concise --stac https://my.stac/api --set search.bbox=2,48,3,49`
     """
-    _run(recipe, stac, overrides, runner, workers, store, catalog, json_, dry_run, no_wait, False)
+    _run(recipe, stac, options, data_only=False)
 
 
 @app.command()
-def refresh(
-    recipe: Recipe_,
-    stac: Stac = "",
-    store: Store = "",
-    catalog: Catalog = "",
-    overrides: Set = None,
-    runner: Runner = "",
-    workers: Workers = 0,
-    dry_run: DryRun = False,
-    no_wait: NoWait = False,
-    json_: Json = False,
-) -> None:
-    """The data half only: find what is new, fetch only that, publish a dataset version.
+@with_run_options
+def refresh(recipe: RecipeName, options: RunOptions, stac: Stac = "") -> None:
+    """Update a dataset: find new items, fetch only these, and publish a new version.
 
-    Where nothing is new, no version is published. Else the end says what changed since the last.
+    If nothing changed, no version is published. Otherwise the summary shows what changed since the
+    last version. A refresh ends with the dataset; it trains no model.
+
+    Example: `geofm refresh sentinel2-concise --workers 8`
     """
-    _run(recipe, stac, overrides, runner, workers, store, catalog, json_, dry_run, no_wait, True)
+    _run(recipe, stac, options, data_only=True)
 
 
 @app.command()
 def calibrate(
-    recipe: Recipe_,
+    recipe: RecipeName,
     stac: Stac = "",
     store: Store = "",
     catalog: Catalog = "",
-    overrides: Set = None,
+    overrides: Overrides = None,
     json_: Json = False,
 ) -> None:
-    """From which similarity chips are duplicates, by pairs that are known without looking.
+    """Measure from which cosine similarity two chips are duplicates, for each collection.
 
-    A run does the same by itself where curate.threshold is empty.
+    The measurement uses pairs of chips whose truth is known from their place and time. A run does
+    the same if curate.threshold is empty.
+
+    Example: `geofm calibrate sentinel2-concise --set calibrate.sample=500`
     """
-    from flows.cli.calibrate import calibrate as only_calibrate
+    from flows.cli.calibrate import calibrate_recipe
     from geofm.config.recipe_book import load_recipe
 
-    only_calibrate(load_recipe(recipe, _changes(stac, overrides)), store, catalog, json_)
+    calibrate_recipe(load_recipe(recipe, _changes(stac, overrides)), store, catalog, json_)
 
 
 @app.command()
 def recipes() -> None:
-    """The recipes that come with geofm, and what they are for."""
+    """List the recipes that come with geofm, and the purpose of each."""
     from flows.cli.console import print_table
     from geofm.config.recipe_book import load_recipe, recipe_names
 
     rows = [[name, load_recipe(name).description] for name in recipe_names()]
-    print_table("Recipes", ["name", "what it is for"], rows)
+    print_table("Recipes", ["name", "purpose"], rows)
 
 
-cli_server.add_to(app)
-cli_audit.add_to(app)
-cli_sources.add_to(app)
-cli_export.add_to(app)
+for module in (server, audit, sources, export):
+    module.add_to(app)
 
 
-def _run(
-    name: str, stac: str, overrides: list[str] | None, runner: str, workers: int,
-    store: str, catalog: str, json_: bool, dry_run: bool, no_wait: bool, data_only: bool,
-) -> None:  # fmt: skip
-    from flows.launch import launch
-
-    changes = _changes(stac, overrides)
-    changes += [f"compute.runner={runner}"] if runner else []
-    changes += [f"compute.workers={workers}"] if workers else []
-    if dry_run:
-        from flows.cli.dry_run import dry_run as plan_only
+def _run(name: str, stac: str, options: RunOptions, data_only: bool) -> None:
+    changes = _changes(stac, options.overrides)
+    changes += [f"compute.runner={options.runner}"] if options.runner else []
+    changes += [f"compute.workers={options.workers}"] if options.workers else []
+    if options.dry_run:
+        from flows.cli.dry_run import print_plan
         from geofm.config.recipe_book import load_recipe
 
-        plan_only(load_recipe(name, changes), store, catalog, json_)
+        print_plan(load_recipe(name, changes), options.store, options.catalog, options.json_)
         return
-    launch(name, changes, store, catalog, json_, data_only, not no_wait)
+    from flows.launch import launch
+
+    launch(
+        name, changes, options.store, options.catalog, options.json_, data_only, not options.no_wait
+    )
 
 
 def _changes(stac: str, overrides: list[str] | None) -> list[str]:
-    """Changes to a recipe, another catalogue's address among them."""
+    """Return the changes to a recipe, with those that ``--stac`` implies."""
     changes = list(overrides or [])
     if not stac:
         return changes
-    # a recipe's place and time belong to its own address: another one starts from "everything"
+    # The recipe's area and dates fit its own API. For another API the search has no limits, except
+    # those that are given by --set.
     given = {change.partition("=")[0].strip() for change in changes}
     fields = ("collections", "bbox", "area", "places", "datetime")
     reset = [f for f in fields if f"search.{f}" not in given]

@@ -10,20 +10,10 @@ from typing import Annotated
 
 import typer
 
-from data_catalog.storage.process import following
 from flows.cli.console import err, out, print_json
 from flows.cli.options import Catalog, Json, Store
-from flows.server import (
-    HOST,
-    client_variables,
-    find_or_launch,
-    note_worker,
-    stop_server,
-    stop_worker,
-    wait_for,
-)
 
-#: Seconds that a worker has to sign off when `geofm up` has ended.
+#: Seconds that a worker may take to end when `geofm up` has ended.
 WORKER_GRACE_S = 30.0
 
 
@@ -31,24 +21,29 @@ def up(
     store: Store = "",
     catalog: Catalog = "",
     detach: Annotated[
-        bool, typer.Option("--detach", help="Leave the worker in the background.")
+        bool, typer.Option("--detach", help="Start the worker in the background, and return.")
     ] = False,
     host: Annotated[
         str,
         typer.Option(
             "--host",
             metavar="ADDRESS",
-            envvar=HOST,
-            help="Where a new server listens; 0.0.0.0 is every interface, without encryption. "
-            "[default: 127.0.0.1, this machine only]",
+            envvar="GEOFM_SERVER_HOST",
+            help="Address that a new server listens on; 0.0.0.0 is every interface, without "
+            "encryption. [default: 127.0.0.1, this machine only]",
         ),
     ] = "",
 ) -> None:
-    """Prefect server, work pool, worker and deployments: then one click in the UI starts a run.
+    """Start a Prefect server and a worker, with every recipe as a form in the UI.
 
-    The UI asks for a password once per browser: the value of PREFECT_API_AUTH_STRING that
-    `geofm env` prints.
+    In the UI, choose a deployment, click Run, and change the recipe in the form. The UI asks for
+    a password once per browser: the value of PREFECT_API_AUTH_STRING that `geofm env` prints. If
+    PREFECT_API_URL is set, that server is used and none is started.
+
+    Example: `geofm up --store /data/store --detach`
     """
+    from data_catalog.storage.process import following
+    from flows.server import HOST, find_or_launch, note_worker, wait_for
     from flows.settings import open_place
 
     if host:
@@ -58,7 +53,8 @@ def up(
     wait_for(server)
     from flows.deployments import POOL, deploy_all
 
-    # an address may hold a password: the worker has it from here, not as a parameter in the UI
+    # The address may hold a password, and Prefect stores parameters: the worker gets the address
+    # from the environment.
     os.environ["GEOFM_CATALOG"] = place.catalogue.url
     names = deploy_all(place.store.url)
     for name in names:
@@ -68,21 +64,11 @@ def up(
         out.print(
             "password    `geofm env` prints it; the UI asks once per browser", highlight=False
         )
-    command = [
-        sys.executable,
-        "-m",
-        "prefect",
-        "worker",
-        "start",
-        "--pool",
-        POOL,
-        "--type",
-        "process",
-    ]
+    start_worker = ["worker", "start", "--pool", POOL, "--type", "process"]
     if detach:
         log = (place.store.local_root / "worker.log").open("ab")
         worker = subprocess.Popen(  # noqa: S603
-            command,
+            [sys.executable, "-m", "prefect", *start_worker],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -93,21 +79,25 @@ def up(
         out.print(f"worker      pid {worker.pid}, log {log.name}", highlight=False)
         return
     err.print("The worker runs until Ctrl-C; the server stays until `geofm down`.", highlight=False)
-    following_worker = following("prefect", *command[3:], grace_s=WORKER_GRACE_S)
+    following_worker = following("prefect", *start_worker, grace_s=WORKER_GRACE_S)
     raise typer.Exit(subprocess.call(following_worker, env=os.environ))  # noqa: S603
 
 
 def down() -> None:
     """Stop the Prefect server that geofm started, and its background worker."""
+    from flows.server import stop_server, stop_worker
+
     worker, server = stop_worker(), stop_server()
-    out.print("stopped" if worker or server else "no server of geofm's is running")
+    out.print("stopped" if worker or server else "no server that geofm started is running")
 
 
 def env(json_: Json = False) -> None:
-    """Address and password of the Prefect server, for the `prefect` command and the UI.
+    """Print the address and the password of the Prefect server, as variables for a shell.
 
-    Example: `eval "$(geofm env)"`, then `prefect flow-run ls`.
+    Example: `eval "$(geofm env)"`, then `prefect flow-run ls`
     """
+    from flows.server import client_variables
+
     variables = client_variables()
     if json_:
         print_json(variables)

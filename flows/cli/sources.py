@@ -1,41 +1,47 @@
-"""Commands of the source profiles: list them, show one, try one out."""
+"""``geofm sources``: list the source profiles, show one, or check a file of your own."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import yaml
 
 from data_catalog.errors import CheckError, UsageError
-from data_catalog.sources import Source, load_sources, read_sources, source_named
 from flows.cli.console import out, print_json, print_table
 from flows.cli.options import Json
 
-Name = Annotated[str, typer.Argument(metavar="[NAME]", help="Show this profile in full.")]
+if TYPE_CHECKING:
+    from data_catalog.sources import Source
+
+Name = Annotated[str, typer.Argument(metavar="[NAME]", help="Show this profile in full, as YAML.")]
 Check = Annotated[
-    str, typer.Option("--check", metavar="FILE", help="Validate a YAML file of profiles.")
+    str, typer.Option("--check", metavar="FILE", help="Check a YAML file of profiles.")
 ]
 Item = Annotated[
     str,
     typer.Option(
         "--item",
         metavar="ITEM.json",
-        help="With --check: what the profile makes of this STAC item.",
+        help="With --check: read this STAC item by the profile that fits it, and print the result.",
     ),
 ]
 
 
 def sources(name: Name = "", check: Check = "", item: Item = "", json_: Json = False) -> None:
-    """Source profiles: what is known of a catalogue's bands, clouds, licence and access.
+    """List the source profiles: bands, cloud layer, licence and access of each STAC source.
 
-    Your own come first: set GEOFM_SOURCES to a YAML file, or a folder of them (docs/sources.md).
-    `--check` ends with exit code 2 for a bad file, and with 4 when the item does not fit.
+    Profiles of your own come first: set GEOFM_SOURCES to a YAML file, or to a folder of such files
+    (docs/sources.md). With `--check`, exit code 2 means a bad file, and 4 an item that does not
+    fit its profile.
+
+    Example: `geofm sources --check my-source.yaml --item item.json`
     """
+    from data_catalog.sources import load_sources, source_named
+
     if item and not check:
-        raise UsageError("--item goes with --check FILE: it says what that profile makes of it")
+        raise UsageError("--item needs --check FILE, the file with the profile to read it by")
     if check:
         _check(Path(check), item, json_)
     elif name:
@@ -49,7 +55,7 @@ def _list(profiles: tuple[Source, ...] | list[Source], json_: bool) -> None:
         print_json({"sources": [source.model_dump(mode="json") for source in profiles]})
         return
     print_table(
-        "Source profiles, in the order in which they are asked",
+        "Source profiles; the first one that fits an item is used",
         ["name", "api", "collections", "licence", "cloud layer", "signing", "reader pays"],
         [[s.name, "\n".join(s.api), "\n".join(s.collections), s.licence,
           s.cloud.asset if s.cloud else "", _signing(s), "yes" if s.requester_pays else ""]
@@ -62,15 +68,19 @@ def _signing(source: Source) -> str:
 
 
 def _show(source: Source, json_: bool) -> None:
-    content = source.model_dump(mode="json", exclude_defaults=True)
+    import yaml
+
     if json_:
         print_json(source.model_dump(mode="json"))
         return
-    # as a file that can be copied, changed and named in GEOFM_SOURCES
+    # the output is a file that can be changed and named in GEOFM_SOURCES
+    content = source.model_dump(mode="json", exclude_defaults=True)
     print(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), end="")
 
 
 def _check(path: Path, item: str, json_: bool) -> None:
+    from data_catalog.sources import read_sources
+
     profiles = read_sources(path)
     if not item:
         if json_:
@@ -97,28 +107,37 @@ def _read_item(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UsageError(f"--item: {path} can't be read as JSON: {error}") from error
+        raise UsageError(
+            f"--item: {path} can't be read as JSON ({error}); check the file"
+        ) from error
     if not isinstance(content, dict):
-        raise UsageError(f"--item: {path} is no STAC item: it must be a JSON object")
+        raise UsageError(
+            f"--item: {path} is not a STAC item, which is a JSON object; check the file"
+        )
     return content
 
 
 def _print_report(report: dict[str, Any]) -> None:
     rows = [
-        [b["name"], f"{b['asset']}#{b['index']}", _number(b["scale"], "0.0001 (16 bit)"),
-         _number(b["offset"], "0"), _number(b["nodata"], "the file's")]
-        for b in report["bands"]
-    ]  # fmt: skip
+        [
+            band["name"],
+            f"{band['asset']}#{band['index']}",
+            _number(band["scale"], "0.0001 (16 bit)"),
+            _number(band["offset"], "0"),
+            _number(band["nodata"], "the file's"),
+        ]
+        for band in report["bands"]
+    ]
     columns = ["band", "asset#index", "scale", "offset", "nodata"]
     print_table(f"{report['item']} by the profile {report['profile']}", columns, rows)
     cloud, access = report["cloud"], report["access"]
-    told = {
+    facts = {
         "licence": report["licence"],
         "cloud": f"{cloud['asset']}, {cloud['codes']} {cloud['cloud']}" if cloud else "no layer",
         **{name: value or "—" for name, value in report["identity"].items()},
         "access": ", ".join(f"{name} {value}" for name, value in access.items() if value),
     }
-    print_table("", ["what", ""], [[name, str(value)] for name, value in told.items()])
+    print_table("", ["field", "value"], [[name, str(value)] for name, value in facts.items()])
     for note in report["notes"]:
         out.print(f"note: {note}", markup=False, highlight=False)
 
