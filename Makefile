@@ -1,12 +1,18 @@
-# Everything sets itself up: all that is needed is Python 3.11+, make and a package index.
+# Each target installs what it needs into .venv. Needed: Python 3.11 or later, make, a package index.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 UV := $(BIN)/uv
 INSTALL := $(UV) pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt
 
+#: The host of the advisory service that pip-audit asks.
+ADVISORIES := api.osv.dev
+#: Tests of `make check`: quick ones that start no server and train nothing.
+FAST := tests/test_structure.py tests/test_docs.py tests/data_catalog tests/geofm/config \
+  tests/geofm/formats tests/geofm/stac tests/geofm/raster tests/geofm/selection
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow pgstac interop lint format bench constraints clean
+.PHONY: help demo check test test-slow pgstac interop lint audit format docs bench constraints clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -26,10 +32,13 @@ $(VENV)/.test: $(VENV)/.run
 demo: $(VENV)/.run  ## The whole pipeline on the embedded planet (store: ./geofm-store)
 	$(BIN)/geofm demo
 
-test: $(VENV)/.test lint  ## All tests but the long ones; what needs more than is here is skipped and says so
+check: $(VENV)/.test lint  ## Before a commit: lint, types, fast tests (2 minutes)
+	$(BIN)/python -m pytest -m "not slow and not long" $(FAST)
+
+test: $(VENV)/.test lint  ## All tests but the long ones; tests whose tools are missing are skipped, with the reason
 	$(BIN)/python -m pytest
 
-test-slow: $(VENV)/.test  ## The long tests: faults, nights, random sequences
+test-slow: $(VENV)/.test  ## The long tests: faults, matrices, the wheel, random sequences
 	$(BIN)/python -m pytest -m long
 
 pgstac: | $(UV)  ## A STAC server for tests in .venv-pgstac (its fastapi is not Prefect's)
@@ -37,24 +46,34 @@ pgstac: | $(UV)  ## A STAC server for tests in .venv-pgstac (its fastapi is not 
 	$(UV) pip install --quiet --compile-bytecode --python .venv-pgstac/bin/python \
 	  stac-fastapi-pgstac "pypgstac[psycopg]" uvicorn
 
-interop: $(VENV)/.test  ## What tests open exported datasets and models with
+interop: $(VENV)/.test  ## Install the libraries that tests open exported datasets and models with
 	$(INSTALL) -e ".[test,interop]"
 
-lint: $(VENV)/.test  ## ruff and mypy --strict
+lint: $(VENV)/.test audit  ## ruff, mypy --strict, deptry (imports and dependencies agree), pip-audit
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/deptry .
+
+audit: $(VENV)/.test  ## Known vulnerabilities in constraints.txt; skipped, with a message, without network
+	@if $(BIN)/python -c 'import requests; requests.head("https://$(ADVISORIES)", timeout=5)' 2>/dev/null; \
+	then $(BIN)/pip-audit -r constraints.txt --disable-pip --vulnerability-service osv; \
+	else echo "pip-audit: SKIPPED, because $(ADVISORIES) can't be reached from this machine"; fi
 
 format: $(VENV)/.test  ## Format and fix what can be fixed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(VENV)/.test  ## Build the documentation site into site/; a broken link is an error
+	$(INSTALL) -e ".[test,docs]"
+	$(BIN)/mkdocs build --strict
+
 bench: $(VENV)/.test  ## The benchmarks; results go to benchmarks/results
 	@for name in plan resume cut; do $(BIN)/python benchmarks/$$name.py || exit 1; done
 
-constraints: | $(UV)  ## Choose newer versions of everything: rewrites constraints.txt
-	$(UV) pip compile --quiet --universal --python-version 3.11 --all-extras --generate-hashes \
+constraints: | $(UV)  ## Write constraints.txt: all versions with hashes. Add UPGRADE=--upgrade for newer ones
+	$(UV) pip compile --quiet $(UPGRADE) --universal --python-version 3.11 --all-extras --generate-hashes \
 	  --no-emit-index-url --no-annotate --no-header pyproject.toml -o constraints.txt
 
 clean:  ## Remove the environment and caches; stores stay
-	rm -rf $(VENV) .venv-pgstac .mypy_cache .ruff_cache .pytest_cache *.egg-info
+	rm -rf $(VENV) .venv-pgstac site .mypy_cache .ruff_cache .pytest_cache *.egg-info

@@ -1,15 +1,30 @@
-"""The top floor: Prefect flows and the command line."""
+"""Prefect flows, the Prefect server, and the command line.
+
+    pipeline      the two flows: ``refresh_flow`` (data stages) and ``pretrain_flow`` (all stages)
+    stage_flow    one stage under Prefect; ``tasks`` has its Prefect tasks
+    preflight     checks before the first stage
+    versions      published versions of datasets and models, and their differences
+    summary       the result of a run, as a table and as JSON
+    launch        a run from the terminal: server, flow, progress bars, summary
+    deployments   every recipe as a deployment with a form in the Prefect UI
+    server        find, start and stop the Prefect server; ``serve`` is its process
+    home          the folder of that server: secret, address, database, log
+    settings      open the store and the catalogue
+    cli           the command ``geofm``
+
+Others may use ``pipeline.refresh_flow``, ``pipeline.pretrain_flow`` and ``settings.open_place``.
+"""
 
 import os
 import sys
 
 from data_catalog.storage.process import end_with_parent
 
-# Threads that wait must sleep, not spin: beside a server and its workers a spinning thread costs
-# more than half of the training speed. Read by OpenMP when torch loads, so it is set first.
+# OpenMP threads that wait must sleep instead of spin: beside a server and its workers, spinning
+# threads cost more than half of the training speed. OpenMP reads this when torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if "--multiprocessing-fork" in sys.orig_argv:
-    # A worker process imports the main module, and so this package, before anything else. Its
-    # initializer (``pipeline.task_runner``) comes only after seconds of other imports.
+    # A worker process imports the main module, and so this package, first. Its initializer
+    # (``pipeline.task_runner``) runs only after other imports, which take seconds.
     end_with_parent()

@@ -1,4 +1,4 @@
-"""Deployments: every recipe as a form in the Prefect UI, and a refresh on a schedule."""
+"""Deployments in Prefect: every recipe as a form in the UI, with a nightly refresh."""
 
 from __future__ import annotations
 
@@ -17,22 +17,30 @@ from prefect.schedules import Cron
 from flows.pipeline import pretrain_flow, refresh_flow
 from geofm.config.recipe_book import load_recipe, recipe_names
 
+#: Name of the work pool, whose worker `geofm up` starts.
 POOL = "geofm"
+#: Folder that the package ``flows`` is in: the source tree, or site-packages.
 ROOT = Path(__file__).resolve().parents[1]
-#: Nightly, paused until somebody switches it on.
+#: Cron expression of the nightly refresh: 03:00 UTC.
 NIGHTLY = "0 3 * * *"
 
 
 def deploy_all(store: str) -> list[str]:
-    """Create or update the work pool and all deployments; returns the deployments' names.
+    """Create or update the work pool and two deployments for each recipe.
 
-    Each recipe gets ``geofm-pretrain/<recipe>`` and ``geofm-refresh/<recipe>``, the form filled
-    in with the recipe's values; the refresh has a nightly schedule that starts paused, and runs
-    that would overlap are dropped.
+    The deployments are ``geofm-pretrain/<recipe>`` and ``geofm-refresh/<recipe>``. Their forms are
+    filled in with the recipe's values. The refresh has a nightly schedule, which is paused until a
+    user switches it on. A run that would overlap with another one of its deployment is dropped.
+
+    Args:
+        store: address of the store, a parameter of every deployment.
+
+    Returns:
+        The names of the deployments.
     """
     with get_client(sync_client=True) as client, suppress(ObjectAlreadyExists):
         client.create_work_pool(WorkPoolCreate(name=POOL, type="process"))
-    made = []
+    names = []
     for name in recipe_names():
         recipe = load_recipe(name)
         common: dict[str, Any] = {
@@ -48,13 +56,13 @@ def deploy_all(store: str) -> list[str]:
             "ignore_warnings": True,
         }
         nightly = Cron(NIGHTLY, active=False)
-        with redirect_stdout(sys.stderr):  # stdout is for results
-            _source(pretrain_flow, "pretrain_flow").deploy(**common)
-            _source(refresh_flow, "refresh_flow").deploy(**common, schedule=nightly)
-        made += [f"geofm-pretrain/{name}", f"geofm-refresh/{name}"]
-    return made
+        with redirect_stdout(sys.stderr):  # Prefect prints; stdout is for results
+            _with_source(pretrain_flow, "pretrain_flow").deploy(**common)
+            _with_source(refresh_flow, "refresh_flow").deploy(**common, schedule=nightly)
+        names += [f"geofm-pretrain/{name}", f"geofm-refresh/{name}"]
+    return names
 
 
-def _source(flow: Flow[..., Any], name: str) -> Any:
-    """The flow as found in this installation's own folder."""
+def _with_source(flow: Flow[..., Any], name: str) -> Any:
+    """Return a flow that workers load from the folder of this installation."""
     return flow.from_source(source=str(ROOT), entrypoint=f"flows/pipeline.py:{name}")

@@ -1,7 +1,7 @@
 """The home folder of geofm's own Prefect server: ``GEOFM_HOME``, by default ~/.geofm.
 
-It holds the secret that the server asks for, the server's address, its database and its log. Only
-the user may read it.
+The home holds the server's secret (the password that each request needs), address, database and
+log. Only the user may read it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 from data_catalog.errors import UsageError
 from data_catalog.storage.address import folder_setting
 
-#: File with the secret.
+#: File with the secret, ``geofm:`` and a random text.
 AUTH_FILE = "server.auth"
 #: What geofm keeps in the home; the last pattern is a file of ``write_private`` that was left over.
 FILES = re.compile(
@@ -27,20 +27,21 @@ FILES = re.compile(
 
 
 class HomeUnusable(UsageError):
-    """The home folder cannot be kept to the user alone."""
+    """The home folder cannot be made private to the user."""
 
-    def __init__(self, path: Path, what: str) -> None:
+    def __init__(self, path: Path, problem: str) -> None:
         super().__init__(
-            f"GEOFM_HOME={path} {what}; set GEOFM_HOME to a folder of your own, for geofm alone"
+            f"GEOFM_HOME={path} {problem}; set GEOFM_HOME to a folder of your own that only geofm "
+            "uses"
         )
 
 
 def home() -> Path:
-    """Return the home folder; it is created, and closed to other users.
+    """Return the home folder, created if it is missing, and closed to other users.
 
     Raises:
-        HomeUnusable: the folder belongs to another user, is shared, cannot be written, or is open
-            to others and serves other things.
+        HomeUnusable: the folder belongs to another user, is a shared folder such as /tmp, cannot be
+            written, or is open to others and holds files of other programs.
     """
     folder = _path()
     try:
@@ -49,7 +50,7 @@ def home() -> Path:
         if status.st_uid != os.geteuid():
             raise HomeUnusable(folder, "belongs to another user")
         if status.st_mode & stat.S_ISVTX or folder == Path("/"):
-            raise HomeUnusable(folder, "is a folder for other things too")
+            raise HomeUnusable(folder, "is a folder that other programs use too")
         if status.st_mode & 0o077:
             _check_own(folder, status.st_mode)
             folder.chmod(0o700)
@@ -61,14 +62,14 @@ def home() -> Path:
 
 
 def _check_own(folder: Path, mode: int) -> None:
-    """Check that a folder that others may enter holds nothing but geofm's files.
+    """Check that a folder that other users may enter holds only files of geofm.
 
-    An empty folder that others may only read is accepted, since mkdir makes it so.
+    An empty folder that other users may read is accepted, because mkdir creates it like this.
     """
     names = sorted(path.name for path in folder.iterdir())
     other = [name for name in names if not FILES.fullmatch(name)]
     if other:
-        raise HomeUnusable(folder, f"is open to other users and holds other things ({other[0]!r})")
+        raise HomeUnusable(folder, f"is open to other users and holds other files ({other[0]!r})")
     if not names and mode & 0o022:
         raise HomeUnusable(folder, "is a folder that other users may write")
 
@@ -78,16 +79,16 @@ def _path() -> Path:
 
 
 def home_mark() -> str:
-    """Return a text that a copy of the home folder does not share."""
+    """Return a text that differs between the home folder and a copy of it (device and inode)."""
     status = home().stat()
     return f"{status.st_dev}:{status.st_ino}"
 
 
 def auth_string() -> str:
-    """Return the home's secret: ``geofm:`` and 43 random characters. It is made where missing.
+    """Return the home's secret: ``geofm:`` and 43 random characters, created if it is missing.
 
-    A secret that another user could have read or written is replaced. Callers hold the home's lock
-    where two commands may start at once.
+    A secret that another user could have read or written is replaced. If two commands may start at
+    the same time, the caller must hold the home's lock.
     """
     folder = home()
     if not (text := known_auth_string()):
@@ -97,7 +98,7 @@ def auth_string() -> str:
 
 
 def known_auth_string() -> str:
-    """Return the home's secret; empty where there is none, or it is not the user's alone."""
+    """Return the home's secret; empty if it is missing or not private to the user."""
     path = _path() / AUTH_FILE
     try:
         status = path.lstat()
@@ -111,7 +112,7 @@ def known_auth_string() -> str:
 
 
 def write_private(path: Path, text: str) -> None:
-    """Write a file that only the user may read; readers see the old file or the new one."""
+    """Write a file for the user alone, in one step: readers see the old file or the new one."""
     beside = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
         with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
@@ -123,7 +124,7 @@ def write_private(path: Path, text: str) -> None:
 
 
 def read_note(name: str) -> dict[str, Any]:
-    """Return the JSON object in a file of the home; empty where there is none, or it is damaged."""
+    """Return the JSON object in a file of the home; empty if it is missing or damaged."""
     try:
         note = json.loads((_path() / name).read_text())
     except (OSError, ValueError, RecursionError):  # UnicodeError is a ValueError

@@ -1,4 +1,4 @@
-"""Starting a run from the terminal: the server, the flow, the bars, the summary."""
+"""Run a recipe from the terminal: start the server, run the flow, print the summary."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ def launch(
     data_only: bool,
     wait: bool = True,
 ) -> None:
-    """Run a recipe and print what came of it.
+    """Run a recipe and print its result.
 
     Args:
-        name: recipe name or YAML file.
-        overrides: ``section.field=value`` changes.
+        name: name of a recipe, or a YAML file.
+        overrides: changes of the recipe, as ``section.field=value``.
         store: store address, or empty.
         catalog: catalogue address, or empty.
-        json_: end with one JSON object on stdout instead of the tables.
-        data_only: stop after ``pack``.
+        json_: print one JSON object instead of the tables.
+        data_only: end with the dataset (stage ``pack``).
         wait: wait while another run refreshes the same dataset or trains the same model.
     """
     from flows.settings import open_place
 
     started = time.perf_counter()
     recipe = load_recipe(name, overrides)
-    place = open_place(store, catalog)  # a store that cannot be written fails here, at once
+    place = open_place(store, catalog)
     check_once(recipe, place, data_only, keep=True)
-    # the terminal is ours; Prefect's lines and ours go to the UI
+    # The terminal shows progress bars; log lines of Prefect and geofm go to the UI.
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "geofm")
     os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
     server = find_or_launch()
-    # an address may hold a password: it goes by the environment, not as a parameter in the UI
+    # The address may hold a password, and the UI shows parameters: it is passed in the environment.
     os.environ["GEOFM_CATALOG"] = place.catalogue.url
     with progress_bars():
         tick("server", 0, 1, "starting Prefect" if server.pid else "")
@@ -57,7 +57,7 @@ def launch(
         try:
             run = (refresh_flow if data_only else pretrain_flow)(recipe, place.store.url, wait=wait)
         except KeyboardInterrupt:
-            err.print("[bold]stopped[/]; the same command again goes on where this one was")
+            err.print("[bold]stopped[/]; give the same command again to continue")
             raise typer.Exit(130) from None
     seconds = time.perf_counter() - started
     page = report_page(run)

@@ -1,7 +1,7 @@
-"""Checks before the first stage: a run that cannot end well does not begin.
+"""Checks before the first stage, so that a run with a wrong setting does not start.
 
-Each check is a function of the room that owns the thing. Networks are built only if the quick
-checks pass. Nothing is fetched, trained or published.
+Each check is a function of the room that owns the setting. Networks are built only if the quick
+checks pass. The checks fetch, train and publish nothing.
 """
 
 from __future__ import annotations
@@ -24,39 +24,41 @@ from geofm.config.recipe import ComputeSettings, Recipe
 from geofm.config.recipe_book import check_batch, check_budget, check_names
 from geofm.embeddings.weights import check_named_file
 
-if TYPE_CHECKING:  # torch loads only when it is needed
+if TYPE_CHECKING:
     from geofm.embeddings.weights import Weights
 
-#: Weights up to this size (bytes) are loaded and tried on a blank image; of larger ones the header
-#: is read.
+#: Weights up to this size (bytes) are loaded and tried on a blank image. Of larger files only the
+#: header is read.
 TRIED_BYTES = 2 * 2**30
-#: Seconds that a Dask scheduler has to accept a connection.
+#: Seconds within which a Dask scheduler must accept a connection.
 DASK_TIMEOUT_S = 3.0
 
+#: The field of the recipe that a check is about, and the check.
 Check = tuple[str, Callable[[], None]]
+#: Runs that ``check_once`` has checked for the flow that starts next.
 _passed: set[str] = set()
 
 
 class CannotBegin(UsageError):
-    """Settings with which the run would fail later."""
+    """A setting makes the run fail later."""
 
 
 class RunnerMissing(UsageError):
-    """The task runner named in the recipe is not installed or does not answer."""
+    """The task runner of the recipe is not installed, or its scheduler does not answer."""
 
 
 def check_run(recipe: Recipe, place: Place, data_only: bool) -> None:
-    """Check everything that a run needs besides its imagery.
+    """Check everything that a run needs except its imagery.
 
     Args:
-        recipe: the run's.
-        place: its store and catalogue.
+        recipe: settings of the run.
+        place: store and catalogue of the run.
         data_only: the run ends with the dataset (``geofm refresh``).
 
     Raises:
-        CannotBegin: lists every problem with its field and the remedy.
+        CannotBegin: lists each problem with its field and its remedy.
     """
-    # these need no torch, whose import takes seconds
+    # These checks do not need torch, whose import takes seconds.
     quick: list[Check] = [
         ("pack.name", partial(check_name, place.catalogue, recipe.pack.name, "dataset")),
         ("search.stac", partial(check_variables, recipe.search.stac)),
@@ -94,13 +96,13 @@ def check_run(recipe: Recipe, place: Place, data_only: bool) -> None:
 
 
 def check_once(recipe: Recipe, place: Place, data_only: bool, keep: bool = False) -> None:
-    """Check a run, unless the command that starts it in this process has just done so.
+    """Check a run, unless the command that starts it in this process has just checked it.
 
     Args:
-        recipe: the run's.
-        place: its store and catalogue.
+        recipe: settings of the run.
+        place: store and catalogue of the run.
         data_only: the run ends with the dataset.
-        keep: remember that the checks passed, for the flow that is called next.
+        keep: record that the checks passed, for the flow that is called next.
     """
     key = digest_of([recipe.model_dump(mode="json"), place.store.url, data_only])
     if key in _passed:
@@ -112,7 +114,7 @@ def check_once(recipe: Recipe, place: Place, data_only: bool, keep: bool = False
 
 
 def _report(checks: Iterable[Check]) -> None:
-    """Run checks and raise one error with all their problems."""
+    """Run checks, and raise one error with all problems."""
     problems = []
     for field, check in checks:
         try:
@@ -124,14 +126,16 @@ def _report(checks: Iterable[Check]) -> None:
         raise CannotBegin(problems[0])
     if problems:
         lines = "\n  ".join(dict.fromkeys(problems))
-        raise CannotBegin(f"the run would fail later, so it does not begin:\n  {lines}")
+        raise CannotBegin(
+            f"the run would fail later, so it does not start. Change these settings:\n  {lines}"
+        )
 
 
 def check_runner(compute: ComputeSettings) -> None:
     """Check that the task runner is installed, and that its scheduler accepts connections.
 
     Raises:
-        RunnerMissing: says what to install or to start.
+        RunnerMissing: names the package to install or the scheduler to start.
     """
     if compute.runner != "dask":
         return
@@ -205,7 +209,7 @@ def _check_training(recipe: Recipe, place: Place) -> None:
         teacher = _weights("pretrain.teacher", settings.teacher, recipe, place)
     if settings.student_init == "pretrained":
         student = _weights("pretrain.student", settings.student, None, place)
-        if student.origin == "random":  # of the hub, and not here yet
+        if student.origin == "random":  # weights of the hub that are not on this machine yet
             settings = settings.model_copy(update={"student_init": "random"})
             student = None
     for weights in (teacher, student):
@@ -219,7 +223,7 @@ def _small(weights: Weights) -> bool:
 
 
 def _weights(field: str, name: str, recipe: Recipe | None, place: Place) -> Weights:
-    """The weights that a field names; an untrained network where the hub's are not here yet."""
+    """Return the weights that a field names; an untrained network if the hub's are not here yet."""
     from geofm.embeddings.weight_inputs import check_bands, find_weights_offline
 
     try:

@@ -1,14 +1,14 @@
-"""The Prefect server as geofm starts it: every request needs the home's secret.
+"""The process of the Prefect server, in which each request needs the home's secret.
 
-Run as a process of its own, by path or with ``python -m flows.serve``; it is configured by
-Prefect's own variables. Prefect checks the secret on its API. This module adds three things that
-Prefect lacks:
+The module runs as a script, or as ``python -m flows.serve``. Prefect's own variables configure the
+server, and Prefect checks the secret in requests to its API. This module adds:
 
-- The server does not start without a secret, without CSRF protection, or open to every origin.
-- The API's documentation pages, which Prefect serves to everybody, need the secret as well.
-- A client can ask the server to prove that it knows the secret, without sending the secret.
+- The server refuses to start without a secret, without CSRF protection, or with every origin
+  allowed.
+- The pages that document the API, which Prefect leaves open, need the secret too.
+- A client can request a proof that the server knows the secret, without sending the secret.
 
-The module imports nothing of geofm, so that it runs from any folder.
+The module imports nothing of geofm, so it runs in any folder.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ App = Callable[[Any, Any, Any], Awaitable[None]]
 
 #: Request header with a random text, and response header with its keyed hash.
 NONCE_HEADER, PROOF_HEADER = "geofm-nonce", "geofm-proof"
-#: Paths outside the API that Prefect leaves open and that are no files of the UI.
+#: Pages that document the API. Prefect serves them without authentication.
 DOCUMENTATION = {"/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"}
 
 
 def proof(secret: str, port: int, nonce: str) -> str:
-    """Return what a server that knows the secret answers to a nonce.
+    """Return the response to a nonce by which a server proves that it knows the secret.
 
-    The port is part of it, so that a stranger on another port cannot pass the question on to the
-    real server and send back its answer.
+    The port is part of the hash. So a program on another port can't forward the nonce to the real
+    server and return its response.
     """
     return hmac.new(secret.encode(), f"{port} {nonce}".encode(), hashlib.sha256).hexdigest()
 
 
 def guard(app: App, secret: str) -> App:
-    """Wrap Prefect's application: close its documentation pages, answer nonces."""
+    """Wrap Prefect's application: protect the documentation pages, and respond to nonces."""
     basic = b"Basic " + base64.b64encode(secret.encode())
 
     async def guarded(scope: Any, receive: Any, send: Any) -> None:
@@ -69,7 +69,7 @@ async def _respond(send: Any, status: int, body: bytes, *headers: tuple[bytes, b
 
 
 def main(arguments: list[str]) -> None:
-    """Serve on a listening socket that was inherited (``--fd N``), else on Prefect's own port."""
+    """Serve on an inherited listening socket (``--fd N``), or else on the port of the settings."""
     from prefect.settings import get_current_settings
 
     api = get_current_settings().server.api
@@ -82,13 +82,13 @@ def main(arguments: list[str]) -> None:
         sys.exit("PREFECT_SERVER_API_CSRF_PROTECTION_ENABLED is off: set it to true")
     if "*" in api.cors_allowed_origins:
         sys.exit(
-            "PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS lets every web page in: list the addresses "
-            "at which the UI is opened, such as http://localhost:4200"
+            "PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS allows every web page: list the addresses at "
+            "which the UI is opened, such as http://localhost:4200"
         )
     import uvicorn
     from prefect.server.api.server import create_app
 
-    # uvicorn logs headers and web socket frames, and so the secret, at the levels below "info"
+    # Below the level "info", uvicorn logs headers and web socket frames, which hold the secret.
     level = get_current_settings().server.logging_level.lower()
     config = uvicorn.Config(
         guard(create_app(final=True), secret),

@@ -1,10 +1,12 @@
-"""The standing Prefect server: used where one is configured, started where none is.
+"""Find, start and stop the Prefect server.
 
-The ephemeral server that Prefect falls back to keeps only part of its rows, so geofm never uses
-it. A server started here lives in ``GEOFM_HOME``, keeps running for the next command, and ends
-with ``geofm down``. It asks every client for the home's secret (flows/serve.py). A server counts
-as this home's only if its process is the one that this home started and it proves that it knows
-the secret; the secret itself is sent to no other server.
+If the user has configured a server (PREFECT_API_URL), geofm uses it. Otherwise geofm starts one,
+which keeps its files in ``GEOFM_HOME``, runs on for the next command, and ends with ``geofm down``.
+Prefect's own temporary server is never used, because it loses some of its rows.
+
+A server of the home requires the home's secret in each request (``flows.serve``). Before a command
+sends the secret, the server must prove that it knows it, and its process must be the one that the
+home started. So no other program that listens on the port receives the secret.
 """
 
 from __future__ import annotations
@@ -25,9 +27,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 from urllib.request import getproxies_environment
 
 import httpx
+import urllib3
 
 from data_catalog.errors import RunError, UsageError
 from data_catalog.storage.process import is_gone, process_mark
@@ -41,6 +45,7 @@ from flows.home import (
     write_note,
 )
 
+#: Seconds that a server may take to start; seconds from SIGTERM to SIGKILL.
 START_SECONDS = 300.0
 STOP_SECONDS = 15.0
 LOOPBACK = "127.0.0.1"
@@ -58,9 +63,9 @@ class Server:
 
     Attributes:
         ui: Address of its UI.
-        pid: Number of its process; 0 when geofm did not start it.
-        mark: Tells the process from a later one with the same number; empty where the system has
-            no such mark.
+        pid: Process id; 0 if geofm did not start the server.
+        mark: Text that differs between the process and a later one with the same id; empty if the
+            system offers none.
         host: Host name or address that it listens on.
         home: Mark of the home that started it.
     """
@@ -83,11 +88,13 @@ class Server:
 
 
 def find_or_launch() -> Server:
-    """Return the configured server, the one started before, or a new one that is still starting.
+    """Return the configured server, the running server of the home, or a new one.
+
+    A new server may still be starting: ``wait_for`` waits for it.
 
     Raises:
         NoServer: a configured server does not answer, or refuses the credentials.
-        UsageError: the running server listens elsewhere, or has no authentication.
+        UsageError: the running server listens on another address, or has no authentication.
     """
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("DO_NOT_TRACK", "1")
@@ -96,7 +103,7 @@ def find_or_launch() -> Server:
         api = configured["PREFECT_API_URL"]
         _check_configured(api)
         return Server(api.removesuffix("/api"), 0)
-    with _lock():  # two commands at once start one server
+    with _lock():  # two commands at the same time must start one server, not two
         server = running_server()
         if server is None:
             return launch_server()
@@ -104,18 +111,18 @@ def find_or_launch() -> Server:
         if wanted and wanted != server.host:
             raise UsageError(
                 f"The Prefect server of {home()} listens on {server.host}, not on {wanted}. "
-                "`geofm down` stops it; then give the command again."
+                "Stop it with `geofm down`, then give the command again."
             )
         return server
 
 
 def configured_server() -> dict[str, str]:
-    """Return the variables of the server that the user set, from the environment or the profile.
+    """Return the server that the user configured, in the environment or a Prefect profile.
 
     Returns:
-        ``PREFECT_API_URL`` and, if there is one, ``PREFECT_API_AUTH_STRING``. Empty where no
-        server is set, and where the variables name this home's own server: ``geofm env`` sets them
-        so, and a shell may keep them after the server or its secret is gone.
+        ``PREFECT_API_URL`` and, if it is set, ``PREFECT_API_AUTH_STRING``. Empty if no server is
+        configured. Also empty if the variables name the home's own server: `geofm env` sets them,
+        and a shell may keep them after the server or its secret is gone.
     """
     names = ("PREFECT_API_URL", "PREFECT_API_AUTH_STRING")
     prefect_home = Path(os.environ.get("PREFECT_HOME", Path.home() / ".prefect"))
@@ -123,19 +130,19 @@ def configured_server() -> dict[str, str]:
         profiles = tomllib.loads((prefect_home / "profiles.toml").read_text())
         active = os.environ.get("PREFECT_PROFILE") or profiles["active"]
         profile = dict(profiles["profiles"][active])
-    except (OSError, ValueError, KeyError, TypeError):  # no profile, or a damaged one
+    except (OSError, ValueError, KeyError, TypeError):  # there is no profile, or it is damaged
         profile = {}
     settings = {**profile, **os.environ}
-    found = {name: str(settings[name]) for name in names if settings.get(name)}
-    if "PREFECT_API_URL" not in found or _is_own(*(found.get(name, "") for name in names)):
+    given = {name: str(settings[name]) for name in names if settings.get(name)}
+    if "PREFECT_API_URL" not in given or _is_own(*(given.get(name, "") for name in names)):
         return {}
-    return {**found, "PREFECT_API_URL": found["PREFECT_API_URL"].rstrip("/")}
+    return {**given, "PREFECT_API_URL": given["PREFECT_API_URL"].rstrip("/")}
 
 
 def _is_own(url: str, secret: str) -> bool:
-    """Whether an address and a secret, which may be missing, are those of this home's server.
+    """Return whether an address and a secret (may be empty) are those of the home's server.
 
-    A shell can hold an earlier secret of the home. Then the address decides: the home's server
+    A shell may hold an earlier secret of the home. Then the address decides: the home's server
     runs there, or ran there last and no other program has taken the port.
     """
     if secret and secret == known_auth_string():
@@ -149,7 +156,7 @@ def _is_own(url: str, secret: str) -> bool:
     port = read_note("server.port").get("port")
     if type(port) is not int or ui not in (f"http://{LOOPBACK}:{port}", f"http://[::1]:{port}"):
         return False
-    return not _is_taken(httpx.URL(ui).host, port)
+    return not _is_taken(urlsplit(ui).hostname or "", port)
 
 
 def _is_taken(host: str, port: int) -> bool:
@@ -190,9 +197,9 @@ def _check_configured(api: str) -> None:
 
 
 def running_server() -> Server | None:
-    """Return the server that this home started, if it still runs; it may not answer yet.
+    """Return the server that the home started, if its process runs; it may still be starting.
 
-    A server of this home that knows another secret, because the file was replaced, is stopped.
+    A server that knows another secret, because the file with the secret was replaced, is stopped.
 
     Raises:
         UsageError: an earlier version of geofm started the server, without authentication.
@@ -203,7 +210,7 @@ def running_server() -> Server | None:
         if _is_open_server(note):
             raise UsageError(
                 f"The Prefect server at {note['ui']} was started by an earlier version of geofm "
-                "and lets everybody in. `geofm down` stops it; then give the command again."
+                "and requires no password. Stop it with `geofm down`, then give the command again."
             )
         return None
     if is_gone(server.mark):
@@ -216,21 +223,21 @@ def running_server() -> Server | None:
 
 
 def launch_server() -> Server:
-    """Start a server in the background without waiting for it. The caller holds the home's lock."""
+    """Start a server in the background, and return at once. The caller holds the home's lock."""
     secret, host = auth_string(), os.environ.get(HOST) or LOOPBACK
     listener = _listen(host)
     port = listener.getsockname()[1]
     name = {"0.0.0.0": LOOPBACK, "::": "::1"}.get(host, host)  # noqa: S104
     ui = f"http://{f'[{name}]' if ':' in name else name}:{port}"
     origins = {ui, f"http://{LOOPBACK}:{port}", f"http://localhost:{port}"}
-    if name != host:  # on every interface the machine goes by its own name as well
+    if name != host:  # other machines use this machine's own name
         origins |= {f"http://{n}:{port}" for n in (socket.gethostname(), socket.getfqdn())}
     environment = {
         **os.environ,
         "PREFECT_HOME": str(home() / "prefect"),
         "PREFECT_API_URL": f"{ui}/api",
         "PREFECT_API_AUTH_STRING": secret,
-        # a relative address works wherever the UI is opened, also through a tunnel
+        # A relative address works at every address of the UI, also through a tunnel.
         "PREFECT_SERVER_UI_API_URL": "/api",
         "PREFECT_SERVER_API_AUTH_STRING": secret,
         "PREFECT_SERVER_API_CSRF_PROTECTION_ENABLED": "true",
@@ -240,7 +247,7 @@ def launch_server() -> Server:
     environment.pop("PREFECT_PROFILE", None)  # the home has no profiles
     with (home() / "server.log").open("ab") as log, listener:
         process = subprocess.Popen(  # noqa: S603
-            # by path and with -P: a folder "flows" in the current folder must not be run instead
+            # The path and -P make sure that no folder "flows" in the current folder is run instead.
             [sys.executable, "-P", serve.__file__, "--fd", str(listener.fileno())],
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -256,19 +263,22 @@ def launch_server() -> Server:
 
 
 def wait_for(server: Server) -> None:
-    """Wait until a server answers, and point this process and its children at it.
+    """Wait until a server answers, and set the variables by which Prefect's client reaches it.
 
     Raises:
-        NoServer: the server ended, another program answers in its place, or time is up.
+        NoServer: the server ended, another program answers at its address, or it did not start
+            within ``START_SECONDS``.
     """
     if not server.pid:
         os.environ["PREFECT_API_URL"] = server.api
         return
     deadline = time.monotonic() + START_SECONDS
-    log = f"its log is {home() / 'server.log'}"
+    log = f"see its log, {home() / 'server.log'}"
     while not (proven := _proves(server)):
         if proven is False:
-            raise NoServer(f"{server.ui} is not the Prefect server of {home()}; {log}")
+            raise NoServer(
+                f"The program at {server.ui} is not the Prefect server of {home()}; {log}"
+            )
         if is_gone(server.mark):
             raise NoServer(f"The Prefect server ended while it started; {log}")
         if time.monotonic() > deadline:
@@ -277,29 +287,29 @@ def wait_for(server: Server) -> None:
     os.environ["PREFECT_API_URL"] = server.api
     os.environ["PREFECT_API_AUTH_STRING"] = auth_string()
     os.environ["PREFECT_CLIENT_CSRF_SUPPORT_ENABLED"] = "true"
-    _bypass_proxy(httpx.URL(server.ui).host)
+    _bypass_proxy(urlsplit(server.ui).hostname or "")
 
 
 def client_variables() -> dict[str, str]:
-    """Return the variables with which the ``prefect`` command reaches the server.
+    """Return the variables by which the ``prefect`` command reaches the server.
 
     Raises:
-        NoServer: no server is configured, and none of this home runs.
+        NoServer: no server is configured, and no server of the home runs.
     """
     if configured := configured_server():
         return configured
     server = running_server()
     if server is None:
-        raise NoServer(f"No Prefect server of {home()} runs; `geofm up` starts one.")
+        raise NoServer(f"No Prefect server of {home()} runs. Start one with `geofm up`.")
     wait_for(server)
     names = ["PREFECT_API_URL", "PREFECT_API_AUTH_STRING"]
-    if getproxies_environment():  # a proxy is set: the server's own address must bypass it
+    if getproxies_environment():  # the address of the server must bypass a proxy
         names += ["NO_PROXY", "no_proxy"]
     return {name: os.environ[name] for name in names if name in os.environ}
 
 
 def stop_server() -> bool:
-    """End the server that this home started; False when there is none.
+    """Stop the server that the home started; return False if there is none.
 
     Raises:
         UsageError: the server runs on another machine or in another container.
@@ -322,13 +332,13 @@ def stop_server() -> bool:
 
 
 def note_worker(pid: int) -> None:
-    """Remember a worker that runs in the background, so that ``stop_worker`` finds it."""
+    """Record a worker that runs in the background, for ``stop_worker``."""
     note = {"pid": pid, "mark": process_mark(pid), "home": home_mark()}
     write_note("worker.pid", note)
 
 
 def stop_worker() -> bool:
-    """End the background worker of this home and what it runs; False when there is none."""
+    """Stop the home's background worker and its runs; return False if there is none."""
     path = home() / "worker.pid"
     note = read_note("worker.pid")
     if note.get("home") == home_mark():
@@ -342,7 +352,7 @@ def stop_worker() -> bool:
 
 
 def _read_server(note: dict[str, Any]) -> Server | None:
-    """Return the server that a note names; None where it is damaged or another home's."""
+    """Return the server in a note; None if the note is damaged or from another home."""
     try:
         server = Server(**note)
     except TypeError:
@@ -350,35 +360,38 @@ def _read_server(note: dict[str, Any]) -> Server | None:
     texts = (server.ui, server.mark, server.host, server.home)
     if not all(isinstance(text, str) for text in texts) or type(server.pid) is not int:
         return None
-    whole = (
+    is_valid = (
         server.pid > 1
         and re.fullmatch(r"http://[\w.:\[\]-]+:[0-9]{1,5}", server.ui)
         and re.fullmatch(r"(\S+/[0-9]+/[0-9]+)?", server.mark)
     )
-    return server if whole and server.home == home_mark() else None
+    return server if is_valid and server.home == home_mark() else None
 
 
 def _proves(server: Server) -> bool | None:
-    """Whether the program at a server's address knows this home's secret; None without answer."""
+    """Return whether the program at a server's address knows the home's secret; None if silent."""
     nonce = secrets.token_hex(16)
     try:
-        port = httpx.URL(server.ui).port or 80
-        with httpx.stream(
-            "GET",
-            f"{server.api}/health",
-            headers={serve.NONCE_HEADER: nonce},
-            timeout=3.0,
-            trust_env=False,
-        ) as answer:
-            given = answer.headers.get(serve.PROOF_HEADER, "")
-    except (httpx.HTTPError, httpx.InvalidURL):
+        port = urlsplit(server.ui).port or 80
+        with urllib3.PoolManager() as pool:  # it uses no proxy
+            response = pool.request(
+                "GET",
+                f"{server.api}/health",
+                headers={serve.NONCE_HEADER: nonce},
+                timeout=3.0,
+                retries=False,
+                redirect=False,
+                preload_content=False,
+            )
+            given = response.headers.get(serve.PROOF_HEADER, "")
+    except (urllib3.exceptions.HTTPError, ValueError):
         return None
     expected = serve.proof(auth_string(), port, nonce)
     return hmac.compare_digest(given.encode(), expected.encode())
 
 
 def _is_open_server(note: dict[str, Any]) -> bool:
-    """Whether an earlier version of geofm, without authentication, started the server of a note."""
+    """Return whether an earlier version of geofm started the server of a note, without password."""
     if "ui" not in note or "mark" in note:
         return False
     words, variables, folder = _inspect(note.get("pid"))
@@ -391,7 +404,7 @@ def _is_open_server(note: dict[str, Any]) -> bool:
 
 
 def _earlier_worker(path: Path) -> int:
-    """Return the worker that an earlier version of geofm noted by number alone; 0 for none."""
+    """Return the process id of a worker that an earlier version of geofm recorded; 0 for none."""
     try:
         pid = int(path.read_text())
     except (OSError, ValueError):
@@ -403,7 +416,7 @@ def _earlier_worker(path: Path) -> int:
 
 
 def _inspect(pid: Any) -> tuple[set[str], dict[str, str], Path]:
-    """Return words, environment and folder of one of the user's processes; empty if unknown."""
+    """Return command line, environment and folder of a process of the user; empty if unknown."""
     try:
         process = Path(f"/proc/{pid if type(pid) is int and pid > 1 else 'none'}")
         words = (process / "cmdline").read_bytes().split(b"\0")
@@ -416,7 +429,7 @@ def _inspect(pid: Any) -> tuple[set[str], dict[str, str], Path]:
 
 
 def _stop(pid: int, mark: str) -> bool:
-    """End a process that leads its group, and the group; after a while it is killed."""
+    """End a process group; kill it after ``STOP_SECONDS``."""
     if pid <= 1:
         return False
     with suppress(ProcessLookupError):
@@ -432,25 +445,27 @@ def _stop(pid: int, mark: str) -> bool:
 
 @contextmanager
 def _lock() -> Iterator[None]:
-    """Hold the home's lock: one command at a time starts or stops the server."""
+    """Hold the home's lock, so that one command at a time starts or stops the server."""
     with (home() / "server.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
 def _listen(host: str) -> socket.socket:
-    """Return a listening socket: on the port used last, else on 4200, else on any free port.
+    """Return a listening socket: on the last port, or else on 4200, or else on any free port.
 
-    The socket is opened here and inherited by the server, so that no other program can take the
-    port between the choice and the start. The port stays the same where possible, because a
-    browser keeps the secret per address and port.
+    The server inherits the socket, so that no other program can take the port between the choice
+    and the start. The port stays the same if possible, because browsers keep the password per
+    address and port.
     """
     last = read_note("server.port").get("port")
     failure = OSError()
     try:
         family = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0][0]
     except OSError as error:
-        raise UsageError(f"{HOST}={host} is no host name or address: {error}") from error
+        raise UsageError(
+            f"{HOST}={host} is not a host name or address ({error}); unset it for {LOOPBACK}"
+        ) from error
     for port in (last if type(last) is int and 0 < last < 65536 else 4200, 4200, 0):
         listener = socket.socket(family)
         try:
@@ -468,7 +483,7 @@ def _listen(host: str) -> socket.socket:
 
 
 def _bypass_proxy(*hosts: str) -> None:
-    """Let this process and its children reach hosts without the proxy that is set, if one is."""
+    """Exempt hosts from a proxy that is set, for this process and its children."""
     proxies = getproxies_environment()
     if proxies and proxies.get("no") != "*":
         listed = [name for name in proxies.get("no", "").split(",") if name]

@@ -1,4 +1,4 @@
-"""Where a run keeps its things: the store and the catalogue, by flag or environment."""
+"""Open the store and the catalogue that a flag or the environment names."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from data_catalog.store import Store, open_store
 
 @dataclass(frozen=True)
 class Place:
-    """An opened store with its catalogue."""
+    """An open store with its catalogue."""
 
     store: Store
     catalogue: Catalogue
 
     def clean_up(self) -> None:
-        """Clean up after killed processes. Commands that write call this when they start."""
+        """Clean up after killed processes: call this before the first write."""
         self.store.sweep()
         self.catalogue.close_lost_runs()
 
@@ -28,15 +28,16 @@ def open_place(store: str = "", catalog: str = "", write: bool = True) -> Place:
     """Open the store and the catalogue.
 
     Args:
-        store: address; empty means ``GEOFM_STORE``, else ./geofm-store.
-        catalog: SQLAlchemy address; empty means ``GEOFM_CATALOG``, else catalogue.db in the store.
-        write: create what does not exist. A command that only reads passes False: it then writes
-            nothing into the store, and a mistyped address is an error.
+        store: address of the store; empty for ``GEOFM_STORE``, or else ./geofm-store.
+        catalog: SQLAlchemy address of the catalogue; empty for ``GEOFM_CATALOG``, or else
+            catalogue.db in the store.
+        write: True creates a missing store. Commands that only read pass False: nothing is
+            written, and a mistyped address is an error.
 
     Raises:
-        BadAddress: the store's address means nothing, or holds a secret.
+        BadAddress: the store's address is invalid, or holds a secret.
         StoreNotWritable: the store cannot be written.
-        NoStore: there is no store, and ``write`` is False.
+        NoStore: the store does not exist, and ``write`` is False.
         CatalogueUnreachable: the catalogue does not answer.
     """
     opened = open_store(store or os.environ.get("GEOFM_STORE") or "geofm-store", write)
@@ -46,13 +47,13 @@ def open_place(store: str = "", catalog: str = "", write: bool = True) -> Place:
 
 
 def refuse_typed_password(catalog: str) -> None:
-    """Refuse a catalogue's password in a parameter of a flow, which Prefect stores.
+    """Refuse a catalogue address with a password as parameter of a flow: Prefect stores parameters.
 
     Raises:
-        UsageError: with the remedy.
+        UsageError: the address holds a password.
     """
     if catalog and holds_password(catalog):
         raise UsageError(
-            "catalog: the address holds a password, and Prefect stores the parameters of a run: "
-            "leave the field empty, and set GEOFM_CATALOG where the worker runs"
+            "catalog: the address holds a password, and Prefect stores the parameters of a run. "
+            "Leave the field empty, and set GEOFM_CATALOG in the environment of the worker"
         )

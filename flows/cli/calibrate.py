@@ -1,4 +1,4 @@
-"""``geofm calibrate``: the data half as far as the thresholds, and what they come from."""
+"""The work of ``geofm calibrate``: run the data stages up to ``calibrate``, print thresholds."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from geofm.planet.catalog.serving import serving_source
 from geofm.runtime.energy import Meter
 from geofm.stages import DATA_STAGES, get_stage, section_of
 
-COLUMNS = ["collection", "cosine from", "source", "like pairs", "unlike pairs"]
+COLUMNS = ["collection", "cosine from", "source", "duplicate pairs", "other pairs"]
 
 
 def calibrate_recipe(recipe: Recipe, store: str, catalog: str, json_: bool) -> None:
-    """Search, cut, embed and calibrate in this process; print the thresholds.
+    """Search, cut, embed and calibrate in this process, and print the thresholds.
 
-    What is made here is found again by the next run.
+    The next run finds the artifacts in the catalogue, and does not make them again.
 
     Args:
-        recipe: what to search, cut and embed, and how to calibrate.
+        recipe: settings of the stages.
         store: store address, or empty.
         catalog: catalogue address, or empty.
         json_: print one JSON object instead of the table.
@@ -40,23 +40,28 @@ def calibrate_recipe(recipe: Recipe, store: str, catalog: str, json_: bool) -> N
             made[stage.kind] = run_stage(
                 stage, place.store, place.catalogue, made, settings, seed, device, meter.stage
             )
-    found = made["calibration"]
-    thresholds = found.manifest.facts["thresholds"]
+    calibration = made["calibration"]
+    thresholds = calibration.manifest.facts["thresholds"]
     if json_:
         artifacts = {name: made[get_stage(name).kind].digest for name in names}
         seconds = round(time.perf_counter() - started, 2)
         print_json({"artifacts": artifacts, "thresholds": thresholds, "seconds": seconds})
         return
     rows = [
-        [name, f"{one['threshold']:.3f}", f"{one['source']}: {one['reason']}",
-         f"{one['positives']:,}",
-         f"{one['negatives']:,}"]
-        for name, one in sorted(thresholds.items())
-    ]  # fmt: skip
-    print_table(f"{recipe.name}: from which similarity two chips are duplicates", COLUMNS, rows)
-    out.print(f"The curve: curve.parquet of {found.digest[:12]} (geofm path {found.digest[:12]})")
+        [
+            name,
+            f"{row['threshold']:.3f}",
+            f"{row['source']}: {row['reason']}",
+            f"{row['positives']:,}",
+            f"{row['negatives']:,}",
+        ]
+        for name, row in sorted(thresholds.items())
+    ]
+    print_table(f"{recipe.name}: cosine from which two chips are duplicates", COLUMNS, rows)
+    digest = calibration.digest[:12]
+    out.print(f"Precision by threshold: curve.parquet in the folder `geofm path {digest}`")
     if recipe.curate.threshold is not None:
         out.print(
-            f"The recipe sets curate.threshold={recipe.curate.threshold:g}, which is used "
-            "instead; empty it (--set curate.threshold=) to use these."
+            f"The recipe sets curate.threshold={recipe.curate.threshold:g}, which a run uses "
+            "instead. To use the table, clear the field with --set curate.threshold="
         )

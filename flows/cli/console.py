@@ -1,4 +1,4 @@
-"""What a person sees in the terminal: progress on stderr, results on stdout."""
+"""Output in the terminal: progress and log on stderr, results on stdout."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ err = Console(stderr=True, soft_wrap=True)
 
 
 def set_up_logging(verbose: bool) -> None:
-    """Notes of geofm go to stderr; with ``verbose`` those of everybody."""
+    """Send log lines of geofm to stderr; with ``verbose`` those of all libraries."""
     handler = RichHandler(console=err, show_path=False, show_time=verbose, markup=False)
-    if not verbose:  # other people's lines stay in the UI and in the server's log
+    if not verbose:  # lines of other libraries are in the UI and in the server's log
         handler.addFilter(lambda record: record.name.partition(".")[0] == "geofm")
     handler.addFilter(_Printable())
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
@@ -42,12 +42,12 @@ def set_up_logging(verbose: bool) -> None:
 
 
 def printable(text: str) -> str:
-    """Text from elsewhere without control characters, which a terminal would obey."""
+    """Return text with control characters escaped, which a terminal would obey."""
     return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
 
 
 class _Printable(logging.Filter):
-    """Makes what is logged printable, without secrets of addresses (urllib3 logs whole ones)."""
+    """Makes log lines printable, and masks secrets in addresses (urllib3 logs whole addresses)."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         record.msg, record.args = printable(mask(record.getMessage())), None
@@ -56,7 +56,7 @@ class _Printable(logging.Filter):
 
 @contextmanager
 def progress_bars() -> Iterator[None]:
-    """Show a bar per piece of work that ticks; plain lines where stderr is no terminal."""
+    """Show one progress bar per stage; plain lines if stderr is not a terminal."""
     with _bars() if err.is_terminal else _lines():
         yield
 
@@ -74,12 +74,12 @@ def _bars() -> Iterator[None]:
     lock = threading.Lock()
     with Progress(*columns, console=err) as progress:
 
-        def show(what: str, done: int, total: int, note: str) -> None:
+        def show(stage: str, done: int, total: int, note: str) -> None:
             with lock:
-                if what not in bars:
-                    bars[what] = progress.add_task(what, total=total, note=note)
+                if stage not in bars:
+                    bars[stage] = progress.add_task(stage, total=total, note=note)
                 progress.update(
-                    bars[what], completed=done, total=total, note=escape(printable(note))
+                    bars[stage], completed=done, total=total, note=escape(printable(note))
                 )
 
         with listen(show):
@@ -90,18 +90,18 @@ def _bars() -> Iterator[None]:
 def _lines(every_s: float = 5.0) -> Iterator[None]:
     last: dict[str, float] = {}
 
-    def show(what: str, done: int, total: int, note: str) -> None:
-        moment = time.monotonic()
-        if done == total or moment - last.get(what, -every_s) >= every_s:
-            last[what] = moment
-            print(f"{what:>10}  {done}/{total}  {printable(note)}", file=sys.stderr, flush=True)
+    def show(stage: str, done: int, total: int, note: str) -> None:
+        now = time.monotonic()
+        if done == total or now - last.get(stage, -every_s) >= every_s:
+            last[stage] = now
+            print(f"{stage:>10}  {done}/{total}  {printable(note)}", file=sys.stderr, flush=True)
 
     with listen(show):
         yield
 
 
 def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    """A table on stdout."""
+    """Print a table on stdout."""
     table = Table(title=title, title_justify="left", header_style="bold")
     for column in columns:
         table.add_column(column, overflow="fold")
@@ -110,7 +110,7 @@ def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     out.print(table)
 
 
-#: The object that this command has printed with ``print_json``, if any.
+#: Fields that this command has printed with ``print_json`` so far.
 _printed: dict[str, Any] = {}
 
 
@@ -123,12 +123,12 @@ def print_json(value: dict[str, Any]) -> None:
 def print_failure(message: str, kind: str, exit_code: int) -> None:
     """Print a failure as one JSON object, the last line of stdout.
 
-    Fields that the command printed before it failed are repeated, such as the problems that
-    ``verify`` found: a program needs to read the last line only.
+    Fields that the command printed before it failed are repeated, such as the problems of
+    ``verify``, so that a program needs to read only the last line.
 
     Args:
-        message: what happened and what to do, as on stderr.
+        message: the message on stderr: what happened, and the remedy.
         kind: name of the error's class.
-        exit_code: of the process.
+        exit_code: exit code of the process.
     """
     print_json({**_printed, "error": printable(message), "kind": kind, "exit_code": exit_code})

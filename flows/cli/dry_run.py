@@ -1,4 +1,4 @@
-"""``--dry-run``: the search and the sampling plan with its cost; no imagery is fetched."""
+"""The option ``--dry-run``: search, plan the windows, and estimate what a run would fetch."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from geofm.stages import get_stage
 
 
 def print_plan(recipe: Recipe, store: str, catalog: str, json_: bool) -> None:
-    """Search, plan, and print what a run would fetch.
+    """Search and plan, and print the requests and bytes that a run would fetch.
 
     Args:
-        recipe: what to search and cut.
-        store: store address, or empty; the items found are kept there.
+        recipe: settings of the search and the cut.
+        store: store address, or empty; the items are kept there for the run.
         catalog: catalogue address, or empty.
         json_: print one JSON object instead of the tables.
     """
@@ -31,12 +31,15 @@ def print_plan(recipe: Recipe, store: str, catalog: str, json_: bool) -> None:
         job = make_job(get_stage("cut"), place.store, {"items": items}, recipe.cut)
         found = survey(job, look=False) if items.manifest.counts["rows_out"] else None
     if found is None:
-        raise RunError("the search kept no item, so there is nothing to cut; widen the search")
+        raise RunError(
+            "the search kept no item, so there is nothing to cut; widen search.bbox or "
+            "search.datetime"
+        )
     parts = forecast(found, recipe.cut)
     problem = why_not(found, recipe.cut)
     counts = {**items.manifest.counts, "dropped": items.manifest.dropped}
     if json_:
-        by_collection = {one.collection: one.to_json() for one in parts}
+        by_collection = {part.collection: part.to_json() for part in parts}
         plan = {**total(parts).to_json(), "collections": by_collection}
         print_json(
             {
@@ -52,28 +55,31 @@ def print_plan(recipe: Recipe, store: str, catalog: str, json_: bool) -> None:
         )
         return
     columns = ["collection", "scenes", "chips", "requests", "GiB", "left out"]
-    rows = [_row(one, one.collection) for one in parts]
+    rows = [_row(part, part.collection) for part in parts]
     if len(parts) > 1:
         rows.append(_row(total(parts), "all"))
     print_table(f"{recipe.name}: the plan; requests and bytes are estimates", columns, rows)
     if found.unknown:
         out.print(
-            f"{len(found.unknown)} scenes do not state where their pixels lie; their headers are "
-            "read when the run starts, and they come on top"
+            f"{len(found.unknown)} scenes do not state their grid. A run reads it from their "
+            "headers first; they are not in the estimate"
         )
     if found.bad:
         example = next(iter(found.bad.values()))
         out.print(
-            f"{len(found.bad)} scenes are not usable, e.g. {example}", highlight=False, markup=False
+            f"{len(found.bad)} scenes cannot be used, such as {example}",
+            highlight=False,
+            markup=False,
         )
     if problem:
         out.print(f"A run would fail: {problem}", highlight=False, markup=False)
         return
-    out.print("Nothing was fetched. The same command without --dry-run carries the plan out.")
+    out.print("No imagery was fetched. The same command without --dry-run carries out the plan.")
 
 
-def _row(one: Forecast, name: str) -> list[str]:
-    left_out = ", ".join(f"{n:,} {reason}" for reason, n in one.left_out.most_common())
-    cost = one.cost
-    return [name, f"{one.scenes:,}", f"{one.chips:,}", f"{cost.requests:,}",
-            f"{cost.bytes / 2**30:.2f}", left_out]  # fmt: skip
+def _row(plan: Forecast, name: str) -> list[str]:
+    """Return a row of the table; bytes in GiB."""
+    left_out = ", ".join(f"{count:,} {reason}" for reason, count in plan.left_out.most_common())
+    gibibytes = f"{plan.cost.bytes / 2**30:.2f}"
+    counts = [f"{n:,}" for n in (plan.scenes, plan.chips, plan.cost.requests)]
+    return [name, *counts, gibibytes, left_out]

@@ -134,7 +134,9 @@ def _draw_pair(place: Place, artifact: Artifact, reason: dict[str, Any], target:
     from geofm.reporting.pictures import side_by_side
 
     chips = ancestor(place.catalogue, artifact, "chips")
-    png = side_by_side(chips, [chip for chip in (reason["chip_id"], chip_beside(reason)[0]) if chip])
+    png = side_by_side(
+        chips, [chip for chip in (reason["chip_id"], chip_beside(reason)[0]) if chip]
+    )
     if png is None:
         return None
     if target:
