@@ -80,7 +80,7 @@ def test_a_home_that_cannot_be_kept_private_is_refused(
     shared = enter("shared")
     shared.mkdir()
     shared.chmod(0o1777)
-    with pytest.raises(UsageError, match="other things"):
+    with pytest.raises(UsageError, match="other programs"):
         server.find_or_launch()
     assert stat.S_IMODE(shared.stat().st_mode) == 0o1777
     enter("theirs").mkdir()
