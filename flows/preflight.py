@@ -17,12 +17,14 @@ from urllib.parse import urlsplit
 
 from data_catalog.errors import GeofmError, UsageError
 from data_catalog.hashing import digest_of
+from data_catalog.manifest import software_versions
 from flows.settings import Place
 from flows.versions import check_name
 from geofm.config.credentials import check_variables
 from geofm.config.recipe import ComputeSettings, Recipe
 from geofm.config.recipe_book import check_batch, check_budget, check_names
 from geofm.embeddings.weights import check_named_file
+from geofm.stages import get_stage
 
 if TYPE_CHECKING:
     from geofm.embeddings.weights import Weights
@@ -197,8 +199,18 @@ def _check_encoder(recipe: Recipe, place: Place) -> None:
     from geofm.embeddings.embed import check_encoder
 
     weights = _weights("embed.encoder", recipe.embed.encoder, recipe, place)
-    if _small(weights):
+    if _small(weights) and not _has_embedded(recipe, weights, place):
         check_encoder(recipe.embed, weights)
+
+
+def _has_embedded(recipe: Recipe, weights: Weights, place: Place) -> bool:
+    """Return whether an earlier run embedded chips with this encoder and these library versions."""
+    settings = {**recipe.embed.model_dump(mode="json"), "encoder": weights.setting}
+    versions = software_versions(get_stage("embed").software)
+    return any(
+        row.manifest["settings"] == settings and row.manifest["software"] == versions
+        for row in place.catalogue.artifacts("embeddings")
+    )
 
 
 def _check_training(recipe: Recipe, place: Place) -> None:
