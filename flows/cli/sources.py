@@ -111,9 +111,7 @@ def _read_item(path: Path) -> dict[str, Any]:
             f"--item: {path} can't be read as JSON ({error}); check the file"
         ) from error
     if not isinstance(content, dict):
-        raise UsageError(
-            f"--item: {path} is not a STAC item, which is a JSON object; check the file"
-        )
+        raise UsageError(f"--item: {path} is not a STAC item: it must be a JSON object")
     return content
 
 
