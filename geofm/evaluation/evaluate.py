@@ -1,8 +1,8 @@
 """Stage `evaluate`: a model and its dataset -> scores with intervals.
 
-plan    open the tasks; one part per task and network        (tasks.py, models.py)
-work    one network on one task: predictions of the test images (runner.py)
-seal    scores and paired differences with intervals         (scores.py)
+plan    open the tasks; a part per task and network           (tasks.py, models.py)
+work    predict the test images of a task with one network    (runner.py)
+seal    scores and paired differences with intervals          (scores.py)
         count test images that are training samples
 
 The networks are the frozen teacher, the student before training, and the model. Users may change
@@ -84,6 +84,7 @@ def work(job: Job, part: Part, folder: Path) -> None:
         "grouped": bool(task.card.groups),
         "own_split": bool(task.card.split),
     }
+    # The name and the fields of this file stay, because stores hold parts of earlier runs.
     (folder / "trial.json").write_bytes(canonical(facts))
 
 

@@ -362,7 +362,7 @@ def _log_steps(run: _Run, stop_requested: bool, log_metrics: Callable[..., None]
         Whether any process was requested to stop.
 
     Raises:
-        Diverged: See ``check_finite`` and ``DivergenceGuard.check``.
+        Diverged: See ``check_finite_loss`` and ``DivergenceGuard.check``.
     """
     progress, schedule, trainer = run.progress, run.trainer.schedule, run.trainer
     values, stop = trainer.average_over_processes(torch.stack(run.unread_losses), stop_requested)
@@ -371,7 +371,7 @@ def _log_steps(run: _Run, stop_requested: bool, log_metrics: Callable[..., None]
     for loss, mim, distill, grad_norm in values.tolist():
         step = len(progress.history)
         rate = schedule.lr(step)
-        check_finite(step, schedule.steps, loss, grad_norm, rate)
+        check_finite_loss(step, schedule.steps, loss, grad_norm, rate)
         row = dict(zip(METRIC_COLUMNS, (loss, mim, distill, rate, grad_norm), strict=True))
         progress.history.append(list(row.values()))
         run.guard.add(_unweighted_loss(progress.history[-1]))
@@ -470,7 +470,7 @@ DIVERGENCE_REMEDY = (
 )
 
 
-def check_finite(step: int, steps: int, loss: float, grad_norm: float, rate: float) -> None:
+def check_finite_loss(step: int, steps: int, loss: float, grad_norm: float, rate: float) -> None:
     """Check that the loss and the gradient norm of a step are finite.
 
     Raises:

@@ -20,7 +20,7 @@ from geofm.reporting.blocks import (
     Plot,
     Thumbnail,
 )
-from geofm.reporting.pictures import chip_picture, evenly_spaced, png_bytes, with_pixels
+from geofm.reporting.pictures import chip_picture, encode_png, evenly_spaced, with_pixels
 from geofm.reporting.report_data import (
     ReportData,
     count_drops,
@@ -117,7 +117,7 @@ def kept_section(data: ReportData, settings: ReportSettings) -> PageSection:
 
 def _thumbnail(chips: Artifact, row: Any, caption: str) -> Thumbnail:
     alt = f"{row.state} chip {row.chip_id} of {row.collection}"
-    return Thumbnail(png_bytes(chip_picture(chips, row)), alt, caption, row.state)
+    return Thumbnail(encode_png(chip_picture(chips, row)), alt, caption, row.state)
 
 
 def _thumbnails(chips: Artifact, rows: pd.DataFrame) -> list[Thumbnail]:

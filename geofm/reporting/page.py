@@ -19,7 +19,7 @@ from geofm.reporting.blocks import HeadlineCard, PageSection, Plot
 from geofm.reporting.curation_sections import curation_sections
 from geofm.reporting.data_sections import data_sections
 from geofm.reporting.model_sections import best_score, model_sections
-from geofm.reporting.pictures import chip_picture, contact_sheet, evenly_spaced, with_pixels
+from geofm.reporting.pictures import arrange_in_sheet, chip_picture, evenly_spaced, with_pixels
 from geofm.reporting.record_sections import (
     ROLES,
     lineage_section,
@@ -84,7 +84,7 @@ def _contact_sheets(data: ReportData, settings: ReportSettings) -> dict[str, byt
             chips = data.artifacts["chips"]
             pictures = [chip_picture(chips, row) for row in each(shown)]
             columns = min(SHEET_COLUMNS, len(pictures))
-            sheets[f"{name}-chips.png"] = contact_sheet(pictures, columns)
+            sheets[f"{name}-chips.png"] = arrange_in_sheet(pictures, columns)
     return sheets
 
 

@@ -55,14 +55,14 @@ def chip_picture(chips: Artifact, row: Any, size_px: int = THUMB_PX) -> NDArray[
     return np.asarray(Image.fromarray(shown).resize((size_px, size_px), method), dtype=np.uint8)
 
 
-def png_bytes(picture: NDArray[np.uint8]) -> bytes:
+def encode_png(picture: NDArray[np.uint8]) -> bytes:
     """Encode a picture of shape (H, W, 3) as PNG."""
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
 
 
-def contact_sheet(pictures: Sequence[NDArray[np.uint8]], columns: int, gap: int = 4) -> bytes:
+def arrange_in_sheet(pictures: Sequence[NDArray[np.uint8]], columns: int, gap: int = 4) -> bytes:
     """Arrange pictures of one size in rows on white; returns a PNG."""
     rows = -(-len(pictures) // columns)
     height, width = pictures[0].shape[:2]
@@ -72,7 +72,7 @@ def contact_sheet(pictures: Sequence[NDArray[np.uint8]], columns: int, gap: int 
     for number, picture in enumerate(pictures):
         top, left = number // columns * (height + gap), number % columns * (width + gap)
         canvas[top : top + height, left : left + width] = picture
-    return png_bytes(canvas)
+    return encode_png(canvas)
 
 
 def side_by_side(chips: Artifact, chip_ids: Sequence[str]) -> bytes | None:
@@ -83,7 +83,7 @@ def side_by_side(chips: Artifact, chip_ids: Sequence[str]) -> bytes | None:
     rows = each(table.loc[[chip_id for chip_id in chip_ids if chip_id in table.index]])
     if not rows:
         return None
-    return contact_sheet([chip_picture(chips, row, PAIR_PX) for row in rows], len(rows))
+    return arrange_in_sheet([chip_picture(chips, row, PAIR_PX) for row in rows], len(rows))
 
 
 def evenly_spaced(table: pd.DataFrame, most: int) -> pd.DataFrame:

@@ -58,7 +58,7 @@ def epoch_order(seed: int, epoch: int, samples: int) -> Numbers:
 
 
 @dataclass(frozen=True)
-class Left:
+class EpochProgress:
     """What is left of an epoch: places from ``first`` on, without those in ``done``."""
 
     epoch: int = 0
@@ -84,7 +84,7 @@ def deal(left: Numbers, rank: int, world: int) -> Numbers:
     return left[rank::world]
 
 
-def after(left: Left, samples: int, taken: Sequence[int]) -> Left:
+def after(left: EpochProgress, samples: int, taken: Sequence[int]) -> EpochProgress:
     """What is left after reader r has read ``taken[r]`` of the places that were dealt to it.
 
     Raises:
@@ -101,13 +101,13 @@ def after(left: Left, samples: int, taken: Sequence[int]) -> Left:
             )
         mine[:count] = True
     if read.all():
-        return Left(left.epoch + 1)
+        return EpochProgress(left.epoch + 1)
     first = int(places[~read][0])
     done = sorted([*left.done, *places[read].tolist()])
-    return Left(left.epoch, first, tuple(place for place in done if place > first))
+    return EpochProgress(left.epoch, first, tuple(place for place in done if place > first))
 
 
-def merge(states: Sequence[dict[str, Any]]) -> Left:
+def merge(states: Sequence[dict[str, Any]]) -> EpochProgress:
     """What is left of an epoch by the states of all its readers, or by one that speaks for all.
 
     One state means that every reader has read as many samples as this one, as with training in
@@ -118,7 +118,7 @@ def merge(states: Sequence[dict[str, Any]]) -> Left:
     """
     latest = min(states, key=lambda state: int(state["epoch"]))
     world, samples = int(latest["world"]), int(latest["samples"])
-    left = Left(int(latest["epoch"]), int(latest["first"]), tuple(latest["done"]))
+    left = EpochProgress(int(latest["epoch"]), int(latest["first"]), tuple(latest["done"]))
     dealt = [len(deal(left.places(samples), rank, world)) for rank in range(world)]
     if len(states) == 1:
         count = int(latest["taken"])
@@ -245,7 +245,7 @@ class SampleStream(IterableDataset[Any]):
         self.samples = SampleDataset(index, transform, check, decode)
         self.index, self.seed, self.rank, self.world = index, seed, rank, world
         self.collate, self.reading = collate, Reading(**reading)
-        self.left, self.taken = Left(), 0
+        self.left, self.taken = EpochProgress(), 0
         #: Damaged samples that were left out, in words, since the stream was made.
         self.skipped: list[str] = []
 
@@ -336,7 +336,7 @@ class SampleStream(IterableDataset[Any]):
                 self.skipped += skipped
             if batch is not None:
                 yield batch
-        self.left, self.taken = Left(self.left.epoch + 1), 0
+        self.left, self.taken = EpochProgress(self.left.epoch + 1), 0
 
     def _found(self, numbers: Numbers, damaged: Callable[[DamagedShard], Any]) -> Iterator[Any]:
         """The samples as they are read, in order, read ahead within the bounds."""
@@ -386,7 +386,9 @@ class SampleStream(IterableDataset[Any]):
                 )
         own = [s for s in states if (s["rank"], s["world"]) == (self.rank, self.world)]
         if own and len(states) == self.world:  # the same ranks go on, each with its own samples
-            self.left = Left(int(own[0]["epoch"]), int(own[0]["first"]), tuple(own[0]["done"]))
+            self.left = EpochProgress(
+                int(own[0]["epoch"]), int(own[0]["first"]), tuple(own[0]["done"])
+            )
             self.taken = int(own[0]["taken"])
             return
         self.left, self.taken = merge(states), 0

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from geofm.pretraining.loop import Diverged, DivergenceGuard, check_finite
+from geofm.pretraining.loop import Diverged, DivergenceGuard, check_finite_loss
 
 
 def run_through(losses: list[float], window: int = 20) -> int:
@@ -60,7 +60,7 @@ def test_the_message_has_figures_and_remedies() -> None:
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_no_number_stops_at_once(bad: float) -> None:
-    check_finite(3, 10, 1.0, 2.0, 1e-3)
+    check_finite_loss(3, 10, 1.0, 2.0, 1e-3)
     for loss, norm in ((bad, 1.0), (1.0, bad)):
         with pytest.raises(Diverged, match=r"step 3 of 10 .*pretrain\.precision fp32"):
-            check_finite(3, 10, loss, norm, 1e-3)
+            check_finite_loss(3, 10, loss, norm, 1e-3)

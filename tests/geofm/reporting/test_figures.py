@@ -12,7 +12,7 @@ from shapely.geometry import Point, box
 from geofm.reporting.lineage_diagram import draw_lineage
 from geofm.reporting.maps import group_scenes, has_footprint, mosaic_rows, project_vectors
 from geofm.reporting.page import code_spans
-from geofm.reporting.pictures import contact_sheet, display_pixels, evenly_spaced
+from geofm.reporting.pictures import arrange_in_sheet, display_pixels, evenly_spaced
 from geofm.reporting.report_data import count_drops
 from geofm.runtime import text
 
@@ -65,7 +65,7 @@ def test_pictures_of_reflectance_are_brightened_and_others_left_alone() -> None:
 
 
 def test_a_sheet_has_room_for_all() -> None:
-    png = contact_sheet([np.full((8, 8, 3), i, dtype=np.uint8) for i in range(5)], columns=3)
+    png = arrange_in_sheet([np.full((8, 8, 3), i, dtype=np.uint8) for i in range(5)], columns=3)
     assert png.startswith(b"\x89PNG")
 
 

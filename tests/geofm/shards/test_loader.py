@@ -22,7 +22,7 @@ from geofm.config.recipe import PackSettings
 from geofm.formats.npy import chip_from_bytes
 from geofm.shards.loader import (
     BadState,
-    Left,
+    EpochProgress,
     SampleDataset,
     SampleStream,
     after,
@@ -117,7 +117,7 @@ def test_resuming_with_workers_and_in_the_next_epoch(pack):
 def test_any_stops_and_any_worlds_read_every_sample_once(data, samples, seed):
     """Ranks stop after any sample, each after another, and go on with another world size."""
     order = epoch_order(seed, 0, samples)
-    left, seen = Left(), []
+    left, seen = EpochProgress(), []
     for _ in range(data.draw(st.integers(0, 4), "stops")):
         world = data.draw(st.integers(1, 5), "world")
         dealt = [deal(left.places(samples), rank, world) for rank in range(world)]
@@ -184,8 +184,8 @@ def resumable(tmp_path_factory):
 
 def test_what_is_left_of_an_epoch_is_a_view_of_its_order():
     order = epoch_order(0, 0, 100)
-    assert np.shares_memory(deal(Left(first=7).of(order), 1, 3), order)
-    assert Left(first=2, done=(4,)).of(order).tolist() == [*order[2:4], *order[5:]]
+    assert np.shares_memory(deal(EpochProgress(first=7).of(order), 1, 3), order)
+    assert EpochProgress(first=2, done=(4,)).of(order).tolist() == [*order[2:4], *order[5:]]
 
 
 def test_one_state_speaks_for_ranks_in_lockstep(resumable):
@@ -211,7 +211,7 @@ def test_states_that_do_not_belong_are_refused(resumable):
     with pytest.raises(BadState, match="3 readers have one each"):
         SampleStream(index, 0).load_state_dict(pair)
     with pytest.raises(BadState, match="has read 99 samples of 17"):
-        after(Left(), 17, [99])
+        after(EpochProgress(), 17, [99])
     other = [{**pair[0], "first": 2}, pair[1], {**pair[1], "rank": 2}]
     with pytest.raises(BadState, match="one and the same run"):
         SampleStream(index, 0).load_state_dict(other)
