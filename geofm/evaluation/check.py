@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from geofm.config.recipe import EvaluateSettings
 from geofm.evaluation.evaluate import check_unique_names
 from geofm.evaluation.images import ImageUnreadable, read_task_image
-from geofm.evaluation.runner import SPLIT_SEED
 from geofm.evaluation.tasks import (
     PLANET,
+    SPLIT_SEED,
     LabelledImage,
     Task,
     TaskError,

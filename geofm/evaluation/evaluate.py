@@ -26,10 +26,9 @@ from geofm.config.recipe import EvaluateSettings
 from geofm.embeddings.weight_inputs import inherit_weights, load_inherited, weights_facts
 from geofm.embeddings.weights import Weights, WeightsMissing
 from geofm.evaluation.models import list_roles, load_evaluated_model, model_bands, role_key
-from geofm.evaluation.runner import SPLIT_SEED, evaluate_on_task
-from geofm.evaluation.scores import paired_differences, score_table
 from geofm.evaluation.tasks import (
     PLANET,
+    SPLIT_SEED,
     LabelledImage,
     Task,
     TaskError,
@@ -64,6 +63,8 @@ def plan(job: Job) -> list[Part]:
 
 def work(job: Job, part: Part, folder: Path) -> None:
     """Evaluate one network on one task; writes ``predictions.parquet`` and ``trial.json``."""
+    from geofm.evaluation.runner import evaluate_on_task
+
     task = open_tasks(job)[int(part.payload["task"])]
     device = pick_device(job.device)
     role = part.payload["role"]
@@ -90,6 +91,8 @@ def work(job: Job, part: Part, folder: Path) -> None:
 
 def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
     """Write ``scores.parquet`` and ``predictions.parquet``; the facts hold paired differences."""
+    from geofm.evaluation.scores import paired_differences, score_table
+
     results = [json.loads((part / "trial.json").read_bytes()) for part in folders]
     predictions = _join_predictions(folders, results)
     labels = {result["who"]: result["label"] for result in results}

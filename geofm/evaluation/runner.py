@@ -25,13 +25,9 @@ from geofm.evaluation.images import (
 )
 from geofm.evaluation.models import EvaluatedModel
 from geofm.evaluation.probes import Ints, knn_predict, linear_probe
-from geofm.evaluation.tasks import LabelledImage, Task, TaskError, split_images
+from geofm.evaluation.tasks import SPLIT_SEED, LabelledImage, Task, TaskError, split_images
 from geofm.runtime.native import torch
 from geofm.runtime.threads import one_torch_thread
-
-#: Seed of the split. It is not the run's seed: models trained with different seeds must have the
-#: same test images, or their difference would include that of the splits.
-SPLIT_SEED = 0
 
 
 @dataclass

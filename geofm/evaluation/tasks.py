@@ -25,6 +25,9 @@ from data_catalog.hashing import digest_of, sha256_file
 
 #: Name of the planet's built-in task in the settings.
 PLANET = "planet"
+#: Seed of the split. It is not the run's seed: models trained with different seeds must have the
+#: same test images, or their difference would include that of the splits.
+SPLIT_SEED = 0
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 SplitSide = Literal["train", "test"]
 

@@ -21,12 +21,11 @@ from geofm.reporting.data_sections import data_sections
 from geofm.reporting.model_sections import best_score, model_sections
 from geofm.reporting.pictures import arrange_in_sheet, chip_picture, evenly_spaced, with_pixels
 from geofm.reporting.record_sections import (
-    ROLES,
     lineage_section,
     quarantine_section,
     settings_section,
 )
-from geofm.reporting.report_data import ReportData, read_report_data
+from geofm.reporting.report_data import ROLES, ReportData, read_report_data
 from geofm.runtime.text import amount, count, duration, each, percent, size
 
 SHEET_COLUMNS = 8

@@ -17,26 +17,10 @@ from geofm.reporting.blocks import (
     Table,
 )
 from geofm.reporting.lineage_diagram import draw_lineage
-from geofm.reporting.report_data import ReportData
+from geofm.reporting.report_data import ROLES, ReportData
 from geofm.runtime.text import count, each, plain, reason, some
 from geofm.stages import section_of
 
-#: Roles of the artifacts that the page shows, in the order of the stages.
-ROLES = (
-    "items",
-    "chips",
-    "embeddings",
-    "descriptors",
-    "pool",
-    "calibration",
-    "buckets",
-    "pairs",
-    "alike",
-    "decisions",
-    "dataset",
-    "model",
-    "scores",
-)
 #: Rows of the quarantine table.
 MOST_ROWS = 100
 #: Characters of a fact.

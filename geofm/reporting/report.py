@@ -15,12 +15,13 @@ from pathlib import Path
 
 from data_catalog.provenance.costs import costs
 from data_catalog.stage import Job, Sealed, Stage, no_parts, no_work
-from geofm.reporting.page import build_page
-from geofm.reporting.record_sections import ROLES
+from geofm.reporting.report_data import ROLES
 
 
 def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
     """Write ``report.html``, and its figures as PNG files."""
+    from geofm.reporting.page import build_page
+
     digests = [artifact.digest for artifact in job.inputs.values()]
     page = build_page(job.inputs, job.settings, costs(job.catalogue, digests))
     (folder / "report.html").write_text(page.html, encoding="utf-8")

@@ -13,6 +13,23 @@ from numpy.typing import NDArray
 from data_catalog.artifact import Artifact
 from data_catalog.provenance.costs import Cost
 
+#: Roles of the artifacts that the page shows, in the order of the stages.
+ROLES = (
+    "items",
+    "chips",
+    "embeddings",
+    "descriptors",
+    "pool",
+    "calibration",
+    "buckets",
+    "pairs",
+    "alike",
+    "decisions",
+    "dataset",
+    "model",
+    "scores",
+)
+
 _CHIP_COLUMNS = (
     "chip_id",
     "item_id",

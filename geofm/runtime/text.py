@@ -26,23 +26,6 @@ REASONS = {
     "superseded": "superseded by a newer product",
 }
 
-ROLES = {
-    "search": "search: the scenes",
-    "cut": "cut: scenes to chips",
-    "embed": "embed: chips to vectors",
-    "describe": "describe: chips to descriptors",
-    "calibrate": "calibrate: similarity thresholds",
-    "pool": "pool: the candidates",
-    "buckets": "buckets: cells of the search",
-    "pairs": "pairs: near-duplicate pairs",
-    "alike": "alike: pixel duplicates",
-    "curate": "curate: the kept chips",
-    "pack": "pack: shards",
-    "pretrain": "pretrain: the model",
-    "evaluate": "evaluate: the scores",
-    "report": "report: this page",
-}
-
 
 def reason(name: str) -> str:
     """Return the text of a reason."""

@@ -138,7 +138,7 @@ def test_again_is_the_same_artifact_and_computes_nothing(
     def refuse(*_: Any) -> None:
         raise AssertionError("computed again")
 
-    monkeypatch.setattr("geofm.evaluation.evaluate.run_trial", refuse)
+    monkeypatch.setattr("geofm.evaluation.runner.evaluate_on_task", refuse)
     assert run_stage(STAGE, store, catalogue, inputs, settings_for(task)).digest == first.digest
     Image.fromarray(np.zeros((32, 32, 3), dtype=np.uint8)).save(task / "water" / "00.png")
     with pytest.raises(AssertionError, match="computed again"):
