@@ -122,7 +122,7 @@ def run(
     from geofm.dedup.perceptual_hash import hash_thumbnails
     from geofm.embeddings.embed import chip_encoder
     from geofm.embeddings.encoders import features
-    from geofm.embeddings.images import picture
+    from geofm.embeddings.images import prepare_chip
     from geofm.embeddings.vectors import make_space
     from geofm.pool.decontaminate import decontaminate, view_images
     from geofm.pool.registry import load_registry
@@ -134,7 +134,7 @@ def run(
     table["hash"] = hash_thumbnails(thumbnails)
     vectors = []
     for first in range(0, len(pool), 16):
-        some = [picture(chip, bands, scale, encoder, 128) for chip in pool[first : first + 16]]
+        some = [prepare_chip(chip, bands, scale, encoder, 128) for chip in pool[first : first + 16]]
         vectors.append(features(encoder, torch.stack(some)).numpy())
     space = make_space(np.concatenate(vectors).astype(np.float16))
     with tempfile.TemporaryDirectory() as folder:

@@ -199,10 +199,10 @@ def ours(pool: list[Window], scenes: list[Scene], water: set[str], place: Path) 
     from data_catalog.store import open_store
     from geofm.config.recipe import EmbedSettings, RecipeSection
     from geofm.dedup import describe
-    from geofm.dedup.alike import find_alike, near_by_embedding
-    from geofm.dedup.exact_pairs import find_edges
+    from geofm.dedup.alike import near_by_embedding
     from geofm.embeddings import embed
     from geofm.embeddings.vectors import make_space
+    from tests.geofm.dedup.search import find_alike, find_edges
     from tests.geofm.dedup.synthetic import Chip, make_chips
 
     store, catalogue = open_store(place / "pool"), open_catalogue(f"sqlite:///{place}/p.db")

@@ -1,9 +1,9 @@
-"""Measure adding 1 % to a searched corpus, and withdrawing 1 %, beside a full pass.
+"""Adding 1 % to a searched corpus, and withdrawing 1 %, beside a full pass.
 
 The full pass hashes and collapses the vectors, trains the frame, assigns, joins, sketches, audits
-2,000 rows and applies the leader rule. The incremental pass does the same for the new pool from the
-results of the full pass. Both must give equal pairs, decisions and audit: afterwards the new pool
-is searched as a whole over the same frame, untimed, and columns show whether the result is equal.
+2,000 rows and applies the leader rule; what follows does all that for the new pool from what the
+full pass left. Both must come to the same pairs, decisions and audit: afterwards, untimed, the
+new pool is searched as a whole over the same frame, and the columns say whether it is the same.
 
     python benchmarks/incremental.py [--rows 1000000]
 """
@@ -26,18 +26,19 @@ from typing import Any
 
 import faiss  # noqa: F401  before torch
 import numpy as np
+from geofm.dedup.newcomers import factors_of, join_new, pairs_of
+from geofm.dedup.sketch import WIDTH, Sketches, sketch_all
 from numpy.typing import NDArray
 from pools import make_pool
 
 from geofm.dedup import certificate as audit
-from geofm.dedup.edges import Edges, join_edges
-from geofm.dedup.exact_pairs import collapse_vectors, find_pairs, hash_rows
+from geofm.dedup.edges import Edges, merge_edges
+from geofm.dedup.identical import collapse_vectors, hash_vectors
 from geofm.dedup.incremental import carry_edges, carry_sketches, collapse_known, extend, match_rows
 from geofm.dedup.leader import choose_leaders
-from geofm.dedup.newcomers import factors_of, join_new, pairs_of
-from geofm.dedup.partition import Cells, Frame
-from geofm.dedup.sketch import WIDTH, Sketches, sketch_all
-from geofm.embeddings.vectors import Space, make_space, take_rows
+from geofm.dedup.partition import Cells, Partition
+from geofm.embeddings.vectors import EmbeddingSpace, make_space, take_rows
+from tests.geofm.dedup.search import find_pairs
 
 RESULTS = Path(__file__).parent / "results" / "incremental.csv"
 THRESHOLD, SEED = 0.95, 2027
@@ -45,7 +46,7 @@ THRESHOLD, SEED = 0.95, 2027
 
 @dataclass
 class Spent:
-    """Wall-clock and CPU seconds; other work on the machine disturbs CPU time less."""
+    """Seconds on the clock, and of processors (which others at work disturb less)."""
 
     seconds: float
     cpu_s: float
@@ -53,10 +54,10 @@ class Spent:
 
 @dataclass
 class Searched:
-    """The results of a pass."""
+    """All that one pass leaves."""
 
     hashes: NDArray[np.uint64]
-    frame: Frame
+    frame: Partition
     cells: Cells
     sketches: Sketches
     edges: Edges
@@ -65,7 +66,7 @@ class Searched:
 
 
 def main() -> None:
-    """Measure and write the table."""
+    """Measure and write."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -106,15 +107,15 @@ def _timed(function: Callable[[], Searched]) -> tuple[Searched, Spent]:
 
 
 def decide(rows: int, edges: Edges) -> NDArray[np.bool_]:
-    """Apply the leader rule; quality depends on the row from the end, so it stays with its row."""
+    """The leader rule; quality depends on the row from the end, so that rows keep theirs."""
     return choose_leaders(np.arange(rows)[::-1].copy(), edges).kept
 
 
-def full(stored: NDArray[np.float16], frame: Frame | None) -> Searched:
-    """Run the full pass, over a new frame or a given one."""
-    hashes = hash_rows(stored)
+def full(stored: NDArray[np.float16], frame: Partition | None) -> Searched:
+    """Everything, over a frame of its own or a given one."""
+    hashes = hash_vectors(stored)
     pool = np.flatnonzero(collapse_vectors(stored, hashes) == np.arange(len(stored)))
-    space = make_space(stored, pool) if frame is None else Space(stored, frame.centre)
+    space = make_space(stored, pool) if frame is None else EmbeddingSpace(stored, frame.centre)
     found = find_pairs(space, THRESHOLD, frame, SEED, pool)
     sketches = sketch_all(space, found.frame.axes)
     audited = audit.audit_rows(space, hashes, pool, THRESHOLD, SEED)
@@ -123,33 +124,35 @@ def full(stored: NDArray[np.float16], frame: Frame | None) -> Searched:
 
 
 def follow(stored: NDArray[np.float16], before: Searched) -> Searched:
-    """Run the incremental pass from the results of an earlier pass."""
+    """The same from what a pass before left."""
     marks = [("start", time.perf_counter())]
 
     def mark(name: str) -> None:
         marks.append((name, time.perf_counter()))
 
-    hashes = hash_rows(stored)
+    hashes = hash_vectors(stored)
     mark("hash")
     of = match_rows(before.hashes, before.cells.home, hashes)
     mark("match")
     mask = collapse_known(stored, hashes, of) == np.arange(len(stored))
     pool = np.flatnonzero(mask)
     mark("collapse")
-    space = Space(stored, before.frame.centre)
+    space = EmbeddingSpace(stored, before.frame.centre)
     cells, to, new = extend(space, before.frame, before.cells, of, mask)
     sketches = np.empty((len(stored), WIDTH), dtype=np.int16)
     carry_sketches(before.sketches, of, mask, sketches)
-    sketches[new] = sketch_all(Space(take_rows(stored, new), space.centre), before.frame.axes)
+    sketches[new] = sketch_all(
+        EmbeddingSpace(take_rows(stored, new), space.centre), before.frame.axes
+    )
     mark("cells")
-    options = pool[audit.choose_queries(hashes[pool], SEED)]
-    known, rest = audit.carry_audit(space, before.audited, to, options, new, THRESHOLD)
+    asked = pool[audit.choose_queries(hashes[pool], SEED)]
+    known, rest = audit.carry_audit(space, before.audited, to, asked, new, THRESHOLD)
     mark("audit")
     factors = factors_of(space, sketches, THRESHOLD)
     edges = carry_edges(before.edges, to)
     if len(new):
         more = join_new(space, before.frame, cells, THRESHOLD, new, factors)
-        edges = join_edges([edges, more])
+        edges = merge_edges([edges, more])
     anew = pairs_of(space, factors, rest, THRESHOLD)
     audited = audit.merge_audit(known, rest, *anew, cells.home)
     mark("join")

@@ -1,9 +1,9 @@
-"""Find all pairs at cosine 0.95 or above of up to ten million vectors, beside FAISS IVF-Flat.
+"""All pairs at cosine 0.95 or above of up to ten million vectors, beside FAISS IVF-Flat.
 
-Each method runs in a process of its own on the same file (float16, 256 values per vector);
-``pools.py`` describes its content. Recall is measured over planted pairs that reach 0.95 in
-float64, and over all pairs of 2,000 random rows by exact search. Every found pair is checked again
-in float64. The parameters of the search were chosen on seed 7; this pool has another seed.
+Each method runs in a process of its own on the same file (float16, 256 numbers per vector); see
+``pools.py`` for what is in it. Recall is over the planted pairs that reach 0.95 in float64, and
+over all pairs of 2,000 random rows by exact search; every pair that was found is checked again in
+float64. The parameters of the search were chosen on seed 7, the pool here has another seed.
 
     python benchmarks/join.py --rows 100000,1000000 --methods geofm,ivf,parts,identical
     python benchmarks/join.py --rows 10000000 --methods geofm --append
@@ -42,7 +42,7 @@ COLUMNS = [
 
 
 def main() -> None:
-    """Make the pools, run each method, and write a line for each."""
+    """Make the pools, run each method, write one line each."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -51,17 +51,17 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--append", action="store_true", help="keep the lines that are there")
     parser.add_argument("--run", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.run:
-        print(json.dumps(METHODS[json.loads(options.run)["method"]](**json.loads(options.run))))
+    asked = parser.parse_args()
+    if asked.run:
+        print(json.dumps(METHODS[json.loads(asked.run)["method"]](**json.loads(asked.run))))
         return
-    lines = _before() if options.append else []
+    lines = _before() if asked.append else []
     with tempfile.TemporaryDirectory() as folder:
-        for rows in map(int, options.rows.split(",")):
+        for rows in map(int, asked.rows.split(",")):
             pool = Path(folder) / f"{rows}.npy"
-            _child(method="pool", pool=str(pool), rows=rows, seed=options.seed)
-            for method in options.methods.split(","):
-                line = _child(method=method, pool=str(pool), rows=rows, seed=options.seed)
+            _child(method="pool", pool=str(pool), rows=rows, seed=asked.seed)
+            for method in asked.methods.split(","):
+                line = _child(method=method, pool=str(pool), rows=rows, seed=asked.seed)
                 mine = (line["method"], rows)
                 lines = [old for old in lines if (old["method"], int(old["rows"])) != mine]
                 lines.append({**line, **_machine()})
@@ -83,7 +83,7 @@ def _before() -> list[dict[str, Any]]:
 
 
 def _write(lines: list[dict[str, Any]]) -> None:
-    """Write all lines, with the ratio of FAISS to geofm and the growth of time with the pool."""
+    """Write all lines, with how much slower FAISS was and how time grows with the pool."""
     seconds = {(line["method"], int(line["rows"])): float(line["seconds"]) for line in lines}
     for line in lines:
         rows, mine = int(line["rows"]), float(line["seconds"])
@@ -120,24 +120,24 @@ def make(method: str, pool: str, rows: int, seed: int) -> dict[str, Any]:
 
 
 def geofm(method: str, pool: str, rows: int, seed: int) -> dict[str, Any]:
-    """Run the search of ``geofm.dedup`` in this process, part after part."""
-    from geofm.dedup.edges import join_edges
+    """The search of ``geofm.dedup`` in this process, its parts one after the other."""
+    from geofm.dedup.edges import merge_edges
     from geofm.dedup.join import join_cells
     from geofm.dedup.matmul import best_precision
     from geofm.dedup.pairs import group_cells
-    from geofm.dedup.partition import assign, train_frame
+    from geofm.dedup.partition import assign_cells, train_partition
     from geofm.embeddings.vectors import make_space
 
     marks = [time.perf_counter()]
     space = make_space(np.load(pool, mmap_mode="r"))
-    frame = train_frame(space, THRESHOLD, seed)
+    frame = train_partition(space, THRESHOLD, seed)
     marks.append(time.perf_counter())
-    cells = assign(frame, space, 0, rows)
+    cells = assign_cells(frame, space, 0, rows)
     marks.append(time.perf_counter())
     found = []
     for first, last in group_cells(cells, frame.count):
         found.append(join_cells(space, frame, cells, range(first, last), THRESHOLD))
-    edges = join_edges([part.edges for part in found])
+    edges = merge_edges([part.edges for part in found])
     marks.append(time.perf_counter())
     peak, cpu_s = _peak(), time.process_time()
     frame_s, assign_s, search_s = np.diff(marks)
@@ -155,7 +155,7 @@ def geofm(method: str, pool: str, rows: int, seed: int) -> dict[str, Any]:
 
 
 def ivf(method: str, pool: str, rows: int, seed: int) -> dict[str, Any]:
-    """Run FAISS IVF-Flat: train, add, and a range search for every vector."""
+    """FAISS IVF-Flat: train, add, and ask for the range of every vector."""
     import faiss
 
     from geofm.embeddings.vectors import make_space
@@ -191,17 +191,17 @@ def ivf(method: str, pool: str, rows: int, seed: int) -> dict[str, Any]:
 def _truth(
     pool: str, left: NDArray[np.int64], right: NDArray[np.int64], audit: bool, seed: int
 ) -> dict[str, Any]:
-    """Count found planted pairs, false pairs, and the audit of random rows."""
+    """Planted pairs found, pairs that are none, and the audit of random rows."""
     from geofm.dedup import certificate
     from geofm.dedup.edges import Edges
-    from geofm.embeddings.vectors import Space, make_space, take_rows
+    from geofm.embeddings.vectors import EmbeddingSpace, make_space, take_rows
 
     space = make_space(np.load(pool, mmap_mode="r"))
     rows = len(space)
 
     def exact(a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.float64]:
         need, at = np.unique(np.concatenate([a, b]), return_inverse=True)
-        part = Space(take_rows(space.stored, need), space.centre)
+        part = EmbeddingSpace(take_rows(space.stored, need), space.centre)
         return part.similarity(at[: len(a)], at[len(a) :])
 
     planted = np.load(f"{pool}.planted.npy")
@@ -229,16 +229,16 @@ def _truth(
 
 
 def parts(method: str, pool: str, rows: int, seed: int) -> dict[str, Any]:
-    """Search sixteen groups of cells, each in a process of its own."""
-    from geofm.dedup.edges import Edges, join_edges
-    from geofm.dedup.partition import assign, train_frame
+    """Sixteen groups of cells, each in a process of its own as on a machine of its own."""
+    from geofm.dedup.edges import Edges, merge_edges
+    from geofm.dedup.partition import assign_cells, train_partition
     from geofm.embeddings.vectors import make_space
 
     started = time.perf_counter()
     space = make_space(np.load(pool, mmap_mode="r"))
-    frame = train_frame(space, THRESHOLD, seed)
+    frame = train_partition(space, THRESHOLD, seed)
     middle = time.perf_counter()
-    cells = assign(frame, space, 0, rows)
+    cells = assign_cells(frame, space, 0, rows)
     assigned = time.perf_counter()
     place = Path(pool).with_suffix("")
     place.mkdir()
@@ -251,7 +251,7 @@ def parts(method: str, pool: str, rows: int, seed: int) -> dict[str, Any]:
     for number in range(PARTS):
         with np.load(place / f"{number}.npz") as data:
             found.append(Edges(data["left"], data["right"], data["similarity"]))
-    edges = join_edges(found)
+    edges = merge_edges(found)
     merge_s = time.perf_counter() - merging
     seconds = [line["seconds"] for line in lines]
     one_machine = middle - started + (assigned - middle) / PARTS + max(seconds) + merge_s
@@ -269,17 +269,17 @@ def parts(method: str, pool: str, rows: int, seed: int) -> dict[str, Any]:
 
 
 def part(method: str, pool: str, rows: int, seed: int) -> dict[str, Any]:
-    """Search one of the sixteen groups."""
+    """One of the sixteen."""
     from geofm.dedup.join import join_cells
-    from geofm.dedup.partition import Cells, Frame
-    from geofm.embeddings.vectors import Space
+    from geofm.dedup.partition import Cells, Partition
+    from geofm.embeddings.vectors import EmbeddingSpace
 
     place = Path(pool).with_suffix("")
     started = time.perf_counter()
     with np.load(place / "all.npz") as data:
-        frame = Frame(data["centre"], data["centroids"], float(data["margin"]), data["axes"])
+        frame = Partition(data["centre"], data["centroids"], float(data["margin"]), data["axes"])
         cells = Cells(data["home"], data["row"], data["begin"])
-    space = Space(np.load(pool, mmap_mode="r"), frame.centre)
+    space = EmbeddingSpace(np.load(pool, mmap_mode="r"), frame.centre)
     ends = np.linspace(0, frame.count, PARTS + 1).astype(int)
     found = join_cells(space, frame, cells, range(ends[seed], ends[seed + 1]), THRESHOLD)
     np.savez(place / f"{seed}.npz", **vars(found.edges))
@@ -287,14 +287,15 @@ def part(method: str, pool: str, rows: int, seed: int) -> dict[str, Any]:
 
 
 def identical(method: str, pool: str, rows: int, seed: int) -> dict[str, Any]:
-    """Search a pool of identical vectors and a hundred others."""
-    from geofm.dedup.exact_pairs import collapse_vectors, find_pairs, hash_rows
+    """As many vectors, all the same, and a hundred others."""
+    from geofm.dedup.identical import collapse_vectors, hash_vectors
     from geofm.embeddings.vectors import make_space
+    from tests.geofm.dedup.search import find_pairs
 
     stored = np.tile(np.load(pool, mmap_mode="r")[0], (rows, 1))
     stored[:: rows // 100] = np.load(pool, mmap_mode="r")[:: rows // 100]
     started = time.perf_counter()
-    same = collapse_vectors(stored, hash_rows(stored))
+    same = collapse_vectors(stored, hash_vectors(stored))
     alone = np.unique(same)
     found = find_pairs(make_space(stored[alone]), THRESHOLD)
     return {

@@ -26,9 +26,9 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from geofm.dedup.edges import Edges, sort_edges
-from geofm.dedup.exact_pairs import find_edges
 from geofm.dedup.leader import choose_leaders
 from geofm.embeddings.vectors import make_space
+from tests.geofm.dedup.search import find_edges
 
 RESULTS = Path(__file__).parent / "results" / "leader.csv"
 THRESHOLD, SEED, WIDTH = 0.95, 2026, 128

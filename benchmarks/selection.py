@@ -150,16 +150,16 @@ def apricot(matrix: str, count: int, out: str) -> None:
 
 def small(seed: int, peer: str = "") -> list[dict[str, Any]]:
     """Run all methods and exact lazy greedy on a pool."""
-    from geofm.embeddings.vectors import ONE, lattice
+    from geofm.embeddings.vectors import QUANTIZED_ONE, quantize
     from geofm.selection.methods import select
-    from geofm.selection.strata import divide
+    from geofm.selection.strata import divide_into_strata
 
     with tempfile.TemporaryDirectory() as folder:
         modes, tiles = skewed_pool(SMALL, seed, Path(folder) / "pool.npy")
         pool = candidates(Path(folder) / "pool.npy", tiles, seed)
-        vectors = lattice(pool.space, pool.rows)
-        worth = np.clip(vectors @ vectors.T, 0, ONE)
-        np.fill_diagonal(worth, ONE)
+        vectors = quantize(pool.space, pool.rows)
+        worth = np.clip(vectors @ vectors.T, 0, QUANTIZED_ONE)
+        np.fill_diagonal(worth, QUANTIZED_ONE)
         counts = [int(share * SMALL) for share in BUDGETS]
         began = time.perf_counter()
         exact = lazy_greedy(worth, counts[-1])
@@ -172,15 +172,15 @@ def small(seed: int, peer: str = "") -> list[dict[str, Any]]:
             found.append({
                 "seed": seed, "pool": SMALL, "chips": n, "method": method,
                 "options": options,
-                "facility_location": round(float(best.mean(dtype=np.float64)) / ONE, 5),
+                "facility_location": round(float(best.mean(dtype=np.float64)) / QUANTIZED_ONE, 5),
                 "of_exact": round(float(best.mean(dtype=np.float64)) / value, 5),
-                "covering_radius": round(1 - float(best.min()) / ONE, 4),
+                "covering_radius": round(1 - float(best.min()) / QUANTIZED_ONE, 4),
                 **modes_kept(modes, rows), "seconds": round(s, 2),
             })  # fmt: skip
 
         if peer:
             matrix, out = f"{folder}/worth.npy", f"{folder}/apricot.json"
-            np.save(matrix, worth / ONE)
+            np.save(matrix, worth / QUANTIZED_ONE)
             order = json.dumps([matrix, counts[-1], out])
             subprocess.run([peer, __file__, "--apricot", order], check=True)
             theirs = json.loads(Path(out).read_text())
@@ -191,7 +191,11 @@ def small(seed: int, peer: str = "") -> list[dict[str, Any]]:
                 add("apricot lazy greedy", "dense, no strata", n, value, mine, theirs["seconds"])
             for method, options in METHODS:
                 arguments = dict(options)
-                strata = divide({"tile": tiles}, n)[0] if arguments.pop("strata", "") else None
+                strata = (
+                    divide_into_strata({"tile": tiles}, n)[0]
+                    if arguments.pop("strata", "")
+                    else None
+                )
                 began = time.perf_counter()
                 rows = select(pool, method, n, strata, **arguments).rows  # type: ignore[arg-type]
                 add(method, text(options), n, value, rows, time.perf_counter() - began)

@@ -1,16 +1,23 @@
-"""Stage ``buckets``: which vectors are compared with which: identical ones, cells, homes, visits.
+"""Stage ``buckets``: the cells in which near duplicates are searched, and an audited sample.
 
-The frame (centre and cells, see ``frame.py``) is made before the parts are planned and kept in
-the store as a part of its own. The frame of a large pool is inherited: when the same stage ran
-before with the same settings and seed and its pool was of a like size, its frame serves again, so
-that yesterday's pairs are still those of today's vectors (``incremental.py``), and only new
-vectors are assigned. The manifest says where the frame is from. Another seed, or an empty
-catalogue, gives a frame of its own.
+plan    hash the vectors, collapse equal ones, and make the partition: train it on a sample, or
+        inherit that of the previous run                     (identical.py, partition.py)
+work    assign a range of new vectors to cells               (partition.py)
+seal    join the ranges with the cells of known vectors      (incremental.py);
+        compare a random sample with the whole pool          (certificate.py);
+        widen the margin if the cells do not cover a pair of the sample
 
-The margin of a frame is measured on a sample, so it can be too small. Before the stage seals, it
-compares a random sample of rows with all others (``audit.py``; this is also the certificate of
-the search). If the cells leave out a pair of the sample, the margin is widened to the complete
-one and all rows are assigned again. The wider margin is part of the frame, so it is inherited.
+The pool of this stage are the candidates of the stage ``pool`` that are not monotone: all water has
+one embedding, so pixels decide about it (stage ``alike``).
+
+A partition is inherited if the same stage ran before with the same settings and seed, on a pool of
+similar size. Known vectors then keep their cells, and the stage ``pairs`` searches only new ones.
+The manifest names the run from which the partition comes (``frame_from``). Another seed, or an
+empty catalogue, gives a new partition.
+
+The margin of a partition is estimated from a sample, so it can be too small. If the cells leave out
+a pair of the audited sample, the complete margin is used and all rows are assigned again. The
+wider margin is part of the partition, so later runs inherit it.
 """
 
 from __future__ import annotations
@@ -29,31 +36,23 @@ from data_catalog.errors import RunError
 from data_catalog.hashing import digest_of
 from data_catalog.stage import Job, Part, Sealed, Stage, link, prepared
 from geofm.config.recipe import CurateSettings
-from geofm.dedup import certificate as audit
-from geofm.dedup.exact_pairs import hash_rows
-from geofm.dedup.incremental import (
-    carry_cells,
-    carry_sketches,
-    collapse_known,
-    match_rows,
-    turn_round,
-)
-from geofm.dedup.join import searched
-from geofm.dedup.newcomers import factors_of, pairs_of
+from geofm.dedup.certificate import Audit, audit_sample, choose_sample
+from geofm.dedup.identical import collapse_vectors, hash_vectors
+from geofm.dedup.incremental import carry_audit, carry_cells, current_rows, match_previous_rows
 from geofm.dedup.partition import (
     Cells,
-    Frame,
-    assign,
+    Partition,
+    assign_cells,
     complete_margin,
+    empty_cells,
+    is_covered,
     is_small,
-    no_cells,
-    sort_cells,
-    train_frame,
-    visit_codes,
+    sort_visits,
+    train_partition,
+    visit_keys,
 )
-from geofm.dedup.sketch import WIDTH, Sketches, sketch_all
 from geofm.embeddings.store import open_vectors, rows_of
-from geofm.embeddings.vectors import Space, make_space, take_rows
+from geofm.embeddings.vectors import EmbeddingSpace, make_space, take_rows
 from geofm.runtime.parts import file_digests
 from geofm.types import Indices
 
@@ -61,300 +60,296 @@ log = logging.getLogger("geofm.buckets")
 
 VERSION = "3"
 #: Rows of a part.
-RANGE = 250_000
-#: A frame is inherited while the pool is between this part and this multiple of its first pool.
+PART_ROWS = 250_000
+#: A partition is inherited while the pool is between 1 / GROWTH and GROWTH times its first pool.
 GROWTH = 2.0
-FRAME = ("centre.npy", "centroids.npy", "margin.npy", "axes.npy")
-CELLS = ("home.npy", "visit_row.npy", "visit_begin.npy")
-POOL = ("hashes.npy", "same.npy")
-AUDIT = "audit.npz"
+#: Files of the partition, of the cells, of facts about the pool, and of the audited sample.
+PARTITION_FILES = ("centre.npy", "centroids.npy", "margin.npy")
+CELL_FILES = ("home.npy", "visit_row.npy", "visit_begin.npy")
+POOL_FILES = ("hashes.npy", "same.npy")
+AUDIT_FILE = "audit.npz"
 
 
-def joined_rows(job: Job) -> Indices:
-    """Rows of the embeddings whose chips are compared, ascending: the candidates.
+# plan
 
-    Without the monotone ones: all water has one embedding, so only pixels can tell (``alike``).
+
+def plan(job: Job) -> list[Part]:
+    """Prepare the partition; the parts are ranges of new rows, none for a small pool."""
+    rows = searched_rows(job)
+    key = _preparation_key(job, rows)
+    prepared_folder = prepared(job, key, lambda out: _prepare(job, rows, out))
+    if read_partition(prepared_folder).is_single:
+        return []
+    count = len(np.load(prepared_folder / "new.npy", mmap_mode="r"))
+    parts = []
+    for first in range(0, count, PART_ROWS):
+        last = min(first + PART_ROWS, count)
+        payload = {"frame": key, "first": first, "last": last}
+        parts.append(job.part(payload, [key, first, last]))
+    return parts
+
+
+def searched_rows(job: Job) -> Indices:
+    """Return the rows of the embeddings that are searched, ascending.
+
+    These are the candidates without the monotone ones.
     """
     pool = job.inputs["pool"].table("pool.parquet", ["chip_id", "rule", "monotone"])
-    mine = (pool["rule"] == "") & ~pool["monotone"].astype(bool)
-    ids = pool.loc[mine, "chip_id"].astype(str).tolist()
+    is_searched = (pool["rule"] == "") & ~pool["monotone"].astype(bool)
+    ids = pool.loc[is_searched, "chip_id"].astype(str).tolist()
     return np.sort(rows_of(job.inputs["embeddings"], ids))
 
 
 def threshold_of(job: Job) -> tuple[float, str]:
-    """The least similarity of any pair, and where it is from."""
-    found = thresholds_of(job.settings, job.inputs["calibration"])
+    """Return the least similarity of any pair, and the name of its source."""
+    thresholds = thresholds_of(job.settings, job.inputs["calibration"])
     source = "curate.threshold" if job.settings.threshold is not None else "calibration"
-    return min(found.values(), default=1.0), source
+    return min(thresholds.values(), default=1.0), source
 
 
 def thresholds_of(settings: CurateSettings, calibration: Artifact) -> dict[str, float]:
-    """From which similarity chips are duplicates, by collection; two collections: the larger."""
+    """Return the similarity from which chips are duplicates, by collection.
+
+    A pair of two collections has to reach the larger of both.
+    """
     calibrated = calibration.manifest.facts["thresholds"]
-    given = settings.threshold
+    configured = settings.threshold
     return {
-        str(name): float(one["threshold"] if given is None else given)
-        for name, one in calibrated.items()
+        str(name): float(result["threshold"] if configured is None else configured)
+        for name, result in calibrated.items()
     }
 
 
-def read_frame(source: Artifact | Path) -> Frame:
-    """The frame from its files in an artifact or a folder."""
-    centre, centroids, margin, axes = _read(source, FRAME)
-    return Frame(centre, centroids, float(margin), axes)
-
-
-def read_cells(source: Artifact | Path) -> Cells:
-    """Homes and visits from their files in an artifact or a folder."""
-    return Cells(*_read(source, CELLS))
-
-
-def _read(source: Artifact | Path, names: tuple[str, ...]) -> list[NDArray[Any]]:
-    places = [source.local(n) if isinstance(source, Artifact) else source / n for n in names]
-    return [np.load(place) for place in places]
-
-
-def frame_identity(buckets: Artifact) -> list[str]:
-    """Digests of a frame's files: two frames are the same if these are."""
-    digests = file_digests(buckets)
-    return [digests[name] for name in FRAME]
-
-
-def frame_key(job: Job, rows: Indices) -> str:
-    """Key of the part that holds the frame and what is known of the pool before its parts."""
+def _preparation_key(job: Job, rows: Indices) -> str:
+    """Compute the key of the part that ``_prepare`` writes."""
     pool = hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest()
-    covers = [file_digests(job.inputs["embeddings"])["embeddings.npy"], pool]
-    before = inherited(job, len(rows))
-    frame = None if before is None else frame_identity(before)
+    previous = inheritable(job, len(rows))
     return digest_of(
-        {"frame": VERSION, "covers": covers, "threshold": threshold_of(job)[0], "seed": job.seed,
-         "inherited": frame}
-    )  # fmt: skip
+        {
+            "frame": VERSION,
+            "covers": [file_digests(job.inputs["embeddings"])["embeddings.npy"], pool],
+            "threshold": threshold_of(job)[0],
+            "seed": job.seed,
+            "inherited": None if previous is None else partition_identity(previous),
+        }
+    )
 
 
-def inherited(job: Job, rows: int) -> Artifact | None:
-    """The earlier artifact whose frame serves again, if there is one.
-
-    It has this job's settings and seed (``Catalogue.last_of``).
-    """
-    before = job.previous
-    if before is None or is_small(rows):
+def inheritable(job: Job, rows: int) -> Artifact | None:
+    """Return the previous artifact if its partition serves a pool of ``rows`` rows."""
+    previous = job.previous
+    if previous is None or is_small(rows):
         return None
-    facts = before.manifest.facts
-    first, wide = int(facts["frame_rows"]), open_vectors(job.inputs["embeddings"]).shape[1]
-    same = facts["threshold"] == threshold_of(job)[0] and facts["width"] == wide
-    large = facts["cells"] > 1 and first / GROWTH <= rows <= first * GROWTH
-    return before if same and large else None
+    facts = previous.manifest.facts
+    first_rows = int(facts["frame_rows"])
+    width = open_vectors(job.inputs["embeddings"]).shape[1]
+    is_same = facts["threshold"] == threshold_of(job)[0] and facts["width"] == width
+    fits = facts["cells"] > 1 and first_rows / GROWTH <= rows <= first_rows * GROWTH
+    return previous if is_same and fits else None
 
 
-def plan(job: Job) -> list[Part]:
-    """Make the frame where it is missing; parts are ranges of rows, none for a small pool."""
-    rows = joined_rows(job)
-    key = frame_key(job, rows)
-    made = prepared(job, key, lambda out: _prepare(job, rows, out))
-    if read_frame(made).whole:
-        return []
-    count = len(np.load(made / "new.npy", mmap_mode="r"))
-    return [
-        job.part({"frame": key, "first": first, "last": min(first + RANGE, count)},
-                 [key, first, min(first + RANGE, count)])
-        for first in range(0, count, RANGE)
-    ]  # fmt: skip
+def partition_identity(buckets: Artifact) -> list[str]:
+    """Return the digests of a partition's files: two partitions are equal if these are."""
+    digests = file_digests(buckets)
+    return [digests[name] for name in PARTITION_FILES]
 
 
-def _fetch(job: Job, key: str) -> Path:
-    """The folder of a part that was made before."""
+def _prepare(job: Job, rows: Indices, out: Path) -> None:
+    """Write the partition, and what the parts need to know of the pool.
+
+    ``hashes.npy``: hash of each vector. ``same.npy``: for each searched row the first row with the
+    same vector, -1 for other rows. ``of.npy``: row in the previous pool, -1 if new. ``new.npy``:
+    rows to assign.
+    """
+    stored = open_vectors(job.inputs["embeddings"])
+    hashes = hash_vectors(stored)
+    same = np.full(len(stored), -1, dtype=np.int64)
+    if len(rows) == len(stored):
+        same[:] = collapse_vectors(stored, hashes)
+    else:
+        same[rows] = rows[collapse_vectors(stored[rows], hashes[rows])]
+    pool = np.flatnonzero(same == np.arange(len(same)))
+    previous = inheritable(job, len(rows))
+    previous_row = np.full(len(stored), -1, dtype=np.int64)
+    if previous is not None:
+        old_hashes, old_home = (np.load(previous.local(n)) for n in ("hashes.npy", "home.npy"))
+        previous_row = match_previous_rows(old_hashes, old_home, hashes)
+    np.save(out / "hashes.npy", hashes)
+    np.save(out / "same.npy", same)
+    np.save(out / "of.npy", previous_row)
+    np.save(out / "new.npy", pool[previous_row[pool] < 0])
+    if previous is not None:
+        for name in PARTITION_FILES:
+            link(previous.local(name), out / name)
+        return
+    space = make_space(stored, pool)
+    partition = train_partition(space, threshold_of(job)[0], job.seed, pool)
+    np.save(out / "centre.npy", partition.centre)
+    np.save(out / "centroids.npy", partition.centroids)
+    np.save(out / "margin.npy", np.float64(partition.margin))
+
+
+# work
+
+
+def work(job: Job, part: Part, folder: Path) -> None:
+    """Assign a range of the new rows to cells, numbered from the first of the range."""
+    prepared_folder = _fetch_preparation(job, part.payload["frame"])
+    rows = np.load(prepared_folder / "new.npy")[part.payload["first"] : part.payload["last"]]
+    partition = read_partition(prepared_folder)
+    vectors = take_rows(open_vectors(job.inputs["embeddings"]), rows)
+    space = EmbeddingSpace(vectors, partition.centre)
+    _save_cells(assign_cells(partition, space, 0, len(space)), folder)
+
+
+def _fetch_preparation(job: Job, key: str) -> Path:
+    """Return the folder that ``_prepare`` wrote."""
     folder = job.store.fetch_part(key)
     if folder is None:
         raise RunError(f"part {key} of buckets was damaged and has been removed; run again")
     return folder
 
 
-def _prepare(job: Job, rows: Indices, out: Path) -> None:
-    """Hashes, who stands for whom, and the frame."""
-    stored = open_vectors(job.inputs["embeddings"])
-    hashes = hash_rows(stored)
-    before = inherited(job, len(rows))
-    of = np.full(len(stored), -1, dtype=np.int64)
-    if before is not None:
-        of = match_rows(np.load(before.local("hashes.npy")), np.load(before.local("home.npy")),
-                        hashes)  # fmt: skip
-    same = np.full(len(stored), -1, dtype=np.int64)
-    if len(rows) == len(stored):
-        same[:] = collapse_known(stored, hashes, of)
-    else:
-        same[rows] = rows[collapse_known(stored[rows], hashes[rows], of[rows])]
-    pool = np.flatnonzero(same == np.arange(len(same)))
-    np.save(out / "hashes.npy", hashes)
-    np.save(out / "same.npy", same)
-    np.save(out / "of.npy", of)
-    np.save(out / "new.npy", pool[of[pool] < 0])
-    if before is not None:
-        for name in FRAME:
-            link(before.local(name), out / name)
-        return
-    space = make_space(stored, pool)
-    frame = train_frame(space, threshold_of(job)[0], job.seed, pool)
-    np.save(out / "centre.npy", frame.centre)
-    np.save(out / "centroids.npy", frame.centroids)
-    np.save(out / "margin.npy", np.float64(frame.margin))
-    np.save(out / "axes.npy", frame.axes)
-
-
-def work(job: Job, part: Part, folder: Path) -> None:
-    """Homes, visits and sketches of a range of the new rows, numbered from its first."""
-    made = _fetch(job, part.payload["frame"])
-    rows = np.load(made / "new.npy")[part.payload["first"] : part.payload["last"]]
-    frame = read_frame(made)
-    space = Space(take_rows(open_vectors(job.inputs["embeddings"]), rows), frame.centre)
-    _save(assign(frame, space, 0, len(space)), folder)
-    np.save(folder / "sketches.npy", sketch_all(space, frame.axes))
-
-
-def _save(cells: Cells, folder: Path) -> None:
-    np.save(folder / "home.npy", cells.home)
-    np.save(folder / "visit_row.npy", cells.row)
-    np.save(folder / "visit_begin.npy", cells.begin)
+# seal
 
 
 def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
-    """Put the ranges together, audit the margin, and write the frame's files beside them."""
-    rows = joined_rows(job)
-    made = _fetch(job, frame_key(job, rows))
+    """Write the partition, the cells of all rows, and the audited sample.
+
+    The margin is widened if the cells do not cover a pair of the sample.
+    """
+    rows = searched_rows(job)
+    prepared_folder = _fetch_preparation(job, _preparation_key(job, rows))
     threshold, source = threshold_of(job)
-    frame, same = read_frame(made), np.load(made / "same.npy")
+    partition, same = read_partition(prepared_folder), np.load(prepared_folder / "same.npy")
     pool = same == np.arange(len(same))
-    before = inherited(job, len(rows))
-    if frame.whole:
-        cells = replace(no_cells(0, 1), home=np.where(pool, 0, -1).astype(np.int32))
-    else:
-        old = no_cells(0, frame.count) if before is None else read_cells(before)
-        of, new = np.load(made / "of.npy"), np.load(made / "new.npy")
-        to = turn_round(of, len(old.home), pool)
-        cells = carry_cells(old, of, to, new, _together(folders, frame.count))
-        if len(frame.axes):
-            _write_sketches(before, of, pool, new, folders, folder / "sketches.npy")
-    space = Space(open_vectors(job.inputs["embeddings"]), frame.centre)
-    if before is None:
-        hashes = np.load(made / "hashes.npy")
-        found = audit.audit_rows(space, hashes, np.flatnonzero(pool), threshold, job.seed)
-    else:
-        found = _audit_again(job, before, made, space, cells, folder)
-    np.savez(folder / AUDIT, **vars(found))
-    left_out = int((~searched(space, frame, cells.home, found.low, found.high)).sum())
+    previous = inheritable(job, len(rows))
+    cells = _all_cells(prepared_folder, folders, partition, pool, previous)
+    space = EmbeddingSpace(open_vectors(job.inputs["embeddings"]), partition.centre)
+    audit = _audit(job, prepared_folder, space, cells, previous)
+    np.savez(folder / AUDIT_FILE, asked=audit.asked, low=audit.low, high=audit.high)
+    covered = is_covered(partition, space, cells.home, audit.low, audit.high)
+    left_out = int((~covered).sum())
     if left_out:
-        frame = replace(frame, margin=complete_margin(threshold))
+        partition = replace(partition, margin=complete_margin(threshold))
         log.info(
-            "buckets: the estimated margin leaves out %d of %d pairs of the audit; the complete "
-            "margin %.4f is used", left_out, len(found.low), frame.margin,
-        )  # fmt: skip
-        cells = assign(frame, space, 0, len(space), pool)
-    _save(cells, folder)
-    np.save(folder / "margin.npy", np.float64(frame.margin))
-    for name in (*FRAME, *POOL):
+            "buckets: the estimated margin leaves out %d of %d pairs of the audited sample; the "
+            "complete margin %.4f is used",
+            left_out,
+            len(audit.low),
+            partition.margin,
+        )
+        cells = assign_cells(partition, space, 0, len(space), pool)
+    _save_cells(cells, folder)
+    np.save(folder / "margin.npy", np.float64(partition.margin))
+    for name in (*PARTITION_FILES, *POOL_FILES):
         if name != "margin.npy":
-            link(made / name, folder / name)
-    sizes = np.bincount(cells.home[pool], minlength=frame.count) if pool.any() else np.zeros(1)
-    groups = np.bincount(same[same >= 0]) if len(rows) else np.zeros(1, dtype=np.int64)
+            link(prepared_folder / name, folder / name)
+    cell_sizes = np.bincount(cells.home[pool], minlength=partition.count)
+    copies = np.bincount(same[same >= 0]) if len(rows) else np.zeros(1, dtype=np.int64)
     return Sealed(
         counts={"rows_in": len(same), "rows_out": int(pool.sum())},
         dropped={
-            "identical": int(len(rows) - pool.sum()), "not_compared": len(same) - len(rows)
+            "identical": int(len(rows) - pool.sum()),
+            "not_compared": len(same) - len(rows),
         },
         facts={
             "threshold": threshold,
             "threshold_from": source,
-            "width": len(frame.centre),
-            "cells": frame.count,
-            "margin": round(frame.margin, 9),
+            "width": len(partition.centre),
+            "cells": partition.count,
+            "margin": round(partition.margin, 9),
             "complete_margin": round(complete_margin(threshold), 9),
             "margin_widened_for": left_out,
-            "largest_cell": int(sizes.max(initial=0)),
-            "largest_identical": int(groups.max(initial=0)),
+            "largest_cell": int(cell_sizes.max(initial=0)),
+            "largest_identical": int(copies.max(initial=0)),
             "visits": len(cells.row),
-            "frame_rows": len(rows) if before is None else before.manifest.facts["frame_rows"],
-            "frame_from": "trained" if before is None else _origin(before),
+            "frame_rows": len(rows) if previous is None else previous.manifest.facts["frame_rows"],
+            "frame_from": "trained" if previous is None else _trained_by(previous),
         },
-    )  # fmt: skip
+    )
 
 
-def _audit_again(
-    job: Job, before: Artifact, made: Path, space: Space, cells: Cells, folder: Path
-) -> audit.Audited:
-    """Audit a pool whose frame is inherited: only pairs with a row that is new are searched.
-
-    Args:
-        job: of the stage.
-        before: the earlier artifact.
-        made: folder of the part that ``_prepare`` wrote.
-        space: the vectors.
-        cells: of the vectors.
-        folder: of the new artifact, with the sketches where vectors are long.
-    """
-    threshold = threshold_of(job)[0]
-    pool = np.flatnonzero(cells.home >= 0)
-    to = turn_round(np.load(made / "of.npy"), len(np.load(before.local("home.npy"))),
-                    cells.home >= 0)  # fmt: skip
-    queries = pool[audit.choose_queries(np.load(made / "hashes.npy")[pool], job.seed)]
-    new = np.load(made / "new.npy")
-    known, rest = audit.carry_audit(space, read_audit(before), to, queries, new, threshold)
-    sketches = np.empty((len(space), 0), dtype=np.int16)
-    if (folder / "sketches.npy").exists():
-        sketches = np.load(folder / "sketches.npy", mmap_mode="c")
-    pairs = pairs_of(space, factors_of(space, sketches, threshold), rest, threshold)
-    return audit.merge_audit(known, rest, *pairs, cells.home)
-
-
-def read_audit(buckets: Artifact) -> audit.Audited:
-    """The audited rows of a pool and all their pairs."""
-    with np.load(buckets.local(AUDIT), allow_pickle=False) as data:
-        return audit.Audited(data["asked"], data["low"], data["high"])
-
-
-def _write_sketches(
-    before: Artifact | None,
-    of: Indices,
-    pool: NDArray[np.bool_],
-    new: Indices,
+def _all_cells(
+    prepared_folder: Path,
     folders: list[Path],
-    path: Path,
-) -> None:
-    """The sketches of all rows, carried or of this run; zeros for rows that are not searched."""
-    shape = (len(of), WIDTH)
-    found = np.lib.format.open_memmap(path, "w+", np.int16, shape)
-    if before is not None:
-        carry_sketches(np.load(before.local("sketches.npy"), mmap_mode="r"), of, pool, found)
-    first = 0
-    for part in folders:
-        some = np.load(part / "sketches.npy")
-        found[new[first : first + len(some)]] = some
-        first += len(some)
-    found.flush()
-
-
-def read_sketches(buckets: Artifact, rows: int) -> Sketches:
-    """The sketches of all rows, mapped; [rows, 0] where vectors are compared as they are."""
-    if "sketches.npy" not in file_digests(buckets):
-        return np.empty((rows, 0), dtype=np.int16)
-    found: Sketches = np.load(buckets.local("sketches.npy"), mmap_mode="c")
-    return found
-
-
-def _together(folders: list[Path], count: int) -> Cells:
-    """The cells of all ranges."""
-    homes, codes, first = [np.empty(0, np.int32)], [], 0
+    partition: Partition,
+    pool: NDArray[np.bool_],
+    previous: Artifact | None,
+) -> Cells:
+    """Join the cells of all ranges with those of the rows that the previous run assigned."""
+    if partition.is_single:
+        return replace(empty_cells(0, 1), home=np.where(pool, 0, -1).astype(np.int32))
+    homes, keys, first = [np.empty(0, np.int32)], [], 0
     for folder in folders:
         part = read_cells(folder)
-        codes.append(visit_codes(part.row + first, part.cell))
+        keys.append(visit_keys(part.row + first, part.visited))
         homes.append(part.home)
         first += len(part.home)
-    return sort_cells(np.concatenate(homes), codes, count)
+    new_cells = sort_visits(np.concatenate(homes), keys, partition.count)
+    new = np.load(prepared_folder / "new.npy")
+    old = empty_cells(0, partition.count) if previous is None else read_cells(previous)
+    current = current_rows(np.load(prepared_folder / "of.npy"), len(old.home), pool)
+    return carry_cells(old, current, new, new_cells, len(pool))
 
 
-def _origin(before: Artifact) -> str:
-    """Digest of the artifact that first had this frame."""
-    source: Any = before.manifest.facts["frame_from"]
-    return before.digest if source == "trained" else str(source)
+def _audit(
+    job: Job,
+    prepared_folder: Path,
+    space: EmbeddingSpace,
+    cells: Cells,
+    previous: Artifact | None,
+) -> Audit:
+    """Audit a random sample of the pool; the pairs of rows audited before are known."""
+    threshold = threshold_of(job)[0]
+    hashes = np.load(prepared_folder / "hashes.npy")
+    pool = np.flatnonzero(cells.home >= 0)
+    if previous is None:
+        return audit_sample(space, hashes, pool, threshold, job.seed)
+    old_rows = len(np.load(previous.local("home.npy"), mmap_mode="r"))
+    current = current_rows(np.load(prepared_folder / "of.npy"), old_rows, cells.home >= 0)
+    sample = pool[choose_sample(hashes[pool], job.seed)]
+    new = np.load(prepared_folder / "new.npy")
+    return carry_audit(space, read_audit(previous), current, sample, new, cells.home, threshold)
+
+
+def _trained_by(previous: Artifact) -> str:
+    """Return the digest of the artifact for which an inherited partition was trained."""
+    source: Any = previous.manifest.facts["frame_from"]
+    return previous.digest if source == "trained" else str(source)
+
+
+# Files of the artifact; the stages `pairs` and `curate` read them.
+
+
+def read_partition(source: Artifact | Path) -> Partition:
+    """Read a partition from an artifact or a folder."""
+    centre, centroids, margin = _load_arrays(source, PARTITION_FILES)
+    return Partition(centre, centroids, float(margin))
+
+
+def read_cells(source: Artifact | Path) -> Cells:
+    """Read homes and visits from an artifact or a folder."""
+    return Cells(*_load_arrays(source, CELL_FILES))
+
+
+def read_audit(buckets: Artifact) -> Audit:
+    """Read the audited sample of a pool, and its pairs."""
+    with np.load(buckets.local(AUDIT_FILE), allow_pickle=False) as data:
+        return Audit(data["asked"], data["low"], data["high"])
+
+
+def _load_arrays(source: Artifact | Path, names: tuple[str, ...]) -> list[NDArray[Any]]:
+    """Load ``.npy`` files of an artifact or a folder."""
+    files = [source.local(n) if isinstance(source, Artifact) else source / n for n in names]
+    return [np.load(file) for file in files]
+
+
+def _save_cells(cells: Cells, folder: Path) -> None:
+    """Write homes and visits."""
+    arrays: tuple[NDArray[Any], ...] = (cells.home, cells.row, cells.begin)
+    for name, array in zip(CELL_FILES, arrays, strict=True):
+        np.save(folder / name, array)
 
 
 STAGE = Stage(

@@ -1,7 +1,11 @@
 """Stage ``describe``: descriptors, perceptual hash and thumbnail of every usable chip.
 
-What later stages need of pixels they find here, so that no tar is opened twice. A part is one tar;
-nothing depends on a setting or a seed.
+plan    one part per tar of chips
+work    describe the chips of a tar                       (descriptors.py, perceptual_hash.py)
+seal    join the parts in the order of ``chips.parquet``
+
+Later stages find here what they need of the pixels, so no tar is opened twice. Nothing depends on a
+setting or a seed.
 """
 
 from __future__ import annotations
@@ -25,8 +29,9 @@ from geofm.formats.npy import npy_head
 from geofm.runtime.parts import chips_by_part, covers, ok_chips, read_pixels
 
 VERSION = "5"
+#: Files of the artifact, and the rows of a part.
 TABLE, THUMBNAILS, ROWS = "descriptors.parquet", "thumbnails.npy", "rows.arrow"
-#: Chips whose thumbnails are kept in memory, to be described together.
+#: Chips that are described together: their band thumbnails are in memory at once.
 TOGETHER = 16
 _REAL, _REALS, _HASH = pa.float64(), pa.list_(pa.float64()), pa.uint64()
 #: Columns of ``descriptors.parquet``.
@@ -47,7 +52,7 @@ COLUMNS = {
 
 
 def plan(job: Job) -> list[Part]:
-    """One part per tar of chips."""
+    """List one part per tar; its key covers the tar and its usable chips."""
     chips = job.inputs["chips"]
     return [
         job.part({"part": part}, covers(chips, part, refs))
@@ -62,12 +67,12 @@ def work(job: Job, part: Part, folder: Path) -> None:
     pixels = read_pixels(chips, name, refs)
     columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
     thumbnails = np.empty((len(refs), THUMBNAIL, THUMBNAIL), np.uint8)
-    for (bands, scale), alike in groupby(refs, lambda ref: (ref.bands, ref.scale)):
-        while some := list(islice(alike, TOGETHER)):
+    for (bands, scale), same_bands in groupby(refs, lambda ref: (ref.bands, ref.scale)):
+        while group := list(islice(same_bands, TOGETHER)):
             done = len(columns["chip_id"])
-            here = slice(done, done + len(some))
-            measured, thumbnails[here] = measure_all(islice(pixels, len(some)), bands, scale)
-            columns["chip_id"] += [ref.chip_id for ref in some]
+            target = slice(done, done + len(group))
+            measured, thumbnails[target] = measure_all(islice(pixels, len(group)), bands, scale)
+            columns["chip_id"] += [ref.chip_id for ref in group]
             for column, values in measured.items():
                 columns[column] += values
     hashes = hash_thumbnails(thumbnails)
@@ -80,7 +85,7 @@ def work(job: Job, part: Part, folder: Path) -> None:
 
 
 def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
-    """Join the parts in the order of ``chips.parquet``: row r of both files is one chip."""
+    """Join the parts in the order of ``chips.parquet``: row r of both files is the same chip."""
     ids = ok_chips(job.inputs["chips"], ["chip_id"])["chip_id"].astype(str)
     row_of = {chip_id: row for row, chip_id in enumerate(ids)}
     if not len(ids):
@@ -88,39 +93,39 @@ def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
         write_table(pd.DataFrame({"chip_id": ids}), folder / TABLE)
         return Sealed(counts={"rows_in": 0, "rows_out": 0}, facts={"thumbnail_px": THUMBNAIL})
     joined = read_rows(part / ROWS for part in folders)
-    place = [row_of[chip_id] for chip_id in joined["chip_id"]]
-    _join_thumbnails(folders, place, folder / THUMBNAILS)
-    write_table(joined.iloc[np.argsort(place, kind="stable")], folder / TABLE)
+    rows = [row_of[chip_id] for chip_id in joined["chip_id"]]
+    _join_thumbnails(folders, rows, folder / THUMBNAILS)
+    write_table(joined.iloc[np.argsort(rows, kind="stable")], folder / TABLE)
     return Sealed(
         counts={"rows_in": len(ids), "rows_out": len(joined)},
         facts={"thumbnail_px": THUMBNAIL, "constant": int(joined["constant"].sum())},
     )
 
 
-def _join_thumbnails(folders: list[Path], place: list[int], target: Path) -> None:
-    """Write the thumbnails of all parts as one array, each at its row, a part in memory at a time.
+def _join_thumbnails(folders: list[Path], rows: list[int], target: Path) -> None:
+    """Write the thumbnails of all parts as one array, each at its row, part by part.
 
-    By writing: a mapped file ends the process where the disk is full.
+    The file is written, not mapped: a mapped file ends the process if the disk is full.
     """
-    rows = iter(place)
-    head = npy_head(np.dtype(np.uint8), (len(place), THUMBNAIL, THUMBNAIL))
+    row = iter(rows)
+    head = npy_head(np.dtype(np.uint8), (len(rows), THUMBNAIL, THUMBNAIL))
     with target.open("wb") as file:
         file.write(head)
         for part in folders:
             for thumbnail in np.load(part / THUMBNAILS):
-                at = len(head) + next(rows) * THUMBNAIL**2
-                if file.tell() != at:
-                    file.seek(at)
+                offset = len(head) + next(row) * THUMBNAIL**2
+                if file.tell() != offset:
+                    file.seek(offset)
                 file.write(thumbnail)
 
 
 def load_descriptors(
     descriptors: Artifact, chip_ids: list[str]
 ) -> tuple[pd.DataFrame, NDArray[np.uint8]]:
-    """Rows and thumbnails [n, 64, 64] of some chips, in the order of ``chip_ids``.
+    """Read rows and thumbnails, shape (n, 64, 64), of some chips, in the order of ``chip_ids``.
 
     Raises:
-        RunError: when a chip is not described.
+        RunError: A chip is not described.
     """
     table = load_described(descriptors, chip_ids)
     thumbnails = np.load(descriptors.local(THUMBNAILS), mmap_mode="r", allow_pickle=False)
@@ -128,10 +133,10 @@ def load_descriptors(
 
 
 def load_described(descriptors: Artifact, chip_ids: list[str]) -> pd.DataFrame:
-    """Rows of some chips, in the order of ``chip_ids``; the index is that of the thumbnails.
+    """Read rows of some chips, in the order of ``chip_ids``; the index is that of the thumbnails.
 
     Raises:
-        RunError: when a chip is not described.
+        RunError: A chip is not described.
     """
     table = descriptors.table(TABLE)
     rows = pd.Index(table["chip_id"].astype(str)).get_indexer(pd.Index(chip_ids))

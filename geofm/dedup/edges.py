@@ -1,4 +1,4 @@
-"""Pairs of rows with their exact similarity, and how to look them up by row."""
+"""Edges: pairs of rows with their exact similarity, and lookups by row."""
 
 from __future__ import annotations
 
@@ -22,39 +22,50 @@ class Edges:
     def __len__(self) -> int:
         return len(self.left)
 
+    def select(self, selected: NDArray[np.bool_]) -> Edges:
+        """Return the edges where a mask of shape (edges,) is true."""
+        return Edges(self.left[selected], self.right[selected], self.similarity[selected])
 
-def no_edges() -> Edges:
-    """No pair."""
+
+def empty_edges() -> Edges:
+    """Return a list without edges."""
     return Edges(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))
 
 
 def sort_edges(left: Indices, right: Indices, similarity: Floats) -> Edges:
-    """Edges from pairs in any order and direction, each once."""
+    """Build edges from pairs in any order and direction; a repeated pair is kept once."""
     low, high = np.minimum(left, right), np.maximum(left, right)
     order = np.lexsort((high, low))
     low, high, similarity = low[order], high[order], similarity[order]
-    new = np.ones(len(low), dtype=np.bool_)
-    new[1:] = (low[1:] != low[:-1]) | (high[1:] != high[:-1])
-    return Edges(low[new], high[new], similarity[new])
+    first = np.ones(len(low), dtype=np.bool_)
+    first[1:] = (low[1:] != low[:-1]) | (high[1:] != high[:-1])
+    return Edges(low[first], high[first], similarity[first])
 
 
-def join_edges(parts: Sequence[Edges]) -> Edges:
-    """All edges of several lists, each once."""
+def concat_edges(parts: Sequence[Edges]) -> Edges:
+    """Append several lists as they are: unsorted, and a pair may be repeated."""
     if not parts:
-        return no_edges()
-    return sort_edges(
+        return empty_edges()
+    return Edges(
         np.concatenate([part.left for part in parts]),
         np.concatenate([part.right for part in parts]),
         np.concatenate([part.similarity for part in parts]),
     )
 
 
+def merge_edges(parts: Sequence[Edges]) -> Edges:
+    """Merge several lists into one sorted list in which each pair occurs once."""
+    edges = concat_edges(parts)
+    return sort_edges(edges.left, edges.right, edges.similarity)
+
+
 def neighbour_lists(edges: Edges, rows: int) -> tuple[Indices, Indices, Floats]:
-    """The edges in both directions, grouped by row.
+    """Group edges by row, in both directions.
 
     Returns:
-        ``start`` [rows + 1], and for row r in ``start[r]:start[r + 1]`` its neighbours and
-        their similarities, most similar first, ties by row.
+        ``start``, shape (rows + 1,); ``neighbour`` and ``similarity``, shape (2 * edges,). The
+        neighbours of row r are ``neighbour[start[r]:start[r + 1]]``, most similar first, ties by
+        row.
     """
     source = np.concatenate([edges.left, edges.right])
     target = np.concatenate([edges.right, edges.left])
@@ -66,15 +77,21 @@ def neighbour_lists(edges: Edges, rows: int) -> tuple[Indices, Indices, Floats]:
 
 
 def nearest_kept(kept: NDArray[np.bool_], edges: Edges) -> tuple[Indices, Indices, Indices]:
-    """For rows that go and have a neighbour that stays, the most similar one.
+    """Find the most similar kept neighbour of each dropped row that has one.
+
+    Args:
+        kept: whether each row is kept, shape (rows,).
+        edges: pairs of rows.
 
     Returns:
-        The rows, ascending; of each its neighbour (ties: the lower); and the number of their edge.
+        Three arrays of one length: dropped rows, ascending; the kept neighbour of each (ties go to
+        the lower row); the number of the edge between the two.
     """
     mixed = np.flatnonzero(kept[edges.left] != kept[edges.right])
     left, right, similarity = (part[mixed] for part in (edges.left, edges.right, edges.similarity))
-    row, other = np.where(kept[left], right, left), np.where(kept[left], left, right)
-    order = np.lexsort((other, -similarity, row))
-    dropped, first = np.unique(row[order], return_index=True)
+    dropped = np.where(kept[left], right, left)
+    neighbour = np.where(kept[left], left, right)
+    order = np.lexsort((neighbour, -similarity, dropped))
+    rows, first = np.unique(dropped[order], return_index=True)
     best = order[first]
-    return dropped, other[best], mixed[best]
+    return rows, neighbour[best], mixed[best]

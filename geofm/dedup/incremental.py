@@ -1,185 +1,159 @@
-"""New and withdrawn chips against a pool that was searched before.
+"""Refresh of a searched pool: only the pairs of new vectors are searched.
 
-Which pairs are searched depends on the two vectors and the frame alone (``frame.py``). So with
-the frame of an earlier search, the pairs of vectors that are still there are known, those of
-withdrawn ones fall away, and only pairs with a new vector are left to find. The union is, pair
-for pair, what a full search over the same frame finds, and the leader rule makes the same
-decisions of it. (Over another frame the pairs are the same as far as both searches miss nothing;
-the certificate bounds that.)
+Which pairs a partition covers depends on the two vectors and the partition alone. So with the
+partition of an earlier search
 
-Vectors are recognised by the hash of their bytes (64 bits), not by the name of their chip.
+- a vector that is still in the pool has the same home and the same visits,
+- a pair of two such vectors is still a pair, with the same similarity,
+- the pairs of withdrawn vectors are gone, and
+- only pairs with a new vector have to be searched (``join.join_cells`` with ``new``).
+
+The union is, pair for pair, the result of a full search with that partition, and so are the
+decisions of the leader rule. The same holds for the audit of a sample: its rows are chosen by the
+hashes of their vectors, so most of them were audited before.
+
+A vector is recognised by the 64-bit hash of its bytes, not by the id of its chip.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 from numpy.typing import NDArray
 
+from geofm.dedup.certificate import Audit, find_pairs_of
 from geofm.dedup.edges import Edges, sort_edges
-from geofm.dedup.exact_pairs import first_alike, slots, table_of, tell_apart
+from geofm.dedup.identical import VectorHashes
 from geofm.dedup.join import DENSE_PAIRS
-from geofm.dedup.matmul import on_every_core
-from geofm.dedup.partition import (
-    Cells,
-    Frame,
-    assign,
-    keep_visits,
-    slice_cells,
-    sort_cells,
-    visit_codes,
-)
-from geofm.dedup.sketch import Sketches
-from geofm.embeddings.vectors import READ, Space, take_rows
+from geofm.dedup.partition import Cells, sort_visits, visit_keys
+from geofm.embeddings.vectors import EmbeddingSpace
 from geofm.types import Indices
 
-Hashes = NDArray[np.uint64]
-#: Cells whose visits are carried over at once.
-CELLS_AT_ONCE = 64
 
-
-def match_rows(before: Hashes, home: NDArray[np.int32], now: Hashes) -> Indices:
-    """For each row of now, the searched row of before with the same vector; -1 where none has."""
-    rows = np.flatnonzero(home >= 0)
-    found = np.full(len(now), -1, dtype=np.int64)
-    if not len(rows):
-        return found
-    known = before[rows]
-    table, slot = table_of(known)
-
-    def work(first: int) -> None:
-        some = slice(first, first + READ)
-        guess = table[slots(now[some], len(table))]
-        found[some] = np.where(known[guess] == now[some], rows[guess], -1)
-
-    for _ in on_every_core(work, range(0, len(now), READ)):
-        pass
-    # of rows that share a slot the table has one: the others are looked up in order
-    hidden = np.flatnonzero(table[slot] != np.arange(len(rows)))
-    missing = np.flatnonzero(found < 0)
-    if len(hidden) and len(missing):
-        hidden = hidden[np.argsort(known[hidden])]
-        at = np.minimum(np.searchsorted(known[hidden], now[missing]), len(hidden) - 1)
-        same = known[hidden[at]] == now[missing]
-        found[missing[same]] = rows[hidden[at[same]]]
-    return found
-
-
-def collapse_known(stored: NDArray[np.float16], hashes: Hashes, of: Indices) -> Indices:
-    """``collapse_vectors`` of matched rows and others: those of one earlier row are alike."""
-    stands_for = np.arange(len(of))
-    old, new = np.flatnonzero(of >= 0), np.flatnonzero(of < 0)
-    first = np.empty(int(of.max(initial=-1)) + 1, dtype=np.int64)
-    first[of[old[::-1]]] = old[::-1]
-    stands_for[old] = first[of[old]]
-    stands_for[new] = new[first_alike(hashes[new])]
-    return tell_apart(stored, hashes, stands_for)
-
-
-def turn_round(of: Indices, rows: int, pool: NDArray[np.bool_]) -> Indices:
-    """For each of ``rows`` earlier rows, the searched row of now that it is; -1 where withdrawn."""
-    to = np.full(rows, -1, dtype=np.int64)
-    kept = np.flatnonzero((of >= 0) & pool)
-    to[of[kept]] = kept
-    return to
-
-
-def carry_cells(before: Cells, of: Indices, to: Indices, new: Indices, fresh: Cells) -> Cells:
-    """Cells of now: those of rows that were there, and ``fresh`` ones of the rows ``new``."""
-    home = np.full(len(of), -1, dtype=np.int32)
-    old = to[to >= 0]
-    home[old] = before.home[of[old]]
-    home[new] = fresh.home
-    row_of, new_row = to.astype(np.int32), new.astype(np.int32)
-    gone, ascending = len(old) < len(to), len(old) < 2 or bool((np.diff(old) > 0).all())
-
-    def work(first: int) -> Cells:
-        some = slice_cells(before, first, first + CELLS_AT_ONCE)
-        known = replace(some, row=row_of[some.row])
-        if gone:
-            known = keep_visits(known, known.row >= 0)
-        more = slice_cells(fresh, first, first + CELLS_AT_ONCE)
-        mine, cell = new_row[more.row], more.cell
-        if not ascending:
-            codes = [visit_codes(known.row, known.cell), visit_codes(mine, cell)]
-            return sort_cells(home, codes, len(known.begin) - 1)
-        place = _places(known.row, known.begin, mine, cell)
-        return Cells(home, np.insert(known.row, place, mine), known.begin + more.begin)
-
-    count = len(before.begin) - 1
-    parts = list(on_every_core(work, range(0, count, CELLS_AT_ONCE)))
-    sizes = np.concatenate([np.diff(part.begin) for part in parts])
-    begin = np.zeros(count + 1, dtype=np.int64)
-    np.cumsum(sizes, out=begin[1:])
-    return Cells(home, np.concatenate([part.row for part in parts]), begin)
-
-
-def _places(
-    row: NDArray[np.int32],
-    begin: Indices,
-    more_row: NDArray[np.int32],
-    more_cell: NDArray[np.int32],
+def match_previous_rows(
+    old_hashes: VectorHashes, old_home: NDArray[np.int32], new_hashes: VectorHashes
 ) -> Indices:
-    """Where visits belong among others that are sorted by (cell, row): by halving, few in many."""
-    low, high = begin[more_cell], begin[more_cell + 1]
-    for _ in range(int((high - low).max(initial=0)).bit_length()):
-        middle = (low + high) // 2
-        beyond = (low < high) & (row[np.minimum(middle, len(row) - 1)] < more_row)
-        low, high = np.where(beyond, middle + 1, low), np.where(beyond, high, middle)
-    return np.asarray(low, dtype=np.int64)
-
-
-def carry_sketches(before: Sketches, of: Indices, pool: NDArray[np.bool_], into: Sketches) -> None:
-    """The sketches of rows that were there, by their rows of now; the others get zeros.
+    """Find the row that each vector had in the previous search.
 
     Args:
-        before: of the earlier rows.
-        of: for each row of now its earlier row, -1 for a new one.
-        pool: the rows of now that are searched.
-        into: [len(of), WIDTH], written.
+        old_hashes: hashes of the previous pool's vectors, shape (n_old,).
+        old_home: cell of each previous vector, shape (n_old,); -1 if it was not searched.
+        new_hashes: hashes of the current pool's vectors, shape (n_new,).
+
+    Returns:
+        Row in the previous pool of each current vector, shape (n_new,); -1 if it is new.
     """
+    searched = np.flatnonzero(old_home >= 0)
+    previous = np.full(len(new_hashes), -1, dtype=np.int64)
+    if not len(searched):
+        return previous
+    old_rows = searched[np.argsort(old_hashes[searched], kind="stable")]
+    old_sorted = old_hashes[old_rows]
+    order = np.argsort(new_hashes)  # sorted queries keep the binary search in the cache
+    new_sorted = new_hashes[order]
+    position = np.minimum(np.searchsorted(old_sorted, new_sorted), len(old_sorted) - 1)
+    is_known = old_sorted[position] == new_sorted
+    previous[order[is_known]] = old_rows[position[is_known]]
+    return previous
 
-    def work(first: int) -> None:
-        some = slice(first, first + READ)
-        before.take(of[some], axis=0, out=into[some], mode="clip")
-        into[some][(of[some] < 0) | ~pool[some]] = 0
 
-    for _ in on_every_core(work, range(0, len(of), READ)):
-        pass
+def current_rows(previous: Indices, old_rows: int, pool: NDArray[np.bool_]) -> Indices:
+    """Invert ``match_previous_rows``.
+
+    Args:
+        previous: previous row of each current row, shape (n_new,); -1 if it is new.
+        old_rows: number of rows of the previous pool.
+        pool: whether each current row is searched, shape (n_new,).
+
+    Returns:
+        Searched current row of each previous row, shape (old_rows,); -1 if it was withdrawn.
+    """
+    current = np.full(old_rows, -1, dtype=np.int64)
+    kept = np.flatnonzero((previous >= 0) & pool)
+    current[previous[kept]] = kept
+    return current
 
 
-def carry_edges(before: Edges, to: Indices) -> Edges:
-    """The edges whose two rows are still there, by their rows of now."""
-    left, right = to[before.left], to[before.right]
-    there = (left >= 0) & (right >= 0)
-    return sort_edges(left[there], right[there], before.similarity[there])
+def carry_cells(old: Cells, current: Indices, new: Indices, new_cells: Cells, rows: int) -> Cells:
+    """Combine the cells of known rows with those of new rows.
+
+    Args:
+        old: cells of the previous pool.
+        current: current row of each previous row, shape (n_old,) (``current_rows``).
+        new: current rows of the new vectors, shape (n_added,).
+        new_cells: cells of the new vectors, numbered by their position in ``new``.
+        rows: number of current rows.
+    """
+    home = np.full(rows, -1, dtype=np.int32)
+    kept = np.flatnonzero(current >= 0)
+    home[current[kept]] = old.home[kept]
+    home[new] = new_cells.home
+    visitor = current[old.row]
+    is_kept = visitor >= 0
+    keys = [
+        visit_keys(visitor[is_kept], old.visited[is_kept]),
+        visit_keys(new[new_cells.row], new_cells.visited),
+    ]
+    return sort_visits(home, keys, len(old.begin) - 1)
+
+
+def carry_edges(old: Edges, current: Indices) -> Edges:
+    """Keep the edges of rows that are still there, by their current rows."""
+    left, right = current[old.left], current[old.right]
+    kept = (left >= 0) & (right >= 0)
+    return sort_edges(left[kept], right[kept], old.similarity[kept])
 
 
 def could_be_dense(edges: Edges, home: NDArray[np.int32]) -> bool:
-    """Whether a cell has so many pairs that a full search might not list them."""
+    """Whether a cell has so many pairs that a full search might not list them.
+
+    Args:
+        edges: pairs of the pool.
+        home: cell in which each row resides, shape (n,).
+    """
     count = int(home.max(initial=0)) + 1
     pairs = np.bincount(home[edges.left], minlength=count)
     pairs += np.bincount(home[edges.right], minlength=count)
     return bool(pairs.max(initial=0) > DENSE_PAIRS)
 
 
-def extend(
-    space: Space, frame: Frame, before: Cells, of: Indices, pool: NDArray[np.bool_]
-) -> tuple[Cells, Indices, Indices]:
-    """The cells of a pool from those of an earlier one over the same frame.
+def carry_audit(
+    space: EmbeddingSpace,
+    old: Audit,
+    current: Indices,
+    sample: Indices,
+    new: Indices,
+    home: NDArray[np.int32],
+    threshold: float,
+) -> Audit:
+    """Audit a sample of the current pool, with what an earlier audit knows.
 
     Args:
-        space: the pool of now, compared in the frame's centre.
-        frame: of the earlier search.
-        before: its cells.
-        of: for each row of now its earlier row, -1 for a new one (``match_rows``).
-        pool: the rows of now that are searched.
+        space: space of the current rows.
+        old: audit of the previous pool.
+        current: current row of each previous row (``current_rows``).
+        sample: current rows to audit, ascending (``certificate.choose_sample``).
+        new: current rows of the new vectors, ascending.
+        home: cell in which each current row resides, shape (n,); -1 if it is not searched.
+        threshold: least similarity of a pair, the same in both audits.
 
     Returns:
-        Cells; for each earlier row its row of now or -1; the new rows.
+        The audit that ``certificate.audit_sample`` gives for the same sample.
     """
-    to = turn_round(of, len(before.home), pool)
-    new = np.flatnonzero(pool & (of < 0))
-    part = Space(take_rows(space.stored, new), space.centre)
-    return carry_cells(before, of, to, new, assign(frame, part, 0, len(part))), to, new
+    audited_before = np.isin(sample, current[old.asked])
+    in_sample = np.zeros(len(space), dtype=np.bool_)
+    in_sample[sample] = True
+    low, high = current[old.low], current[old.high]
+    kept = (low >= 0) & (high >= 0)
+    low, high = low[kept], high[kept]
+    kept = in_sample[low] | in_sample[high]
+    pairs = [
+        (low[kept], high[kept]),
+        find_pairs_of(space, sample[audited_before], threshold, among=new),
+        find_pairs_of(space, sample[~audited_before], threshold),
+    ]
+    low, high = (np.concatenate(side) for side in zip(*pairs, strict=True))
+    low, high = np.minimum(low, high), np.maximum(low, high)
+    searched = (home[low] >= 0) & (home[high] >= 0)
+    codes = np.unique(low[searched] * len(space) + high[searched])
+    low, high = np.divmod(codes, len(space))
+    return Audit(sample, low, high)

@@ -1,12 +1,16 @@
-"""The bucket join: all searched pairs of some cells, at or above a threshold, decided exactly.
+"""The similarity join: all covered pairs of vectors at or above a threshold, verified in float64.
 
-A cell's rows are multiplied with each other and with the rows that visit it, tile by tile; what a
-tile proposes is decided in float64. Cells are independent: any group of them is a part that can
-be worked on anywhere, and the pairs of all groups together are those of the pool.
+1. ``join_cells`` multiplies the residents of a cell with each other and with its visitors, tile by
+   tile; the products propose pairs (``matmul.py``).
+2. ``verify_pairs`` computes the exact similarity of each proposed pair and drops those below the
+   threshold or not covered by the partition.
 
-A cell in which nearly everything is near everything (open water, a snow field) is *dense*: its
-pairs are not written down, for they are a square number; the leader rule asks for the few it
-needs (see ``leader.py``).
+Cells are independent. Any group of cells is a part that can be searched anywhere, and the pairs of
+all groups together are those of the pool. With ``new`` rows given, only pairs that have at least
+one new row are searched; the others are known from an earlier search (``incremental.py``).
+
+A cell in which nearly everything is near everything (open water, a snow field) is *dense*: it has
+too many pairs to list. The leader rule requests those that it needs (``dense_pair_search``).
 """
 
 from __future__ import annotations
@@ -19,29 +23,30 @@ from numpy.typing import NDArray
 
 from data_catalog.errors import UsageError
 from data_catalog.progress import tick
-from geofm.dedup.edges import Edges, no_edges, sort_edges
+from geofm.dedup.edges import Edges, empty_edges, sort_edges
 from geofm.dedup.matmul import (
     COLUMN_STEP,
+    ROW_STEP,
     Precision,
     TooManyProposals,
     as_factors,
     best_precision,
+    gather_rows,
+    map_on_cores,
     near_pairs,
-    on_every_core,
-    pick,
 )
-from geofm.dedup.partition import Cells, Frame
-from geofm.embeddings.vectors import BLOCK, READ, Space, take_rows, unit_rows
+from geofm.dedup.partition import Cells, Partition, is_covered
+from geofm.embeddings.vectors import BLOCK, READ_ROWS, EmbeddingSpace, take_rows, unit_rows
 from geofm.runtime.native import torch
 from geofm.types import Indices
 
-#: Rows made units at once: they stay in a core's cache.
-IN_CACHE = 1024
-#: Pairs of one cell beyond which it may be dense: at least, and per row in it.
+#: Rows that are converted to unit vectors at once: they stay in the cache of a core.
+CONVERTED_ROWS = 1024
+#: A cell may be dense if it has more pairs than this, and more than this per row in it.
 DENSE_PAIRS, DENSE_PER_ROW = 1_000_000, 256
-#: Rows of a cell that are compared exactly to estimate how many pairs it has.
+#: Rows of a cell that are compared exactly to estimate its number of pairs.
 DENSE_SAMPLE = 256
-#: Pairs beyond which a threshold is taken for a mistake (2.4 GB of edges).
+#: Number of pairs from which a threshold is taken for a mistake (2.4 GB of edges).
 MOST_EDGES = 100_000_000
 
 
@@ -50,228 +55,302 @@ class TooManyPairs(UsageError):
 
 
 @dataclass(frozen=True)
-class Found:
-    """What some cells have: edges, and the numbers of cells that are dense."""
+class JoinedCells:
+    """Result of a join: the edges, and the numbers of the cells that are dense."""
 
     edges: Edges
     dense: list[int]
 
 
+@dataclass(frozen=True)
+class _Factors:
+    """Unit vectors of some rows, ready to be multiplied.
+
+    Attributes:
+        values: factors, shape (loaded rows, d).
+        position: position of each row of the space in ``values``, shape (n,).
+        precision: precision of the factors.
+    """
+
+    values: torch.Tensor
+    position: NDArray[np.int32]
+    precision: Precision
+
+    def gather(self, rows: Indices, step: int, buffer: str) -> torch.Tensor:
+        """Copy the factors of some rows into memory of this thread."""
+        return gather_rows(self.values, self.position[rows], step, buffer)
+
+
 def join_cells(
-    space: Space,
-    frame: Frame,
+    space: EmbeddingSpace,
+    partition: Partition,
     cells: Cells,
     numbers: Sequence[int],
     threshold: float,
-) -> Found:
-    """Search the cells with these numbers.
+    new: NDArray[np.bool_] | None = None,
+) -> JoinedCells:
+    """Search the pairs of some cells.
 
     Args:
-        space: where the rows are.
-        frame: the cells' centroids.
-        cells: who is where.
-        numbers: the cells to search.
+        space: space of all rows.
+        partition: cells of the pool.
+        cells: residents and visitors of each cell.
+        numbers: cells to search.
         threshold: least similarity of a pair.
+        new: whether each row is new, shape (n,): only pairs with a new row are searched, and a cell
+            in which these alone are too many is reported as dense. None: all pairs.
+
+    Raises:
+        TooManyPairs: The threshold is so low that the pairs would not fit into memory.
     """
-    precision = best_precision()
     members = [cells.members(number) for number in numbers]
-    here = np.zeros(len(space), dtype=np.bool_)
-    for pair in members:
-        for part in pair:
-            here[part] = True
-    rows = np.flatnonzero(here)
-    factors = load_factors(space, rows, precision)
-    place = np.zeros(len(space), dtype=np.int32)
-    place[rows] = np.arange(len(rows), dtype=np.int32)
+    if new is not None:
+        concerned = [any(new[rows].any() for rows in pair) for pair in members]
+        numbers = [number for number, has_new in zip(numbers, concerned, strict=True) if has_new]
+        members = [pair for pair, has_new in zip(members, concerned, strict=True) if has_new]
+    factors = _load_members(space, members)
 
-    def work(at: int) -> tuple[Indices, Indices] | None:
-        homes, visitors = members[at]
-        return _propose(space, factors, place, homes, visitors, threshold, precision)
+    def propose(at: int) -> tuple[Indices, Indices] | None:
+        residents, visitors = members[at]
+        if new is None:
+            return _propose_all(space, factors, residents, visitors, threshold)
+        return _propose_new(factors, residents, visitors, threshold, new)
 
-    lefts, rights, dense, found = [], [], [], 0
-    for at, proposed in enumerate(on_every_core(work, range(len(members)))):
-        tick("duplicates", at + 1, len(members), f"{found} proposals")
+    lefts, rights, dense, count = [], [], [], 0
+    for at, proposed in enumerate(map_on_cores(propose, range(len(members)))):
+        tick("duplicates", at + 1, len(members), f"{count} proposals")
         if proposed is None:
             dense.append(int(numbers[at]))
             continue
-        found += len(proposed[0])
-        if found > MOST_EDGES:
-            raise too_many(threshold)
+        count += len(proposed[0])
+        if count > MOST_EDGES:
+            raise too_many_pairs(threshold)
         lefts.append(proposed[0])
         rights.append(proposed[1])
     if not lefts:
-        return Found(no_edges(), dense)
-    edges = decide_pairs(
-        space, frame, cells, np.concatenate(lefts), np.concatenate(rights), threshold
-    )
-    return Found(edges, dense)
+        return JoinedCells(empty_edges(), dense)
+    left, right = np.concatenate(lefts), np.concatenate(rights)
+    edges = verify_pairs(space, left, right, threshold, partition, cells.home)
+    return JoinedCells(edges, dense)
 
 
-def too_many(threshold: float, most: int = MOST_EDGES) -> TooManyPairs:
-    """The error that names the remedy."""
+def _load_members(space: EmbeddingSpace, members: list[tuple[Indices, Indices]]) -> _Factors:
+    """Load the vectors of all members of some cells, each once."""
+    needed = np.zeros(len(space), dtype=np.bool_)
+    for residents, visitors in members:
+        needed[residents] = True
+        needed[visitors] = True
+    rows = np.flatnonzero(needed)
+    precision = best_precision()
+    position = np.zeros(len(space), dtype=np.int32)
+    position[rows] = np.arange(len(rows), dtype=np.int32)
+    return _Factors(load_factors(space, rows, precision), position, precision)
+
+
+def load_factors(space: EmbeddingSpace, rows: Indices, precision: Precision) -> torch.Tensor:
+    """Load unit vectors of some rows (ascending) as factors, shape (rows, d)."""
+    factors = torch.empty((len(rows), space.stored.shape[1]), dtype=precision.dtype)
+
+    def load(first: int) -> None:
+        stored = take_rows(space.stored, rows[first : first + READ_ROWS])
+        for begin in range(0, len(stored), CONVERTED_ROWS):
+            units = unit_rows(stored[begin : begin + CONVERTED_ROWS], space.centre)
+            target = slice(first + begin, first + begin + len(units))
+            factors[target] = as_factors(units, precision)
+
+    for _ in map_on_cores(load, range(0, len(rows), READ_ROWS)):
+        pass
+    return factors
+
+
+def _propose_all(
+    space: EmbeddingSpace,
+    factors: _Factors,
+    residents: Indices,
+    visitors: Indices,
+    threshold: float,
+) -> tuple[Indices, Indices] | None:
+    """Propose the pairs of one cell; None if the cell is dense."""
+    own = factors.gather(residents, COLUMN_STEP, "residents")
+    guests = factors.gather(visitors, COLUMN_STEP, "visitors")
+    among_own, with_guests = (len(residents),) * 2, (len(residents), len(visitors))
+    precision = factors.precision
+    for limit in (dense_limit(len(residents), len(visitors)), MOST_EDGES):
+        try:
+            i, j = near_pairs(own, own, threshold, precision, True, limit, among_own)
+            k, m = near_pairs(own, guests, threshold, precision, False, limit, with_guests)
+        except TooManyProposals:
+            if limit == MOST_EDGES:
+                raise too_many_pairs(threshold) from None
+            if is_dense(space, residents, visitors, threshold):
+                return None
+        else:
+            left = np.concatenate([residents[i], residents[k]])
+            return left, np.concatenate([residents[j], visitors[m]])
+    return None
+
+
+def _propose_new(
+    factors: _Factors,
+    residents: Indices,
+    visitors: Indices,
+    threshold: float,
+    new: NDArray[np.bool_],
+) -> tuple[Indices, Indices] | None:
+    """Propose the pairs of one cell that have a new row; None if there are very many.
+
+    New residents are compared with all members, new visitors with all residents. A pair of two new
+    rows is proposed twice, and each new resident with itself; ``verify_pairs`` removes both.
+    """
+    limit = dense_limit(len(residents), len(visitors))
+    own = factors.gather(residents, COLUMN_STEP, "residents")
+    comparisons = [
+        (residents[new[residents]], residents, own),
+        (visitors[new[visitors]], residents, own),
+    ]
+    if len(comparisons[0][0]):
+        guests = factors.gather(visitors, COLUMN_STEP, "visitors")
+        comparisons.append((residents[new[residents]], visitors, guests))
+    lefts, rights = [residents[:0]], [residents[:0]]
+    for queries, others, their_factors in comparisons:
+        if not len(queries):
+            continue
+        query_factors = factors.gather(queries, ROW_STEP, "queries")
+        shape = len(queries), len(others)
+        try:
+            i, j = near_pairs(
+                query_factors, their_factors, threshold, factors.precision, False, limit, shape
+            )
+        except TooManyProposals:
+            return None
+        lefts.append(queries[i])
+        rights.append(others[j])
+    return np.concatenate(lefts), np.concatenate(rights)
+
+
+def verify_pairs(
+    space: EmbeddingSpace,
+    left: Indices,
+    right: Indices,
+    threshold: float,
+    partition: Partition | None = None,
+    home: NDArray[np.int32] | None = None,
+) -> Edges:
+    """Keep the proposed pairs at or above a threshold, each once, with their exact similarity.
+
+    Args:
+        space: space of all rows.
+        left: rows of the proposed pairs, shape (pairs,); may be repeated in both directions.
+        right: rows, shape (pairs,).
+        threshold: least similarity.
+        partition: cells of the pool: only pairs that it covers are kept. None: all.
+        home: cell in which each row of the space resides, with ``partition``.
+    """
+    distinct = left != right
+    left, right = np.minimum(left, right)[distinct], np.maximum(left, right)[distinct]
+    rows, position = np.unique(np.concatenate([left, right]), return_inverse=True)
+    stored = np.empty((len(rows), space.stored.shape[1]), dtype=np.float16)
+
+    def read(first: int) -> None:
+        stored[first : first + READ_ROWS] = take_rows(space.stored, rows[first : first + READ_ROWS])
+
+    for _ in map_on_cores(read, range(0, len(rows), READ_ROWS)):
+        pass
+    part = EmbeddingSpace(stored, space.centre)
+    i, j = position[: len(left)], position[len(left) :]
+    similarity = np.full(len(left), -1.0)
+
+    def compare(first: int) -> None:
+        end = min(first + BLOCK, len(left))
+        likely = np.arange(first, end)[part.can_reach(i[first:end], j[first:end], threshold)]
+        similarity[likely] = part.similarity(i[likely], j[likely])
+
+    for _ in map_on_cores(compare, range(0, len(left), BLOCK)):
+        pass
+    near = similarity >= threshold
+    if partition is not None and home is not None:
+        near[near] = is_covered(partition, part, home[rows], i[near], j[near])
+    return sort_edges(left[near], right[near], similarity[near])
+
+
+def dense_limit(residents: int, visitors: int) -> int:
+    """Compute the number of pairs from which a cell with so many rows is dense."""
+    return max(DENSE_PAIRS, DENSE_PER_ROW * (residents + visitors))
+
+
+def is_dense(
+    space: EmbeddingSpace, residents: Indices, visitors: Indices, threshold: float
+) -> bool:
+    """Whether a cell has more pairs than are listed, estimated on evenly spaced residents.
+
+    The estimate is in float64, so it does not depend on the processor.
+    """
+    sample_size = min(DENSE_SAMPLE, len(residents))
+    sample = residents[np.linspace(0, len(residents) - 1, sample_size).astype(np.int64)]
+    queries = space.exact_units(sample)
+    near = {0.5: 0, 1.0: 0}  # by weight: a pair of two residents is counted from both sides
+    for weight, rows in ((0.5, residents), (1.0, visitors)):
+        for first in range(0, len(rows), BLOCK):
+            products = queries @ space.exact_units(rows[first : first + BLOCK]).T
+            near[weight] += int((products >= threshold).sum())
+    sampled = sum(weight * count for weight, count in near.items())
+    return sampled * len(residents) / len(sample) > dense_limit(len(residents), len(visitors))
+
+
+def dense_pair_search(
+    space: EmbeddingSpace,
+    partition: Partition,
+    cells: Cells,
+    dense: Sequence[int],
+    threshold: float,
+) -> tuple[Callable[[Indices, Indices], Edges], Indices]:
+    """Make the search by which the leader rule requests pairs of dense cells.
+
+    Args:
+        space: space of all rows.
+        partition: cells of the pool.
+        cells: residents and visitors of each cell.
+        dense: numbers of the dense cells.
+        threshold: least similarity of a pair.
+
+    Returns:
+        A function, and the rows of all dense cells. The function takes two ascending lists of rows.
+        It returns the covered pairs between one list and the other, at or above the threshold, that
+        lie in a dense cell.
+    """
+    precision = best_precision()
+    members = [cells.members(number) for number in dense]
+    dense_rows = np.unique(np.concatenate([rows for pair in members for rows in pair]))
+
+    def search(left: Indices, right: Indices) -> Edges:
+        left_factors = load_factors(space, left, precision)
+        right_factors = load_factors(space, right, precision)
+        lefts, rights = [], []
+        for residents, visitors in members:
+            everyone = np.union1d(residents, visitors)
+            for own, others in ((residents, everyone), (visitors, residents)):
+                i, j = np.flatnonzero(np.isin(left, own)), np.flatnonzero(np.isin(right, others))
+                if len(i) and len(j):
+                    k, m = near_pairs(
+                        gather_rows(left_factors, i),
+                        gather_rows(right_factors, j),
+                        threshold,
+                        precision,
+                    )
+                    lefts.append(left[i[k]])
+                    rights.append(right[j[m]])
+        if not lefts:
+            return empty_edges()
+        proposed = np.concatenate(lefts), np.concatenate(rights)
+        return verify_pairs(space, *proposed, threshold, partition, cells.home)
+
+    return search, dense_rows
+
+
+def too_many_pairs(threshold: float, most: int = MOST_EDGES) -> TooManyPairs:
+    """Make the error that names the remedy."""
     return TooManyPairs(
         f"curate.threshold: more than {most} pairs of chips are at least {threshold} "
         f"similar; raise it (e.g. to {min(1.0, threshold + 0.02):.2f}), or choose fewer "
         "scenes of the same kind"
     )
-
-
-def load_factors(space: Space, rows: Indices, precision: Precision) -> torch.Tensor:
-    """The unit vectors of some rows (ascending) in the type in which they are multiplied."""
-    factors = torch.empty((len(rows), space.stored.shape[1]), dtype=precision.dtype)
-
-    def work(first: int) -> None:
-        stored = take_rows(space.stored, rows[first : first + READ])
-        for begin in range(0, len(stored), IN_CACHE):
-            units = unit_rows(stored[begin : begin + IN_CACHE], space.centre)
-            place = slice(first + begin, first + begin + len(units))
-            factors[place] = as_factors(units, precision)
-
-    for _ in on_every_core(work, range(0, len(rows), READ)):
-        pass
-    return factors
-
-
-def _propose(
-    space: Space,
-    factors: torch.Tensor,
-    place: NDArray[np.int32],
-    homes: Indices,
-    visitors: Indices,
-    threshold: float,
-    precision: Precision,
-) -> tuple[Indices, Indices] | None:
-    """Pairs of rows of one cell that may be near; None when the cell is dense."""
-    most = dense_from(len(homes), len(visitors))
-    ours = pick(factors, place[homes], COLUMN_STEP, into="homes")
-    theirs = pick(factors, place[visitors], COLUMN_STEP, into="visitors")
-    for limit in (most, MOST_EDGES):
-        try:
-            i, j = near_pairs(ours, ours, threshold, precision, True, limit, (len(homes),) * 2)
-            k, m = near_pairs(
-                ours, theirs, threshold, precision, False, limit, (len(homes), len(visitors))
-            )
-        except TooManyProposals:
-            if limit == MOST_EDGES:
-                raise too_many(threshold) from None
-            if is_dense(space, homes, visitors, threshold):
-                return None
-        else:
-            left = np.concatenate([homes[i], homes[k]])
-            return left, np.concatenate([homes[j], visitors[m]])
-    return None
-
-
-def dense_from(homes: int, visitors: int) -> int:
-    """How many pairs make a cell of so many rows dense."""
-    return max(DENSE_PAIRS, DENSE_PER_ROW * (homes + visitors))
-
-
-def is_dense(space: Space, homes: Indices, visitors: Indices, threshold: float) -> bool:
-    """Whether a cell has more pairs than are written down, estimated exactly on some rows.
-
-    The processor has no say in it: the estimate is in float64, on evenly spaced rows.
-    """
-    some = homes[np.linspace(0, len(homes) - 1, min(DENSE_SAMPLE, len(homes))).astype(np.int64)]
-    asked = space.exact(some)
-    near = {0.5: 0, 1.0: 0}
-    for weight, rows in ((0.5, homes), (1.0, visitors)):
-        for first in range(0, len(rows), BLOCK):
-            products = asked @ space.exact(rows[first : first + BLOCK]).T
-            near[weight] += int((products >= threshold).sum())
-    pairs = sum(weight * count for weight, count in near.items()) * len(homes) / len(some)
-    return pairs > dense_from(len(homes), len(visitors))
-
-
-def decide_pairs(
-    space: Space, frame: Frame, cells: Cells, left: Indices, right: Indices, threshold: float
-) -> Edges:
-    """Of proposed pairs, those that are searched and at or above the threshold, each once."""
-    real = left != right
-    left, right = np.minimum(left, right)[real], np.maximum(left, right)[real]
-    rows, at = np.unique(np.concatenate([left, right]), return_inverse=True)
-    stored = np.empty((len(rows), space.stored.shape[1]), dtype=np.float16)
-
-    def read(first: int) -> None:
-        stored[first : first + READ] = take_rows(space.stored, rows[first : first + READ])
-
-    for _ in on_every_core(read, range(0, len(rows), READ)):
-        pass
-    part = Space(stored, space.centre)
-    i, j = at[: len(left)], at[len(left) :]
-    similarity = np.full(len(left), -1.0)
-
-    def work(first: int) -> None:
-        end = min(first + BLOCK, len(left))
-        some = np.arange(first, end)[part.may_be(i[first:end], j[first:end], threshold)]
-        similarity[some] = part.similarity(i[some], j[some])
-
-    for _ in on_every_core(work, range(0, len(left), BLOCK)):
-        pass
-    near = similarity >= threshold
-    near[near] = searched(part, frame, cells.home[rows], i[near], j[near])
-    return sort_edges(left[near], right[near], similarity[near])
-
-
-def exact_pairs(
-    space: Space, left: Indices, right: Indices, threshold: float
-) -> tuple[Indices, Indices]:
-    """Of proposed pairs, those at or above the threshold: (lower, higher), each once."""
-    real = left != right
-    low, high = np.minimum(left, right)[real], np.maximum(left, right)[real]
-    low, high = np.divmod(np.unique(low * len(space) + high), len(space))
-    rows, at = np.unique(np.concatenate([low, high]), return_inverse=True)
-    part = Space(take_rows(space.stored, rows), space.centre)
-    near = part.similarity(at[: len(low)], at[len(low) :]) >= threshold
-    return low[near], high[near]
-
-
-def searched(
-    space: Space, frame: Frame, home: NDArray[np.int32], left: Indices, right: Indices
-) -> NDArray[np.bool_]:
-    """Which pairs of rows the frame covers: one home, or one within the margin of the other's."""
-    inside = np.ones(len(left), dtype=np.bool_)
-    if frame.whole:
-        return inside
-    cross = np.flatnonzero(home[left] != home[right])
-    for first in range(0, len(cross), BLOCK):
-        some = cross[first : first + BLOCK]
-        a, b = left[some], right[some]
-        planes = frame.centroids[home[a]].astype(np.float64) - frame.centroids[home[b]]
-        planes /= np.sqrt(np.einsum("ij,ij->i", planes, planes))[:, None]
-        ours = np.einsum("ij,ij->i", space.exact(a), planes)
-        theirs = -np.einsum("ij,ij->i", space.exact(b), planes)
-        inside[some] = np.minimum(ours, theirs) <= frame.margin
-    return inside
-
-
-def hidden_pairs(
-    space: Space, frame: Frame, cells: Cells, dense: Sequence[int], threshold: float
-) -> tuple[Callable[[Indices, Indices], Edges], Indices]:
-    """How the leader rule asks for pairs of dense cells, and the rows of those cells.
-
-    The function takes two ascending lists of rows and returns the searched pairs at or above the
-    threshold between one and the other that lie in dense cells.
-    """
-    precision = best_precision()
-    members = [cells.members(number) for number in dense]
-    everyone = np.unique(np.concatenate([part for pair in members for part in pair]))
-
-    def hidden(left: Indices, right: Indices) -> Edges:
-        ours, theirs = load_factors(space, left, precision), load_factors(space, right, precision)
-        lefts, rights = [], []
-        for homes, visitors in members:
-            whole = np.union1d(homes, visitors)
-            for a, b in ((homes, whole), (visitors, homes)):
-                i, j = np.flatnonzero(np.isin(left, a)), np.flatnonzero(np.isin(right, b))
-                if len(i) and len(j):
-                    k, m = near_pairs(pick(ours, i), pick(theirs, j), threshold, precision)
-                    lefts.append(left[i[k]])
-                    rights.append(right[j[m]])
-        if not lefts:
-            return no_edges()
-        return decide_pairs(
-            space, frame, cells, np.concatenate(lefts), np.concatenate(rights), threshold
-        )
-
-    return hidden, everyone

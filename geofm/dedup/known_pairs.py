@@ -1,7 +1,8 @@
-"""Pairs of chips of which metadata says whether they show the same, and when.
+"""Pairs of chips whose metadata tell whether they show the same, and when.
 
-Every function takes chips (columns collection, item_id, cell, datetime, geometry) and gives pairs
-of positions, both of one collection, at most so many of each.
+Each function takes a table of chips (columns collection, item_id, cell, datetime, geometry) and
+returns pairs of positions. Both chips of a pair are of one collection, and the number of pairs of
+each collection is limited.
 """
 
 from __future__ import annotations
@@ -17,81 +18,82 @@ from numpy.typing import NDArray
 
 from geofm.types import Indices
 
-Pairs = tuple[Indices, Indices]
+#: Positions of the left and of the right chip, each of shape (pairs,).
+KnownPairs = tuple[Indices, Indices]
 
-#: Intersection over union from which two footprints are one view; metres that are far.
-SAME_VIEW, FAR_M = 0.75, 100_000.0
-RADIUS_M = 6_371_008.8
+#: Intersection over union from which two footprints are the same view.
+SAME_VIEW = 0.75
+#: Distance in metres from which two chips are far from each other; mean radius of the Earth.
+FAR_M, RADIUS_M = 100_000.0, 6_371_008.8
+#: Dates of one cell that are paired: a long series gives pairs near in time, not all pairs.
+MOST_DATES = 64
 
 
-def overlapping(chips: pd.DataFrame, most: int) -> Pairs:
-    """Chips of two scenes of one day whose footprints nearly coincide."""
+def overlapping(chips: pd.DataFrame, most: int) -> KnownPairs:
+    """Pair chips of two scenes of one day whose footprints nearly coincide."""
     areas = np.asarray(chips["geometry"].to_numpy(), dtype=object)
     left, right = shapely.STRtree(areas).query(areas, predicate="intersects")
     day, item = _days(chips), chips["item_id"].astype(str).to_numpy()
-    same = (left < right) & (day[left] == day[right]) & (item[left] != item[right])
-    left, right = left[same], right[same]
+    same_day = (left < right) & (day[left] == day[right]) & (item[left] != item[right])
+    left, right = left[same_day], right[same_day]
     common = shapely.area(shapely.intersection(areas[left], areas[right]))
     union = shapely.area(areas[left]) + shapely.area(areas[right]) - common
-    near = common >= SAME_VIEW * union
-    return _limit(chips, left[near], right[near], most)
+    coincide = common >= SAME_VIEW * union
+    return _limit(chips, left[coincide], right[coincide], most)
 
 
-def other_dates(chips: pd.DataFrame, most: int) -> Pairs:
-    """The same cell on different days."""
+def other_dates(chips: pd.DataFrame, most: int) -> KnownPairs:
+    """Pair chips of one cell on different days."""
     day = _days(chips)
-    found: list[tuple[int, int]] = []
-    groups: dict[tuple[str, str], list[int]] = defaultdict(list)
+    rows_of_cell: dict[tuple[str, str], list[int]] = defaultdict(list)
     for row, key in enumerate(zip(chips["collection"], chips["cell"], strict=True)):
-        groups[str(key[0]), str(key[1])].append(row)
-    for rows in groups.values():
-        # a long series gives neighbours in time, not all pairs
-        several = sorted(rows, key=lambda row: (day[row], row))[:64]
-        found += [(a, b) for a, b in combinations(several, 2) if day[a] != day[b]]
-    pairs = np.array(found, dtype=np.int64).reshape(-1, 2)
-    return _limit(chips, pairs[:, 0], pairs[:, 1], most)
+        rows_of_cell[str(key[0]), str(key[1])].append(row)
+    pairs: list[tuple[int, int]] = []
+    for rows in rows_of_cell.values():
+        earliest = sorted(rows, key=lambda row: (day[row], row))[:MOST_DATES]
+        pairs += [(a, b) for a, b in combinations(earliest, 2) if day[a] != day[b]]
+    table = np.array(pairs, dtype=np.int64).reshape(-1, 2)
+    return _limit(chips, table[:, 0], table[:, 1], most)
 
 
-def far_pairs(chips: pd.DataFrame, most: int) -> Pairs:
-    """Random chips of one collection more than 100 km apart."""
+def far_pairs(chips: pd.DataFrame, most: int) -> KnownPairs:
+    """Pair random chips of one collection that are more than 100 km apart (haversine distance)."""
     bounds = shapely.bounds(np.asarray(chips["geometry"].to_numpy(), dtype=object)).reshape(-1, 4)
     lon, lat = np.radians((bounds[:, :2] + bounds[:, 2:]) / 2).T
-    lefts, rights = [], []
-    names = chips["collection"].astype(str).to_numpy()
-    for name in sorted(set(names)):
-        rows = np.flatnonzero(names == name)
+    lefts, rights = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    collections = chips["collection"].astype(str).to_numpy()
+    for collection in sorted(set(collections)):
+        rows = np.flatnonzero(collections == collection)
         draw = np.random.default_rng(len(rows))
         left, right = rows[draw.integers(0, len(rows), (2, 3 * most))]
         low, high = np.minimum(left, right), np.maximum(left, right)
         codes = np.unique(low * len(chips) + high)
         low, high = codes // len(chips), codes % len(chips)
-        half = np.sin((lat[low] - lat[high]) / 2) ** 2 + (
+        haversine = np.sin((lat[low] - lat[high]) / 2) ** 2 + (
             np.cos(lat[low]) * np.cos(lat[high]) * np.sin((lon[low] - lon[high]) / 2) ** 2
         )
-        far = 2 * RADIUS_M * np.arcsin(np.sqrt(np.clip(half, 0, 1))) > FAR_M
-        lefts.append(low[far])
-        rights.append(high[far])
-    nothing = np.empty(0, np.int64)
-    return _limit(
-        chips, np.concatenate([nothing, *lefts]), np.concatenate([nothing, *rights]), most
-    )
+        is_far = 2 * RADIUS_M * np.arcsin(np.sqrt(np.clip(haversine, 0, 1))) > FAR_M
+        lefts.append(low[is_far])
+        rights.append(high[is_far])
+    return _limit(chips, np.concatenate(lefts), np.concatenate(rights), most)
 
 
 def _days(chips: pd.DataFrame) -> NDArray[np.str_]:
-    return np.array([str(when)[:10] for when in chips["datetime"]])
+    """Return the date of each chip."""
+    return np.array([str(time)[:10] for time in chips["datetime"]])
 
 
-def _limit(chips: pd.DataFrame, left: NDArray[Any], right: NDArray[Any], most: int) -> Pairs:
-    """Pairs within a collection, at most so many of each, evenly over their order."""
-    names = chips["collection"].astype(str).to_numpy()
+def _limit(chips: pd.DataFrame, left: NDArray[Any], right: NDArray[Any], most: int) -> KnownPairs:
+    """Keep pairs within a collection, at most ``most`` of each, evenly over their order."""
+    collections = chips["collection"].astype(str).to_numpy()
     left, right = left.astype(np.int64), right.astype(np.int64)
     order = np.lexsort((right, left))
     left, right = left[order], right[order]
-    keep: list[Indices] = [np.empty(0, np.int64)]
-    for name in sorted(set(names)):
-        mine = np.flatnonzero((names[left] == name) & (names[right] == name))
-        if len(mine) > most:
-            mine = mine[np.linspace(0, len(mine) - 1, most).astype(np.int64)]
-        keep.append(mine)
-    chosen = np.concatenate(keep)
-    return left[chosen], right[chosen]
+    chosen: list[Indices] = [np.empty(0, np.int64)]
+    for name in sorted(set(collections)):
+        within = np.flatnonzero((collections[left] == name) & (collections[right] == name))
+        if len(within) > most:
+            within = within[np.linspace(0, len(within) - 1, most).astype(np.int64)]
+        chosen.append(within)
+    rows = np.concatenate(chosen)
+    return left[rows], right[rows]

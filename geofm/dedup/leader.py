@@ -1,14 +1,17 @@
-"""The leader rule: who stays when chips are near duplicates of each other.
+"""The leader rule: which chips stay when chips are near duplicates of each other.
 
-Chips are taken in one total order, best first. A chip stays unless one that stayed before it is
-within the threshold. Unlike connected components, and unlike "drop what resembles any earlier
-one", this loses nothing: no two chips that stay are within the threshold, and every chip that
-goes has one that stayed within it, its witness.
+Chips are taken in one total order, best first. A chip is kept unless a chip that was kept before it
+is within the threshold. The result has two properties: no two kept chips are within the threshold,
+and each dropped chip has a kept chip within the threshold, its witness. Two common rules lack the
+second one: keeping one chip of each connected component, and dropping each chip that resembles any
+earlier one.
 
-It is computed in rounds (Luby 1986, with fixed priorities): a chip that comes before all its
-undecided neighbours stays, its neighbours go. That is the answer of the sequential rule, for any
-order of the input and however the pairs were found. In a dense cell, whose pairs are not written
-down, the rule asks only for the neighbours of chips that stay.
+The rule is computed in rounds (Luby 1986, with fixed priorities): a chip that comes before all its
+undecided neighbours is kept, and its neighbours are dropped. The result is that of the sequential
+rule, for any order of the edges.
+
+The pairs of a dense cell are not listed. There the rule requests the neighbours of the chips that
+it keeps (``join.dense_pair_search``).
 """
 
 from __future__ import annotations
@@ -20,187 +23,216 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_catalog.errors import CheckError
-from geofm.dedup.edges import Edges, join_edges, nearest_kept, neighbour_lists, no_edges
+from geofm.dedup.edges import Edges, empty_edges, merge_edges, nearest_kept, neighbour_lists
 from geofm.types import Floats, Indices
 
-#: Rounds after which the rest is decided one by one: a chain in its own order needs one each.
+#: Rounds after which the rest is decided row by row: a chain in its own order needs a round each.
 MOST_ROUNDS = 200
-#: Rows decided at once where pairs have to be asked for.
-AT_ONCE = 4096
+#: Rows that are decided at once where the pairs of dense cells are requested.
+BLOCK_ROWS = 4096
 
-#: ``hidden(left, right)``: the pairs of dense cells between some rows and others.
-Hidden = Callable[[Indices, Indices], Edges]
+#: ``search(left, right)``: the pairs of dense cells between two ascending lists of rows.
+DensePairSearch = Callable[[Indices, Indices], Edges]
 
 
 class LeaderRuleBroken(CheckError):
-    """The result does not have the two properties that define the rule."""
+    """The result lacks one of the two properties that define the rule."""
 
 
 @dataclass(frozen=True)
 class Leaders:
-    """Who stays: ``kept`` [n]; for the others ``witness`` (a row, else -1) and ``similarity``.
+    """Result of the leader rule.
 
-    ``edges`` are the pairs that were given, and those of dense cells that the witnesses need.
+    Attributes:
+        kept: whether each row is kept, shape (n,).
+        witness: the most similar kept row of each dropped row, shape (n,); -1 for kept rows.
+        similarity: similarity to the witness, shape (n,); NaN for kept rows.
+        edges: the given edges, and those of dense cells that the witnesses need.
     """
 
     kept: NDArray[np.bool_]
     witness: Indices
     similarity: Floats
-    edges: Edges = field(default_factory=no_edges)
+    edges: Edges = field(default_factory=empty_edges)
 
 
 def total_order(quality: Floats, chip_ids: list[str]) -> Indices:
-    """Rows by quality, best first, then by id."""
+    """Sort rows by quality, best first, then by chip id."""
     ids = np.array(chip_ids, dtype=np.str_)
     return np.lexsort((ids, -quality)).astype(np.int64)
 
 
 def choose_leaders(
-    order: Indices, edges: Edges, hidden: Hidden | None = None, dense: Indices | None = None
+    order: Indices,
+    edges: Edges,
+    dense_search: DensePairSearch | None = None,
+    dense_rows: Indices | None = None,
 ) -> Leaders:
-    """Apply the rule to rows in ``order`` (every row once, best first).
+    """Apply the leader rule.
 
-    The witness of a dropped row is the most similar of the kept rows within the threshold,
-    ties going to the lower row.
+    The witness of a dropped row is its most similar kept neighbour; ties go to the lower row.
 
     Args:
-        order: rows, best first.
+        order: all rows, best first, shape (n,).
         edges: pairs within the threshold.
-        hidden: asks for the pairs of dense cells, where there are any.
-        dense: the rows of dense cells.
+        dense_search: finds the pairs of dense cells; None without such cells.
+        dense_rows: rows in dense cells.
 
     Raises:
-        LeaderRuleBroken: when the result lacks one of the two properties (a defect).
+        LeaderRuleBroken: The result lacks one of the two properties. This is a defect.
     """
     rank = np.empty(len(order), dtype=np.int64)
     rank[order] = np.arange(len(order))
-    if hidden is None or dense is None or not len(dense):
-        kept = decide(rank, edges)
+    if dense_search is None or dense_rows is None or not len(dense_rows):
+        kept = _keep_in_rounds(rank, edges)
     else:
-        kept = _decide_dense(order, rank, edges, hidden, dense)
-        edges = join_edges([edges, best_hidden(kept, hidden, dense)])
-    witness, similarity = _witnesses(kept, edges)
+        kept = _keep_with_dense_cells(order, rank, edges, dense_search, dense_rows)
+        edges = merge_edges([edges, best_dense_pairs(kept, dense_search, dense_rows)])
+    witness, similarity = _find_witnesses(kept, edges)
     leaders = Leaders(kept, witness, similarity, edges)
     check_leaders(leaders, edges)
     return leaders
 
 
-def decide(rank: Indices, edges: Edges) -> NDArray[np.bool_]:
-    """Who stays, by rounds. ``rank`` [n] is each row's place in the order."""
+def _keep_in_rounds(rank: Indices, edges: Edges) -> NDArray[np.bool_]:
+    """Decide which rows are kept.
+
+    Args:
+        rank: position of each row in the order, shape (n,).
+        edges: pairs within the threshold.
+    """
     rows = len(rank)
     kept = np.zeros(rows, dtype=np.bool_)
-    open_ = np.ones(rows, dtype=np.bool_)
+    undecided = np.ones(rows, dtype=np.bool_)
     left, right = edges.left, edges.right
     for _ in range(MOST_ROUNDS):
-        # the first of each pair in the order, and the one it can drop
-        first = np.where(rank[left] < rank[right], left, right)
-        second = np.where(rank[left] < rank[right], right, left)
-        waits = np.zeros(rows, dtype=np.bool_)
-        waits[second] = True
-        stay = open_ & ~waits
-        kept |= stay
-        open_ &= waits
-        open_[second[stay[first]]] = False
-        if not open_.any():
+        left_is_first = rank[left] < rank[right]
+        first = np.where(left_is_first, left, right)
+        second = np.where(left_is_first, right, left)
+        has_earlier_neighbour = np.zeros(rows, dtype=np.bool_)
+        has_earlier_neighbour[second] = True
+        keep = undecided & ~has_earlier_neighbour
+        kept |= keep
+        undecided &= has_earlier_neighbour
+        undecided[second[keep[first]]] = False
+        if not undecided.any():
             return kept
-        still = open_[left] & open_[right]
-        left, right = left[still], right[still]
-    return _one_by_one(rank, left, right, kept, open_)
+        is_open = undecided[left] & undecided[right]
+        left, right = left[is_open], right[is_open]
+    return _keep_row_by_row(rank, left, right, kept, undecided)
 
 
-def _one_by_one(
+def _keep_row_by_row(
     rank: Indices,
     left: Indices,
     right: Indices,
     kept: NDArray[np.bool_],
-    open_: NDArray[np.bool_],
+    undecided: NDArray[np.bool_],
 ) -> NDArray[np.bool_]:
-    """The rest of the rows in their order."""
+    """Decide the remaining rows in their order."""
     start, target, _ = neighbour_lists(Edges(left, right, np.zeros(len(left))), len(rank))
-    rows = np.flatnonzero(open_)
+    rows = np.flatnonzero(undecided)
     for row in rows[np.argsort(rank[rows])]:
-        if open_[row]:
+        if undecided[row]:
             kept[row] = True
-            open_[target[start[row] : start[row + 1]]] = False
+            undecided[target[start[row] : start[row + 1]]] = False
     return kept
 
 
-def _decide_dense(
-    order: Indices, rank: Indices, edges: Edges, hidden: Hidden, dense: Indices
+def _keep_with_dense_cells(
+    order: Indices,
+    rank: Indices,
+    edges: Edges,
+    dense_search: DensePairSearch,
+    dense_rows: Indices,
 ) -> NDArray[np.bool_]:
-    """Who stays where some pairs have to be asked for: block by block in the order."""
+    """Decide block by block in the order, and request the pairs of dense cells for each block."""
     rows = len(order)
     kept = np.zeros(rows, dtype=np.bool_)
-    open_ = np.ones(rows, dtype=np.bool_)
+    undecided = np.ones(rows, dtype=np.bool_)
     start, target, _ = neighbour_lists(edges, rows)
     is_dense = np.zeros(rows, dtype=np.bool_)
-    is_dense[dense] = True
-    at = 0
-    while at < rows:
-        block = order[at:][open_[order[at:]]][:AT_ONCE]
+    is_dense[dense_rows] = True
+    begin = 0
+    while begin < rows:
+        block = order[begin:][undecided[order[begin:]]][:BLOCK_ROWS]
         if not len(block):
             break
-        at = int(rank[block[-1]]) + 1
-        asks = np.sort(block[is_dense[block]])
-        here = join_edges([_within(block, start, target, rows), hidden(asks, asks)])
-        place = np.full(rows, -1, dtype=np.int64)
-        place[block] = np.arange(len(block))
-        local = Edges(place[here.left], place[here.right], here.similarity)
-        stay = block[decide(np.arange(len(block)), local)]
-        kept[stay] = True
-        open_[block] = False
-        open_[_neighbours(stay, start, target)[1]] = False
-        later = np.flatnonzero(open_ & is_dense)
-        found = hidden(np.sort(stay[is_dense[stay]]), later)
-        open_[found.left] = False
-        open_[found.right] = False
+        begin = int(rank[block[-1]]) + 1
+        dense_in_block = np.sort(block[is_dense[block]])
+        block_edges = merge_edges(
+            [
+                _edges_within(block, start, target, rows),
+                dense_search(dense_in_block, dense_in_block),
+            ]
+        )
+        position = np.full(rows, -1, dtype=np.int64)
+        position[block] = np.arange(len(block))
+        local = Edges(
+            position[block_edges.left], position[block_edges.right], block_edges.similarity
+        )
+        keep = block[_keep_in_rounds(np.arange(len(block)), local)]
+        kept[keep] = True
+        undecided[block] = False
+        undecided[_neighbours_of(keep, start, target)[1]] = False
+        later = np.flatnonzero(undecided & is_dense)
+        to_later = dense_search(np.sort(keep[is_dense[keep]]), later)
+        undecided[to_later.left] = False
+        undecided[to_later.right] = False
     return kept
 
 
-def _neighbours(rows: Indices, start: Indices, target: Indices) -> tuple[Indices, Indices]:
-    """(row, neighbour) for all neighbours of some rows."""
+def _neighbours_of(rows: Indices, start: Indices, target: Indices) -> tuple[Indices, Indices]:
+    """List (row, neighbour) for all neighbours of some rows (see ``neighbour_lists``)."""
     count = start[rows + 1] - start[rows]
     offset = np.arange(int(count.sum())) - np.repeat(np.cumsum(count) - count, count)
     return np.repeat(rows, count), target[np.repeat(start[rows], count) + offset]
 
 
-def _within(block: Indices, start: Indices, target: Indices, rows: int) -> Edges:
-    """The pairs of which both rows are in a block."""
-    left, right = _neighbours(block, start, target)
-    inside = np.zeros(rows, dtype=np.bool_)
-    inside[block] = True
-    both = inside[right] & (left < right)
-    return Edges(left[both], right[both], np.zeros(int(both.sum())))
+def _edges_within(block: Indices, start: Indices, target: Indices, rows: int) -> Edges:
+    """List the edges between two rows of a block."""
+    left, right = _neighbours_of(block, start, target)
+    in_block = np.zeros(rows, dtype=np.bool_)
+    in_block[block] = True
+    within = in_block[right] & (left < right)
+    return Edges(left[within], right[within], np.zeros(int(within.sum())))
 
 
-def best_hidden(kept: NDArray[np.bool_], hidden: Hidden, dense: Indices) -> Edges:
-    """Find the most similar kept row of each dropped row of a dense cell, as edges."""
-    found = [no_edges()]
-    stay = np.sort(dense[kept[dense]])
-    gone = np.sort(dense[~kept[dense]])
-    for first in range(0, len(gone), AT_ONCE):
-        some = gone[first : first + AT_ONCE]
-        edges = hidden(stay, some)
+def best_dense_pairs(
+    kept: NDArray[np.bool_], dense_search: DensePairSearch, dense_rows: Indices
+) -> Edges:
+    """Find the most similar kept row of each dropped row of a dense cell, as edges.
+
+    Args:
+        kept: whether each row is kept, shape (n,).
+        dense_search: finds the pairs of dense cells.
+        dense_rows: rows in dense cells.
+    """
+    parts = [empty_edges()]
+    kept_rows = np.sort(dense_rows[kept[dense_rows]])
+    dropped_rows = np.sort(dense_rows[~kept[dense_rows]])
+    for first in range(0, len(dropped_rows), BLOCK_ROWS):
+        edges = dense_search(kept_rows, dropped_rows[first : first + BLOCK_ROWS])
         best = nearest_kept(kept, edges)[2]
-        found.append(Edges(edges.left[best], edges.right[best], edges.similarity[best]))
-    return join_edges(found)
+        parts.append(Edges(edges.left[best], edges.right[best], edges.similarity[best]))
+    return merge_edges(parts)
 
 
-def _witnesses(kept: NDArray[np.bool_], edges: Edges) -> tuple[Indices, Floats]:
-    """The most similar kept row of each other row, and how similar."""
+def _find_witnesses(kept: NDArray[np.bool_], edges: Edges) -> tuple[Indices, Floats]:
+    """Find the most similar kept neighbour of each dropped row, and the similarity."""
     witness = np.full(len(kept), -1, dtype=np.int64)
     similarity = np.full(len(kept), np.nan)
-    dropped, kept_ones, best = nearest_kept(kept, edges)
-    witness[dropped] = kept_ones
+    dropped, neighbour, best = nearest_kept(kept, edges)
+    witness[dropped] = neighbour
     similarity[dropped] = edges.similarity[best]
     return witness, similarity
 
 
 def check_leaders(leaders: Leaders, edges: Edges) -> None:
-    """No two kept rows share an edge; every other row has a kept witness.
+    """Check that no two kept rows share an edge, and that each dropped row has a kept witness.
 
     Raises:
-        LeaderRuleBroken: naming the first rows that break it.
+        LeaderRuleBroken: A row breaks one of the two properties; the message names the first.
     """
     both = np.flatnonzero(leaders.kept[edges.left] & leaders.kept[edges.right])
     if len(both):
@@ -209,8 +241,9 @@ def check_leaders(leaders: Leaders, edges: Edges) -> None:
             f"{len(both)} pairs of kept chips are within the threshold, e.g. rows {pair}; "
             "this is a defect of the curate stage, nothing was published"
         )
-    gone = np.flatnonzero(~leaders.kept)
-    alone = gone[(leaders.witness[gone] < 0) | ~leaders.kept[leaders.witness[gone]]]
+    dropped = np.flatnonzero(~leaders.kept)
+    has_witness = (leaders.witness[dropped] >= 0) & leaders.kept[leaders.witness[dropped]]
+    alone = dropped[~has_witness]
     if len(alone):
         raise LeaderRuleBroken(
             f"{len(alone)} dropped chips have no kept witness, e.g. row {int(alone[0])}; "

@@ -1,9 +1,10 @@
-"""Which vectors of two blocks may be near each other: fast products that never miss a pair.
+"""Blocked matrix products that propose every pair of near vectors, fast and without a miss.
 
-Where the processor multiplies bfloat16 (AVX-512 BF16 or AMX), unit vectors are rounded to it and
-multiplied two to eight times as fast as in float32. What comes out are proposals: the limit is
-lowered by a bound on the rounding error, and whoever asked decides each proposal exactly. So the
-result does not depend on the processor.
+A product of two blocks of unit vectors gives the cosine similarity of each pair of rows. On a
+processor that multiplies bfloat16 (AVX-512 BF16 or AMX) the vectors are rounded to bfloat16, which
+is two to eight times as fast as float32. The threshold is lowered by a bound on the rounding
+error, and the caller verifies each proposed pair in float64. So the result does not depend on the
+processor.
 """
 
 from __future__ import annotations
@@ -22,29 +23,31 @@ from numpy.typing import NDArray
 
 from data_catalog.errors import RunError
 from data_catalog.storage.process import cores
-from geofm.embeddings.vectors import MARGIN, READ, Space
+from geofm.embeddings.vectors import FLOAT32_ERROR, READ_ROWS, EmbeddingSpace
 from geofm.runtime.native import torch
 from geofm.runtime.threads import Item, Result, map_ordered, one_torch_thread
-from geofm.types import Indices
+from geofm.types import Floats32, Indices
 
-#: A tile of products stays in a core's cache while it is compared with the limit.
+#: Rows and columns of a tile of products: it stays in the cache of a core while it is compared.
 TILE_ROWS, TILE_COLUMNS = 512, 4096
-#: How many times wider a tile of few rows may be.
-WIDER = 4
-#: Rows that are multiplied from the right.
+#: A tile with few rows may have up to this many times as many columns.
+WIDEST_TILE = 4
+#: Blocks with at most this many rows are multiplied from the right.
 FEW_ROWS = 16
-#: Sizes of tiles are multiples of these.
+#: The rows of a left and of a right block are multiples of these numbers (``_pad_rows``).
 ROW_STEP, COLUMN_STEP = 16, 256
-#: Bound on |product of two unit vectors of bfloat16, exact - in bfloat16|: the result (2^-9 below
-#: 1), float32 sums of up to 8192 terms (2^-11).
+#: Bound on |computed - exact| for the product of two unit vectors that are exact in bfloat16: the
+#: result is rounded (2^-9 below 1) after float32 sums of up to 8192 terms (2^-11).
 BF16_SUM = 2.0**-9 + 2.0**-11
-#: The same for vectors that are rounded to it: with 8 bits either loses up to 2^-8 of itself.
+#: The same bound for vectors that are rounded to bfloat16 first. With 8 bits of precision, rounding
+#: takes up to 2^-8 of the length of each.
 BF16_ERROR = 2.0**-7 + 2.0**-16 + BF16_SUM
-#: Rows looked at together: with fewer, calls cost more than the cache saves.
-LOOKED_AT = 4096
-#: Items begun before the result of an earlier one is taken: one may take far longer than others.
-AHEAD = 32
-FLAGS = ("avx512_bf16", "amx_bf16")
+#: Rows that ``for_each_block`` passes on at once: with fewer, calls cost more than the cache saves.
+BLOCK_ROWS = 4096
+#: Items per thread that are started before the oldest result is taken; some take far longer.
+LOOKAHEAD = 32
+#: Flags of processors that multiply bfloat16.
+BF16_FLAGS = ("avx512_bf16", "amx_bf16")
 
 
 class TooManyProposals(RunError):
@@ -53,7 +56,7 @@ class TooManyProposals(RunError):
 
 @dataclass(frozen=True)
 class Precision:
-    """How blocks are multiplied: the type of the factors, and the bound on the error."""
+    """The type in which blocks are multiplied, and the bound on the error of a product."""
 
     name: Literal["float32", "bfloat16"]
     error: float
@@ -64,23 +67,23 @@ class Precision:
         return torch.bfloat16 if self.name == "bfloat16" else torch.float32
 
 
-FLOAT32 = Precision("float32", MARGIN)
+FLOAT32 = Precision("float32", FLOAT32_ERROR)
 BFLOAT16 = Precision("bfloat16", BF16_ERROR)
 
 
-def _flags() -> set[str]:
-    """What the processor says it can do; nothing where the system does not tell."""
-    place = Path("/proc/cpuinfo")
-    if not place.exists():
+def _processor_flags() -> set[str]:
+    """Read the flags of the processor; none where the system does not list them."""
+    listing = Path("/proc/cpuinfo")
+    if not listing.exists():
         return set()
-    lines = place.read_text(errors="replace").splitlines()
+    lines = listing.read_text(errors="replace").splitlines()
     return set(next((line for line in lines if line.startswith("flags")), "").split())
 
 
 @cache
 def best_precision() -> Precision:
-    """bfloat16 where the processor has it and a trial keeps to the bound, else float32."""
-    if not _flags().intersection(FLAGS):
+    """Choose bfloat16 where the processor has it and a trial stays within the bound."""
+    if not _processor_flags().intersection(BF16_FLAGS):
         return FLOAT32
     draw = np.random.default_rng(0)
     units = draw.normal(size=(64, 256))
@@ -90,76 +93,91 @@ def best_precision() -> Precision:
     return BFLOAT16 if error <= BF16_ERROR else FLOAT32
 
 
-def as_factors(units: NDArray[np.float32], precision: Precision) -> torch.Tensor:
-    """Unit vectors [n, d] in the type in which they are multiplied."""
+def as_factors(units: Floats32, precision: Precision) -> torch.Tensor:
+    """Convert unit vectors, shape (n, d), to the type in which they are multiplied."""
     return torch.from_numpy(units).to(precision.dtype)
 
 
-_memory = threading.local()
+_thread_memory = threading.local()
 
 
 def multiply(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """Products [n, m] of two blocks, in memory of this thread that the next call overwrites.
+    """Multiply two blocks into memory of this thread, which the next call overwrites.
 
-    Tiles are megabytes: to ask the system for each anew would cost as much as a fifth of it.
+    A tile is megabytes large. New memory for each would cost a fifth of the product's time.
+
+    Args:
+        left: factors, shape (n, d).
+        right: factors, shape (m, d).
+
+    Returns:
+        Products, shape (n, m).
     """
-    return torch.mm(left, right.T, out=_own("tile", (left.shape[0], right.shape[0]), left.dtype))
+    shape = left.shape[0], right.shape[0]
+    return torch.mm(left, right.T, out=_reuse_memory("tile", shape, left.dtype))
 
 
-def _own(name: str, shape: tuple[int, int], dtype: torch.dtype) -> torch.Tensor:
-    """Memory of this thread by name, with what was last written there."""
-    memory: dict[tuple[str, torch.dtype], torch.Tensor] = _memory.__dict__.setdefault("named", {})
+def _reuse_memory(name: str, shape: tuple[int, int], dtype: torch.dtype) -> torch.Tensor:
+    """Return memory of this thread by name, with its last content."""
+    blocks: dict[tuple[str, torch.dtype], torch.Tensor]
+    blocks = _thread_memory.__dict__.setdefault("blocks", {})
     size = shape[0] * shape[1]
-    own = memory.get((name, dtype))
-    if own is None or own.shape[0] < size:
-        own = memory[name, dtype] = torch.empty(size, dtype=dtype)
-    return own[:size].view(shape)
+    block = blocks.get((name, dtype))
+    if block is None or block.shape[0] < size:
+        block = blocks[name, dtype] = torch.empty(size, dtype=dtype)
+    return block[:size].view(shape)
 
 
-def _padded(factors: torch.Tensor, step: int) -> torch.Tensor:
-    """With rows of zeros up to a multiple of ``step``.
+def _pad_rows(factors: torch.Tensor, step: int) -> torch.Tensor:
+    """Append rows of zeros up to a multiple of ``step``.
 
-    oneDNN compiles and keeps a kernel for every new shape: with thousands of cells of thousands
-    of sizes that would be slower than the products, and hundreds of megabytes.
+    oneDNN compiles and keeps a kernel for every new shape. Thousands of cells of thousands of sizes
+    would cost more time than the products, and hundreds of megabytes.
     """
     missing = -factors.shape[0] % step
     return torch.nn.functional.pad(factors, (0, 0, 0, missing)) if missing else factors
 
 
-def _tiles(first: int, last: int, most: int) -> Iterator[tuple[int, int]]:
-    """Even pieces of a range, in whole steps, none above ``most``."""
+def _column_tiles(first: int, last: int, most: int) -> Iterator[tuple[int, int]]:
+    """Divide a range evenly into tiles of whole steps, none wider than ``most``."""
     count = max(1, -(-(last - first) // most))
     size = max(1, -(-(last - first) // (count * COLUMN_STEP))) * COLUMN_STEP
     return pairwise([*range(first, last, size), last])
 
 
-def pick(
+def gather_rows(
     factors: torch.Tensor,
     rows: Indices | NDArray[np.int32],
     step: int = 1,
-    into: str | None = None,
+    buffer: str | None = None,
 ) -> torch.Tensor:
-    """Some rows of factors, and zeros up to a multiple of ``step``.
+    """Copy rows of factors, and append zeros up to a multiple of ``step``.
 
-    ``numpy.take`` copies whole rows; numpy's indexing and torch do not.
+    ``numpy.take`` copies whole rows; the indexing of numpy and torch is slower.
 
     Args:
-        factors: [n, d].
-        rows: which.
-        step: see ``_padded``.
-        into: name of memory of this thread, which the next call with that name overwrites.
+        factors: shape (n, d).
+        rows: row numbers, shape (m,).
+        step: number of which the result's rows are a multiple (``_pad_rows``).
+        buffer: name of memory of this thread that the next call with this name overwrites; None
+            for new memory.
+
+    Returns:
+        Factors, shape (m rounded up, d).
     """
     shape = (len(rows) + -len(rows) % step, factors.shape[1])
     dtype = factors.dtype
-    found = torch.empty(shape, dtype=dtype) if into is None else _own(into, shape, dtype)
-    kind = torch.int32 if factors.dtype == torch.float32 else torch.int16
-    # mode: the default one copies once more, to be safe from an index out of range
-    factors.view(kind).numpy().take(
-        rows, axis=0, out=found[: len(rows)].view(kind).numpy(), mode="clip"
+    gathered = (
+        torch.empty(shape, dtype=dtype) if buffer is None else _reuse_memory(buffer, shape, dtype)
     )
-    if found.shape[0] > len(rows):
-        found[len(rows) :] = 0
-    return found
+    bits = torch.int32 if dtype == torch.float32 else torch.int16
+    # the default mode copies once more, to guard against an index out of range
+    factors.view(bits).numpy().take(
+        rows, axis=0, out=gathered[: len(rows)].view(bits).numpy(), mode="clip"
+    )
+    if gathered.shape[0] > len(rows):
+        gathered[len(rows) :] = 0
+    return gathered
 
 
 def near_pairs(
@@ -171,46 +189,48 @@ def near_pairs(
     most: int | None = None,
     shape: tuple[int, int] | None = None,
 ) -> tuple[Indices, Indices]:
-    """All (i, j) with left[i] · right[j] at or above ``threshold``, and some just below it.
+    """Propose all pairs of rows with a product at or above a threshold, and some just below it.
 
     Args:
-        left: factors [n, d] from ``as_factors``.
-        right: factors [m, d].
-        threshold: least product wanted.
-        precision: of the factors.
-        upper: both are the same vectors, and only i < j is wanted.
-        most: proposals beyond which to give up.
-        shape: how many rows of each count, where the rest fill up (``pick``); None for all.
+        left: factors, shape (n, d) (``as_factors``).
+        right: factors, shape (m, d).
+        threshold: least product.
+        precision: precision of the factors.
+        upper: whether both blocks are the same vectors and only pairs i < j are wanted.
+        most: number of proposals beyond which the search gives up; None for no limit.
+        shape: number of rows of each block that are vectors; the rest is padding. None for all.
+
+    Returns:
+        Rows of ``left`` and of ``right``, each of shape (pairs,).
 
     Raises:
-        TooManyProposals: beyond ``most``.
+        TooManyProposals: There are more than ``most`` proposals.
     """
     lowest = np.float32(threshold - precision.error)
     height, width = shape or (left.shape[0], right.shape[0])
-    left = _padded(left, ROW_STEP)
-    right = left if upper else _padded(right, COLUMN_STEP)
+    left = _pad_rows(left, ROW_STEP)
+    right = left if upper else _pad_rows(right, COLUMN_STEP)
     rows: list[Indices] = []
     columns: list[Indices] = []
-    found = 0
+    count = 0
     for top in range(0, left.shape[0], TILE_ROWS):
-        some = left[top : top + TILE_ROWS]
-        high = some.shape[0]
-        wide = TILE_COLUMNS * min(WIDER, TILE_ROWS // high)
-        for side, end in _tiles(top if upper else 0, right.shape[0], wide):
-            if high <= FEW_ROWS:
-                # the many are then read as they lie, not turned round for the processor first
-                j, i = _at_least(multiply(right[side:end], some), lowest)
+        block = left[top : top + TILE_ROWS]
+        most_columns = TILE_COLUMNS * min(WIDEST_TILE, TILE_ROWS // block.shape[0])
+        for begin, end in _column_tiles(top if upper else 0, right.shape[0], most_columns):
+            if block.shape[0] <= FEW_ROWS:
+                # the larger block is then read as it lies in memory, without a transposed copy
+                j, i = _at_least(multiply(right[begin:end], block), lowest)
             else:
-                i, j = _at_least(multiply(some, right[side:end]), lowest)
+                i, j = _at_least(multiply(block, right[begin:end]), lowest)
             if not len(i):
                 continue
-            i, j = i + top, j + side
+            i, j = i + top, j + begin
             wanted = (i < height) & (j < width)
             if upper:
                 wanted &= i < j
             i, j = i[wanted], j[wanted]
-            found += len(i)
-            if most is not None and found > most:
+            count += len(i)
+            if most is not None and count > most:
                 raise TooManyProposals(f"more than {most} proposals")
             rows.append(i)
             columns.append(j)
@@ -220,10 +240,10 @@ def near_pairs(
 
 
 def _at_least(tile: torch.Tensor, lowest: np.float32) -> tuple[Indices, Indices]:
-    """Rows and columns of the products that reach the limit.
+    """Find the rows and columns of a tile whose products reach a limit.
 
-    The bits of positive floats are ordered as integers, whose largest of a long row is found many
-    times as fast as all that reach the limit; few rows have any.
+    The bits of positive floats are ordered like integers, and the largest integer of a long row is
+    found many times as fast as all products that reach the limit. Few rows have any.
     """
     if lowest <= 0:
         i, j = np.nonzero(tile.float().numpy() >= lowest)
@@ -232,40 +252,40 @@ def _at_least(tile: torch.Tensor, lowest: np.float32) -> tuple[Indices, Indices]
     if tile.dtype == torch.float32:
         values, limit = tile.view(torch.int32).numpy(), bits
     else:
-        # products are whole bfloat16: they reach the limit where they reach the next one above
+        # a bfloat16 reaches the limit if it reaches the next bfloat16 at or above it
         values, limit = tile.view(torch.int16).numpy(), (bits + 0xFFFF) >> 16
     if values.shape[1] <= FEW_ROWS:
         i, j = np.divmod(np.flatnonzero(values.reshape(-1) >= limit), values.shape[1])
         return i, j
-    some = np.flatnonzero(values.max(axis=1) >= limit)
-    i, j = np.divmod(np.flatnonzero(values[some] >= limit), values.shape[1])
-    return some[i], j
+    candidates = np.flatnonzero(values.max(axis=1) >= limit)
+    i, j = np.divmod(np.flatnonzero(values[candidates] >= limit), values.shape[1])
+    return candidates[i], j
 
 
-def on_every_core(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
-    """``function`` of each item, in order, one thread of products per core.
+def map_on_cores(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+    """Apply a function to items, with one thread per core, and yield the results in order.
 
-    Products of small blocks and the work around them keep a core busy; torch's own threads would
-    wait for each other at every block.
+    Products of small blocks and the work around them keep a core busy. The threads of torch itself
+    would wait for each other after every block.
     """
     threads = cores()
     if threads == 1 or len(items) == 1:
         yield from map(function, items)
         return
-    # each thread says it for itself too: MKL keeps a number per thread
+    # MKL keeps a number of threads for each thread, so each sets its own
     with (
         one_torch_thread(),
         ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool,
     ):
-        yield from map_ordered(pool, function, items, AHEAD * threads)
+        yield from map_ordered(pool, function, items, LOOKAHEAD * threads)
 
 
-def look_at_all(space: Space, look: Callable[[int, NDArray[np.float32]], None]) -> None:
-    """``look(first, units)`` at all unit vectors, some rows at a time, on every core."""
+def for_each_block(space: EmbeddingSpace, visit: Callable[[int, Floats32], None]) -> None:
+    """Call ``visit(first, units)`` on all unit vectors of a space, block by block, on all cores."""
 
-    def work(first: int) -> None:
-        for begin in range(first, min(first + READ, len(space)), LOOKED_AT):
-            look(begin, space.block(begin, min(begin + LOOKED_AT, len(space))))
+    def visit_rows(first: int) -> None:
+        for begin in range(first, min(first + READ_ROWS, len(space)), BLOCK_ROWS):
+            visit(begin, space.unit_block(begin, min(begin + BLOCK_ROWS, len(space))))
 
-    for _ in on_every_core(work, range(0, len(space), READ)):
+    for _ in map_on_cores(visit_rows, range(0, len(space), READ_ROWS)):
         pass

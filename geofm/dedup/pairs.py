@@ -1,10 +1,12 @@
-"""Stage ``pairs``: all searched pairs of chips at or above the threshold, with a certificate.
+"""Stage ``pairs``: all pairs of chips whose embeddings reach the threshold, with a certificate.
 
-The certificate holds the pairs that were found against the audit of ``buckets``. The cells cover
-every pair of the audit, so a pair that is missed is a defect of the search, and the stage fails.
+plan    groups of neighbouring cells; one part if the previous run's pairs are known
+work    search the pairs of a group (join.py), or carry the known pairs over and search only those
+        of new vectors (incremental.py)
+seal    look up the pairs of the audited sample (certificate.py); write the pairs by chip id
 
-A part is a group of cells. A run that follows another over the same frame takes over its pairs
-and searches only what is new (``incremental.py``): the pairs, and so the decisions, are the same.
+The cells of ``buckets`` cover every pair of the audited sample. So a missed pair is a defect of the
+search, and the stage fails. A run that carries pairs over has the same result as a full search.
 """
 
 from __future__ import annotations
@@ -21,46 +23,46 @@ from numpy.typing import NDArray
 from data_catalog.artifact import Artifact
 from data_catalog.stage import Job, Part, Sealed, Stage
 from data_catalog.tables import write_table
-from geofm.dedup import certificate as audit
-from geofm.dedup.buckets import frame_identity, read_audit, read_cells, read_frame, read_sketches
-from geofm.dedup.edges import Edges, join_edges
-from geofm.dedup.incremental import carry_edges, could_be_dense, match_rows, turn_round
-from geofm.dedup.join import join_cells
-from geofm.dedup.newcomers import factors_of, join_new
-from geofm.dedup.partition import Cells, Frame
-from geofm.dedup.sketch import Sketches
+from geofm.dedup.buckets import partition_identity, read_audit, read_cells, read_partition
+from geofm.dedup.certificate import InDenseCell, certify, require_complete
+from geofm.dedup.edges import Edges, merge_edges
+from geofm.dedup.incremental import (
+    carry_edges,
+    could_be_dense,
+    current_rows,
+    match_previous_rows,
+)
+from geofm.dedup.join import JoinedCells, join_cells
+from geofm.dedup.partition import Cells, Partition
 from geofm.embeddings.store import open_vectors
-from geofm.embeddings.vectors import Space
+from geofm.embeddings.vectors import EmbeddingSpace
 from geofm.runtime.parts import file_digests
 from geofm.types import Indices
 
 VERSION = "3"
-#: Homes and visits of the cells of one part, about.
+#: Residents and visitors of the cells of one part, about.
 PART_ROWS = 6_000_000
-#: Share of new rows up to which they are searched against the pairs that are known.
+#: Share of new rows up to which the pairs of the other rows are carried over.
 MOST_NEW = 0.25
-#: Files that pairs depend on.
+#: Files of the inputs that the pairs depend on.
 COVERED = ("centre.npy", "centroids.npy", "margin.npy", "home.npy", "visit_row.npy",
            "visit_begin.npy", "embeddings.npy")  # fmt: skip
-#: Facts of the buckets that are the search's as well.
+#: Facts of the buckets that are repeated for the search.
 FROM_BUCKETS = ("threshold_from", "cells", "margin", "complete_margin", "margin_widened_for",
                 "frame_from", "largest_identical")  # fmt: skip
 
 
-def threshold_of(job: Job) -> float:
-    """The least similarity of any pair: that which the cells were made for."""
-    return float(job.inputs["buckets"].manifest.facts["threshold"])
+# plan
 
 
 def plan(job: Job) -> list[Part]:
-    """Groups of neighbouring cells with about as many rows; one part where only new ones join."""
+    """Divide the cells into groups with about as many members."""
     buckets = job.inputs["buckets"]
-    cells = read_cells(buckets)
     files = {**file_digests(buckets), **file_digests(job.inputs["embeddings"])}
-    covers = [files[name] for name in COVERED] + [threshold_of(job)]
+    covers = [*(files[name] for name in COVERED), threshold_of(job)]
     count = int(buckets.manifest.facts["cells"])
     carried = known_rows(job) is not None
-    groups = [(0, count)] if carried else group_cells(cells, count)
+    groups = [(0, count)] if carried else group_cells(read_cells(buckets), count)
     return [
         job.part(
             {"first": first, "last": last, "carried": carried},
@@ -70,216 +72,231 @@ def plan(job: Job) -> list[Part]:
     ]
 
 
+def threshold_of(job: Job) -> float:
+    """Return the least similarity of any pair: the threshold that the cells were made for."""
+    return float(job.inputs["buckets"].manifest.facts["threshold"])
+
+
 def group_cells(cells: Cells, count: int) -> list[tuple[int, int]]:
-    """Ranges of cells, each with about ``PART_ROWS`` homes and visits."""
-    loads = np.bincount(cells.home[cells.home >= 0], minlength=count)
-    loads = loads + np.diff(cells.begin)
-    part = (np.cumsum(loads) - loads) // PART_ROWS
-    ends = np.flatnonzero(np.diff(part)) + 1
-    edges = [0, *(int(end) for end in ends), count]
-    return list(pairwise(edges))
-
-
-def work(job: Job, part: Part, folder: Path) -> None:
-    """Search a group of cells: rows and exact similarities of its pairs."""
-    space, frame, cells = read_pool(job)
-    threshold = threshold_of(job)
-    first, last = part.payload["first"], part.payload["last"]
-    carried = carry(job) if part.payload["carried"] else None
-    if carried is not None:
-        sketches = read_sketches(job.inputs["buckets"], len(space))
-        edges = _join_new(space, frame, cells, sketches, carried, threshold)
-        if edges is not None:
-            np.savez(folder / "edges.npz", **vars(edges), dense=np.empty(0, np.int64))
-            return
-    found = join_cells(space, frame, cells, range(first, last), threshold)
-    np.savez(folder / "edges.npz", **vars(found.edges), dense=np.array(found.dense, np.int64))
-
-
-def _join_new(
-    space: Space,
-    frame: Frame,
-    cells: Cells,
-    sketches: Sketches,
-    carried: Carried,
-    threshold: float,
-) -> Edges | None:
-    """Find all edges by searching only those of new rows; None if a cell may be dense."""
-    edges = carried.edges
-    if len(carried.new):
-        factors = factors_of(space, sketches, threshold)
-        found = join_new(space, frame, cells, threshold, carried.new, factors)
-        if found is None:
-            return None
-        edges = join_edges([edges, found])
-    return None if could_be_dense(edges, cells.home) else edges
-
-
-@dataclass(frozen=True)
-class Carried:
-    """Edges that an earlier search over the same frame found, by current rows; the new rows."""
-
-    edges: Edges
-    new: Indices
+    """Divide cells into ranges (first, last), each with about ``PART_ROWS`` members."""
+    sizes = np.bincount(cells.home[cells.home >= 0], minlength=count)
+    sizes = sizes + np.diff(cells.begin)
+    group = (np.cumsum(sizes) - sizes) // PART_ROWS
+    ends = np.flatnonzero(np.diff(group)) + 1
+    return list(pairwise([0, *(int(end) for end in ends), count]))
 
 
 @dataclass(frozen=True)
 class KnownRows:
-    """Which rows the last run knew: ``to`` by row of then (-1: gone), ``new`` those of now."""
+    """Rows whose pairs the previous run found.
 
-    before: Artifact
-    to: Indices
+    Attributes:
+        previous: artifact of the previous run.
+        current: current row of each previous row; -1 if it was withdrawn.
+        new: current rows that the previous run did not search.
+    """
+
+    previous: Artifact
+    current: Indices
     new: Indices
 
 
 def known_rows(job: Job) -> KnownRows | None:
-    """The rows that are taken over from the last run; None where everything is searched."""
-    before, buckets = job.previous, job.inputs["buckets"]
-    if before is None or buckets.manifest.facts["cells"] < 2:
+    """Find the rows that the previous run searched in the same cells.
+
+    Returns:
+        The rows; None if everything has to be searched: the partition or the threshold differs,
+        there are dense cells, or many rows are new.
+    """
+    previous, buckets = job.previous, job.inputs["buckets"]
+    if previous is None or buckets.manifest.facts["cells"] < 2:
         return None
-    old = job.store.artifact("buckets", before.manifest.inputs["buckets"])
-    facts = before.manifest.facts
+    facts = previous.manifest.facts
     if facts["dense_cells"] or facts["threshold"] != threshold_of(job):
         return None
-    if not job.store.has(old) or frame_identity(old) != frame_identity(buckets):
+    old = job.store.artifact("buckets", previous.manifest.inputs["buckets"])
+    if not job.store.has(old) or partition_identity(old) != partition_identity(buckets):
         return None
+    old_home = np.load(old.local("home.npy"))
     searched = np.load(buckets.local("home.npy")) >= 0
-    home = np.load(old.local("home.npy"))
-    hashes = np.load(buckets.local("hashes.npy"))
-    of = match_rows(np.load(old.local("hashes.npy")), home, hashes)
-    new = np.flatnonzero(searched & (of < 0))
+    old_hashes, hashes = (np.load(artifact.local("hashes.npy")) for artifact in (old, buckets))
+    previous_row = match_previous_rows(old_hashes, old_home, hashes)
+    new = np.flatnonzero(searched & (previous_row < 0))
     if len(new) > MOST_NEW * searched.sum():
         return None
-    return KnownRows(before, turn_round(of, len(home), searched), new)
+    return KnownRows(previous, current_rows(previous_row, len(old_home), searched), new)
 
 
-def carry(job: Job) -> Carried | None:
-    """What is taken over from the last run; None where everything is searched."""
-    known = known_rows(job)
-    if known is None:
-        return None
-    with np.load(known.before.local("rows.npz"), allow_pickle=False) as data:
-        edges = Edges(data["left"], data["right"], data["similarity"])
-    return Carried(carry_edges(edges, known.to), known.new)
+# work
 
 
-def read_pool(job: Job) -> tuple[Space, Frame, Cells]:
-    """The pool of a job: vectors, frame, cells."""
+def work(job: Job, part: Part, folder: Path) -> None:
+    """Search a group of cells: rows and exact similarities of the pairs, and the dense cells."""
+    space, partition, cells = read_pool(job)
+    threshold = threshold_of(job)
+    known = known_rows(job) if part.payload["carried"] else None
+    joined = None
+    if known is not None:
+        joined = _join_new_rows(space, partition, cells, known, threshold)
+    if joined is None:
+        numbers = range(part.payload["first"], part.payload["last"])
+        joined = join_cells(space, partition, cells, numbers, threshold)
+    np.savez(folder / "edges.npz", **vars(joined.edges), dense=np.array(joined.dense, np.int64))
+
+
+def _join_new_rows(
+    space: EmbeddingSpace,
+    partition: Partition,
+    cells: Cells,
+    known: KnownRows,
+    threshold: float,
+) -> JoinedCells | None:
+    """Find all pairs by searching only those of new rows; None if a cell may be dense."""
+    with np.load(known.previous.local("rows.npz"), allow_pickle=False) as data:
+        old = Edges(data["left"], data["right"], data["similarity"])
+    parts = [carry_edges(old, known.current)]
+    if len(known.new):
+        new = np.zeros(len(space), dtype=np.bool_)
+        new[known.new] = True
+        for first, last in group_cells(cells, partition.count):
+            joined = join_cells(space, partition, cells, range(first, last), threshold, new)
+            if joined.dense:
+                return None
+            parts.append(joined.edges)
+    edges = merge_edges(parts)
+    return None if could_be_dense(edges, cells.home) else JoinedCells(edges, [])
+
+
+def read_pool(job: Job) -> tuple[EmbeddingSpace, Partition, Cells]:
+    """Read the vectors, the partition and the cells of a job."""
     buckets = job.inputs["buckets"]
-    frame = read_frame(buckets)
-    return Space(open_vectors(job.inputs["embeddings"]), frame.centre), frame, read_cells(buckets)
+    partition = read_partition(buckets)
+    space = EmbeddingSpace(open_vectors(job.inputs["embeddings"]), partition.centre)
+    return space, partition, read_cells(buckets)
 
 
-def read_edges(folder: Path) -> tuple[Edges, Indices]:
-    """Edges and dense cells of a part."""
-    with np.load(folder / "edges.npz", allow_pickle=False) as data:
-        return Edges(data["left"], data["right"], data["similarity"]), data["dense"]
+# seal
 
 
 def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
-    """``pairs.parquet``, ``identical.parquet``, ``dense.parquet``, and the certificate.
+    """Write the pairs and the certificate.
 
-    ``rows.npz`` has the pairs by row, for the run that follows.
+    Writes ``pairs.parquet``, ``identical.parquet``, ``dense.parquet`` (members of dense cells), and
+    ``rows.npz`` (the pairs by row, for the next run).
 
     Raises:
-        MissedPairs: the search did not find a pair that the audit found.
+        MissedPairs: The search missed a pair of the audited sample.
     """
-    space, frame, cells = read_pool(job)
-    parts = [read_edges(part) for part in folders]
-    edges = join_edges([part[0] for part in parts])
+    space, partition, cells = read_pool(job)
+    parts = [_read_part(part) for part in folders]
+    edges = merge_edges([part[0] for part in parts])
     dense = np.unique(np.concatenate([np.empty(0, np.int64), *(part[1] for part in parts)]))
     same = np.load(job.inputs["buckets"].local("same.npy"))
-    threshold = threshold_of(job)
-    audited = read_audit(job.inputs["buckets"])
-    certificate = audit.certify(audited, edges, len(space), in_dense(cells, dense))
-    audit.require_complete(certificate)
+    audit = read_audit(job.inputs["buckets"])
+    certificate = certify(audit, edges, len(space), _in_dense_cell(cells, dense))
+    require_complete(certificate)
     ids = job.inputs["embeddings"].table("ids.parquet")["chip_id"].astype(str).to_numpy()
-    write_table(_named(ids, edges), folder / "pairs.parquet")
+    write_table(_pairs_by_id(ids, edges), folder / "pairs.parquet")
     np.savez(folder / "rows.npz", **vars(edges))
     copies = np.flatnonzero((same >= 0) & (same != np.arange(len(same))))
     identical = pd.DataFrame({"chip_id": ids[copies], "same_as": ids[same[copies]]})
     write_table(identical.sort_values("chip_id"), folder / "identical.parquet")
-    write_table(_members(ids, cells, dense), folder / "dense.parquet")
+    write_table(_dense_members(ids, cells, dense), folder / "dense.parquet")
     facts = job.inputs["buckets"].manifest.facts
     return Sealed(
         counts={"rows_in": len(same), "rows_out": len(same), "pairs": len(edges)},
         facts={
-            "threshold": threshold,
+            "threshold": threshold_of(job),
             "similarity": "cosine of embeddings minus the centre of buckets, float64",
             "certificate": {**certificate, "pairs_found": len(edges)},
-            "method": "every pair" if frame.whole else "cells",
+            "method": "every pair" if partition.is_single else "cells",
             "dense_cells": len(dense),
             **{name: facts[name] for name in FROM_BUCKETS},
         },
     )
 
 
-@dataclass(frozen=True)
-class Pairs:
-    """The artifact as it is read: pairs by chip id, frame and cells, numbers of dense cells."""
+def _read_part(folder: Path) -> tuple[Edges, Indices]:
+    """Read the edges and the dense cells of a part."""
+    with np.load(folder / "edges.npz", allow_pickle=False) as data:
+        return Edges(data["left"], data["right"], data["similarity"]), data["dense"]
 
-    table: pd.DataFrame
-    frame: Frame
+
+def _in_dense_cell(cells: Cells, dense: Indices) -> InDenseCell:
+    """Make a function that tells which pairs of rows lie in a dense cell.
+
+    Both rows reside in the cell, or one resides there and the other visits it.
+    """
+    is_dense = np.zeros(int(cells.home.max(initial=0)) + 1, dtype=np.bool_)
+    is_dense[dense] = True
+    rows = len(cells.home)
+    visited = cells.visited
+    visits_dense = is_dense[visited]
+    visits = np.unique(visited[visits_dense].astype(np.int64) * rows + cells.row[visits_dense])
+
+    def in_dense_cell(left: Indices, right: Indices) -> NDArray[np.bool_]:
+        result = np.zeros(len(left), dtype=np.bool_)
+        for a, b in ((left, right), (right, left)):
+            home = cells.home[a].astype(np.int64)
+            is_member = (home == cells.home[b]) | np.isin(home * rows + b, visits)
+            result |= is_dense[home] & is_member
+        return result
+
+    return in_dense_cell
+
+
+def _pairs_by_id(ids: NDArray[Any], edges: Edges) -> pd.DataFrame:
+    """List the pairs by chip id, the lower id left, sorted."""
+    a, b = ids[edges.left], ids[edges.right]
+    swap = a > b
+    columns = {
+        "left": np.where(swap, b, a),
+        "right": np.where(swap, a, b),
+        "similarity": edges.similarity,
+    }
+    return pd.DataFrame(columns).sort_values(["left", "right"], ignore_index=True)
+
+
+def _dense_members(ids: NDArray[Any], cells: Cells, dense: Indices) -> pd.DataFrame:
+    """List the chips of dense cells: cell, chip, and whether it resides there or visits."""
+    tables = []
+    for number in dense:
+        for rows, resides in zip(cells.members(int(number)), (True, False), strict=True):
+            columns = {"cell": int(number), "chip_id": ids[rows], "home": resides}
+            tables.append(pd.DataFrame(columns))
+    if not tables:
+        columns = {"cell": np.empty(0, np.int64), "chip_id": ids[:0], "home": np.empty(0, np.bool_)}
+        return pd.DataFrame(columns)
+    by = ["cell", "home", "chip_id"]
+    return pd.concat(tables).sort_values(by, ascending=[True, False, True])
+
+
+# The artifact as the stage `curate` reads it.
+
+
+@dataclass(frozen=True)
+class PairSearch:
+    """Result of the search.
+
+    Attributes:
+        partition: cells in which pairs were searched.
+        cells: residents and visitors of each cell.
+        dense: numbers of the cells whose pairs are not listed.
+        threshold: least similarity of a pair.
+    """
+
+    partition: Partition
     cells: Cells
     dense: list[int]
     threshold: float
 
 
-def read_pairs(inputs: dict[str, Artifact]) -> Pairs:
-    """The pairs of ``inputs["pairs"]``, searched in the cells of ``inputs["buckets"]``."""
+def read_pair_search(inputs: dict[str, Artifact]) -> PairSearch:
+    """Read how the pairs of ``inputs["pairs"]`` were searched in the cells of ``buckets``."""
     pairs, buckets = inputs["pairs"], inputs["buckets"]
     dense = sorted({int(cell) for cell in pairs.table("dense.parquet")["cell"]})
-    return Pairs(
-        pairs.table("pairs.parquet"),
-        read_frame(buckets),
-        read_cells(buckets),
-        dense,
-        float(pairs.manifest.facts["threshold"]),
-    )
-
-
-def in_dense(cells: Cells, dense: Indices) -> audit.Covered:
-    """Tells which pairs lie in dense cells: at home there both, or one at home and one visiting."""
-    count = int(cells.home.max(initial=0)) + 1
-    flags = np.zeros(count, dtype=np.bool_)
-    flags[dense] = True
-    there = flags[cells.cell]
-    width = len(cells.home)
-    visits = np.unique(cells.cell[there].astype(np.int64) * width + cells.row[there])
-
-    def covered(low: Indices, high: Indices) -> NDArray[np.bool_]:
-        found = np.zeros(len(low), dtype=np.bool_)
-        for a, b in ((low, high), (high, low)):
-            home = cells.home[a].astype(np.int64)
-            with_b = (home == cells.home[b]) | np.isin(home * width + b, visits)
-            found |= flags[home] & with_b
-        return found
-
-    return covered
-
-
-def _named(ids: NDArray[Any], edges: Edges) -> pd.DataFrame:
-    """Pairs by chip id, the lower id left, sorted."""
-    a, b = ids[edges.left], ids[edges.right]
-    swap = a > b
-    frame = pd.DataFrame(
-        {"left": np.where(swap, b, a), "right": np.where(swap, a, b),
-         "similarity": edges.similarity}
-    )  # fmt: skip
-    return frame.sort_values(["left", "right"], ignore_index=True)
-
-
-def _members(ids: NDArray[Any], cells: Cells, dense: Indices) -> pd.DataFrame:
-    """Chips of dense cells: cell, chip, and whether it is at home there or visits."""
-    rows = []
-    for number in dense:
-        homes, visitors = cells.members(int(number))
-        rows.append(pd.DataFrame({"cell": int(number), "chip_id": ids[homes], "home": True}))
-        rows.append(pd.DataFrame({"cell": int(number), "chip_id": ids[visitors], "home": False}))
-    if not rows:
-        return pd.DataFrame({"cell": np.empty(0, np.int64), "chip_id": ids[:0],
-                             "home": np.empty(0, np.bool_)})  # fmt: skip
-    return pd.concat(rows).sort_values(["cell", "home", "chip_id"], ascending=[True, False, True])
+    threshold = float(pairs.manifest.facts["threshold"])
+    return PairSearch(read_partition(buckets), read_cells(buckets), dense, threshold)
 
 
 STAGE = Stage(

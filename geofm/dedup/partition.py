@@ -1,19 +1,23 @@
-"""The frame of a pool: its centre, and the cells in which near duplicates are searched.
+"""The partition of a pool into cells, in which near duplicates are searched.
 
-Every vector has a home, the cell of its most similar centroid, and visits the other cells that
-begin close to it. A vector's *margin* to another cell is its distance from the plane between the
-two centroids; it visits the cells with a margin up to ``margin``. A pair is *searched* when both
-have one home or one of them visits the home of the other: a property of the two vectors and the
-frame alone, not of the pool around them, its order, or how the work was divided.
+The cells are those of an inverted file index (IVF; Sivic and Zisserman 2003): each vector *resides*
+in the cell of its most similar centroid. Near duplicates may reside on two sides of a border, so a
+vector also *visits* each cell whose border is within a margin.
 
-Of a pair with homes a and b, the two margins add up to its displacement across the plane between
-a and b. No pair at cosine t can have a displacement above its distance sqrt(2 - 2 t), so with
-half of that as margin the search is complete (``complete_margin``). In many dimensions the
-displacement in one direction is usually far smaller, so the margin is estimated on a sample, at
-half of three and a half standard deviations of the displacement. The estimate is too small where
-the displacements have heavy tails or lie along the direction in which cells differ (one scene
-brighter than another). So the stage ``buckets`` holds it against the pairs of a random sample and
-takes the complete margin if it leaves one of them out.
+Let a vector x reside in the cell of centroid a, and let b be another centroid. The border between
+the two cells is the plane through the origin, normal to n = (a - b) / |a - b|. The distance of x
+from it is x·n, and x visits cell b if x·n <= margin. A pair is *covered* by the partition if both
+vectors reside in one cell, or one of them visits the other's cell. So coverage depends on the two
+vectors and the partition alone, not on the rest of the pool, its order or how the work is divided.
+
+Choice of the margin. If x resides in a and y in b, then x·n >= 0 >= y·n, and the distances of both
+from the border add up to (x - y)·n. For cosine t this is at most |x - y| = sqrt(2 - 2 t), so the
+smaller of the two distances is at most half of it: with that margin the search is complete
+(``complete_margin``). In many dimensions (x - y)·n is usually far smaller than |x - y|. The margin
+is therefore estimated from a sample, as half of 3.5 standard deviations of (x - y)·n. The estimate
+is too small if the displacements have heavy tails, or lie along the direction in which cells differ
+(for example one scene brighter than another). The stage ``buckets`` tests it on the duplicates of a
+random sample, and uses the complete margin if the partition does not cover all of them.
 """
 
 from __future__ import annotations
@@ -25,50 +29,56 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_catalog.progress import tick
-from geofm.dedup.matmul import as_factors, best_precision, multiply, near_pairs, on_every_core
-from geofm.dedup.sketch import find_axes
-from geofm.embeddings.vectors import BLOCK, Space, take_rows, use_threads
+from geofm.dedup.matmul import (
+    as_factors,
+    best_precision,
+    map_on_cores,
+    multiply,
+    near_pairs,
+)
+from geofm.embeddings.vectors import BLOCK, EmbeddingSpace, take_rows, use_all_cores
 from geofm.runtime.native import faiss, torch
-from geofm.types import Floats, Indices
+from geofm.types import Floats, Floats32, Indices
 
-#: Pools up to this size are searched whole: 2 n² d / 2 products, a second or two.
-WHOLE_UP_TO = 50_000
-#: Vectors per centroid and rounds of k-means; cells per square root of the pool.
-SAMPLED, ROUNDS, CELLS = 32, 4, 2.0
-#: Centroids closer to each other than this part of the way to the threshold are one.
+#: Pools up to this size are searched exhaustively: n² d / 2 products, a second or two.
+EXHAUSTIVE_UP_TO = 50_000
+#: Cells per square root of the pool's size; sampled vectors per cell, and rounds of k-means.
+CELLS, SAMPLED, ROUNDS = 2.0, 32, 4
+#: Two centroids are merged if 1 - cosine is at most this part of that of the threshold.
 MERGED = 8
-#: Neighbourhoods by which cells are numbered.
+#: Groups of centroids by which cells are numbered.
 NEIGHBOURHOODS = 64
-#: Vectors whose neighbours in the sample are looked at, neighbours of each, borders of each.
+#: Sampled vectors from which the margin is estimated, and borders that are considered for each.
 PROBES, BORDERS = 2000, 8
-#: Standard deviations of the displacement of which half is the margin.
+#: The margin is half of this many standard deviations of the displacement across a border.
 DEVIATIONS = 3.5
-#: Vectors that the axes of sketches are found from.
-AXES_FROM = 4096
-#: Rows whose duplicates are searched in the whole pool, fewest and most of them to learn from.
+#: Rows whose duplicates are searched in the whole pool; fewest and most of these to estimate from.
 SEARCHED, FEWEST, MOST_SHARES = 512, 30, 20_000
-#: Rows assigned at once; how near two products are to be compared in float64.
+#: Displacements shorter than this have no direction.
+SHORTEST_STEP = 1e-3
+#: Rows that are assigned at once; products this close are compared again in float64.
 ROWS, TIE = 1024, 1e-5
-#: Squared distance by which float64 may misjudge a pair.
+#: Bound on the error of a squared distance that float64 computes from a cosine near 1.
 ROUNDING = 4e-12
-Units = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Frame:
-    """Centre [d]; centroids [cells, d] of unit length (none: searched whole); the margin.
+class Partition:
+    """Cells of a pool.
 
-    ``axes`` [WIDTH or 0, d] are those of sketches (``sketch.py``).
+    Attributes:
+        centre: centre of the pool, subtracted from each embedding, shape (d,).
+        centroids: unit vectors, shape (cells, d); none if the pool is searched exhaustively.
+        margin: largest distance from a border at which a vector visits the cell beyond.
     """
 
     centre: Floats
-    centroids: Units
+    centroids: Floats32
     margin: float
-    axes: Units
 
     @property
-    def whole(self) -> bool:
-        """Whether the pool is one cell."""
+    def is_single(self) -> bool:
+        """Whether the pool is one cell, which is searched exhaustively."""
         return len(self.centroids) < 2
 
     @property
@@ -77,22 +87,25 @@ class Frame:
         return max(1, len(self.centroids))
 
     @cached_property
-    def apart(self) -> Units:
-        """Distances between centroids [cells, cells]."""
+    def distances(self) -> Floats32:
+        """Distances between centroids, shape (cells, cells)."""
         squared = 2 - 2 * (self.centroids @ self.centroids.T)
         return np.asarray(np.sqrt(np.maximum(squared, 1e-12)), dtype=np.float32)
 
     @cached_property
-    def widest(self) -> Units:
-        """Distance of each centroid to the farthest one."""
-        return np.asarray(self.apart.max(axis=1))
+    def largest_distance(self) -> Floats32:
+        """Distance of each centroid to the farthest other one, shape (cells,)."""
+        return np.asarray(self.distances.max(axis=1))
 
 
 @dataclass(frozen=True)
 class Cells:
-    """Where rows are: ``home`` [n] (-1: not searched); visiting rows by cell, then row.
+    """Residents and visitors of each cell.
 
-    Those of cell c are ``row[begin[c]:begin[c + 1]]``.
+    Attributes:
+        home: cell in which each row resides, shape (n,); -1 for rows that are not searched.
+        row: visiting rows by cell, ascending within a cell, shape (visits,).
+        begin: start of each cell in ``row``, shape (cells + 1,).
     """
 
     home: NDArray[np.int32]
@@ -100,263 +113,311 @@ class Cells:
     begin: Indices
 
     @property
-    def cell(self) -> NDArray[np.int32]:
-        """The cell of each visit."""
+    def visited(self) -> NDArray[np.int32]:
+        """The cell of each visit, shape (visits,)."""
         return np.repeat(np.arange(len(self.begin) - 1, dtype=np.int32), np.diff(self.begin))
 
     @cached_property
-    def order(self) -> Indices:
-        """Rows sorted by home, then row; numbers of 16 bits numpy sorts in linear time."""
-        few = self.home.max(initial=0) <= np.iinfo(np.int16).max
-        home = self.home.astype(np.int16) if few else self.home
+    def _by_home(self) -> Indices:
+        """Rows sorted by home, then row. Numpy sorts 16-bit numbers in linear time."""
+        fits = self.home.max(initial=0) <= np.iinfo(np.int16).max
+        home = self.home.astype(np.int16) if fits else self.home
         return np.argsort(home, kind="stable").astype(np.int64)
 
-    def members(self, cell: int) -> tuple[Indices, Indices]:
-        """Rows at home in a cell, and rows that visit it."""
-        return (
-            self.order[self.homes[cell] : self.homes[cell + 1]],
-            self.row[self.begin[cell] : self.begin[cell + 1]].astype(np.int64),
-        )
-
     @cached_property
-    def homes(self) -> Indices:
-        """Where each cell's rows begin in ``order``."""
+    def _home_begin(self) -> Indices:
+        """Start of each cell's residents in ``_by_home``; the rows with home -1 come first."""
         sizes = np.bincount(self.home + 1, minlength=len(self.begin))
         return np.cumsum(sizes, dtype=np.int64)
 
+    def members(self, cell: int) -> tuple[Indices, Indices]:
+        """Return the rows that reside in a cell, and the rows that visit it."""
+        return (
+            self._by_home[self._home_begin[cell] : self._home_begin[cell + 1]],
+            self.row[self.begin[cell] : self.begin[cell + 1]].astype(np.int64),
+        )
+
 
 def is_small(rows: int) -> bool:
-    """Whether a pool is searched whole: then it has no cells, and nothing to inherit."""
-    return rows <= WHOLE_UP_TO
-
-
-def train_frame(
-    space: Space, threshold: float, seed: int = 0, pool: Indices | None = None
-) -> Frame:
-    """Centroids and margin from a random sample of the pool; no centroids for a small pool.
-
-    Args:
-        space: where vectors are compared.
-        threshold: from which they are duplicates.
-        seed: chooses the sample.
-        pool: the rows that are searched, ascending; None for all.
-    """
-    pool = np.arange(len(space)) if pool is None else pool
-    nothing = np.empty((0, space.stored.shape[1]), dtype=np.float32)
-    if is_small(len(pool)):
-        return Frame(space.centre, nothing, 0.0, nothing)
-    use_threads()
-    cells = int(CELLS * len(pool) ** 0.5)
-    draw = np.random.default_rng([seed, 2])
-    rows = pool[np.sort(draw.choice(len(pool), min(cells * SAMPLED, len(pool)), replace=False))]
-    sample = Space(take_rows(space.stored, rows), space.centre).block(0, len(rows))
-    means = faiss.Kmeans(
-        sample.shape[1], cells, niter=ROUNDS, spherical=True, seed=1 + seed % 2**30,
-        max_points_per_centroid=SAMPLED, min_points_per_centroid=1,
-    )  # fmt: skip
-    means.train(sample)
-    centroids = _merge(np.asarray(means.centroids), 1 - (1 - threshold) / MERGED)
-    axes = _axes(centroids, sample)
-    frame = Frame(space.centre, centroids, complete_margin(threshold), axes)
-    if frame.whole:
-        return Frame(space.centre, nothing, 0.0, nothing)
-    spread = _spread(frame, space, sample, pool, threshold, draw)
-    widest = complete_margin(threshold)
-    return replace(frame, margin=min(1.0, DEVIATIONS * spread) * widest)
+    """Whether a pool is searched exhaustively: it has no cells, and nothing to inherit."""
+    return rows <= EXHAUSTIVE_UP_TO
 
 
 def complete_margin(threshold: float) -> float:
-    """Compute the margin with which no pair at or above a threshold can be missed.
+    """Compute the margin with which no pair at or above a threshold is missed.
 
-    ``ROUNDING`` covers what float64 loses of a cosine near 1.
+    This is half of the distance sqrt(2 - 2 t) between unit vectors of cosine t. ``ROUNDING`` covers
+    the error of float64 for a cosine near 1.
     """
     return float(np.sqrt(max(0.0, 2 - 2 * threshold) + ROUNDING)) / 2
 
 
-def _merge(centroids: Units, similarity: float) -> Units:
-    """Centroids of which no two are as similar: a dense blob is one cell, not hundreds."""
+# Training: centroids by k-means, then the margin.
+
+
+def train_partition(
+    space: EmbeddingSpace, threshold: float, seed: int = 0, pool: Indices | None = None
+) -> Partition:
+    """Compute centroids and margin from a random sample of the pool.
+
+    Args:
+        space: space in which vectors are compared.
+        threshold: similarity from which two vectors are duplicates.
+        seed: seed of the sample.
+        pool: rows that are searched, ascending; None for all.
+
+    Returns:
+        The partition; without centroids for a small pool.
+    """
+    pool = np.arange(len(space)) if pool is None else pool
+    single = Partition(
+        space.centre, np.empty((0, space.stored.shape[1]), dtype=np.float32), margin=0.0
+    )
+    if is_small(len(pool)):
+        return single
+    use_all_cores()
+    cells = int(CELLS * len(pool) ** 0.5)
+    draw = np.random.default_rng([seed, 2])
+    rows = pool[np.sort(draw.choice(len(pool), min(cells * SAMPLED, len(pool)), replace=False))]
+    sample = EmbeddingSpace(take_rows(space.stored, rows), space.centre).unit_block(0, len(rows))
+    kmeans = faiss.Kmeans(
+        sample.shape[1],
+        cells,
+        niter=ROUNDS,
+        spherical=True,
+        seed=1 + seed % 2**30,
+        max_points_per_centroid=SAMPLED,
+        min_points_per_centroid=1,
+    )
+    kmeans.train(sample)
+    centroids = _merge_near_centroids(np.asarray(kmeans.centroids), 1 - (1 - threshold) / MERGED)
+    widest = complete_margin(threshold)
+    partition = Partition(space.centre, centroids, widest)
+    if partition.is_single:
+        return single
+    deviation = _displacement_deviation(partition, space, sample, pool, threshold, draw)
+    return replace(partition, margin=min(1.0, DEVIATIONS * deviation) * widest)
+
+
+def _merge_near_centroids(centroids: Floats32, similarity: float) -> Floats32:
+    """Keep centroids of which no two are as similar: a dense blob is one cell, not hundreds."""
     near = centroids @ centroids.T >= similarity
     kept = np.ones(len(centroids), dtype=np.bool_)
     for number in range(len(centroids)):
         if kept[number]:
             near[number, : number + 1] = False
             kept[near[number]] = False
-    return _in_order(np.ascontiguousarray(centroids[kept]))
+    return _number_by_neighbourhood(np.ascontiguousarray(centroids[kept]))
 
 
-def _in_order(centroids: Units) -> Units:
-    """Centroids numbered so that those near each other have numbers near each other."""
+def _number_by_neighbourhood(centroids: Floats32) -> Floats32:
+    """Order centroids so that near cells have near numbers: parts then share their vectors."""
     if len(centroids) < 4 * NEIGHBOURHOODS:
         return centroids
     coarse = faiss.Kmeans(
-        centroids.shape[1], NEIGHBOURHOODS, niter=ROUNDS, spherical=True, seed=1,
+        centroids.shape[1],
+        NEIGHBOURHOODS,
+        niter=ROUNDS,
+        spherical=True,
+        seed=1,
         min_points_per_centroid=1,
-    )  # fmt: skip
+    )
     coarse.train(centroids)
-    of = (centroids @ np.asarray(coarse.centroids).T).argmax(axis=1)
-    return np.ascontiguousarray(centroids[np.argsort(of, kind="stable")])
+    neighbourhood = (centroids @ np.asarray(coarse.centroids).T).argmax(axis=1)
+    return np.ascontiguousarray(centroids[np.argsort(neighbourhood, kind="stable")])
 
 
-def _axes(centroids: Units, sample: Units) -> Units:
-    """The axes along which vectors differ most from the centroids of their cells."""
-    some = sample[:: -(-len(sample) // AXES_FROM)]
-    return find_axes(some - centroids[(some @ centroids.T).argmax(axis=1)])
-
-
-def _spread(
-    frame: Frame,
-    space: Space,
-    sample: Units,
+def _displacement_deviation(
+    partition: Partition,
+    space: EmbeddingSpace,
+    sample: Floats32,
     pool: Indices,
     threshold: float,
     draw: np.random.Generator,
 ) -> float:
-    """Standard deviation of the step between duplicates across a border, as a share of it.
+    """Estimate the standard deviation of (x - y)·n / |x - y| for duplicates across a border.
 
-    The larger of two: what the vectors of a cell have apart from their centroid, which is how
-    this pool varies; and the steps between true duplicates of some random rows.
+    The larger of two estimates: one from the deviations of sampled vectors from their centroid
+    (the way in which this pool varies), one from true duplicates of random rows.
     """
     probes = sample[draw.permutation(len(sample))[:PROBES]]
-    home = (probes @ frame.centroids.T).argmax(axis=1)
-    own = frame.centroids[home]
-    rest = probes - np.einsum("ij,ij->i", probes, own)[:, None] * own
-    near = np.argsort(frame.apart, axis=1, kind="stable")[:, 1 : 1 + BORDERS]
-    shares = [_shares(frame, rest, home, near[home, number]) for number in range(near.shape[1])]
-    found = _true_shares(frame, space, pool, threshold, draw)
-    known = [part for part in (np.concatenate(shares), found) if len(part) >= FEWEST]
-    return max((float(np.sqrt(np.mean(part**2))) for part in known), default=1.0)
+    home = (probes @ partition.centroids.T).argmax(axis=1)
+    own = partition.centroids[home]
+    deviation = probes - np.einsum("ij,ij->i", probes, own)[:, None] * own
+    nearest = np.argsort(partition.distances, axis=1, kind="stable")[:, 1 : 1 + BORDERS]
+    within_cells = [
+        _shares_across(partition, deviation, home, nearest[home, number])
+        for number in range(nearest.shape[1])
+    ]
+    of_duplicates = _shares_of_duplicates(partition, space, pool, threshold, draw)
+    estimates = [
+        float(np.sqrt(np.mean(shares**2)))
+        for shares in (np.concatenate(within_cells), of_duplicates)
+        if len(shares) >= FEWEST
+    ]
+    return max(estimates, default=1.0)
 
 
-def _shares(frame: Frame, step: Units, home: Indices, other: Indices) -> Floats:
-    """How much of a step goes across the plane between two cells, -1 to 1."""
+def _shares_across(partition: Partition, step: Floats32, home: Indices, other: Indices) -> Floats:
+    """Compute step·n / |step|, in -1..1, for the border between two cells."""
     length = np.linalg.norm(step, axis=1)
-    across = frame.centroids[home] - frame.centroids[other]
-    real = (length > 1e-3) & (home != other)
-    unit = across[real] / np.linalg.norm(across[real], axis=1, keepdims=True)
-    return np.asarray(np.einsum("ij,ij->i", step[real], unit) / length[real], dtype=np.float64)
+    across = partition.centroids[home] - partition.centroids[other]
+    valid = (length > SHORTEST_STEP) & (home != other)
+    normal = across[valid] / np.linalg.norm(across[valid], axis=1, keepdims=True)
+    shares = np.einsum("ij,ij->i", step[valid], normal) / length[valid]
+    return np.asarray(shares, dtype=np.float64)
 
 
-def _true_shares(
-    frame: Frame,
-    space: Space,
+def _shares_of_duplicates(
+    partition: Partition,
+    space: EmbeddingSpace,
     pool: Indices,
     threshold: float,
     draw: np.random.Generator,
 ) -> Floats:
-    """Steps between the duplicates of some random rows, searched in the whole pool."""
+    """Compute the shares of true duplicates: random rows against the whole pool."""
     precision = best_precision()
     rows = pool[np.sort(draw.choice(len(pool), min(SEARCHED, len(pool)), replace=False))]
-    asked = as_factors(space.exact(rows).astype(np.float32), precision)
+    queries = as_factors(space.exact_units(rows).astype(np.float32), precision)
     lefts, rights = [], []
     for first in range(0, len(space), BLOCK):
-        units = as_factors(space.block(first, min(first + BLOCK, len(space))), precision)
-        i, j = near_pairs(asked, units, threshold, precision)
+        units = as_factors(space.unit_block(first, min(first + BLOCK, len(space))), precision)
+        i, j = near_pairs(queries, units, threshold, precision)
         lefts.append(rows[i])
         rights.append(j + first)
     left, right = np.concatenate(lefts)[:MOST_SHARES], np.concatenate(rights)[:MOST_SHARES]
-    x, y = space.exact(left).astype(np.float32), space.exact(right).astype(np.float32)
-    real = np.einsum("ij,ij->i", x, y) >= threshold
-    x, y = x[real], y[real]
-    ours, theirs = x @ frame.centroids.T, y @ frame.centroids.T
-    home, other = ours.argmax(axis=1), theirs.argmax(axis=1)
-    ours[np.arange(len(home)), home] = -2  # of a pair with one home: across its nearest border
-    return _shares(frame, y - x, home, np.where(other == home, ours.argmax(axis=1), other))
+    x, y = space.exact_units(left).astype(np.float32), space.exact_units(right).astype(np.float32)
+    duplicate = np.einsum("ij,ij->i", x, y) >= threshold
+    x, y = x[duplicate], y[duplicate]
+    x_products, y_products = x @ partition.centroids.T, y @ partition.centroids.T
+    home, other = x_products.argmax(axis=1), y_products.argmax(axis=1)
+    # a pair that shares its home counts for the nearest border of x
+    x_products[np.arange(len(home)), home] = -2
+    other = np.where(other == home, x_products.argmax(axis=1), other)
+    return _shares_across(partition, y - x, home, other)
 
 
-def assign(
-    frame: Frame,
-    space: Space,
+# Assignment: the home of each row, and the cells that it visits.
+
+
+def assign_cells(
+    partition: Partition,
+    space: EmbeddingSpace,
     first: int,
     last: int,
     pool: NDArray[np.bool_] | None = None,
 ) -> Cells:
-    """Homes and visits of the rows ``first`` to ``last`` (numbered from ``first``).
+    """Assign the rows ``first`` to ``last`` to cells; they are numbered from ``first``.
 
     Args:
-        frame: the cells.
-        space: where the rows are.
-        first: row to begin with.
-        last: row to end before.
-        pool: of all rows, those that are searched; the others have home -1. None for all.
+        partition: cells of the pool.
+        space: space of all rows.
+        first: first row.
+        last: row after the last.
+        pool: whether each row of the space is searched; None for all. The home of other rows is -1.
     """
-    if frame.whole:
+    if partition.is_single:
         home = np.zeros(last - first, dtype=np.int32)
-        return _only(replace(no_cells(0, 1), home=home), pool, first)
+        return _keep_pool(replace(empty_cells(0, 1), home=home), pool, first)
     starts = range(first, last, ROWS)
 
-    def work(start: int) -> tuple[NDArray[np.int32], NDArray[np.uint64]]:
-        home, row, cell = _assign(frame, space.block(start, min(start + ROWS, last)))
-        return home, visit_codes(row + (start - first), cell)
+    def assign_block(start: int) -> tuple[NDArray[np.int32], NDArray[np.uint64]]:
+        units = space.unit_block(start, min(start + ROWS, last))
+        home, row, cell = _assign_units(partition, units)
+        return home, visit_keys(row + (start - first), cell)
 
-    homes, codes = [], []
-    for number, (home, code) in enumerate(on_every_core(work, starts)):
+    homes, keys = [], []
+    for number, (home, key) in enumerate(map_on_cores(assign_block, starts)):
         homes.append(home)
-        codes.append(code)
+        keys.append(key)
         if number % 64 == 0:
             tick("cells", starts[number] - first, last - first)
     if not homes:
-        return no_cells(0, frame.count)
-    return _only(sort_cells(np.concatenate(homes), codes, frame.count), pool, first)
+        return empty_cells(0, partition.count)
+    return _keep_pool(sort_visits(np.concatenate(homes), keys, partition.count), pool, first)
 
 
-def no_cells(rows: int, count: int) -> Cells:
-    """``count`` cells in which no row is."""
-    return Cells(np.full(rows, -1, np.int32), np.empty(0, np.int32), np.zeros(count + 1, np.int64))
-
-
-def visit_codes(row: Indices | NDArray[np.int32], cell: NDArray[np.int32]) -> NDArray[np.uint64]:
-    """Visits as whole numbers that sort by cell, then row."""
-    return (cell.astype(np.uint64) << np.uint64(32)) | row.astype(np.uint64)
-
-
-def _only(cells: Cells, pool: NDArray[np.bool_] | None, first: int) -> Cells:
-    """Without the rows that are not searched."""
-    if pool is None:
-        return cells
-    mine = pool[first : first + len(cells.home)]
-    home = np.where(mine, cells.home, np.int32(-1)).astype(np.int32)
-    there = mine[cells.row]
-    return keep_visits(replace(cells, home=home), there)
-
-
-def slice_cells(cells: Cells, first: int, last: int) -> Cells:
-    """The visits of some cells, numbered from the first of them."""
-    begin = cells.begin[first : last + 1]
-    return replace(cells, row=cells.row[begin[0] : begin[-1]], begin=begin - begin[0])
-
-
-def keep_visits(cells: Cells, there: NDArray[np.bool_]) -> Cells:
-    """With some of the visits."""
-    kept = np.zeros(len(there) + 1, dtype=np.int64)
-    np.cumsum(there, out=kept[1:])
-    return replace(cells, row=cells.row[there], begin=kept[cells.begin])
-
-
-def sort_cells(home: NDArray[np.int32], codes: list[NDArray[np.uint64]], count: int) -> Cells:
-    """``count`` cells from homes and visits in any order; empties the list of codes."""
-    whole = np.concatenate([np.empty(0, np.uint64), *codes])
-    codes.clear()
-    whole.sort()
-    begin = np.searchsorted(whole, np.arange(count + 1, dtype=np.uint64) << np.uint64(32))
-    row = (whole & np.uint64(0xFFFFFFFF)).astype(np.int32)
-    return Cells(home, row, begin.astype(np.int64))
-
-
-def _assign(frame: Frame, units: Units) -> tuple[NDArray[np.int32], Indices, NDArray[np.int32]]:
-    """Home of each unit vector, and its visits (row, cell)."""
-    products = multiply(torch.from_numpy(units), torch.from_numpy(frame.centroids)).numpy()
+def _assign_units(
+    partition: Partition, units: Floats32
+) -> tuple[NDArray[np.int32], Indices, NDArray[np.int32]]:
+    """Find the home of each unit vector, and the visits as (row, cell)."""
+    products = multiply(torch.from_numpy(units), torch.from_numpy(partition.centroids)).numpy()
     home = products.argmax(axis=1)
     best = products[np.arange(len(home)), home]
-    # float32 products are off by less than TIE: no cell within the margin is left out
-    margin = np.float32(frame.margin)
-    floor = best - (margin * frame.widest[home] + np.float32(2 * TIE))
+    # The error of a float32 product is below TIE, so no cell within the margin is left out.
+    margin = np.float32(partition.margin)
+    floor = best - (margin * partition.largest_distance[home] + np.float32(2 * TIE))
     row, cell = np.divmod(np.flatnonzero(products >= floor[:, None]), products.shape[1])
     gap = best[row] - products[row, cell]
     tie = (gap <= TIE) & (cell != home[row])
     for number in np.unique(row[tie]):
-        among = np.flatnonzero(best[number] - products[number] <= TIE)
-        exact = frame.centroids[among].astype(np.float64) @ units[number].astype(np.float64)
-        home[number] = among[exact.argmax()]
-    near = gap <= margin * frame.apart[home[row], cell] + np.float32(TIE)
+        tied = np.flatnonzero(best[number] - products[number] <= TIE)
+        exact = partition.centroids[tied].astype(np.float64) @ units[number].astype(np.float64)
+        home[number] = tied[exact.argmax()]
+    # x·n <= margin, multiplied by |a - b|
+    near = gap <= margin * partition.distances[home[row], cell] + np.float32(TIE)
     visits = (cell != home[row]) & near
     return home.astype(np.int32), row[visits].astype(np.int64), cell[visits].astype(np.int32)
+
+
+def empty_cells(rows: int, count: int) -> Cells:
+    """Make ``count`` cells without residents and visitors."""
+    return Cells(np.full(rows, -1, np.int32), np.empty(0, np.int32), np.zeros(count + 1, np.int64))
+
+
+def visit_keys(row: Indices | NDArray[np.int32], cell: NDArray[np.int32]) -> NDArray[np.uint64]:
+    """Encode visits as whole numbers that sort by cell, then row."""
+    return (cell.astype(np.uint64) << np.uint64(32)) | row.astype(np.uint64)
+
+
+def sort_visits(home: NDArray[np.int32], keys: list[NDArray[np.uint64]], count: int) -> Cells:
+    """Make ``count`` cells from homes, and from visits in any order; empties the list of keys."""
+    joined = np.concatenate([np.empty(0, np.uint64), *keys])
+    keys.clear()
+    joined.sort()
+    begin = np.searchsorted(joined, np.arange(count + 1, dtype=np.uint64) << np.uint64(32))
+    row = (joined & np.uint64(0xFFFFFFFF)).astype(np.int32)
+    return Cells(home, row, begin.astype(np.int64))
+
+
+def _keep_pool(cells: Cells, pool: NDArray[np.bool_] | None, first: int) -> Cells:
+    """Remove the rows that are not searched."""
+    if pool is None:
+        return cells
+    searched = pool[first : first + len(cells.home)]
+    home = np.where(searched, cells.home, np.int32(-1)).astype(np.int32)
+    kept = searched[cells.row]
+    kept_before = np.zeros(len(kept) + 1, dtype=np.int64)
+    np.cumsum(kept, out=kept_before[1:])
+    return Cells(home, cells.row[kept], kept_before[cells.begin])
+
+
+def is_covered(
+    partition: Partition,
+    space: EmbeddingSpace,
+    home: NDArray[np.int32],
+    left: Indices,
+    right: Indices,
+) -> NDArray[np.bool_]:
+    """Tell for pairs of rows whether the partition covers them (see the module's docstring).
+
+    Args:
+        partition: cells of the pool.
+        space: space of the rows.
+        home: cell in which each row of the space resides, shape (n,).
+        left: rows, shape (pairs,).
+        right: rows, shape (pairs,).
+    """
+    covered = np.ones(len(left), dtype=np.bool_)
+    if partition.is_single:
+        return covered
+    cross = np.flatnonzero(home[left] != home[right])
+    for first in range(0, len(cross), BLOCK):
+        part = cross[first : first + BLOCK]
+        x, y = left[part], right[part]
+        normal = partition.centroids[home[x]].astype(np.float64) - partition.centroids[home[y]]
+        normal /= np.sqrt(np.einsum("ij,ij->i", normal, normal))[:, None]
+        from_x = np.einsum("ij,ij->i", space.exact_units(x), normal)
+        from_y = -np.einsum("ij,ij->i", space.exact_units(y), normal)
+        covered[part] = np.minimum(from_x, from_y) <= partition.margin
+    return covered

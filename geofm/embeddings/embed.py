@@ -1,9 +1,12 @@
 """Stage ``embed``: one vector per usable chip, by a frozen encoder.
 
-A part is one tar of chips, so that a refresh embeds only what is new. Batches follow the order in
-the tar and one thread computes them: the vectors are the same bits for any number of workers.
-Beside a GPU another thread reads and prepares the next batch in the meantime; on processors, of
-which each has a part of its own, the two would only take turns on one.
+plan    one part per tar of chips, so that a refresh embeds only new tars
+work    prepare the chips of a tar as images and encode them in batches   (images.py, encoders.py)
+seal    join the vectors in the order of ``chips.parquet``
+
+Batches follow the order in the tar and one thread computes them, so the vectors are the same bits
+for any number of workers. With a GPU, another thread reads and prepares the next batch meanwhile.
+On CPUs each core works on a part of its own, and a second thread would only take turns with it.
 """
 
 from __future__ import annotations
@@ -25,22 +28,57 @@ from data_catalog.stage import Job, Part, Sealed, Stage
 from data_catalog.tables import write_table
 from geofm.config.recipe import EmbedSettings
 from geofm.embeddings.encoders import CPU_BATCH, Encoder, features, fuse_for_cpu, load_encoder
-from geofm.embeddings.images import picture
+from geofm.embeddings.images import prepare_chip
 from geofm.embeddings.weight_inputs import load_resolved, resolve_weights, weights_facts
 from geofm.embeddings.weights import Weights, WeightsMismatch
 from geofm.runtime.native import torch
 from geofm.runtime.parts import ChipRef, chips_by_part, covers, ok_chips, read_pixels
 from geofm.runtime.threads import keep_freed_memory, map_ordered, one_torch_thread
 
+#: How chips become images; a fact of the artifact.
 PREPROCESSING = (
     "unit RGB clipped to 0..1, bilinear antialiased resize, the encoder's mean and standard "
     "deviation; pooled features, not normalised"
 )
 
 
+def resolve(job: Job) -> Job:
+    """Replace the encoder's name in the settings by the digest of its weights."""
+    return resolve_weights(job, "encoder")
+
+
+# plan
+
+
+def plan(job: Job) -> list[Part]:
+    """List one part per tar; its key covers the tar, its usable chips and the weights."""
+    chips, weights = job.inputs["chips"], _encoder(job).weights_sha256
+    return [
+        job.part({"part": part}, [weights, *covers(chips, part, refs)])
+        for part, refs in chips_by_part(chips).items()
+    ]
+
+
+def encoder_device(device: str) -> str:
+    """Choose the CPU, unless a GPU is requested by name: devices differ in the last bits."""
+    return "cuda" if device == "cuda" else "cpu"
+
+
+def _encoder(job: Job) -> Encoder:
+    """Load the encoder of a job."""
+    device = encoder_device(job.device)
+    return chip_encoder(load_resolved(job, "encoder"), _settings(job).size_px, device)
+
+
 @lru_cache(maxsize=2)
 def chip_encoder(name: str | Weights, size_px: int, device: str) -> Encoder:
-    """The encoder as chips are embedded by it: on the CPU with folded batch norms."""
+    """Load an encoder as chips are embedded by it: on a CPU with fused batch norms.
+
+    Args:
+        name: resolved weights, or a name (``load_encoder``).
+        size_px: edge of the input images.
+        device: ``cpu`` or ``cuda``.
+    """
     encoder = load_encoder(name, size_px=size_px)
     if device == "cpu":
         keep_freed_memory()
@@ -49,35 +87,14 @@ def chip_encoder(name: str | Weights, size_px: int, device: str) -> Encoder:
     return encoder
 
 
-def encoder_device(device: str) -> str:
-    """The CPU unless a GPU is asked for by name: vectors are an artifact's identity."""
-    return "cuda" if device == "cuda" else "cpu"
-
-
-def resolve(job: Job) -> Job:
-    """The job with the digest of its encoder's weights."""
-    return resolve_weights(job, "encoder")
-
-
-def _encoder(job: Job) -> Encoder:
-    device = encoder_device(job.device)
-    return chip_encoder(load_resolved(job, "encoder"), _settings(job).size_px, device)
-
-
-def plan(job: Job) -> list[Part]:
-    """One part per tar of chips; its key covers the tar, its usable chips and the weights."""
-    chips, weights = job.inputs["chips"], _encoder(job).weights_sha256
-    return [
-        job.part({"part": part}, [weights, *covers(chips, part, refs)])
-        for part, refs in chips_by_part(chips).items()
-    ]
+# work
 
 
 def work(job: Job, part: Part, folder: Path) -> None:
     """Embed one tar: ``embeddings.npy`` (float16 [chips, width]), ``ids.json``, ``made.json``.
 
     Raises:
-        RunError: when the encoder gives numbers that float16 cannot hold.
+        RunError: The encoder gives numbers that float16 cannot hold.
     """
     chips, settings, name = job.inputs["chips"], _settings(job), part.payload["part"]
     refs = chips_by_part(chips)[name]
@@ -86,20 +103,19 @@ def work(job: Job, part: Part, folder: Path) -> None:
     pixels = read_pixels(chips, name, refs)
     size = min(settings.batch, CPU_BATCH) if device == "cpu" else settings.batch
 
-    def prepare(first: int) -> torch.Tensor:
-        return _images(refs[first : first + size], pixels, encoder, settings.size_px)
+    def prepare_batch(first: int) -> torch.Tensor:
+        return _prepare_images(refs[first : first + size], pixels, encoder, settings.size_px)
 
     with (
         one_torch_thread(),
-        # torch keeps a number per thread
+        # torch keeps a number of threads for each thread
         ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as reader,
     ):
         starts = range(0, len(refs), size)
-        batches: Iterator[torch.Tensor] = map(prepare, starts)
+        batches: Iterator[torch.Tensor] = map(prepare_batch, starts)
         if device == "cuda":
-            batches = map_ordered(reader, prepare, starts, lookahead=1)
-        rows = [_embed(encoder, images, device) for images in batches]
-    vectors = np.concatenate(rows)
+            batches = map_ordered(reader, prepare_batch, starts, lookahead=1)
+        vectors = np.concatenate([_encode_batch(encoder, images, device) for images in batches])
     if not np.isfinite(vectors).all():
         raise RunError(
             f"encoder {settings.encoder} gave values beyond float16 for chips of {name}; "
@@ -110,40 +126,43 @@ def work(job: Job, part: Part, folder: Path) -> None:
     (folder / "made.json").write_bytes(canonical({"device": device}))
 
 
-def _images(
+def _prepare_images(
     refs: list[ChipRef], pixels: Iterator[NDArray[Any]], encoder: Encoder, size_px: int
 ) -> torch.Tensor:
-    """The next chips as normalised pictures [len(refs), 3, size_px, size_px]."""
+    """Prepare the next chips as normalised images, shape (len(refs), 3, size_px, size_px)."""
     images = torch.empty((len(refs), 3, size_px, size_px), memory_format=torch.channels_last)
     for image, ref in zip(images, refs, strict=True):
-        image.copy_(picture(next(pixels), ref.bands, ref.scale, encoder, size_px))
+        image.copy_(prepare_chip(next(pixels), ref.bands, ref.scale, encoder, size_px))
     return images
 
 
-def _embed(encoder: Encoder, images: torch.Tensor, device: str) -> NDArray[np.float16]:
-    """Vectors float16 [len(images), width]."""
+def _encode_batch(encoder: Encoder, images: torch.Tensor, device: str) -> NDArray[np.float16]:
+    """Compute the vectors of images, shape (len(images), width)."""
     vectors = features(encoder, images.to(device))
     return np.asarray(vectors.float().cpu().numpy().astype(np.float16))
 
 
+# seal
+
+
 def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
-    """Join the parts in the order of ``chips.parquet``."""
+    """Write ``embeddings.npy`` and ``ids.parquet`` in the order of ``chips.parquet``."""
     settings = _settings(job)
     encoder = _encoder(job)
     ids = ok_chips(job.inputs["chips"], ["chip_id"])["chip_id"].astype(str)
     row_of = {chip_id: row for row, chip_id in enumerate(ids)}
     vectors = np.zeros((len(ids), encoder.width), dtype=np.float16)
     devices = set()
-    found = 0
+    embedded = 0
     for part in folders:
-        names = json.loads((part / "ids.json").read_bytes())
-        vectors[[row_of[name] for name in names]] = np.load(part / "embeddings.npy")
+        part_ids = json.loads((part / "ids.json").read_bytes())
+        vectors[[row_of[chip_id] for chip_id in part_ids]] = np.load(part / "embeddings.npy")
         devices.add(json.loads((part / "made.json").read_bytes())["device"])
-        found += len(names)
+        embedded += len(part_ids)
     np.save(folder / "embeddings.npy", vectors)
     write_table(pd.DataFrame({"chip_id": ids}), folder / "ids.parquet")
     return Sealed(
-        counts={"rows_in": len(ids), "rows_out": found},
+        counts={"rows_in": len(ids), "rows_out": embedded},
         facts={
             "encoder": settings.encoder,
             "weights_sha256": encoder.weights_sha256,
@@ -157,25 +176,31 @@ def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
     )
 
 
+def _settings(job: Job) -> EmbedSettings:
+    """Return the job's settings with their type."""
+    settings: EmbedSettings = job.settings
+    return settings
+
+
 def check_encoder(settings: EmbedSettings, weights: Weights) -> None:
-    """Embed a blank image.
+    """Embed a blank image, to test an encoder before a run.
 
     Args:
-        settings: the recipe's section.
-        weights: the encoder's, resolved.
+        settings: section ``embed`` of the recipe.
+        weights: resolved weights of the encoder.
 
     Raises:
-        UsageError: the encoder does not take images of this size, or gives no usable vectors.
+        UsageError: The encoder does not take images of this size, or gives no usable vectors.
     """
     blank = torch.zeros(1, 3, settings.size_px, settings.size_px)
     try:
         encoder = chip_encoder(weights, settings.size_px, "cpu")
         vectors = features(encoder, blank.contiguous(memory_format=torch.channels_last))
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
-        first = (str(error) or type(error).__name__).splitlines()[0]
+        first_line = (str(error) or type(error).__name__).splitlines()[0]
         raise UsageError(
             f"embed.encoder: {weights.network} cannot see images of embed.size_px "
-            f"{settings.size_px} ({first}); choose another size or encoder"
+            f"{settings.size_px} ({first_line}); choose another size or encoder"
         ) from error
     if tuple(vectors.shape) != (1, encoder.width):
         raise UsageError(
@@ -187,11 +212,6 @@ def check_encoder(settings: EmbedSettings, weights: Weights) -> None:
             f"embed.encoder: weights of {weights.network} give vectors that are not finite; fetch "
             "the file again"
         )
-
-
-def _settings(job: Job) -> EmbedSettings:
-    settings: EmbedSettings = job.settings
-    return settings
 
 
 STAGE = Stage(

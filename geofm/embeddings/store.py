@@ -1,4 +1,4 @@
-"""The vectors of an embeddings artifact."""
+"""Read the vectors of an embeddings artifact."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from geofm.types import Indices
 
 
 def open_vectors(embeddings: Artifact) -> NDArray[np.float16]:
-    """Embeddings [n, d] as stored, mapped from the file.
+    """Map the embeddings, shape (n, d), from their file.
 
     Raises:
-        RunError: they are of another type or shape.
+        RunError: The file has another type or shape.
     """
     vectors = np.load(embeddings.local("embeddings.npy"), mmap_mode="r", allow_pickle=False)
     if vectors.ndim != 2 or vectors.dtype != np.float16:
         raise RunError(
             f"embeddings {embeddings.digest[:12]} are {vectors.dtype} {vectors.shape}, not "
-            "float16 [chips, width]; embed the chips again"
+            "float16 [chips, width]; run the embed stage again"
         )
-    found: NDArray[np.float16] = vectors
-    return found
+    stored: NDArray[np.float16] = vectors
+    return stored
 
 
 def vector_ids(embeddings: Artifact) -> pd.Index:
-    """Chip ids by row."""
+    """Read the chip id of each row."""
     return pd.Index(embeddings.table("ids.parquet")["chip_id"].astype(str))
 
 
 def rows_of(embeddings: Artifact, chip_ids: list[str]) -> Indices:
-    """Rows of some chips.
+    """Find the rows of some chips.
 
     Raises:
-        RunError: when a chip has no embedding.
+        RunError: A chip has no embedding.
     """
     rows = vector_ids(embeddings).get_indexer(pd.Index(chip_ids)).astype(np.int64)
     if (rows < 0).any():
@@ -48,9 +48,9 @@ def rows_of(embeddings: Artifact, chip_ids: list[str]) -> Indices:
 
 
 def load_vectors(embeddings: Artifact, chip_ids: list[str]) -> NDArray[np.float16]:
-    """Embeddings [n, d] in the order of ``chip_ids``.
+    """Read the embeddings of some chips, shape (n, d), in the order of ``chip_ids``.
 
     Raises:
-        RunError: when a chip has no embedding.
+        RunError: A chip has no embedding.
     """
     return np.asarray(open_vectors(embeddings)[rows_of(embeddings, chip_ids)])

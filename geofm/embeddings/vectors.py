@@ -1,10 +1,16 @@
-"""The space in which chips are compared: centred embeddings, cosine similarity.
+"""The space in which chips are compared: centred embeddings and their cosine similarity.
 
-Pooled features of a convolutional encoder share a large common part, so that unrelated chips
-have cosines near 0.9; subtracting the pool's mean removes it and spreads the similarities
-(copy-detection work recommends the same, e.g. SSCD's descriptors). A fast float32 search only
-proposes pairs here. What decides is ``Space.similarity``: float64, one pair at a time, so that it
-depends on neither the batch nor the number of threads.
+Pooled features of a convolutional encoder share a large common part, so unrelated chips have
+cosines near 0.9. Subtracting the mean of the pool removes that part and spreads the similarities
+(the same is recommended for copy detection; SSCD, Pizzi et al. 2022).
+
+Three precisions serve three purposes:
+
+- ``EmbeddingSpace.similarity`` decides about duplicates: float64, one pair at a time, so that the
+  value depends neither on the batch nor on the number of threads.
+- ``EmbeddingSpace.unit_block`` proposes pairs: float32, fast, with a known bound on the error.
+- ``quantize`` serves clustering and selection: products that are whole numbers, so that every
+  machine computes the same sums.
 """
 
 from __future__ import annotations
@@ -21,61 +27,38 @@ from numpy.typing import NDArray
 
 from data_catalog.storage.process import cores
 from geofm.runtime.native import faiss, torch
-from geofm.types import Floats, Indices
-
-# Unit vectors on a lattice: similarities that are whole numbers, whatever the order of the sums.
-# A matrix product in floating point depends in its last bits on the library, the number of threads
-# and the shape of the blocks, and a choice that follows such bits is not the same twice. Here each
-# component of a unit vector is rounded to a whole multiple of 1/4000. A product of two such vectors
-# is then a whole number, and all its partial sums stay below 2**24 (Cauchy-Schwarz, for up to
-# 30,000 components), where float32 is exact: any BLAS gives the same bits. What rounding costs is
-# about 1e-4 of similarity, which choosing a set does not notice; what *decides* about duplicates is
-# ``Space.similarity``.
-
-Lattice = NDArray[np.float32]
-
-#: Lattice steps per unit of length, and the whole number that stands for a similarity of 1.
-STEPS = 4000
-ONE = STEPS * STEPS
-
-
-def to_lattice(units: Floats) -> Lattice:
-    """Vectors [n, d] of length 1 (or 0) in whole lattice steps."""
-    return np.rint(units * STEPS).astype(np.float32)
-
-
-def lattice(space: Space, rows: Indices) -> Lattice:
-    """Some rows of a space on the lattice [len(rows), d]."""
-    found = np.empty((len(rows), space.stored.shape[1]), dtype=np.float32)
-    for part, vectors in lattice_blocks(space, rows):
-        found[part] = vectors
-    return found
-
-
-def lattice_blocks(space: Space, rows: Indices) -> Iterator[tuple[slice, Lattice]]:
-    """The same a few thousand rows at a time, each with the positions in ``rows`` it is of."""
-    for first in range(0, len(rows), BLOCK):
-        part = slice(first, first + BLOCK)
-        yield part, to_lattice(space.exact(rows[part]))
-
+from geofm.types import Floats, Floats32, Indices
 
 #: Pools smaller than this are not centred: the mean of a few chips is mostly the chips themselves.
 CENTRE_FROM = 32
-#: Rows converted at once; pairs compared at once (what stays in a core's cache).
+#: Rows that are converted at once, and pairs that are compared at once (they stay in the cache).
 BLOCK, PAIRS = 8192, 128
-#: Rows read at once from a file.
-READ = 16_384
-#: Part of such a block that is read as fast as single rows are.
+#: Rows that are read at once from a file.
+READ_ROWS = 16_384
+#: Part of such a block below which reading single rows is faster than reading the block.
 SPARSE = 32
 #: Decimals to which a similarity is exact.
 DECIMALS = 12
-#: How far a float32 similarity of unit vectors may be from the exact one (d <= 8192), with room.
-MARGIN = 1e-4
+#: Bound on the error of a float32 similarity of unit vectors (d <= 8192), with room.
+FLOAT32_ERROR = 1e-4
+#: Queries that are searched at once by ``nearest_rows``.
+QUERY_BLOCK = 1024
+
+#: Unit vectors in whole steps of 1 / ``STEPS``, as float32.
+Quantized = Floats32
+#: Steps per unit of length, and the product that stands for a similarity of 1.
+STEPS = 4000
+QUANTIZED_ONE = STEPS * STEPS
 
 
 @dataclass(frozen=True)
-class Space:
-    """Embeddings [n, d] as stored (float16), and what is subtracted from each (float64 [d])."""
+class EmbeddingSpace:
+    """Embeddings of a pool and the centre that is subtracted from each.
+
+    Attributes:
+        stored: embeddings as stored, shape (n, d); may be mapped from a file.
+        centre: float64, shape (d,).
+    """
 
     stored: NDArray[np.float16]
     centre: Floats
@@ -83,47 +66,70 @@ class Space:
     def __len__(self) -> int:
         return len(self.stored)
 
-    def exact(self, rows: Indices) -> Floats:
-        """Unit vectors of some rows, float64 [len(rows), d]; a zero vector stays zero."""
+    def exact_units(self, rows: Indices) -> Floats:
+        """Compute unit vectors of some rows in float64, shape (rows, d); zero vectors stay zero."""
         vectors = self.stored[rows].astype(np.float64) - self.centre
         lengths = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
         return np.asarray(vectors / np.where(lengths > 0, lengths, 1.0)[:, None])
 
     @cached_property
-    def units(self) -> NDArray[np.float32]:
-        """All unit vectors in float32, for searching."""
-        found = np.empty(self.stored.shape, dtype=np.float32)
+    def units(self) -> Floats32:
+        """All unit vectors in float32, shape (n, d)."""
+        units = np.empty(self.stored.shape, dtype=np.float32)
         for first in range(0, len(self), BLOCK):
             last = min(first + BLOCK, len(self))
-            found[first:last] = self.block(first, last)
-        return found
+            units[first:last] = self.unit_block(first, last)
+        return units
 
-    def block(self, first: int, last: int) -> NDArray[np.float32]:
-        """Unit vectors of the rows ``first`` to ``last`` in float32, for searching."""
+    def unit_block(self, first: int, last: int) -> Floats32:
+        """Compute unit vectors of the rows ``first`` to ``last`` in float32."""
         return unit_rows(read_rows(self.stored, first, last), self.centre)
 
-    def may_be(self, left: Indices, right: Indices, least: float) -> NDArray[np.bool_]:
-        """Which pairs of rows can have a similarity of at least ``least``: in float32, fast."""
-        ours, theirs = (unit_rows(self.stored[side], self.centre) for side in (left, right))
-        return np.asarray(np.einsum("ij,ij->i", ours, theirs) >= least - MARGIN)
+    def can_reach(self, left: Indices, right: Indices, threshold: float) -> NDArray[np.bool_]:
+        """Tell for pairs of rows, by float32, whether their similarity can reach a threshold."""
+        a, b = (unit_rows(self.stored[side], self.centre) for side in (left, right))
+        return np.asarray(np.einsum("ij,ij->i", a, b) >= threshold - FLOAT32_ERROR)
 
     def similarity(self, left: Indices, right: Indices) -> Floats:
-        """Exact cosine similarity of pairs of rows, rounded to 12 decimals."""
-        found = np.empty(len(left))
+        """Compute the cosine similarity of pairs of rows in float64, rounded to 12 decimals."""
+        similarity = np.empty(len(left))
         for first in range(0, len(left), PAIRS):
             part = slice(first, first + PAIRS)
-            # pairs often come grouped by their left row: convert each of those once
-            rows, of = np.unique(left[part], return_inverse=True)
-            found[part] = np.einsum("ij,ij->i", self.exact(rows)[of], self.exact(right[part]))
-        return np.asarray(np.round(np.clip(found, -1.0, 1.0), DECIMALS), dtype=np.float64)
+            # pairs often come grouped by their left row: each of those is converted once
+            rows, position = np.unique(left[part], return_inverse=True)
+            similarity[part] = np.einsum(
+                "ij,ij->i", self.exact_units(rows)[position], self.exact_units(right[part])
+            )
+        return np.asarray(np.round(np.clip(similarity, -1.0, 1.0), DECIMALS), dtype=np.float64)
 
 
-def unit_rows(stored: NDArray[np.float16], centre: Floats) -> NDArray[np.float32]:
-    """Unit vectors of stored ones in float32, for searching; a zero vector stays zero.
+def make_space(stored: NDArray[np.float16], rows: Indices | None = None) -> EmbeddingSpace:
+    """Make the space of a pool, centred on the pool's mean if the pool is large enough.
 
-    By torch, which converts from float16 several times as fast as numpy.
+    Args:
+        stored: embeddings, shape (n, d).
+        rows: rows of the pool, ascending; None for all.
     """
-    writable = stored if stored.flags.writeable else stored.copy()  # torch insists
+    centre = np.zeros(stored.shape[1])
+    if rows is not None and len(rows) < len(stored):
+        for first in range(0, len(rows), BLOCK) if len(rows) >= CENTRE_FROM else ():
+            part = take_rows(stored, rows[first : first + BLOCK])
+            centre += part.astype(np.float64).sum(axis=0)
+        centre /= max(1, len(rows))
+    elif len(stored) >= CENTRE_FROM:
+        for first in range(0, len(stored), BLOCK):
+            last = min(first + BLOCK, len(stored))
+            centre += read_rows(stored, first, last).astype(np.float64).sum(axis=0)
+        centre /= len(stored)
+    return EmbeddingSpace(stored, centre)
+
+
+def unit_rows(stored: NDArray[np.float16], centre: Floats) -> Floats32:
+    """Compute unit vectors in float32, shape (n, d); a zero vector stays zero.
+
+    Torch converts from float16 several times as fast as numpy.
+    """
+    writable = stored if stored.flags.writeable else stored.copy()  # torch requires it
     vectors = torch.from_numpy(writable).float()
     vectors -= torch.from_numpy(centre).float()
     lengths = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
@@ -131,26 +137,80 @@ def unit_rows(stored: NDArray[np.float16], centre: Floats) -> NDArray[np.float32
     return np.asarray(vectors.numpy(), dtype=np.float32)
 
 
-def read_rows(stored: NDArray[np.float16], first: int, last: int) -> NDArray[np.float16]:
-    """Rows ``first`` to ``last``; of a mapped file they are read, not mapped.
+# Quantized unit vectors. The last bits of a floating-point matrix product depend on the library,
+# the number of threads and the shape of the blocks, and a selection that follows these bits differs
+# from machine to machine. Here each component of a unit vector is rounded to a multiple of 1/4000.
+# The product of two such vectors is a whole number, and by Cauchy-Schwarz all partial sums stay
+# below 2**24 (for up to 30,000 components), where float32 is exact: every BLAS gives the same bits.
+# The rounding changes a similarity by about 1e-4. That does not matter for a selection; duplicates
+# are decided by ``EmbeddingSpace.similarity``.
 
-    Mapped pages count as memory of this process until something else needs it.
-    """
+
+def quantize_units(units: Floats) -> Quantized:
+    """Round vectors of length 1 (or 0), shape (n, d), to whole steps."""
+    return np.rint(units * STEPS).astype(np.float32)
+
+
+def quantize(space: EmbeddingSpace, rows: Indices) -> Quantized:
+    """Compute the quantized unit vectors of some rows, shape (rows, d)."""
+    vectors = np.empty((len(rows), space.stored.shape[1]), dtype=np.float32)
+    for part, block in quantized_blocks(space, rows):
+        vectors[part] = block
+    return vectors
+
+
+def quantized_blocks(space: EmbeddingSpace, rows: Indices) -> Iterator[tuple[slice, Quantized]]:
+    """Yield the quantized vectors of ``BLOCK`` rows at a time, with their positions in ``rows``."""
+    for first in range(0, len(rows), BLOCK):
+        part = slice(first, first + BLOCK)
+        yield part, quantize_units(space.exact_units(rows[part]))
+
+
+# Reading stored vectors. The pages of a mapped file count as memory of the process until another
+# process needs the memory, so large scans read the file instead.
+
+
+def read_rows(stored: NDArray[np.float16], first: int, last: int) -> NDArray[np.float16]:
+    """Return the rows ``first`` to ``last``; those of a mapped file are read from the file."""
     if isinstance(stored, np.memmap) and stored.filename is not None:
-        return np.asarray(_read(stored, first, last), dtype=np.float16)
+        return np.asarray(_read_block(stored, first, last), dtype=np.float16)
     return stored[first:last]
 
 
-def _read(stored: np.memmap[Any, np.dtype[np.float16]], first: int, last: int) -> Any:
-    """Rows of a mapped file, read from the file."""
+def take_rows(stored: NDArray[np.float16], rows: Indices) -> NDArray[np.float16]:
+    """Return some rows, given in ascending order.
+
+    A mapped file is read block by block. If few rows of a block are wanted, they are read one by
+    one.
+    """
+    if not isinstance(stored, np.memmap) or stored.filename is None:
+        return stored[rows]
+    taken = np.empty((len(rows), stored.shape[1]), dtype=np.float16)
+    start = int(rows[0]) // READ_ROWS * READ_ROWS if len(rows) else 0
+    for first in range(start, int(rows[-1]) + 1 if len(rows) else 0, READ_ROWS):
+        last = min(first + READ_ROWS, len(stored))
+        begin, end = np.searchsorted(rows, [first, last])
+        if begin == end:
+            continue
+        if end - begin < (last - first) // SPARSE:
+            taken[begin:end] = _read_single_rows(stored, rows[begin:end])
+        else:
+            block = _read_block(stored, first, last)
+            whole = end - begin == last - first
+            taken[begin:end] = block if whole else block[rows[begin:end] - first]
+    return taken
+
+
+def _read_block(stored: np.memmap[Any, np.dtype[np.float16]], first: int, last: int) -> Any:
+    """Read consecutive rows of a mapped file."""
     width = stored.shape[1]
     offset = stored.offset + first * width * stored.itemsize
     data = np.fromfile(str(stored.filename), stored.dtype, (last - first) * width, offset=offset)
     return data.reshape(last - first, width)
 
 
-def _read_each(stored: np.memmap[Any, np.dtype[np.float16]], rows: Indices) -> Any:
-    """Some rows of a mapped file, each read from the file."""
+def _read_single_rows(stored: np.memmap[Any, np.dtype[np.float16]], rows: Indices) -> Any:
+    """Read rows of a mapped file one by one."""
     size = stored.shape[1] * stored.itemsize
     with Path(str(stored.filename)).open("rb", buffering=0) as file:
         number = file.fileno()
@@ -158,84 +218,47 @@ def _read_each(stored: np.memmap[Any, np.dtype[np.float16]], rows: Indices) -> A
     return np.frombuffer(b"".join(data), stored.dtype).reshape(len(rows), -1)
 
 
-def take_rows(stored: NDArray[np.float16], rows: Indices) -> NDArray[np.float16]:
-    """Some rows (ascending); of a mapped file, its blocks that have any are read in turn.
-
-    Of a block of which few are wanted these are read one by one.
-    """
-    if not isinstance(stored, np.memmap) or stored.filename is None:
-        return stored[rows]
-    found = np.empty((len(rows), stored.shape[1]), dtype=np.float16)
-    begin_at = int(rows[0]) // READ * READ if len(rows) else 0
-    for first in range(begin_at, int(rows[-1]) + 1 if len(rows) else 0, READ):
-        last = min(first + READ, len(stored))
-        begin, end = np.searchsorted(rows, [first, last])
-        if begin == end:
-            continue
-        if end - begin < (last - first) // SPARSE:
-            found[begin:end] = _read_each(stored, rows[begin:end])
-        else:
-            block = _read(stored, first, last)
-            some = slice(None) if end - begin == last - first else rows[begin:end] - first
-            found[begin:end] = block[some]
-    return found
-
-
-def make_space(stored: NDArray[np.float16], rows: Indices | None = None) -> Space:
-    """The space of a pool, centred on its mean where the pool is large enough.
-
-    Args:
-        stored: embeddings [n, d].
-        rows: those that are the pool, ascending; None for all.
-    """
-    centre = np.zeros(stored.shape[1])
-    if rows is not None and len(rows) < len(stored):
-        for first in range(0, len(rows), BLOCK) if len(rows) >= CENTRE_FROM else ():
-            some = take_rows(stored, rows[first : first + BLOCK])
-            centre += some.astype(np.float64).sum(axis=0)
-        centre /= max(1, len(rows))
-    elif len(stored) >= CENTRE_FROM:
-        for first in range(0, len(stored), BLOCK):
-            last = min(first + BLOCK, len(stored))
-            centre += read_rows(stored, first, last).astype(np.float64).sum(axis=0)
-        centre /= len(stored)
-    return Space(stored, centre)
-
-
-def use_threads() -> None:
-    """Give the search the CPUs this process may use."""
+def use_all_cores() -> None:
+    """Let faiss use as many threads as this process may use cores."""
     faiss.omp_set_num_threads(cores())
 
 
-def nearest(
-    space: Space, queries: Indices, base: Indices, count: int, slack: int = 8
+def nearest_rows(
+    space: EmbeddingSpace, queries: Indices, base: Indices, count: int, slack: int = 8
 ) -> tuple[Indices, Floats]:
-    """The ``count`` rows of ``base`` most similar to each query, itself excluded.
+    """Find the rows of ``base`` most similar to each query, other than the query itself.
 
-    Ties go to the lower row. Float32 finds ``slack`` more than asked for, and the exact
-    similarities choose among them.
+    A float32 search returns ``slack`` candidates more than requested; the exact similarities choose
+    among them. Ties go to the lower row.
+
+    Args:
+        space: space of all rows.
+        queries: rows, shape (q,).
+        base: rows to choose from, shape (b,).
+        count: number of rows per query.
+        slack: number of additional candidates.
 
     Returns:
-        Rows [queries, k] and exact similarities [queries, k], best first, with
-        k = min(count, len(base)); a row of -1 (similarity -1) fills up where there is none.
+        Rows and exact similarities, each of shape (q, min(count, b)), best first. Where there is no
+        other row, the row is -1 and the similarity -1.
     """
-    use_threads()
+    use_all_cores()
     width = min(count, len(base))
     rows = np.full((len(queries), width), -1, dtype=np.int64)
     best = np.full((len(queries), width), -1.0)
     index = faiss.IndexFlatIP(space.stored.shape[1])
     index.add(space.units[base])
-    wanted = min(count + 1 + slack, len(base))
-    for first in range(0, len(queries), 1024):
-        asked = queries[first : first + 1024]
-        _, found = index.search(space.units[asked], wanted)
-        near = base[found]
-        pairs = space.similarity(np.repeat(asked, wanted), near.ravel()).reshape(near.shape)
-        itself = near == asked[:, None]
-        pairs[itself] = -np.inf
-        order = np.lexsort((near, -pairs))[:, :width]
-        rows[first : first + 1024] = np.take_along_axis(near, order, axis=1)
-        best[first : first + 1024] = np.take_along_axis(pairs, order, axis=1)
+    candidates = min(count + 1 + slack, len(base))
+    for first in range(0, len(queries), QUERY_BLOCK):
+        part = queries[first : first + QUERY_BLOCK]
+        _, position = index.search(space.units[part], candidates)
+        near = base[position]
+        similarity = space.similarity(np.repeat(part, candidates), near.ravel())
+        similarity = similarity.reshape(near.shape)
+        similarity[near == part[:, None]] = -np.inf
+        order = np.lexsort((near, -similarity))[:, :width]
+        rows[first : first + QUERY_BLOCK] = np.take_along_axis(near, order, axis=1)
+        best[first : first + QUERY_BLOCK] = np.take_along_axis(similarity, order, axis=1)
     nothing = np.isneginf(best)
     rows[nothing], best[nothing] = -1, -1.0
     return rows, best

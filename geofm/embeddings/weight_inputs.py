@@ -345,7 +345,7 @@ def check_bands(weights: Weights, bands: Sequence[str], field: str) -> None:
     """
     if weights.origin != "model":
         return
-    model_bands = [str(band) for band in weights.about()["geofm"]["bands"]]
+    model_bands = [str(band) for band in weights.read_config()["geofm"]["bands"]]
     needed, given = ([names[i] for i in rgb_index(names)] for names in (model_bands, list(bands)))
     if needed != given:
         raise WeightsMismatch(
@@ -363,7 +363,7 @@ def select_input_bands(weights: Weights, bands: Sequence[str]) -> Weights:
     """
     if weights.origin != "model":
         return weights
-    model_bands = [str(band) for band in weights.about()["geofm"]["bands"]]
+    model_bands = [str(band) for band in weights.read_config()["geofm"]["bands"]]
     missing = [band for band in bands if band not in model_bands]
     if missing:
         raise WeightsMismatch(

@@ -60,7 +60,7 @@ class Weights:
     model: str = ""
     channels: tuple[int, ...] = ()
 
-    def about(self) -> dict[str, Any]:
+    def read_config(self) -> dict[str, Any]:
         """Read ``config.json`` of a geofm model."""
         config: dict[str, Any] = json.loads(Path(self.config).read_bytes())
         return config

@@ -1,4 +1,4 @@
-"""Evaluation sets in the stage ``pool``: their images as parts, chips checked against them all."""
+"""Evaluation sets in the stage ``pool``: their images as parts, and the check of all chips."""
 
 from __future__ import annotations
 
@@ -16,41 +16,46 @@ from geofm.embeddings.embed import chip_encoder, encoder_device
 from geofm.embeddings.store import load_vectors
 from geofm.embeddings.vectors import make_space
 from geofm.embeddings.weight_inputs import inherit_weights, load_inherited
-from geofm.pool.decontaminate import Decontamination, EvaluationViews, decontaminate, view_images
+from geofm.pool.decontaminate import (
+    Decontamination,
+    EvaluationViews,
+    decontaminate,
+    hit_rows,
+    view_images,
+)
 from geofm.pool.registry import EvaluationSet, load_registry, registry_sha256
-
-NOTHING = pd.DataFrame(
-    {"row": np.empty(0, np.int64), "rule": "", "reason": "", "set": "", "witness": "",
-     "similarity": np.empty(0)}
-)  # fmt: skip
-
-
-def registered(settings: CurateSettings) -> list[EvaluationSet]:
-    """The evaluation sets of ``curate.evaluation_sets``; none where it is empty."""
-    return load_registry(settings.evaluation_sets) if settings.evaluation_sets else []
 
 
 def identity(settings: CurateSettings) -> str | None:
-    """Digest of all that chips are checked against."""
-    sets = registered(settings)
+    """Return the digest of all that chips are checked against; None without evaluation sets."""
+    sets = registered_sets(settings)
     return registry_sha256(sets) if sets else None
 
 
+def registered_sets(settings: CurateSettings) -> list[EvaluationSet]:
+    """Load the evaluation sets of ``curate.evaluation_sets``; none if it is empty."""
+    return load_registry(settings.evaluation_sets) if settings.evaluation_sets else []
+
+
 def resolve(job: Job) -> Job:
-    """The job with the encoder of the embeddings among its inputs, where images are embedded."""
+    """Add the encoder of the embeddings to the job's inputs, if images are embedded."""
     embeds = bool(job.settings.evaluation_sets)
     return inherit_weights(job, "embeddings", "encoder") if embeds else job
 
 
 def plan(job: Job) -> list[Part]:
-    """One part per set with images; its key covers them, the chips' edge and the encoder."""
+    """List one part per set with images; its key covers them, the chips' edge and the encoder."""
     embeddings = job.inputs["embeddings"].manifest
     edge = int(job.inputs["chips"].manifest.settings.get("size_px", 0))
-    how = [edge, embeddings.facts.get("weights_sha256"), embeddings.settings]
+    encoder = [edge, embeddings.facts.get("weights_sha256"), embeddings.settings]
     return [
-        job.part({"set": one.name, "sha256": one.sha256, "edge": edge}, [one.sha256, *how], ())
-        for one in registered(job.settings)
-        if one.images
+        job.part(
+            {"set": evaluation.name, "sha256": evaluation.sha256, "edge": edge},
+            [evaluation.sha256, *encoder],
+            (),
+        )
+        for evaluation in registered_sets(job.settings)
+        if evaluation.images
     ]
 
 
@@ -58,31 +63,49 @@ def work(job: Job, part: Part, folder: Path) -> None:
     """Describe and embed the images of one set.
 
     Raises:
-        RunError: when the set is not what was planned for.
+        RunError: The set has changed since it was planned.
     """
-    sets = {one.name: one for one in registered(job.settings)}
-    one = sets.get(part.payload["set"])
-    if one is None or one.sha256 != part.payload["sha256"]:
-        raise RunError(
-            f"the evaluation set {part.payload['set']} changed while it was read; run again"
-        )
+    name = part.payload["set"]
+    sets = {evaluation.name: evaluation for evaluation in registered_sets(job.settings)}
+    if name not in sets or sets[name].sha256 != part.payload["sha256"]:
+        raise RunError(f"the evaluation set {name} changed while it was read; run again")
     settings = job.inputs["embeddings"].manifest.settings
     weights = load_inherited(job, "embeddings", "encoder")
     encoder = chip_encoder(weights, settings["size_px"], encoder_device(job.device))
-    views = view_images([one], part.payload["edge"] or None, encoder, settings["size_px"])
-    table = views.descriptors.assign(id=views.ids)
-    write_table(table, folder / "views.parquet")
+    views = view_images([sets[name]], part.payload["edge"] or None, encoder, settings["size_px"])
+    write_table(views.descriptors.assign(id=views.ids), folder / "views.parquet")
     np.save(folder / "thumbnails.npy", views.thumbnails)
     if views.vectors is not None:
         np.save(folder / "vectors.npy", views.vectors)
 
 
-def _views(sets: list[EvaluationSet], folders: list[Path]) -> EvaluationViews:
-    """The parts of all sets in one."""
+def check(job: Job, folders: list[Path], chips: pd.DataFrame) -> Decontamination:
+    """Check each chip of a table (chip_id, geometry) against each registered set."""
+    settings: CurateSettings = job.settings
+    sets = registered_sets(settings)
+    if not sets:
+        return Decontamination(hit_rows(), {"sets": [], "chips_checked": len(chips)})
+    ids = chips["chip_id"].astype(str).tolist()
+    descriptors, thumbnails = load_descriptors(job.inputs["descriptors"], ids)
+    return decontaminate(
+        np.asarray(chips["geometry"].to_numpy(), dtype=object),
+        descriptors,
+        thumbnails,
+        make_space(load_vectors(job.inputs["embeddings"], ids)),
+        sets,
+        _join_views(sets, folders),
+        buffer_m=settings.evaluation_buffer_m,
+        embedding=settings.evaluation_similarity,
+    )
+
+
+def _join_views(sets: list[EvaluationSet], folders: list[Path]) -> EvaluationViews:
+    """Join the parts of all sets with images."""
     names, tables, thumbnails, vectors = [], [], [], []
-    for one, folder in zip([s for s in sets if s.images], folders, strict=True):
+    with_images = [evaluation for evaluation in sets if evaluation.images]
+    for evaluation, folder in zip(with_images, folders, strict=True):
         table = read_table(folder / "views.parquet")
-        names += [one.name] * len(table)
+        names += [evaluation.name] * len(table)
         tables.append(table)
         thumbnails.append(np.load(folder / "thumbnails.npy"))
         if (folder / "vectors.npy").exists():
@@ -91,22 +114,9 @@ def _views(sets: list[EvaluationSet], folders: list[Path]) -> EvaluationViews:
         return view_images([])
     joined = pd.concat(tables, ignore_index=True)
     return EvaluationViews(
-        names, joined.pop("id").astype(str).tolist(), joined, np.concatenate(thumbnails),
-        np.concatenate(vectors) if vectors else None,
-    )  # fmt: skip
-
-
-def check(job: Job, folders: list[Path], chips: pd.DataFrame) -> Decontamination:
-    """Check every chip of a table (chip_id, geometry) against every registered set."""
-    settings: CurateSettings = job.settings
-    sets = registered(settings)
-    if not sets:
-        return Decontamination(NOTHING, {"sets": [], "chips_checked": len(chips)})
-    ids = chips["chip_id"].astype(str).tolist()
-    descriptors, thumbnails = load_descriptors(job.inputs["descriptors"], ids)
-    space = make_space(load_vectors(job.inputs["embeddings"], ids))
-    areas = np.asarray(chips["geometry"].to_numpy(), dtype=object)
-    return decontaminate(
-        areas, descriptors, thumbnails, space, sets, _views(sets, folders),
-        buffer_m=settings.evaluation_buffer_m, embedding=settings.evaluation_similarity,
-    )  # fmt: skip
+        sets=names,
+        ids=joined.pop("id").astype(str).tolist(),
+        descriptors=joined,
+        thumbnails=np.concatenate(thumbnails),
+        vectors=np.concatenate(vectors) if vectors else None,
+    )

@@ -1,7 +1,7 @@
-"""Hard gates and the soft score: kept apart, so that no weighting can rescue a cloudy chip.
+"""Hard gates and the quality of a chip, kept apart: no weight can rescue a cloudy chip.
 
-A gate is a named rule with a limit from the settings; a chip that fails several is dropped by the
-first in the order below. The quality only orders chips: it decides which of several near
+A gate is a named rule with a limit from the settings. A chip that fails several gates is dropped by
+the first in the order below. The quality only orders chips: it decides which of several near
 duplicates stays, never how many.
 """
 
@@ -17,24 +17,31 @@ from numpy.typing import NDArray
 from geofm.config.recipe import CurateSettings
 from geofm.types import Floats
 
-#: Entropy beyond which a picture is not better for having more of it: noise has the most (8 bits).
+#: Entropy beyond which a picture does not gain quality: noise has the most (8 bits).
 ENOUGH_ENTROPY_BITS = 6.0
 
 
 @dataclass(frozen=True)
 class Gate:
-    """A rule: ``fails(chips, settings)`` per row, and a sentence for a row that fails."""
+    """A rule that drops chips.
+
+    Attributes:
+        rule: value of the column ``rule``.
+        fails: function of a table of chips and the settings, which tells whether each chip fails.
+        reason: function of a failing chip and the settings, for the column ``reason``.
+    """
 
     rule: str
     fails: Callable[[pd.DataFrame, CurateSettings], NDArray[np.bool_]]
-    sentence: Callable[[pd.Series, CurateSettings], str]
+    reason: Callable[[pd.Series, CurateSettings], str]
 
 
 def _percent(share: float) -> str:
+    """Format a share as a percentage."""
     return f"{100 * share:.1f} %"
 
 
-#: The gates in the order they are applied. Columns: constant, valid, cloud, saturated.
+#: The gates in the order in which they apply. Columns: constant, valid, cloud, saturated.
 #: A chip without a cloud mask (cloud is NaN) passes ``gate_cloud``.
 GATES = (
     Gate(
@@ -70,21 +77,24 @@ GATES = (
 
 
 def apply_gates(chips: pd.DataFrame, settings: CurateSettings) -> tuple[list[str], list[str]]:
-    """The first gate that each row fails and why; empty strings for rows that pass them all."""
+    """Return the first gate that each chip fails, and the reason; empty if it passes them all."""
     rules, reasons = [""] * len(chips), [""] * len(chips)
     for gate in reversed(GATES):
         for row in np.flatnonzero(gate.fails(chips, settings)):
             rules[row] = gate.rule
-            reasons[row] = gate.sentence(chips.iloc[row], settings)
+            reasons[row] = gate.reason(chips.iloc[row], settings)
     return rules, reasons
 
 
 def quality(chips: pd.DataFrame) -> Floats:
-    """The soft score in 0..1, rounded to 6 decimals: clear share × (0.9 + 0.1 × texture).
+    """Compute the quality of chips: clear share * (0.9 + 0.1 * texture), in 0..1.
 
-    The clear share is valid × (1 − cloud, 0 where unknown) × (1 − saturated); texture is the
-    grey-level entropy up to 6 bits, divided by 6. Entropy weighs little and is capped because
+    The clear share is valid * (1 - cloud, 0 if unknown) * (1 - saturated). The texture is the
+    grey-level entropy up to 6 bits, divided by 6. Entropy has little weight and is capped, because
     pure noise maximises it.
+
+    Returns:
+        Values rounded to 6 decimals, shape (n,).
     """
     cloud = np.nan_to_num(chips["cloud"].to_numpy(dtype=np.float64), nan=0.0)
     clear = chips["valid"].to_numpy(dtype=np.float64) * (1 - cloud)

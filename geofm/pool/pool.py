@@ -1,7 +1,12 @@
-"""Stage ``pool``: which chips are candidates. Gates, evaluation sets, identical pixels.
+"""Stage ``pool``: which chips are candidates of the search and the selection.
 
-A chip that fails a gate, or that an evaluation set shows, or whose pixels are those of a better
-one, is no candidate; the others are what is searched for duplicates and chosen from.
+plan    one part per evaluation set with images                (evaluation_sets.py)
+work    describe and embed the images of a set                 (evaluation_sets.py)
+seal    drop chips that fail a gate                            (gates.py),
+        chips that an evaluation set shows                     (decontaminate.py),
+        and chips whose pixels are those of a better chip
+
+The remaining chips are the candidates.
 """
 
 from __future__ import annotations
@@ -22,7 +27,7 @@ from data_catalog.tables import write_table
 from geofm.config.recipe import CurateSettings
 from geofm.dedup.describe import load_described
 from geofm.dedup.descriptors import is_monotone
-from geofm.dedup.exact_pairs import collapse_identical
+from geofm.dedup.identical import collapse_groups
 from geofm.dedup.leader import total_order
 from geofm.pool import evaluation_sets
 from geofm.pool.gates import apply_gates, quality
@@ -31,42 +36,57 @@ from geofm.types import Indices
 
 CHIP_COLUMNS = ["chip_id", "item_id", "collection", "cell", "crs", "transform", "datetime",
                 "geometry", "pixel_sha256", "bands", "scale"]  # fmt: skip
-#: The settings that a pool depends on.
-GATES = ("min_valid", "max_cloud", "max_saturated")
-EVALUATION = ("evaluation_sets", "evaluation_buffer_m", "evaluation_similarity")
+#: Columns of ``pool.parquet``.
+POOL_COLUMNS = ["chip_id", "rule", "reason", "witness_id", "similarity", "quality", "monotone"]
+#: Settings that a pool depends on.
+GATE_FIELDS = ("min_valid", "max_cloud", "max_saturated")
+EVALUATION_FIELDS = ("evaluation_sets", "evaluation_buffer_m", "evaluation_similarity")
+#: Shares of a chip's pixels: column of the chips, and its name here.
 SHARES = {"valid_fraction": "valid", "cloud_fraction": "cloud", "saturated_fraction": "saturated"}
 
 
+def reads(settings: Any) -> Any:
+    """Return the digest of the registry of evaluation sets."""
+    return evaluation_sets.identity(settings)
+
+
+def plan(job: Job) -> list[Part]:
+    """List one part per evaluation set with images."""
+    return evaluation_sets.plan(job)
+
+
+def work(job: Job, part: Part, folder: Path) -> None:
+    """Describe and embed the images of one evaluation set."""
+    evaluation_sets.work(job, part, folder)
+
+
 def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
-    """``pool.parquet``: a row per usable chip, sorted by id, with the rule it falls by or ""."""
+    """Write ``pool.parquet``: one row per usable chip, sorted by id.
+
+    The column ``rule`` names the rule by which a chip is dropped; it is empty for candidates.
+    """
     settings: CurateSettings = job.settings
-    chips, descriptors = job.inputs["chips"], job.inputs["descriptors"]
-    table = load_chips(chips, descriptors)
+    table = load_chips(job.inputs["chips"], job.inputs["descriptors"])
     table["rule"], table["reason"] = apply_gates(table, settings)
     table["witness_id"], table["similarity"] = "", np.nan
-    found = evaluation_sets.check(job, folders, table)
-    at = np.flatnonzero(table["rule"] == "")
-    hit = found.rows[found.rows["row"].isin(at)]
-    for column in ("rule", "reason", "similarity"):
-        table.loc[hit["row"], column] = hit[column].to_numpy()
-    table.loc[hit["row"], "witness_id"] = (hit["set"] + "/" + hit["witness"]).to_numpy()
-    _collapse(table)
+    decontamination = evaluation_sets.check(job, folders, table)
+    _drop_shown(table, decontamination.rows)
+    _drop_identical(table)
     table["monotone"] = is_monotone(table)
-    columns = ["chip_id", "rule", "reason", "witness_id", "similarity", "quality", "monotone"]
-    write_table(table[columns], folder / "pool.parquet")
+    write_table(table[POOL_COLUMNS], folder / "pool.parquet")
     dropped = Counter(table.loc[table["rule"] != "", "rule"])
     return Sealed(
         counts={"rows_in": len(table), "rows_out": int((table["rule"] == "").sum())},
         dropped={str(rule): int(count) for rule, count in dropped.items()},
-        facts={"decontamination": found.certificate},
+        facts={"decontamination": decontamination.certificate},
     )
 
 
 def load_chips(chips: Artifact, descriptors: Artifact) -> pd.DataFrame:
-    """Usable chips sorted by id: what they are, shares, descriptors and quality.
+    """Read the usable chips, sorted by id, with shares, descriptors and quality.
 
     Raises:
-        RunError: when the descriptors are of other chips.
+        RunError: The descriptors are of other chips.
     """
     table = ok_chips(chips, [*CHIP_COLUMNS, *SHARES]).rename(columns=SHARES)
     for share in SHARES.values():
@@ -85,23 +105,42 @@ def load_chips(chips: Artifact, descriptors: Artifact) -> pd.DataFrame:
     return table
 
 
-def _collapse(table: pd.DataFrame) -> None:
-    """Rule ``identical`` for chips whose pixels are those of a better one that passed so far."""
+def _drop_shown(table: pd.DataFrame, hits: pd.DataFrame) -> None:
+    """Mark the chips that passed the gates and that an evaluation set shows.
+
+    Args:
+        table: usable chips; written in place.
+        hits: rows of ``Decontamination``.
+    """
     passed = np.flatnonzero(table["rule"] == "")
-    mine = table.iloc[passed]
-    order = total_order(mine["quality"].to_numpy(np.float64), mine["chip_id"].astype(str).tolist())
-    best = collapse_identical(_contents(mine), order)
+    hits = hits[hits["row"].isin(passed)]
+    for column in ("rule", "reason", "similarity"):
+        table.loc[hits["row"], column] = hits[column].to_numpy()
+    table.loc[hits["row"], "witness_id"] = (hits["set"] + "/" + hits["witness"]).to_numpy()
+
+
+def _drop_identical(table: pd.DataFrame) -> None:
+    """Mark the chips (rule ``identical``) whose pixels are those of a better one that passed.
+
+    Args:
+        table: usable chips; written in place.
+    """
+    passed = np.flatnonzero(table["rule"] == "")
+    chips = table.iloc[passed]
+    ids = chips["chip_id"].astype(str)
+    order = total_order(chips["quality"].to_numpy(np.float64), ids.tolist())
+    best = collapse_groups(_content_digests(chips), order)
     copies = np.flatnonzero(best != np.arange(len(best)))
-    witnesses = mine["chip_id"].astype(str).to_numpy()[best[copies]]
+    witnesses = ids.to_numpy()[best[copies]]
     rows = passed[copies]
     table.loc[rows, "rule"] = "identical"
-    table.loc[rows, "reason"] = [f"its pixels are those of {one}" for one in witnesses]
+    table.loc[rows, "reason"] = [f"its pixels are those of {witness}" for witness in witnesses]
     table.loc[rows, "witness_id"] = witnesses
     table.loc[rows, "similarity"] = 1.0
 
 
-def _contents(chips: pd.DataFrame) -> list[str]:
-    """What makes two chips the same: pixels, and what their numbers mean."""
+def _content_digests(chips: pd.DataFrame) -> list[str]:
+    """Compute a digest of each chip's pixels and of what they mean: bands and scale."""
     columns = (chips[name].tolist() for name in ("pixel_sha256", "bands", "scale"))
     return [
         digest_of([str(pixels), [str(band) for band in bands], [float(value) for value in scale]])
@@ -109,11 +148,16 @@ def _contents(chips: pd.DataFrame) -> list[str]:
     ]
 
 
+# The artifact as the stage `curate` reads it.
+
+
 @dataclass(frozen=True)
 class Pool:
-    """The chips of a pool artifact, sorted by id.
+    """The chips of a pool.
 
-    ``table`` has what is known of each; its ``rule`` is "" for candidates.
+    Attributes:
+        table: one row per usable chip, sorted by id: chip, shares, descriptors, quality, and the
+            rule by which it is dropped, "" for candidates.
     """
 
     table: pd.DataFrame
@@ -130,29 +174,20 @@ class Pool:
 
 
 def load_pool(inputs: dict[str, Artifact]) -> Pool:
-    """The pool with its chips and their descriptors."""
+    """Read a pool with its chips and their descriptors.
+
+    Raises:
+        RunError: The pool is of other chips.
+    """
     table = load_chips(inputs["chips"], inputs["descriptors"])
     pool = inputs["pool"].table("pool.parquet").drop(columns="quality")
     if pool["chip_id"].astype(str).tolist() != table["chip_id"].astype(str).tolist():
-        raise RunError(f"pool {inputs['pool'].digest[:12]} is not of these chips")
+        raise RunError(
+            f"pool {inputs['pool'].digest[:12]} is not of these chips; run the pool stage again"
+        )
     for column in ("rule", "reason", "witness_id", "similarity"):
         table[column] = pool[column]
     return Pool(table)
-
-
-def plan(job: Job) -> list[Part]:
-    """One part per evaluation set with images: what they look like."""
-    return evaluation_sets.plan(job)
-
-
-def work(job: Job, part: Part, folder: Path) -> None:
-    """Describe and embed the images of one evaluation set."""
-    evaluation_sets.work(job, part, folder)
-
-
-def reads(settings: Any) -> Any:
-    """Identity of the registry of evaluation sets."""
-    return evaluation_sets.identity(settings)
 
 
 STAGE = Stage(
@@ -165,7 +200,7 @@ STAGE = Stage(
     work=work,
     seal=seal,
     section="curate",
-    fields=GATES + EVALUATION,
+    fields=GATE_FIELDS + EVALUATION_FIELDS,
     reads=reads,
     resolve=evaluation_sets.resolve,
 )

@@ -1,9 +1,9 @@
-"""The registry of evaluation sets: what pretraining data must not contain.
+"""The registry of evaluation sets, whose content pretraining data must not contain.
 
-A registry is a YAML file (``sets:`` a list of name, footprints, images, bands, scale; paths
-relative to it) or a folder in which ``NAME.geojson`` or ``NAME.parquet`` and the folder ``NAME``
-with images make up the set NAME. Footprints are polygons or points in degrees; images are PNG, JPEG
-and the like, GeoTIFF or JP2.
+A registry is a YAML file or a folder. The file has a list ``sets`` of name, footprints, images,
+bands and scale, with paths relative to it. In a folder, the set NAME consists of ``NAME.geojson``
+or ``NAME.parquet``, and of a folder ``NAME`` with images. Footprints are polygons or points in
+degrees. Images are PNG, JPEG and the like, GeoTIFF or JP2.
 """
 
 from __future__ import annotations
@@ -26,22 +26,37 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rasterio.errors import NotGeoreferencedWarning, RasterioIOError
 
 from data_catalog.errors import UsageError
-from data_catalog.hashing import digest_of
+from data_catalog.hashing import digest_of, sha256_file
 
+#: Suffixes of files with footprints, of images that rasterio reads, and that Pillow reads.
 FOOTPRINTS = (".geojson", ".json", ".parquet")
-#: What the readers of images raise; Pillow reports a broken PNG chunk as SyntaxError.
-_UNREADABLE = (
-    RasterioIOError, UnidentifiedImageError, OSError, SyntaxError, ValueError,
-    Image.DecompressionBombError,
-)  # fmt: skip
 RASTERS, PICTURES = (".tif", ".tiff", ".jp2"), (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+#: Errors of the readers of images; Pillow reports a broken PNG chunk as SyntaxError.
+_UNREADABLE = (
+    RasterioIOError,
+    UnidentifiedImageError,
+    OSError,
+    SyntaxError,
+    ValueError,
+    Image.DecompressionBombError,
+)
+#: Columns that may hold the id of a footprint; the first one in the file is used.
+ID_COLUMNS = ("id", "item_id", "chip_id", "image_id", "name")
+#: Bytes of images that ``check_registry`` decodes; it reads the header of the others.
+CHECKED_BYTES = 64 * 2**20
 _NO_AREAS: NDArray[np.object_] = np.empty(0, dtype=object)
-#: Columns that may name a footprint, the first that is there.
-NAMES = ("id", "item_id", "chip_id", "image_id", "name")
 
 
-class Listed(BaseModel):
-    """One entry of the YAML file."""
+class RegistryEntry(BaseModel):
+    """An entry of the YAML file.
+
+    Attributes:
+        name: name of the set.
+        footprints: file with footprints.
+        images: folder with images.
+        bands: bands of a raster that are red, green and blue, from 1.
+        scale: reflectance per count of images that are not 8-bit.
+    """
 
     model_config = ConfigDict(extra="forbid")
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
@@ -53,15 +68,16 @@ class Listed(BaseModel):
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """An evaluation set: areas with their ids, image files by id.
+    """An evaluation set: areas and images with their ids.
 
     Attributes:
-        areas: shapely geometries, EPSG:4326.
-        area_ids: one per area.
+        name: name of the set.
+        areas: shapely geometries, EPSG:4326, shape (n,).
+        area_ids: id of each area.
         images: files by id (path below the set's folder).
-        bands: which bands of a raster are red, green and blue, from 1.
+        bands: bands of a raster that are red, green and blue, from 1.
         scale: reflectance per count of images that are not 8-bit.
-        sha256: of everything that is checked against.
+        sha256: digest of all that chips are checked against.
     """
 
     name: str
@@ -74,77 +90,80 @@ class EvaluationSet:
 
 
 def load_registry(path: str | Path) -> list[EvaluationSet]:
-    """The evaluation sets of a registry, by name.
+    """Load the evaluation sets of a registry, sorted by name.
 
     Raises:
-        UsageError: it is absent or empty, names a set twice, or a file in it is not readable.
+        UsageError: The registry does not exist or is empty, it names a set twice, or a file in it
+            is not readable.
     """
-    listed, base = _listed(path)
-    return [_load(one, base) for one in sorted(listed, key=lambda one: one.name)]
-
-
-def _listed(path: str | Path) -> tuple[list[Listed], Path]:
-    """The entries of a registry, and the folder that their paths are relative to."""
-    place = Path(path)
-    if place.is_dir():
-        listed, base = _listed_in(place), place
-    elif place.is_file():
-        listed, base = _read_yaml(place), place.parent
-    else:
-        raise UsageError(f"there is no registry of evaluation sets {place}: give a folder or YAML")
-    names = [one.name for one in listed]
-    if not listed or len(set(names)) < len(names):
-        twice = sorted({name for name in names if names.count(name) > 1})
-        raise UsageError(
-            f"registry {place}: "
-            + (f"{', '.join(twice)} is listed twice" if twice else "no evaluation set in it")
-        )
-    return listed, base
-
-
-#: Bytes of images that a check decodes; of the others it reads the header.
-CHECKED_BYTES = 64 * 2**20
+    entries, base = _read_entries(path)
+    return [_load(entry, base) for entry in sorted(entries, key=lambda entry: entry.name)]
 
 
 def check_registry(path: str | Path) -> None:
-    """Open all evaluation sets of a registry: footprints whole, of images at least the header.
+    """Open all evaluation sets of a registry: all footprints, and at least the header of images.
 
     Raises:
-        UsageError: as ``load_registry`` and ``read_images``.
+        UsageError: As for ``load_registry`` and ``read_images``.
     """
-    listed, base = _listed(path)
-    for one in listed:
-        if one.footprints:
-            _footprints(base / one.footprints, one.name)
-        decoded = 0
-        images = _images(one, base)
+    entries, base = _read_entries(path)
+    for entry in entries:
+        if entry.footprints:
+            _read_footprints(base / entry.footprints, entry.name)
+        total = 0
+        images = _image_files(entry, base)
         for image_id, file in images.items():
-            decoded += file.stat().st_size
-            some = EvaluationSet(one.name, _NO_AREAS, [], {image_id: file}, tuple(one.bands))
-            if decoded <= CHECKED_BYTES:
-                next(read_images(some))
+            total += file.stat().st_size
+            if total <= CHECKED_BYTES:
+                image = {image_id: file}
+                bands = tuple(entry.bands)
+                next(read_images(EvaluationSet(entry.name, _NO_AREAS, [], image, bands)))
             else:
-                _check_header(one.name, image_id, file)
-        if not one.footprints and not images:
-            raise UsageError(f"evaluation set {one.name} has neither footprints nor images")
+                _check_header(entry.name, image_id, file)
+        if not entry.footprints and not images:
+            raise UsageError(f"evaluation set {entry.name} has neither footprints nor images")
 
 
 def registry_sha256(sets: list[EvaluationSet]) -> str:
-    """Identity of all that is checked against: for cache keys and certificates."""
-    return digest_of([[one.name, one.sha256] for one in sets])
+    """Compute the digest of all that chips are checked against, for keys and certificates."""
+    return digest_of([[evaluation.name, evaluation.sha256] for evaluation in sets])
 
 
-def _listed_in(folder: Path) -> list[Listed]:
-    found: dict[str, dict[str, Any]] = {}
-    for entry in sorted(folder.iterdir()):
-        if entry.is_dir():
-            found.setdefault(entry.name, {})["images"] = entry.name
-        elif entry.suffix in FOOTPRINTS:
-            found.setdefault(entry.stem, {})["footprints"] = entry.name
-    return _checked([{"name": name, **parts} for name, parts in found.items()], folder)
+# Entries of a registry.
 
 
-def _read_yaml(file: Path) -> list[Listed]:
+def _read_entries(path: str | Path) -> tuple[list[RegistryEntry], Path]:
+    """Read the entries of a registry, and the folder to which their paths are relative."""
+    source = Path(path)
+    if source.is_dir():
+        entries, base = _entries_of_folder(source), source
+    elif source.is_file():
+        entries, base = _entries_of_yaml(source), source.parent
+    else:
+        raise UsageError(f"there is no registry of evaluation sets {source}: give a folder or YAML")
+    names = [entry.name for entry in entries]
+    if not entries or len(set(names)) < len(names):
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        raise UsageError(
+            f"registry {source}: "
+            + (f"{', '.join(repeated)} is listed twice" if repeated else "no evaluation set in it")
+        )
+    return entries, base
+
+
+def _entries_of_folder(folder: Path) -> list[RegistryEntry]:
+    """List the sets of a folder by the names of its files and folders."""
+    sets: dict[str, dict[str, Any]] = {}
+    for path in sorted(folder.iterdir()):
+        if path.is_dir():
+            sets.setdefault(path.name, {})["images"] = path.name
+        elif path.suffix in FOOTPRINTS:
+            sets.setdefault(path.stem, {})["footprints"] = path.name
+    return _validate_entries([{"name": name, **files} for name, files in sets.items()], folder)
+
+
+def _entries_of_yaml(file: Path) -> list[RegistryEntry]:
+    """Read the sets of a YAML file."""
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
@@ -154,52 +173,58 @@ def _read_yaml(file: Path) -> list[Listed]:
     entries = content.get("sets") if isinstance(content, dict) else None
     if not isinstance(entries, list):
         raise UsageError(f"registry {file}: give a list `sets:` of name, footprints, images")
-    return _checked(entries, file)
+    return _validate_entries(entries, file)
 
 
-def _checked(entries: list[Any], place: Path) -> list[Listed]:
+def _validate_entries(entries: list[Any], source: Path) -> list[RegistryEntry]:
+    """Validate entries against the schema."""
     try:
-        return [Listed.model_validate(entry) for entry in entries]
+        return [RegistryEntry.model_validate(entry) for entry in entries]
     except ValidationError as error:
-        raise UsageError(f"registry {place}: {error}") from error
+        raise UsageError(f"registry {source}: {error}") from error
 
 
-def _load(listed: Listed, base: Path) -> EvaluationSet:
-    areas: NDArray[np.object_] = np.empty(0, dtype=object)
+# Areas and images of a set.
+
+
+def _load(entry: RegistryEntry, base: Path) -> EvaluationSet:
+    """Load an evaluation set and compute its digest."""
+    areas = _NO_AREAS
     ids: list[str] = []
-    what: list[Any] = [listed.bands, listed.scale]
-    if listed.footprints:
-        areas, ids = _footprints(base / listed.footprints, listed.name)
+    content: list[Any] = [entry.bands, entry.scale]
+    if entry.footprints:
+        areas, ids = _read_footprints(base / entry.footprints, entry.name)
         shapes = [hashlib.sha256(shapely.to_wkb(area)).hexdigest() for area in areas]
-        what.append([list(pair) for pair in zip(ids, shapes, strict=True)])
-    images = _images(listed, base)
-    if listed.images:
-        what.append([[i, _sha256(file)] for i, file in images.items()])
+        content.append([list(pair) for pair in zip(ids, shapes, strict=True)])
+    images = _image_files(entry, base)
+    if entry.images:
+        content.append([[image_id, sha256_file(file)] for image_id, file in images.items()])
     if not len(areas) and not images:
-        raise UsageError(f"evaluation set {listed.name} has neither footprints nor images")
+        raise UsageError(f"evaluation set {entry.name} has neither footprints nor images")
     return EvaluationSet(
-        listed.name, areas, ids, images, tuple(listed.bands), listed.scale, digest_of(what)
+        name=entry.name,
+        areas=areas,
+        area_ids=ids,
+        images=images,
+        bands=tuple(entry.bands),
+        scale=entry.scale,
+        sha256=digest_of(content),
     )
 
 
-def _images(listed: Listed, base: Path) -> dict[str, Path]:
-    """The image files of a set by id; none where it lists no folder."""
-    if not listed.images:
+def _image_files(entry: RegistryEntry, base: Path) -> dict[str, Path]:
+    """List the image files of a set by id; none if it has no folder of images."""
+    if not entry.images:
         return {}
-    root = base / listed.images
+    root = base / entry.images
     if not root.is_dir():
-        raise UsageError(f"evaluation set {listed.name}: there is no folder of images {root}")
+        raise UsageError(f"evaluation set {entry.name}: there is no folder of images {root}")
     files = (f for f in sorted(root.rglob("*")) if f.suffix.lower() in RASTERS + PICTURES)
     return {file.relative_to(root).as_posix(): file for file in files}
 
 
-def _sha256(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
-def _footprints(file: Path, name: str) -> tuple[NDArray[np.object_], list[str]]:
-    """Areas in degrees and their ids."""
+def _read_footprints(file: Path, name: str) -> tuple[NDArray[np.object_], list[str]]:
+    """Read the areas of the set ``name`` in EPSG:4326, and their ids."""
     try:
         frame = gpd.read_parquet(file) if file.suffix == ".parquet" else gpd.read_file(file)
     except (OSError, ValueError, RuntimeError) as error:
@@ -208,48 +233,49 @@ def _footprints(file: Path, name: str) -> tuple[NDArray[np.object_], list[str]]:
         raise UsageError(f"evaluation set {name}: {file} has no geometries")
     if frame.crs is not None:
         frame = frame.to_crs(4326)
-    bad = frame.geometry.isna() | frame.geometry.is_empty
-    if bad.any():
+    missing = frame.geometry.isna() | frame.geometry.is_empty
+    if missing.any():
         raise UsageError(
-            f"evaluation set {name}: {int(bad.sum())} of {len(frame)} footprints in {file} have no "
-            "geometry; remove these rows or give them one"
+            f"evaluation set {name}: {int(missing.sum())} of {len(frame)} footprints in {file} have "
+            "no geometry; remove these rows or give them one"
         )
-    limits = np.array([-360, -90, -360, -90]), np.array([360, 90, 360, 90])
+    lowest, highest = np.array([-360, -90, -360, -90]), np.array([360, 90, 360, 90])
     bounds = frame.geometry.bounds.to_numpy()
-    if not ((bounds >= limits[0]) & (bounds <= limits[1])).all():
+    if not ((bounds >= lowest) & (bounds <= highest)).all():
         raise UsageError(
             f"evaluation set {name}: footprints in {file} are not in degrees; state the CRS in the "
             "file, or convert them to EPSG:4326"
         )
-    column = next((column for column in NAMES if column in frame), None)
+    column = next((column for column in ID_COLUMNS if column in frame), None)
     ids = [str(value) for value in (frame[column] if column else range(len(frame)))]
     return np.asarray(frame.geometry.to_numpy(), dtype=object), ids
 
 
 def _read_raster(file: Path, bands: tuple[int, ...]) -> NDArray[Any]:
+    """Read three bands of a raster; the first band if it has fewer."""
     driver = "JP2OpenJPEG" if file.suffix.lower() == ".jp2" else "GTiff"
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)  # images need no place
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)  # images need no location
         with rasterio.open(file, driver=driver) as source:
-            some = [band for band in bands if band <= source.count]
-            return np.asarray(source.read(some if len(some) == 3 else [1]))
+            present = [band for band in bands if band <= source.count]
+            return np.asarray(source.read(present if len(present) == 3 else [1]))
 
 
-def read_images(one: EvaluationSet) -> Iterator[tuple[str, NDArray[Any]]]:
-    """Id and pixels [bands, height, width] (1 or 3 bands) of each image of a set.
+def read_images(evaluation: EvaluationSet) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Yield the id and the pixels, shape (1 or 3, height, width), of each image of a set.
 
     Raises:
-        UsageError: a file is no image.
+        UsageError: A file is no image.
     """
-    for image_id, file in one.images.items():
+    for image_id, file in evaluation.images.items():
         try:
             if file.suffix.lower() in RASTERS:
-                yield image_id, _read_raster(file, one.bands)
+                yield image_id, _read_raster(file, evaluation.bands)
             else:
                 with Image.open(file) as picture:
                     yield image_id, np.asarray(picture.convert("RGB")).transpose(2, 0, 1)
         except _UNREADABLE as error:
-            raise _unreadable(one.name, image_id, error) from error
+            raise _unreadable(evaluation.name, image_id, error) from error
 
 
 def _check_header(name: str, image_id: str, file: Path) -> None:
@@ -266,4 +292,5 @@ def _check_header(name: str, image_id: str, file: Path) -> None:
 
 
 def _unreadable(name: str, image_id: str, error: Exception) -> UsageError:
+    """Make the error for an image that cannot be read."""
     return UsageError(f"evaluation set {name}: {image_id} cannot be read as an image ({error})")

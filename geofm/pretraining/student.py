@@ -293,7 +293,7 @@ def student_settings(settings: PretrainSettings, weights: Weights) -> PretrainSe
 
     Arguments of a geofm model come from its own config, unless the settings give others.
     """
-    arguments = weights.about()["model_args"] if weights.origin == "model" else {}
+    arguments = weights.read_config()["model_args"] if weights.origin == "model" else {}
     own = {name: value for name, value in arguments.items() if name not in RESERVED_ARGUMENTS}
     update = {"student": weights.network, "student_args": {**own, **settings.student_args}}
     return settings.model_copy(update=update)

@@ -1,114 +1,441 @@
-"""Stage ``curate``: one decision per candidate chip, each with its rule, scores and witness.
+"""Stage ``curate``: one decision per usable chip, with its rule, reason, scores and witness.
 
-Near duplicates go by the leader rule, then the budget is filled. That two chips show the same
-place is no reason for anything; only what they look like counts.
+There are no parts; ``seal`` does everything, in this order:
+
+1. Load the pool. Gates, evaluation sets and identical pixels have been applied (``pool/pool.py``).
+2. Build the graph of duplicates: chips with equal vectors are one node, and each dedup method
+   gives edges between nodes                                   (``dedup/evidence.py``).
+3. Apply the leader rule to the edges of all methods           (``dedup/leader.py``).
+4. Fill the budget from the leaders                            (``methods.py``, ``strata.py``).
+5. Find the kept chip that is the witness of each dropped one.
+6. Write the decisions, the survivors by stratum, and the measures of the selection
+                                                               (``rarity.py``, ``metrics.py``).
+
+A chip that is dropped as a duplicate names a kept chip as its witness, and the two are a pair that
+a dedup method compared and that is stored: in ``pairs``, in ``alike``, or in
+``dense_pairs.parquet`` of the decisions. Every other chip that is dropped here lost to the budget
+(rule ``selection``). This includes a leader that happens to be similar to a kept chip, and a
+duplicate whose leader was not selected. Such a chip has no witness; ``nearest_id`` is the kept chip
+that it is most similar to. The location of chips plays no part, only their content.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from data_catalog.artifact import Artifact
 from data_catalog.stage import Job, Sealed, Stage, no_parts, no_work
 from data_catalog.tables import write_table
 from geofm.config.recipe import CurateSettings
 from geofm.dedup.buckets import thresholds_of
-from geofm.dedup.edges import Edges, nearest_kept
-from geofm.dedup.leader import Leaders, best_hidden, choose_leaders
-from geofm.embeddings.vectors import nearest
+from geofm.dedup.edges import Edges, concat_edges, empty_edges, nearest_kept, sort_edges
+from geofm.dedup.evidence import METHODS, DedupMethod
+from geofm.dedup.join import dense_pair_search
+from geofm.dedup.leader import (
+    DensePairSearch,
+    Leaders,
+    best_dense_pairs,
+    choose_leaders,
+    total_order,
+)
+from geofm.dedup.pairs import read_pair_search
+from geofm.embeddings.clusters import cluster
+from geofm.embeddings.store import open_vectors, rows_of
+from geofm.embeddings.vectors import EmbeddingSpace, nearest_rows
 from geofm.pool.pool import Pool, load_pool
-from geofm.selection.budget import choose, measured, scored, survivors
-from geofm.selection.evidence import Graph, load_graph
+from geofm.selection.methods import Candidates, select
+from geofm.selection.metrics import compare_selections
+from geofm.selection.rarity import soft_scores
+from geofm.selection.strata import (
+    budget_count,
+    count_survivors,
+    divide_into_strata,
+    ground_region,
+    meteorological_season,
+)
 from geofm.types import Floats, Indices
 
-# From a pool and its graph to decisions: identical, duplicate, selection, kept.
-# The leader rule runs over all pairs, whatever the evidence. A chip that is dropped as a duplicate
-# names a kept chip as its witness, and the two are a pair that was compared by rule and is stored:
-# in ``pairs``, in ``alike``, or in ``dense_pairs.parquet`` of the decisions. Every other chip that
-# is dropped here lost to the budget (rule ``selection``), also a leader that happens to be similar
-# to a kept chip, and a duplicate whose leader was not chosen. It has no witness; ``nearest_id`` is
-# the kept chip that it is most similar to.
+Mask = NDArray[np.bool_]
 
-Flags = NDArray[np.bool_]
+#: Columns of the pool that the decisions repeat.
+COPIED = ("quality", "entropy", "gradient", "valid", "cloud", "saturated", "constant", "band_means")
+#: Average number of chips per cluster, where clusters are strata.
+CLUSTER_CHIPS = 200
+
+
+def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
+    """Decide about each chip of the pool.
+
+    Writes ``decisions.parquet``; ``dense_pairs.parquet`` (pairs of dense cells that name a
+    witness); ``survival.parquet`` (chips left after each step, by stratum); ``measures.parquet``
+    (the selection beside a random one and balanced k-means).
+    """
+    settings: CurateSettings = job.settings
+    pool = load_pool(job.inputs)
+    thresholds = thresholds_of(settings, job.inputs["calibration"])
+    collections = pool.table["collection"].astype(str)
+    least = np.array([thresholds[name] for name in collections], dtype=np.float64)
+    graph = build_graph(job.inputs, pool, least)
+    decisions = apply_curation_rules(pool, graph, settings, job.seed)
+
+    node_chips = pool.table.iloc[graph.nodes]
+    nodes = np.arange(len(graph.nodes), dtype=np.int64)
+    moments = spectral_moments(node_chips)
+    table = decisions.table
+    for column in COPIED:
+        table[column] = pool.table[column]
+    scores = soft_scores(graph.space, nodes, moments, seed=job.seed).set_axis(graph.nodes)
+    table[scores.columns] = scores.reindex(table.index)
+    write_table(table, folder / "decisions.parquet")
+    write_table(decisions.dense_pairs, folder / "dense_pairs.parquet")
+    survival = _survival(pool, graph.nodes, decisions.leaders, decisions.kept)
+    write_table(survival, folder / "survival.parquet")
+    candidates = Candidates(graph.space, nodes, node_chips["chip_id"].astype(str).tolist())
+    kept = np.flatnonzero(decisions.kept).astype(np.int64)
+    measures = compare_selections(candidates, kept, moments, job.seed)
+    write_table(measures, folder / "measures.parquet")
+
+    dropped = Counter(table.loc[table["decision"] == "drop", "rule"])
+    pairs = job.inputs["pairs"].manifest.facts
+    return Sealed(
+        counts={
+            "rows_in": len(table),
+            "rows_out": len(kept),
+            "leaders": int(decisions.leaders.sum()),
+        },
+        dropped={str(rule): int(count) for rule, count in dropped.items()},
+        facts={
+            "budget": settings.budget,
+            "method": settings.method,
+            "strata": list(decisions.strata),
+            "largest_group": decisions.largest_group,
+            "measures": _measures_as_json(measures),
+            "decontamination": job.inputs["pool"].manifest.facts["decontamination"],
+            "thresholds": thresholds,
+            **{name: pairs[name] for name in ("threshold", "threshold_from", "certificate")},
+        },
+    )
+
+
+# Step 2: the graph of duplicates.
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """Decisions by chip of the pool, and flags by node.
+class Evidence:
+    """Edges between nodes that one dedup method gives."""
+
+    method: DedupMethod
+    edges: Edges
+
+
+@dataclass(frozen=True)
+class DuplicateGraph:
+    """Nodes and edges of the candidates.
+
+    Candidates with equal vectors are one node; the best of them represents it. All arrays but
+    ``nodes`` are by node, which is a position in ``nodes``.
 
     Attributes:
-        rows: one decision for each chip.
-        dense_pairs: pairs (left, right, similarity) of dense cells that name a witness; those of
+        nodes: row of the pool of each node's representative, ascending, shape (nodes,).
+        node_of: node of each row of the pool, shape (rows,); -1 for rows that failed a gate or are
+            in an evaluation set.
+        order: nodes, best first.
+        space: space of the nodes' embeddings.
+        least: similarity from which a node has duplicates, shape (nodes,). A pair must reach the
+            larger of its two.
+        evidence: edges of each dedup method, in the order of ``METHODS``.
+        dense_search: finds pairs of dense cells, which are not listed; None without such cells.
+        dense_nodes: nodes in dense cells; None without such cells.
+    """
+
+    nodes: Indices
+    node_of: Indices
+    order: Indices
+    space: EmbeddingSpace
+    least: Floats
+    evidence: Sequence[Evidence]
+    dense_search: DensePairSearch | None
+    dense_nodes: Indices | None
+
+
+def build_graph(inputs: dict[str, Artifact], pool: Pool, least: Floats) -> DuplicateGraph:
+    """Build the graph of a pool.
+
+    Args:
+        inputs: artifacts ``embeddings``, ``buckets``, and one for each dedup method, by kind.
+        pool: chips of the pool; its candidates become nodes.
+        least: calibrated threshold of each row of the pool, shape (rows,).
+    """
+    row_of = pd.Index(pool.table["chip_id"].astype(str))
+    best_first = _candidates_in_order(pool)
+    same_vector = _first_with_vector(inputs, row_of)
+    representative = _representatives(pool, row_of, best_first, same_vector)
+    nodes = np.unique(representative[pool.candidates])
+    node_at = np.full(len(row_of) + 1, -1, dtype=np.int64)
+    node_at[nodes] = np.arange(len(nodes))
+    node_of = node_at[representative]  # a row without representative (-1) reads the last element
+
+    search = read_pair_search(inputs)
+    vectors = open_vectors(inputs["embeddings"])
+    ids = pool.ids
+    rows = rows_of(inputs["embeddings"], [ids[row] for row in nodes])
+    space = EmbeddingSpace(np.asarray(vectors[rows]), search.partition.centre)
+    node_least = least[nodes]
+    evidence = []
+    for method in METHODS:
+        table = inputs[method.stage].table(method.table)
+        edges = _edges_between_nodes(
+            table, row_of, node_of, None if method.compares_vectors else nodes
+        )
+        if method.compares_vectors:
+            edges = at_larger_threshold(edges, node_least)
+        evidence.append(Evidence(method, edges))
+    dense_search, dense_nodes = None, None
+    if search.dense:
+        search_rows, dense_rows = dense_pair_search(
+            EmbeddingSpace(vectors, search.partition.centre),
+            search.partition,
+            search.cells,
+            search.dense,
+            search.threshold,
+        )
+        # of equal vectors only the first was searched; it stands in for the node's representative
+        searched = rows_of(inputs["embeddings"], [ids[row] for row in same_vector[nodes]])
+        dense_search = _by_node(search_rows, searched, node_least)
+        dense_nodes = np.flatnonzero(np.isin(searched, dense_rows)).astype(np.int64)
+    order = node_at[best_first]
+    return DuplicateGraph(
+        nodes=nodes,
+        node_of=node_of,
+        order=order[order >= 0],
+        space=space,
+        least=node_least,
+        evidence=evidence,
+        dense_search=dense_search,
+        dense_nodes=dense_nodes,
+    )
+
+
+def _candidates_in_order(pool: Pool) -> Indices:
+    """List the candidates' rows by quality, best first, then by id."""
+    chips = pool.table.iloc[pool.candidates]
+    quality, ids = chips["quality"].to_numpy(np.float64), chips["chip_id"].astype(str).tolist()
+    return pool.candidates[total_order(quality, ids)]
+
+
+def _first_with_vector(inputs: dict[str, Artifact], row_of: pd.Index) -> Indices:
+    """Find the row whose vector was searched in place of each row's, shape (rows,)."""
+    first = np.arange(len(row_of))
+    identical = inputs["pairs"].table("identical.parquet")
+    first[_rows_of_chips(row_of, identical["chip_id"])] = _rows_of_chips(
+        row_of, identical["same_as"]
+    )
+    return first
+
+
+def _representatives(
+    pool: Pool, row_of: pd.Index, best_first: Indices, same_vector: Indices
+) -> Indices:
+    """Find the row that represents each row's node, shape (rows,); -1 for rows without a node.
+
+    The best of the candidates with one vector represents them. A chip with identical pixels belongs
+    to the node of its witness.
+    """
+    candidates, rows = pool.candidates, len(row_of)
+    rank = np.full(rows, rows)
+    rank[best_first] = np.arange(len(best_first))
+    best_rank = np.full(rows, rows)
+    np.minimum.at(best_rank, same_vector[candidates], rank[candidates])
+    representative = np.full(rows, -1, dtype=np.int64)
+    representative[candidates] = best_first[best_rank[same_vector[candidates]]]
+    copies = np.flatnonzero(pool.table["rule"] == "identical")
+    witnesses = _rows_of_chips(row_of, pool.table["witness_id"].iloc[copies])
+    representative[copies] = representative[witnesses]
+    return representative
+
+
+def _rows_of_chips(row_of: pd.Index, chip_ids: pd.Series) -> Indices:
+    """Find the rows of the pool of some chips."""
+    return row_of.get_indexer(pd.Index(chip_ids)).astype(np.int64)
+
+
+def _edges_between_nodes(
+    table: pd.DataFrame, row_of: pd.Index, node_of: Indices, nodes: Indices | None
+) -> Edges:
+    """Convert pairs of chip ids to edges between nodes.
+
+    Args:
+        table: columns left, right, similarity.
+        row_of: chip ids by row of the pool.
+        node_of: node of each row, shape (rows,).
+        nodes: representatives; only pairs of two representatives are used. None: all pairs are.
+    """
+    if not len(table):
+        return empty_edges()
+    left, right = _rows_of_chips(row_of, table["left"]), _rows_of_chips(row_of, table["right"])
+    a, b = node_of[left], node_of[right]
+    used = (a >= 0) & (b >= 0) & (a != b)
+    if nodes is not None:
+        used &= (nodes[a] == left) & (nodes[b] == right)
+    return sort_edges(a[used], b[used], table["similarity"].to_numpy(np.float64)[used])
+
+
+def at_larger_threshold(edges: Edges, least: Floats) -> Edges:
+    """Keep the edges that reach the larger threshold of their two nodes."""
+    return edges.select(edges.similarity >= np.maximum(least[edges.left], least[edges.right]))
+
+
+def _by_node(search: DensePairSearch, searched: Indices, least: Floats) -> DensePairSearch:
+    """Turn a search by row of the embeddings into a search by node.
+
+    Args:
+        search: search by row.
+        searched: row of the embeddings that was searched for each node, shape (nodes,).
+        least: threshold of each node, shape (nodes,).
+    """
+    node = np.full(int(searched.max(initial=0)) + 1, -1, dtype=np.int64)
+    node[searched] = np.arange(len(searched))
+
+    def search_nodes(left: Indices, right: Indices) -> Edges:
+        edges = search(np.sort(searched[left]), np.sort(searched[right]))
+        by_node = sort_edges(node[edges.left], node[edges.right], edges.similarity)
+        return at_larger_threshold(by_node, least)
+
+    return search_nodes
+
+
+# Steps 3 to 5: leader rule, budget, witnesses.
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """Result of the curation rules.
+
+    Attributes:
+        table: one row per chip of the pool, in its order.
+        dense_pairs: pairs (left, right, similarity) of dense cells that name a witness. Those of
             other cells are in the artifact ``pairs``.
-        leaders: nodes that the leader rule keeps.
-        kept: nodes that the budget keeps as well.
-        largest_group: number of chips that the largest group of duplicates has.
+        leaders: whether the leader rule keeps each node, shape (nodes,).
+        kept: whether the budget keeps it as well, shape (nodes,).
+        largest_group: number of chips of the largest group of duplicates.
         strata: columns by which the budget was divided.
     """
 
-    rows: pd.DataFrame
+    table: pd.DataFrame
     dense_pairs: pd.DataFrame
-    leaders: Flags
-    kept: Flags
+    leaders: Mask
+    kept: Mask
     largest_group: int
     strata: tuple[str, ...]
 
 
-def decide(pool: Pool, graph: Graph, settings: CurateSettings, seed: int) -> Outcome:
-    """Apply the rules after the gates.
+def apply_curation_rules(
+    pool: Pool, graph: DuplicateGraph, settings: CurateSettings, seed: int
+) -> Decisions:
+    """Apply the leader rule and the budget, and describe the decision on each chip.
 
     Args:
-        pool: the chips; each gets a row, in the pool's order.
-        graph: what is alike among its candidates.
-        settings: budget and how it is filled.
-        seed: of whatever the choice leaves to chance.
+        pool: chips of the pool.
+        graph: duplicates among its candidates.
+        settings: budget, and how it is filled.
+        seed: seed of the selection.
 
     Raises:
-        UsageError: when the budget is larger than the pool.
-        CheckError: when the leader rule does not hold.
+        UsageError: The budget is larger than the pool.
+        CheckError: The result of the leader rule lacks one of its properties.
     """
-    every = join([one.edges for one in graph.evidence])
-    leaders = choose_leaders(graph.order, every, graph.hidden, graph.dense)
-    chosen = choose(
-        pool.table.iloc[graph.nodes], graph.space, np.flatnonzero(leaders.kept), settings, seed
-    )
+    edges = concat_edges([evidence.edges for evidence in graph.evidence])
+    leaders = choose_leaders(graph.order, edges, graph.dense_search, graph.dense_nodes)
+    leader_nodes = np.flatnonzero(leaders.kept)
+    chips = pool.table.iloc[graph.nodes]
+    selected, strata = fill_budget(chips, graph.space, leader_nodes, settings, seed)
     kept = np.zeros(len(graph.nodes), dtype=np.bool_)
-    kept[chosen.rows] = True
+    kept[selected] = True
     leader = np.where(leaders.kept, np.arange(len(kept)), leaders.witness)
-    groups = np.bincount(leader[graph.node_of[graph.node_of >= 0]], minlength=1)
-    witnesses = _find_witnesses(graph, kept)
-    return Outcome(
-        rows=_write(pool, graph, kept, leaders, leader, witnesses, groups, settings),
-        dense_pairs=_dense_pairs(pool, graph, witnesses),
+    group_sizes = np.bincount(leader[graph.node_of[graph.node_of >= 0]], minlength=1)
+    witnesses = find_witnesses(graph, kept)
+    table = _describe_decisions(
+        pool, graph, kept, leaders, leader, witnesses, group_sizes, settings
+    )
+    return Decisions(
+        table=table,
+        dense_pairs=_dense_witness_pairs(pool, graph, witnesses),
         leaders=leaders.kept,
         kept=kept,
-        largest_group=int(groups.max()),
-        strata=chosen.strata,
+        largest_group=int(group_sizes.max()),
+        strata=strata,
     )
 
 
-def join(edges: list[Edges]) -> Edges:
-    """All edges in one list; a pair may be in it twice."""
-    return Edges(
-        np.concatenate([one.left for one in edges]),
-        np.concatenate([one.right for one in edges]),
-        np.concatenate([one.similarity for one in edges]),
+class Selected(NamedTuple):
+    """Rows of a space that are selected, and the columns by which the strata were made."""
+
+    rows: Indices
+    strata: tuple[str, ...]
+
+
+def fill_budget(
+    chips: pd.DataFrame,
+    space: EmbeddingSpace,
+    rows: Indices,
+    settings: CurateSettings,
+    seed: int,
+) -> Selected:
+    """Select as many rows as the budget says; all rows if there is no budget.
+
+    Args:
+        chips: chips of the space, by row.
+        space: space in which chips are compared.
+        rows: rows to select from, ascending.
+        settings: budget, method, strata.
+        seed: seed of the selection.
+
+    Raises:
+        UsageError: The budget is larger than the pool.
+    """
+    count = budget_count(settings.budget, len(rows))
+    if count >= len(rows):
+        return Selected(rows, ())
+    candidates = chips.iloc[rows]
+    labels = stratum_labels(candidates)
+    if "cluster" in settings.strata:
+        clusters, _, _ = cluster(space, rows, max(1, len(rows) // CLUSTER_CHIPS), seed)
+        labels["cluster"] = [str(number) for number in clusters]
+    strata, used = divide_into_strata({name: labels[name] for name in settings.strata}, count)
+    selection = select(
+        Candidates(
+            space=space,
+            rows=rows,
+            chip_ids=candidates["chip_id"].astype(str).tolist(),
+            entropy=candidates["entropy"].to_numpy(np.float64),
+            tiles=labels["region"],
+        ),
+        settings.method,
+        count,
+        strata if len(strata) else None,
+        min_share=settings.stratum_share,
+        equal=settings.equal_strata,
+        rarity=settings.rarity,
+        seed=seed,
     )
+    return Selected(selection.rows, used)
 
 
 @dataclass(frozen=True)
 class _Witnesses:
-    """The kept node that each dropped node is most like.
+    """The kept node that each dropped node is most similar to.
 
     Attributes:
         row: the kept node, shape (nodes,); -1 for nodes that are kept.
-        similarity: cosine, or likeness of pixels, shape (nodes,).
+        similarity: cosine, or similarity of pixels, shape (nodes,).
         evidence: number of the evidence that made the two a pair, shape (nodes,); -1 if they are
             no pair and the kept node is merely the most similar.
         dense: whether the pair is one of a dense cell, shape (nodes,).
@@ -117,157 +444,165 @@ class _Witnesses:
     row: Indices
     similarity: Floats
     evidence: Indices
-    dense: Flags
+    dense: Mask
 
 
-def _find_witnesses(graph: Graph, kept: Flags) -> _Witnesses:
+def find_witnesses(graph: DuplicateGraph, kept: Mask) -> _Witnesses:
     """Find the witness of each dropped node: by its pairs, else the most similar kept node.
 
-    A similarity above the threshold does not make a pair: embeddings of monotone chips are all
+    A similarity above the threshold does not make a pair: the embeddings of monotone chips are all
     similar and are not compared.
     """
     count = len(kept)
-    found = _Witnesses(
-        np.full(count, -1, dtype=np.int64),
-        np.full(count, np.nan),
-        np.full(count, -1, dtype=np.int64),
-        np.zeros(count, dtype=np.bool_),
+    witnesses = _Witnesses(
+        row=np.full(count, -1, dtype=np.int64),
+        similarity=np.full(count, np.nan),
+        evidence=np.full(count, -1, dtype=np.int64),
+        dense=np.zeros(count, dtype=np.bool_),
     )
-    pairs = [(number, evidence.edges, False) for number, evidence in enumerate(graph.evidence)]
-    if graph.hidden is not None and graph.dense is not None:
-        pairs.append((0, best_hidden(kept, graph.hidden, graph.dense), True))
-    for number, edges, dense in pairs:
-        gone, other, edge = nearest_kept(kept, edges)
-        new = found.row[gone] < 0
-        gone, other, edge = gone[new], other[new], edge[new]
-        found.row[gone], found.similarity[gone] = other, edges.similarity[edge]
-        found.evidence[gone], found.dense[gone] = number, dense
-    far = np.flatnonzero(~kept & (found.row < 0)).astype(np.int64)
-    if len(far):
-        rows, exact = nearest(graph.space, far, np.flatnonzero(kept).astype(np.int64), 1)
-        found.row[far], found.similarity[far] = rows[:, 0], exact[:, 0]
-    return found
+    sources = [(number, evidence.edges, False) for number, evidence in enumerate(graph.evidence)]
+    if graph.dense_search is not None and graph.dense_nodes is not None:
+        by_vectors = next(n for n, e in enumerate(graph.evidence) if e.method.compares_vectors)
+        dense_pairs = best_dense_pairs(kept, graph.dense_search, graph.dense_nodes)
+        sources.append((by_vectors, dense_pairs, True))
+    for number, edges, dense in sources:
+        dropped, other, edge = nearest_kept(kept, edges)
+        first = witnesses.row[dropped] < 0
+        dropped, other, edge = dropped[first], other[first], edge[first]
+        witnesses.row[dropped], witnesses.similarity[dropped] = other, edges.similarity[edge]
+        witnesses.evidence[dropped], witnesses.dense[dropped] = number, dense
+    unpaired = np.flatnonzero(~kept & (witnesses.row < 0)).astype(np.int64)
+    if len(unpaired):
+        kept_nodes = np.flatnonzero(kept).astype(np.int64)
+        rows, similarity = nearest_rows(graph.space, unpaired, kept_nodes, 1)
+        witnesses.row[unpaired], witnesses.similarity[unpaired] = rows[:, 0], similarity[:, 0]
+    return witnesses
 
 
-def _dense_pairs(pool: Pool, graph: Graph, witnesses: _Witnesses) -> pd.DataFrame:
+def _dense_witness_pairs(pool: Pool, graph: DuplicateGraph, witnesses: _Witnesses) -> pd.DataFrame:
     """List the witness pairs of dense cells by chip id, the lower id left, sorted."""
     ids = np.array(pool.ids, dtype=object)[graph.nodes]
-    gone = np.flatnonzero(witnesses.dense)
-    pairs = [sorted(pair) for pair in zip(ids[gone], ids[witnesses.row[gone]], strict=True)]
+    dropped = np.flatnonzero(witnesses.dense)
+    pairs = [sorted(pair) for pair in zip(ids[dropped], ids[witnesses.row[dropped]], strict=True)]
     table = pd.DataFrame(pairs, columns=["left", "right"], dtype=str)
-    table["similarity"] = witnesses.similarity[gone]
+    table["similarity"] = witnesses.similarity[dropped]
     return table.sort_values(["left", "right"], ignore_index=True)
 
 
-def _write(
-    pool: Pool, graph: Graph, kept: Flags, leaders: Leaders, leader: Indices,
-    witnesses: _Witnesses, groups: Indices, settings: CurateSettings,
-) -> pd.DataFrame:  # fmt: skip
-    """One row per chip, in words."""
-    ids = pool.ids
-    columns = [
-        "decision", "rule", "reason", "witness_id", "similarity", "nearest_id", "cluster",
-    ]  # fmt: skip
-    names = [ids[row] for row in graph.nodes]
-    given = pool.table[["rule", "reason", "witness_id", "similarity"]].itertuples(index=False)
+# Step 6: the tables.
 
-    def fallen(node: int, copy: bool) -> tuple[str, str, str, float, str]:
-        """Rule, reason, witness, similarity and nearest kept chip where the node is not kept."""
-        other, by = int(witnesses.row[node]), int(witnesses.evidence[node])
+
+class _Decision(NamedTuple):
+    """Columns of ``decisions.parquet`` after the chip's id."""
+
+    decision: str
+    rule: str
+    reason: str
+    witness_id: str
+    similarity: float
+    nearest_id: str
+    cluster: str
+
+
+def _describe_decisions(
+    pool: Pool,
+    graph: DuplicateGraph,
+    kept: Mask,
+    leaders: Leaders,
+    leader: Indices,
+    witnesses: _Witnesses,
+    group_sizes: Indices,
+    settings: CurateSettings,
+) -> pd.DataFrame:
+    """Write one row per chip of the pool: decision, rule and reason.
+
+    Args:
+        pool: chips of the pool.
+        graph: duplicates among its candidates.
+        kept: whether each node is kept, shape (nodes,).
+        leaders: result of the leader rule.
+        leader: leader of each node's group, shape (nodes,).
+        witnesses: witness of each dropped node.
+        group_sizes: number of chips of each leader's group, shape (nodes,).
+        settings: the budget, for the reason.
+    """
+    ids = pool.ids
+    names = [ids[row] for row in graph.nodes]
+
+    def dropped(node: int, is_copy: bool) -> _Decision:
+        """Describe a chip whose node is not kept."""
+        other, number = int(witnesses.row[node]), int(witnesses.evidence[node])
         witness, similarity = names[other], float(witnesses.similarity[node])
-        if by >= 0:
-            one, least = graph.evidence[by], max(graph.least[node], graph.least[other])
-            reason = one.sentence.format(similarity=similarity, witness=witness, least=least)
-            return one.rule, reason, witness, similarity, ""
+        group = names[leader[node]]
+        if number >= 0:
+            method = graph.evidence[number].method
+            least = max(graph.least[node], graph.least[other])
+            reason = method.reason.format(similarity=similarity, witness=witness, least=least)
+            return _Decision("drop", method.rule, reason, witness, similarity, "", group)
         why = "not chosen"
-        if copy or not leaders.kept[node]:
-            why = f"a duplicate of {names[leader[node]]}, which was not chosen,"
+        if is_copy or not leaders.kept[node]:
+            why = f"a duplicate of {group}, which was not chosen,"
         reason = (
             f"{why} within curate.budget {settings.budget:g}; the most similar kept chip is "
             f"{witness} ({similarity:.4f})"
         )
-        return "selection", reason, "", similarity, witness
+        return _Decision("drop", "selection", reason, "", similarity, witness, group)
 
-    found: list[tuple[Any, ...]] = []
-    for row, pooled in enumerate(given):
+    decisions: list[_Decision] = []
+    pooled_columns = ["rule", "reason", "witness_id", "similarity"]
+    for row, pooled in enumerate(pool.table[pooled_columns].itertuples(index=False)):
         node = int(graph.node_of[row])
-        if node < 0:  # a gate, or an evaluation set
-            found.append(("drop", *pooled, "", ""))
+        if node < 0:  # dropped by a gate or an evaluation set
+            rule, reason, witness, similarity = pooled
+            decisions.append(_Decision("drop", rule, reason, witness, similarity, "", ""))
             continue
-        name, copy = names[node], int(graph.nodes[node]) != row
-        cluster = names[leader[node]]
+        name, group, is_copy = names[node], names[leader[node]], int(graph.nodes[node]) != row
         if not kept[node]:
-            found.append(("drop", *fallen(node, copy), cluster))
-        elif not copy:
-            others = int(groups[node]) - 1
+            decisions.append(dropped(node, is_copy))
+        elif not is_copy:
+            others = int(group_sizes[node]) - 1
             reason = f"kept for itself and {others} like it" if others else "kept"
-            found.append(("keep", "kept", reason, "", np.nan, "", cluster))
+            decisions.append(_Decision("keep", "kept", reason, "", np.nan, "", group))
         elif pooled.rule == "identical" and pooled.witness_id == name:
             reason = f"its pixels are those of {name}, which is kept"
-            found.append(("drop", "identical", reason, name, 1.0, "", cluster))
+            decisions.append(_Decision("drop", "identical", reason, name, 1.0, "", group))
         else:
             reason = f"its embedding is that of {name}, which is kept"
-            found.append(("drop", "near_duplicate", reason, name, 1.0, "", cluster))
-    frame = pd.DataFrame(found, columns=columns)
-    frame.insert(0, "chip_id", ids)
-    return frame
+            decisions.append(_Decision("drop", "near_duplicate", reason, name, 1.0, "", group))
+    table = pd.DataFrame(decisions, columns=list(_Decision._fields))
+    table.insert(0, "chip_id", ids)
+    return table
 
 
-COPIED = ("quality", "entropy", "gradient", "valid", "cloud", "saturated", "constant", "band_means")
+def _survival(pool: Pool, nodes: Indices, leaders: Mask, kept: Mask) -> pd.DataFrame:
+    """Count the chips of each collection, region and season that were left after each step."""
+    steps = {"passed": pool.table["rule"].isin(["", "identical"]).to_numpy()}
+    for name, selected in (("distinct", leaders), ("kept", kept)):
+        steps[name] = np.zeros(len(pool.table), dtype=np.bool_)
+        steps[name][nodes[selected]] = True
+    return count_survivors(stratum_labels(pool.table), steps)
 
 
-def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
-    """Decide.
-
-    Writes ``decisions.parquet``; ``dense_pairs.parquet`` (the pairs of dense cells that name a
-    witness); ``survival.parquet`` (who was left, by stratum); ``measures.parquet`` (the choice
-    beside others).
-    """
-    settings: CurateSettings = job.settings
-    pool = load_pool(job.inputs)
-    pairs = job.inputs["pairs"].manifest.facts
-    thresholds = thresholds_of(settings, job.inputs["calibration"])
-    collections = pool.table["collection"].astype(str)
-    least = np.array([thresholds[name] for name in collections], dtype=np.float64)
-    graph = load_graph(job.inputs, pool, least)
-    outcome = decide(pool, graph, settings, job.seed)
-    decisions = outcome.rows
-    for column in COPIED:
-        decisions[column] = pool.table[column]
-    chips = pool.table.iloc[graph.nodes]
-    scores = scored(chips, graph.space, job.seed).set_axis(graph.nodes)
-    decisions[scores.columns] = scores.reindex(decisions.index)
-    write_table(decisions, folder / "decisions.parquet")
-    write_table(outcome.dense_pairs, folder / "dense_pairs.parquet")
-    survival = survivors(pool, graph.nodes, outcome.leaders, outcome.kept)
-    write_table(survival, folder / "survival.parquet")
-    kept = np.flatnonzero(outcome.kept).astype(np.int64)
-    measures = measured(chips, graph.space, kept, job.seed)
-    write_table(measures, folder / "measures.parquet")
-
-    dropped = Counter(decisions.loc[decisions["decision"] == "drop", "rule"])
-    return Sealed(
-        counts={
-            "rows_in": len(decisions),
-            "rows_out": len(kept),
-            "leaders": int(outcome.leaders.sum()),
-        },
-        dropped={str(rule): int(count) for rule, count in dropped.items()},
-        facts={
-            "budget": settings.budget,
-            "method": settings.method,
-            "strata": list(outcome.strata),
-            "largest_group": outcome.largest_group,
-            "measures": measures_by_choice(measures),
-            "decontamination": job.inputs["pool"].manifest.facts["decontamination"],
-            "thresholds": thresholds,
-            **{name: pairs[name] for name in ("threshold", "threshold_from", "certificate")},
-        },
-    )
+def stratum_labels(chips: pd.DataFrame) -> dict[str, list[str]]:
+    """Return the collection, ground region and season of each chip, by name of the column."""
+    return {
+        "collection": chips["collection"].astype(str).tolist(),
+        "region": [
+            ground_region(str(crs), list(transform))
+            for crs, transform in zip(chips["crs"], chips["transform"], strict=True)
+        ],
+        "season": [meteorological_season(time) for time in chips["datetime"]],
+    }
 
 
-def measures_by_choice(measures: pd.DataFrame) -> dict[str, dict[str, Any]]:
-    """The table of measures as JSON; what could not be measured is null."""
+def spectral_moments(chips: pd.DataFrame) -> list[list[float]]:
+    """Return the mean and the standard deviation of each band of each chip."""
+    columns = zip(chips["band_means"], chips["band_stds"], strict=True)
+    return [[*means, *deviations] for means, deviations in columns]
+
+
+def _measures_as_json(measures: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    """Convert the table of measures; a value that could not be measured is null."""
     return {
         str(row.pop("choice")): {
             str(name): None if pd.isna(value) else value for name, value in row.items()
@@ -276,15 +611,14 @@ def measures_by_choice(measures: pd.DataFrame) -> dict[str, dict[str, Any]]:
     }
 
 
-INPUTS = (
-    "chips", "descriptors", "embeddings", "pool", "calibration", "buckets", "pairs", "alike",
-)  # fmt: skip
-
 STAGE = Stage(
     name="curate",
     version="3",
     kind="decisions",
-    inputs=INPUTS,
+    inputs=(
+        *("chips", "descriptors", "embeddings", "pool", "calibration", "buckets"),
+        *(method.stage for method in METHODS),
+    ),
     software=("faiss-cpu", "numpy", "scipy"),
     plan=no_parts,
     work=no_work,

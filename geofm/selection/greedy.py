@@ -1,82 +1,101 @@
-"""Two greedy orders of a neighbourhood, exact: facility location and farthest first."""
+"""Two greedy orders of a group of chips, exact: facility location and farthest first."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from geofm.embeddings.neighbours import NEIGHBOUR
-from geofm.embeddings.vectors import ONE, Space, lattice
+from geofm.embeddings.vectors import QUANTIZED_ONE, EmbeddingSpace, quantize
 from geofm.types import Floats, Indices
 
+#: Steps in which ``rare_weights`` are whole numbers.
+WEIGHT_STEPS = 256
 
-def similarities(space: Space, rows: Indices) -> Floats:
-    """Similarity of every two rows [n, n] in whole numbers 0..ONE, ONE on the diagonal.
 
-    Below zero counts as zero: a chip is not worse off for one that is unlike it.
+def similarity_matrix(space: EmbeddingSpace, rows: Indices) -> Floats:
+    """Compute the similarity of every two rows in whole numbers, shape (n, n).
+
+    Values are in 0..``QUANTIZED_ONE``, with ``QUANTIZED_ONE`` on the diagonal. A negative
+    similarity counts as 0: a chip gains nothing from one that is unlike it, and loses nothing.
     """
-    vectors = lattice(space, rows)
-    worth = np.clip((vectors @ vectors.T).astype(np.float64), 0, ONE)
-    np.fill_diagonal(worth, ONE)
-    return worth
+    vectors = quantize(space, rows)
+    similarity = np.clip((vectors @ vectors.T).astype(np.float64), 0, QUANTIZED_ONE)
+    np.fill_diagonal(similarity, QUANTIZED_ONE)
+    return similarity
 
 
-def rare_weights(worth: Floats, rarity: float) -> Floats:
-    """How much each row counts: its radius to the 16th nearest row to the power ``rarity``.
-
-    Whole 256ths, at least one of them; all the same where ``rarity`` is 0.
-    """
-    if rarity == 0:
-        return np.ones(len(worth))
-    kth = min(NEIGHBOUR, len(worth) - 1)  # the row itself comes first
-    near = -np.partition(-worth, kth, axis=1)[:, kth]
-    return np.asarray(np.maximum(np.rint(256 * (1 - near / ONE) ** rarity), 1))
-
-
-def facility_order(worth: Floats, weights: Floats, count: int) -> tuple[Indices, Floats]:
-    """The greedy order of facility location, and what each choice gained.
-
-    The value of a set is the weighted sum over all rows of the similarity to their most similar
-    row in it. Each step takes the row that adds most, ties to the lower. This is the answer of
-    lazy greedy (Minoux 1978); but instead of asking again for gains that may be out of date, all
-    are kept up to date: a choice changes them only through the rows that it serves better than
-    the choices before it, which soon are few. All sums are of whole numbers below 2**53: exact.
+def rare_weights(similarity: Floats, rarity: float) -> Floats:
+    """Compute the weight of each row: its distance to the 16th nearest, to the power ``rarity``.
 
     Args:
-        worth: symmetric whole numbers [n, n] in 0..ONE, ONE on the diagonal.
-        weights: whole numbers, how much each row counts [n].
-        count: choices to make, at most n.
+        similarity: result of ``similarity_matrix``, shape (n, n).
+        rarity: exponent; with 0 all weights are equal.
 
     Returns:
-        Chosen positions and their gains (never rising), in order.
+        Weights in whole 256ths, at least 1, shape (n,).
     """
-    gains, reached = worth @ weights, np.zeros(len(worth))
+    if rarity == 0:
+        return np.ones(len(similarity))
+    kth = min(NEIGHBOUR, len(similarity) - 1)  # position 0 is the row itself
+    nearest = -np.partition(-similarity, kth, axis=1)[:, kth]
+    distance = 1 - nearest / QUANTIZED_ONE
+    return np.asarray(np.maximum(np.rint(WEIGHT_STEPS * distance**rarity), 1))
+
+
+def facility_order(similarity: Floats, weights: Floats, count: int) -> tuple[Indices, Floats]:
+    """Order rows by their greedy gain in facility location.
+
+    The value of a set S is f(S) = sum over rows i of weight_i * max over j in S of similarity_ij.
+    Each step adds the row with the largest gain; ties go to the lower row. The order is that of
+    lazy greedy (Minoux 1978). Lazy greedy recomputes gains that may be out of date. Here all gains
+    are kept up to date instead: a choice changes them only through the rows that it serves better
+    than the choices before it, which soon are few. All sums are of whole numbers below 2**53, so
+    they are exact.
+
+    Args:
+        similarity: symmetric whole numbers, shape (n, n).
+        weights: whole numbers, shape (n,).
+        count: number of choices, at most n.
+
+    Returns:
+        Chosen rows and their gains, which never rise, each of shape (count,).
+    """
+    gains, served_by = similarity @ weights, np.zeros(len(similarity))
     order, gained = np.empty(count, dtype=np.int64), np.empty(count)
     for number in range(count):
         best = int(gains.argmax())
         order[number], gained[number] = best, gains[best]
-        served = np.flatnonzero(worth[best] > reached)
-        before, after = reached[served], worth[best, served]
-        # what a row adds through one that is served was max(worth, before) − before
-        lost = worth[served]
+        better = np.flatnonzero(similarity[best] > served_by)
+        before, after = served_by[better], similarity[best, better]
+        # Row j gained max(similarity_ij, before_i) - before_i from row i, and now gains
+        # max(similarity_ij, after_i) - after_i.
+        lost = similarity[better]
         np.maximum(lost, before[:, None], out=lost)
         np.minimum(lost, after[:, None], out=lost)
-        gains -= weights[served] @ lost - weights[served] @ before
+        gains -= weights[better] @ lost - weights[better] @ before
         gains[best] = -1
-        reached[served] = after
+        served_by[better] = after
     return order, gained
 
 
-def farthest_order(worth: Floats, count: int) -> tuple[Indices, Floats]:
-    """k-centre greedy (Gonzalez 1985): each step takes the row least like those chosen so far.
+def farthest_order(similarity: Floats, count: int) -> tuple[Indices, Floats]:
+    """Order rows farthest first: each step takes the row least similar to those chosen so far.
 
-    Starts with the first row; ties go to the lower. Returns positions and how far each was from
-    the choices before it: ONE − similarity, ONE for the first.
+    Source: k-centre greedy, Gonzalez 1985. The first row comes first; ties go to the lower row.
+
+    Args:
+        similarity: whole numbers, shape (n, n).
+        count: number of choices, at most n.
+
+    Returns:
+        Chosen rows, and the distance of each from the choices before it (``QUANTIZED_ONE`` -
+        similarity; ``QUANTIZED_ONE`` for the first), each of shape (count,).
     """
     order, distance = np.empty(count, dtype=np.int64), np.empty(count)
-    reached = np.zeros(len(worth))
+    nearest = np.zeros(len(similarity))
     for number in range(count):
-        best = int(reached.argmin())
-        order[number], distance[number] = best, ONE - reached[best]
-        reached = np.maximum(reached, worth[best])
-        reached[best] = 2 * ONE  # never again, not even after its equals
+        best = int(nearest.argmin())
+        order[number], distance[number] = best, QUANTIZED_ONE - nearest[best]
+        nearest = np.maximum(nearest, similarity[best])
+        nearest[best] = 2 * QUANTIZED_ONE  # above rows with an equal vector: never chosen again
     return order, distance

@@ -1,4 +1,4 @@
-"""How well a choice stands for its pool, beside other choices of the same size."""
+"""How well a selection represents its pool, beside other selections of the same size."""
 
 from __future__ import annotations
 
@@ -8,38 +8,112 @@ import numpy as np
 import pandas as pd
 
 from geofm.embeddings.clusters import cluster
-from geofm.embeddings.vectors import ONE, Space, lattice, lattice_blocks, use_threads
+from geofm.embeddings.vectors import (
+    QUANTIZED_ONE,
+    EmbeddingSpace,
+    quantize,
+    quantized_blocks,
+    use_all_cores,
+)
 from geofm.runtime.native import faiss
 from geofm.selection.methods import Candidates, Method, select
 from geofm.types import Floats, Indices
 
-#: Chips on which coverage is measured; most clusters of the Gini, and chips per cluster at least.
-MEASURED, GINI_CLUSTERS, CLUSTERS_OF = 20_000, 100, 20
+#: Chips of the pool on which coverage is measured.
+MEASURED = 20_000
+#: Largest number of clusters of the Gini coefficient, and least average number of chips in each.
+GINI_CLUSTERS, CLUSTER_CHIPS = 100, 20
+#: Normal quantile of a 95 % interval.
+Z_95 = 1.96
 COLUMNS = (
     "choice", "chips", "facility_location", "low", "high", "covering_radius", "measured_on",
     "spectral_log_volume", "cluster_gini",
 )  # fmt: skip
 
 
-def coverage(space: Space, pool: Indices, chosen: Indices) -> Floats:
-    """Similarity of each row of ``pool`` to its most similar chosen row (1 for a chosen row).
+def compare_selections(
+    candidates: Candidates,
+    kept: Indices,
+    moments: Sequence[Sequence[float]] | None = None,
+    seed: int = 0,
+    others: Sequence[Method] = ("random", "balanced-kmeans"),
+) -> pd.DataFrame:
+    """Measure a selection beside those that other methods make of the same pool.
 
-    On the lattice: the same for any number of threads, exact to about 1e-4.
+    Args:
+        candidates: the pool.
+        kept: selected rows of the space.
+        moments: spectral moments (or band means) of each candidate.
+        seed: seed of the other selections, the clusters and the sample.
+        others: methods to compare with, without strata.
+
+    Returns:
+        One row per selection (``kept`` first, then the methods): ``choice``; ``chips``;
+        ``facility_location`` (mean over the pool of the similarity to the most similar selected
+        chip, at least 0) with ``low`` and ``high`` (95 % interval; the value itself if the whole
+        pool was measured); ``covering_radius`` (1 - the least of these similarities);
+        ``measured_on`` (chips of the pool that were measured: all, or a random 20,000, and then the
+        radius is that of the sample); ``spectral_log_volume``; ``cluster_gini`` (inequality of
+        selected chips per cluster of the pool; 0 is even).
     """
-    if not len(pool) or not len(chosen):
+    space, pool = candidates.space, np.sort(candidates.rows)
+    if not len(pool) or not len(kept):
+        return pd.DataFrame(columns=COLUMNS)
+    selections: dict[str, Indices] = {"kept": np.sort(kept)}
+    for method in others:
+        selections[method] = select(candidates, method, len(kept), seed=seed).rows
+    sample = np.sort(np.random.default_rng([seed, 1]).permutation(pool)[:MEASURED])
+    count = max(1, min(GINI_CLUSTERS, len(pool) // CLUSTER_CHIPS))
+    labels, centres, _ = cluster(space, pool, count, seed)
+    position = {int(row): number for number, row in enumerate(candidates.rows)}
+    table = []
+    for name, rows in selections.items():
+        similarity = np.maximum(coverage(space, sample, rows), 0)
+        unmeasured = 1 - len(sample) / len(pool)
+        half_width = Z_95 * similarity.std() * float(np.sqrt(unmeasured / len(sample)))
+        per_cluster = np.bincount(labels[np.searchsorted(pool, rows)], minlength=len(centres))
+        volume = None
+        if moments is not None:
+            volume = spectral_volume(moments, np.array([position[int(row)] for row in rows]))
+        table.append(
+            {
+                "choice": name,
+                "chips": len(rows),
+                "facility_location": round(float(similarity.mean()), 6),
+                "low": round(float(similarity.mean() - half_width), 6),
+                "high": round(float(similarity.mean() + half_width), 6),
+                "covering_radius": round(1 - float(similarity.min()), 6),
+                "measured_on": len(sample),
+                "spectral_log_volume": volume,
+                "cluster_gini": round(gini(per_cluster.astype(np.float64)), 6),
+            }
+        )
+    return pd.DataFrame(table, columns=COLUMNS)
+
+
+def coverage(space: EmbeddingSpace, pool: Indices, selected: Indices) -> Floats:
+    """Compute the similarity of each row of a pool to its most similar selected row.
+
+    Vectors are quantized: the result is the same for any number of threads, and exact to about
+    1e-4.
+
+    Returns:
+        Similarities in -1..1, shape (pool,); 1 for selected rows.
+    """
+    if not len(pool) or not len(selected):
         return np.zeros(len(pool))
-    use_threads()
-    base = lattice(space, chosen)
-    found = np.empty(len(pool))
-    for part, vectors in lattice_blocks(space, pool):
+    use_all_cores()
+    base = quantize(space, selected)
+    similarity = np.empty(len(pool))
+    for part, vectors in quantized_blocks(space, pool):
         best, _ = faiss.knn(vectors, base, 1, metric=faiss.METRIC_INNER_PRODUCT)
-        found[part] = np.clip(best[:, 0].astype(np.float64) / ONE, -1, 1)
-    found[np.isin(pool, chosen)] = 1.0
-    return found
+        similarity[part] = np.clip(best[:, 0].astype(np.float64) / QUANTIZED_ONE, -1, 1)
+    similarity[np.isin(pool, selected)] = 1.0
+    return similarity
 
 
 def gini(counts: Floats) -> float:
-    """Inequality of counts: 0 when all are the same, near 1 when one has them all."""
+    """Compute the Gini coefficient of counts: 0 if all are equal, near 1 if one has all."""
     ordered = np.sort(counts)
     if not ordered.sum():
         return 0.0
@@ -47,79 +121,22 @@ def gini(counts: Floats) -> float:
     return float((2 * ranks - len(ordered) - 1) @ ordered / (len(ordered) * ordered.sum()))
 
 
-def log_volume(features: Floats) -> float | None:
-    """Half the log-determinant of the covariance of band moments [n, m]: spectral diversity.
+def spectral_volume(moments: Sequence[Sequence[float]], rows: Indices) -> float | None:
+    """Compute ``log_volume`` of some chips' moments; None if chips have different bands."""
+    if len({len(values) for values in moments}) != 1:
+        return None
+    table = np.array([list(values) for values in moments], dtype=np.float64)
+    return log_volume(table[rows])
 
-    The log of the volume of the ellipsoid that the spectra fill; a tiny ridge keeps it finite.
-    None for fewer than two chips.
+
+def log_volume(features: Floats) -> float | None:
+    """Compute half of the log-determinant of the covariance of features, shape (n, m).
+
+    This is the log of the volume of the ellipsoid that the features fill, up to a constant. A tiny
+    ridge keeps it finite. None for fewer than two rows.
     """
     if len(features) < 2:
         return None
     covariance = np.atleast_2d(np.cov(features, rowvar=False))
     _, value = np.linalg.slogdet(covariance + 1e-9 * np.eye(len(covariance)))
     return round(float(value) / 2, 6)
-
-
-def volume_of(moments: Sequence[Sequence[float]], rows: Indices) -> float | None:
-    """``log_volume`` of some chips' band moments; None where chips have not the same bands."""
-    if len({len(one) for one in moments}) != 1:
-        return None
-    table = np.array([list(one) for one in moments], dtype=np.float64)
-    return log_volume(table[rows])
-
-
-def compare(
-    candidates: Candidates,
-    kept: Indices,
-    moments: Sequence[Sequence[float]] | None = None,
-    seed: int = 0,
-    others: Sequence[Method] = ("random", "balanced-kmeans"),
-) -> pd.DataFrame:
-    """A choice beside those that other methods make of the same pool, with as many chips.
-
-    Args:
-        candidates: the pool.
-        kept: rows of the space that were chosen.
-        moments: spectral moments (or band means) of each candidate.
-        seed: of the other choices, the clusters and the sample.
-        others: the methods to compare with; without strata.
-
-    Returns:
-        A row per choice (``kept`` first, then the methods): ``choice``, ``chips``;
-        ``facility_location`` (mean over the pool of the similarity to the most similar chosen
-        chip, at least 0) with ``low`` and ``high`` (95 % interval; the value itself where the
-        whole pool was measured), ``covering_radius`` (1 − the least of these similarities),
-        ``measured_on`` (pool chips measured: all, or a random 20,000; the radius is then that
-        of the sample), ``spectral_log_volume`` and ``cluster_gini`` (inequality of chosen chips
-        per cluster of the pool; 0 is even).
-    """
-    space, pool = candidates.space, np.sort(candidates.rows)
-    if not len(pool) or not len(kept):
-        return pd.DataFrame(columns=COLUMNS)
-    choices: dict[str, Indices] = {"kept": np.sort(kept)}
-    for method in others:
-        choices[method] = select(candidates, method, len(kept), seed=seed).rows
-    seen = np.sort(np.random.default_rng([seed, 1]).permutation(pool)[:MEASURED])
-    count = max(1, min(GINI_CLUSTERS, len(pool) // CLUSTERS_OF))
-    labels, centres, _ = cluster(space, pool, count, seed)
-    place = {int(row): at for at, row in enumerate(candidates.rows)} if moments is not None else {}
-    found = []
-    for name, rows in choices.items():
-        best = np.maximum(coverage(space, seen, rows), 0)
-        half = 1.96 * best.std() * float(np.sqrt((1 - len(seen) / len(pool)) / len(seen)))
-        shares = np.bincount(labels[np.searchsorted(pool, rows)], minlength=len(centres))
-        at = np.array([place[int(row)] for row in rows]) if moments is not None else rows
-        found.append(
-            {
-                "choice": name,
-                "chips": len(rows),
-                "facility_location": round(float(best.mean()), 6),
-                "low": round(float(best.mean() - half), 6),
-                "high": round(float(best.mean() + half), 6),
-                "covering_radius": round(1 - float(best.min()), 6),
-                "measured_on": len(seen),
-                "spectral_log_volume": None if moments is None else volume_of(moments, at),
-                "cluster_gini": round(gini(shares.astype(np.float64)), 6),
-            }
-        )
-    return pd.DataFrame(found, columns=COLUMNS)

@@ -1,11 +1,11 @@
-"""Budgets, strata and quotas: who is sure of a share of what is kept, and who survived.
+"""Budgets, strata and quotas: the guaranteed share of each stratum, and the survivors of each.
 
-The rule. Chips are divided into strata by the columns asked for (collection, ground region,
-season, cluster), the coarsest first; columns are left out from the end until there are no more
-strata than chips to keep. A share of the budget (``min_share``) is divided among the strata, in
-proportion to their sizes or equally, at least one chip each, so that no stratum vanishes: each
-stratum keeps its best chips by that many. The rest of the budget goes to the best chips wherever
-they are. With ``min_share`` 1 every stratum gets its quota and no more.
+Chips are divided into strata by the configured columns (collection, ground region, season,
+cluster), the coarsest first. Columns are left out, the last first, until there are no more strata
+than chips to keep. A share of the budget (``min_share``) is divided among the strata, in proportion
+to their sizes or equally, at least one chip each, so that no stratum vanishes. Each stratum keeps
+its best chips up to its quota. The rest of the budget goes to the best chips of any stratum. With
+``min_share`` 1 every stratum gets its quota and no more.
 """
 
 from __future__ import annotations
@@ -22,17 +22,21 @@ from pyproj import CRS
 from data_catalog.errors import UsageError
 from geofm.types import Floats, Indices
 
-#: Edge of a ground region: 100 km as in the military grid, or one degree.
+#: Edge of a ground region: 100 km as in the military grid (MGRS), or one degree.
 REGION_M, REGION_DEGREES = 100_000.0, 1.0
-#: Meteorological seasons by month, named by their months: right on both hemispheres.
+#: Meteorological seasons, named by their months, so that they suit both hemispheres.
 SEASONS = ("DJF", "MAM", "JJA", "SON")
 
 
 def budget_count(budget: float | None, pool: int) -> int:
-    """How many of ``pool`` chips a budget means: all, a share (up to 1) or a number.
+    """Convert a budget to a number of chips.
+
+    Args:
+        budget: None for all, a share up to 1, or a number of chips.
+        pool: number of chips to select from.
 
     Raises:
-        UsageError: for a number larger than the pool, or one with a fraction.
+        UsageError: The number is larger than the pool, or not whole.
     """
     if budget is None or pool == 0:
         return pool
@@ -50,29 +54,35 @@ def budget_count(budget: float | None, pool: int) -> int:
     return int(budget)
 
 
+# Strata
+
+
 @lru_cache(maxsize=1024)
 def _is_geographic(crs: str) -> bool:
+    """Whether the coordinates of a CRS are degrees."""
     return bool(CRS.from_user_input(crs).is_geographic)
 
 
 def ground_region(crs: str, transform: Sequence[float]) -> str:
-    """The 100 km square (or one-degree square) of its own CRS that a chip's corner is in."""
+    """Name the 100 km (or one degree) square of its CRS in which a chip's corner lies."""
     edge = REGION_DEGREES if _is_geographic(crs) else REGION_M
     x, y = (int(np.floor(transform[i] / edge)) for i in (2, 5))
     return f"{crs} {x} {y}"
 
 
 def meteorological_season(datetime: str | None) -> str:
-    """Return the season of an ISO 8601 time (DJF, MAM, JJA or SON); empty without a month."""
+    """Return the season (DJF, MAM, JJA or SON) of an ISO 8601 time; empty without a time."""
     month = str(datetime or "")[5:7]
     return SEASONS[int(month) % 12 // 3] if month.isdigit() else ""
 
 
-def divide(columns: Mapping[str, Sequence[str]], most: int) -> tuple[Indices, tuple[str, ...]]:
-    """Strata by as many of the columns, in their order, as make no more than ``most`` of them.
+def divide_into_strata(
+    columns: Mapping[str, Sequence[str]], most: int
+) -> tuple[Indices, tuple[str, ...]]:
+    """Divide rows by as many columns, in their order, as give at most ``most`` strata.
 
     Returns:
-        A number per row (strata in the order of their names), and the columns that were used.
+        The stratum of each row (numbered in the order of their names), and the columns in use.
     """
     names = tuple(columns)
     rows = len(columns[names[0]]) if names else 0
@@ -87,89 +97,102 @@ def divide(columns: Mapping[str, Sequence[str]], most: int) -> tuple[Indices, tu
     return codes, names[:used]
 
 
-def quotas(sizes: Sequence[int], budget: int, equal: bool = False) -> list[int]:
-    """Shares of a budget: at least 1 each, at most the size, else in proportion to the sizes.
-
-    Needs len(sizes) <= budget <= sum(sizes). With ``equal`` all shares are the same, except that
-    what a small stratum cannot use goes to the others. Largest remainders first, ties by position.
-    """
-    weights = [1] * len(sizes) if equal else list(sizes)
-    total = sum(weights)
-    given = [
-        min(size, max(1, budget * weight // total))
-        for size, weight in zip(sizes, weights, strict=True)
-    ]
-    missing = budget - sum(given)
-    step = 1 if missing > 0 else -1
-
-    def lack(i: int) -> tuple[int, int]:
-        return step * (given[i] * total - budget * weights[i]), i
-
-    waiting = [lack(i) for i in range(len(sizes))]
-    heapq.heapify(waiting)
-    while missing:
-        _, i = heapq.heappop(waiting)
-        if 1 <= given[i] + step <= sizes[i]:
-            given[i] += step
-            missing -= step
-            heapq.heappush(waiting, lack(i))
-    return given
+# Quotas
 
 
-def take(priority: Floats, strata: Indices, count: int, min_share: float, equal: bool) -> Indices:
-    """The ``count`` rows of highest priority, after each stratum took what it is sure of.
+def take_best(
+    priority: Floats, strata: Indices, count: int, min_share: float, equal: bool
+) -> Indices:
+    """Take the rows of highest priority, after each stratum has taken its guaranteed share.
 
     Args:
-        priority: per row; ties go to the earlier row.
-        strata: number per row from 0, no more different ones than ``count``.
-        count: rows to take, at most ``len(priority)``.
-        min_share: share of ``count`` that strata are sure of (at least one row each).
-        equal: divide it equally instead of by size.
+        priority: priority of each row, shape (n,); ties go to the earlier row.
+        strata: stratum of each row, from 0, shape (n,); at most ``count`` different ones.
+        count: number of rows to take.
+        min_share: share of ``count`` that is guaranteed to the strata, at least one row each.
+        equal: whether that share is divided equally instead of by size.
 
     Returns:
-        Positions, ascending.
+        Positions, ascending, shape (min(count, n),).
     """
     if count >= len(priority):
         return np.arange(len(priority))
     sizes = np.bincount(strata)
-    promised = min(count, max(len(sizes), int(min_share * count + 0.5)))
-    sure = np.array(quotas(sizes.tolist(), promised, equal), dtype=np.int64)
+    guaranteed = min(count, max(len(sizes), int(min_share * count + 0.5)))
+    quota = np.array(quotas(sizes.tolist(), guaranteed, equal), dtype=np.int64)
     order = np.argsort(-priority, kind="stable")
     by_stratum = order[np.argsort(strata[order], kind="stable")]
-    rank = np.empty(len(order), dtype=np.int64)
+    rank_in_stratum = np.empty(len(order), dtype=np.int64)
     starts = np.cumsum(sizes) - sizes
-    rank[by_stratum] = np.arange(len(order)) - starts[strata[by_stratum]]
-    first = rank < sure[strata]
-    rest = order[~first[order]][: count - promised]
-    return np.sort(np.concatenate([np.flatnonzero(first), rest])).astype(np.int64)
+    rank_in_stratum[by_stratum] = np.arange(len(order)) - starts[strata[by_stratum]]
+    within_quota = rank_in_stratum < quota[strata]
+    rest = order[~within_quota[order]][: count - guaranteed]
+    return np.sort(np.concatenate([np.flatnonzero(within_quota), rest])).astype(np.int64)
 
 
-def survival(
-    columns: Mapping[str, Sequence[str]], stages: Mapping[str, NDArray[np.bool_]]
-) -> pd.DataFrame:
-    """How many chips of each stratum were left after each stage: the bias of a filter, in a table.
+def quotas(sizes: Sequence[int], budget: int, equal: bool = False) -> list[int]:
+    """Divide a budget among strata: at least 1 each, at most the size, else in proportion.
+
+    The largest remainders are served first; ties go by position.
 
     Args:
-        columns: labels of all candidates, by name (``collection``, ``region``, ``season``, …).
-        stages: who was left, by name and in order (``passed``, ``distinct``, ``kept``, …).
+        sizes: number of rows of each stratum.
+        budget: rows to divide, with len(sizes) <= budget <= sum(sizes).
+        equal: whether all shares are equal; the rest of a small stratum goes to the others.
+    """
+    weights = [1] * len(sizes) if equal else list(sizes)
+    total = sum(weights)
+    shares = [
+        min(size, max(1, budget * weight // total))
+        for size, weight in zip(sizes, weights, strict=True)
+    ]
+    missing = budget - sum(shares)
+    step = 1 if missing > 0 else -1
+
+    def remainder(i: int) -> tuple[int, int]:
+        return step * (shares[i] * total - budget * weights[i]), i
+
+    waiting = [remainder(i) for i in range(len(sizes))]
+    heapq.heapify(waiting)
+    while missing:
+        _, i = heapq.heappop(waiting)
+        if 1 <= shares[i] + step <= sizes[i]:
+            shares[i] += step
+            missing -= step
+            heapq.heappush(waiting, remainder(i))
+    return shares
+
+
+# Survivors
+
+
+def count_survivors(
+    columns: Mapping[str, Sequence[str]], steps: Mapping[str, NDArray[np.bool_]]
+) -> pd.DataFrame:
+    """Count the chips of each stratum that were left after each step: the bias of a filter.
+
+    Args:
+        columns: labels of all candidates, by column (``collection``, ``region``, ``season``, ...).
+        steps: whether each candidate was left after a step, by name of the step (``passed``,
+            ``distinct``, ``kept``, ...), in the order of the steps.
 
     Returns:
-        A row per column and label: ``stratum_of``, ``stratum``, ``candidates``, a count per
-        stage, ``survival`` (last stage ÷ candidates) and ``representation`` (survival ÷ that
-        of all candidates: 1 is unbiased; NaN when nothing survived).
+        One row per column and label: ``stratum_of``, ``stratum``, ``candidates``, a count per step,
+        ``survival`` (last step / candidates) and ``representation`` (survival / survival of all
+        candidates: 1 is unbiased; NaN if nothing survived).
     """
-    frames = []
-    last = list(stages)[-1]
+    tables = []
+    last = list(steps)[-1]
     for name, labels in columns.items():
         table = pd.DataFrame({"stratum": np.array(labels, dtype=np.str_), "candidates": 1})
-        for stage, left in stages.items():
-            table[stage] = left.astype(np.int64)
+        for step, left in steps.items():
+            table[step] = left.astype(np.int64)
         table = table.groupby("stratum", sort=True, as_index=False).sum()
         table.insert(0, "stratum_of", name)
-        frames.append(table)
-    found = pd.concat(frames, ignore_index=True)
-    found["survival"] = (found[last] / found["candidates"]).round(6)
-    overall = float(np.mean(stages[last])) if len(stages[last]) else 0.0
-    ratio = found[last] / found["candidates"] / overall if overall else np.nan
-    found["representation"] = np.round(ratio, 6)
-    return found
+        tables.append(table)
+    survivors = pd.concat(tables, ignore_index=True)
+    survivors["survival"] = (survivors[last] / survivors["candidates"]).round(6)
+    overall = float(np.mean(steps[last])) if len(steps[last]) else 0.0
+    ratio = survivors[last] / survivors["candidates"] / overall if overall else np.nan
+    survivors["representation"] = np.round(ratio, 6)
+    return survivors

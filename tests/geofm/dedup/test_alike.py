@@ -12,15 +12,15 @@ from scipy.ndimage import gaussian_filter, shift
 from geofm.dedup.alike import (
     BUCKET,
     KINDS,
-    compare,
-    find_alike,
+    compare_thumbnails,
     near_by_embedding,
     near_by_hash,
     slice_bits,
 )
 from geofm.dedup.descriptors import measure
-from geofm.dedup.perceptual_hash import hamming, hash_thumbnails, turn, variants
+from geofm.dedup.perceptual_hash import hamming_distance, hash_orientations, hash_thumbnails, orient
 from geofm.embeddings.vectors import make_space
+from tests.geofm.dedup.search import find_alike
 
 EXAMPLES = int(os.environ.get("GEOFM_EXAMPLES", "25"))
 SIZE, BANDS, SCALE = 128, ["red", "green", "blue"], [1e-4] * 3
@@ -51,7 +51,7 @@ def _describe(chips: list[np.ndarray]) -> tuple[pd.DataFrame, np.ndarray]:
 def _compare(chips: list[np.ndarray], left: list[int], right: list[int]):
     table, thumbnails = _describe(chips)
     low, high = (table[f"thumbnail_{end}"].to_numpy(np.float32) for end in ("low", "high"))
-    return compare(thumbnails, low, high, np.array(left), np.array(right))
+    return compare_thumbnails(thumbnails, low, high, np.array(left), np.array(right))
 
 
 @given(st.integers(0, 10_000), st.integers(0, 7), st.integers(-15, 15), st.integers(-15, 15),
@@ -60,11 +60,11 @@ def _compare(chips: list[np.ndarray], left: list[int], right: list[int]):
 def test_a_turned_shifted_and_brightened_view_is_the_same(seed, which, down, across, gain, noise):
     ground = _ground(seed, noise)
     first, moved = _cut(ground), _cut(ground * gain + 30, 64 + down, 64 + across)
-    like = _compare([first, np.ascontiguousarray(turn(moved, which))], [0], [1])
+    like = _compare([first, np.ascontiguousarray(orient(moved, which))], [0], [1])
     assert like.similarity[0] > 0.98
     common = (SIZE - abs(down)) * (SIZE - abs(across))
     assert like.iou[0] == pytest.approx(common / (2 * SIZE * SIZE - common), abs=0.08)
-    back = [w for w in range(8) if (turn(turn(np.arange(6).reshape(2, 3), which), w)
+    back = [w for w in range(8) if (orient(orient(np.arange(6).reshape(2, 3), which), w)
                                     .tolist() == [[0, 1, 2], [3, 4, 5]])]  # fmt: skip
     assert like.orientation[0] in back
 
@@ -97,7 +97,7 @@ def test_pairs_do_not_depend_on_their_company():
     table, thumbnails = _describe(chips)
     ends = [table[f"thumbnail_{end}"].to_numpy(np.float32) for end in ("low", "high")]
     for n in (0, 7, 14):
-        alone = compare(thumbnails, *ends, left[n : n + 1], right[n : n + 1])
+        alone = compare_thumbnails(thumbnails, *ends, left[n : n + 1], right[n : n + 1])
         assert alone.similarity[0] == together.similarity[n]
         assert (alone.shift[0] == together.shift[n]).all()
 
@@ -108,7 +108,7 @@ def test_hash_search_finds_every_pair_within_its_slices(seed, count):
     draw = np.random.default_rng(seed)
     hashes = draw.integers(0, 2**63, count, dtype=np.uint64)
     for row in range(0, count - 1, 2):  # neighbours: some bits of a turned copy
-        one = variants(hashes[row : row + 1])[0, draw.integers(8)]
+        one = hash_orientations(hashes[row : row + 1])[0, draw.integers(8)]
         for bit in draw.integers(0, 63, draw.integers(0, 5)):
             one ^= np.uint64(1) << np.uint64(bit)
         hashes[row + 1] = one
@@ -116,12 +116,12 @@ def test_hash_search_finds_every_pair_within_its_slices(seed, count):
     left, right = near_by_hash(hashes, bits=12)
     found = set(zip(left.tolist(), right.tolist(), strict=True))
     surely = 64 // slice_bits(count) - 1
-    views = variants(hashes)
+    views = hash_orientations(hashes)
     for a in range(count):
-        distance = hamming(views[a][:, None], hashes[None, a + 1 :]).min(axis=0)
+        distance = hamming_distance(views[a][:, None], hashes[None, a + 1 :]).min(axis=0)
         for b in np.flatnonzero((distance <= surely) & (hashes[a + 1 :] != 0)) + a + 1:
             assert hashes[a] == 0 or (a, int(b)) in found
-    assert all(hamming(views[a], hashes[b]).min() <= 12 and a < b for a, b in found)
+    assert all(hamming_distance(views[a], hashes[b]).min() <= 12 and a < b for a, b in found)
 
 
 def test_a_flood_of_like_hashes_stays_linear():
@@ -133,7 +133,7 @@ def test_a_flood_of_like_hashes_stays_linear():
 def test_find_alike_names_the_kind_and_needs_neighbours_for_overlaps():
     ground = [_ground(seed) for seed in range(5)]
     chips = [_cut(g) for g in ground]
-    chips += [np.ascontiguousarray(turn(_cut(ground[0]), 5)), _cut(ground[1] * 1.2)]
+    chips += [np.ascontiguousarray(orient(_cut(ground[0]), 5)), _cut(ground[1] * 1.2)]
     chips += [_cut(ground[2], 80, 70), _cut(ground[3], 124, 64), _cut(ground[4], 66, 64)]
     table, thumbnails = _describe(chips)
     alone = find_alike(table, thumbnails)
@@ -147,9 +147,8 @@ def test_find_alike_names_the_kind_and_needs_neighbours_for_overlaps():
     assert kinds[2, 7] == "overlap"
     assert (3, 8) not in kinds  # they share too little ground
     assert set(kinds) == {(0, 5), (1, 6), (2, 7), *([(4, 9)] if (4, 9) in kinds else [])}
-    edges = found.edges()
-    assert (edges.left < edges.right).all()
-    assert list(zip(edges.left, edges.right, strict=True)) == sorted(kinds)
+    assert (found.left < found.right).all()
+    assert list(zip(found.left, found.right, strict=True)) == sorted(kinds)
 
 
 def test_nothing_to_compare():

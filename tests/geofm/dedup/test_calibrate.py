@@ -8,7 +8,7 @@ from shapely.geometry import box
 from data_catalog.run import run_stage
 from geofm.config.recipe import CalibrateSettings, EmbedSettings, RecipeSection
 from geofm.dedup import calibrate, describe
-from geofm.dedup.calibrate import choose, curve_of
+from geofm.dedup.calibrate import choose_threshold, precision_curve
 from geofm.dedup.known_pairs import far_pairs, other_dates, overlapping
 from geofm.embeddings import embed
 from tests.geofm.dedup.synthetic import Chip, make_chips, texture
@@ -22,7 +22,7 @@ def _known(alike: list[float], unlike: list[float]) -> pd.DataFrame:
 def test_the_lowest_threshold_that_is_precise_for_sure():
     draw = np.random.default_rng(0)
     known = _known(list(draw.uniform(0.8, 1, 800)), list(draw.uniform(0, 0.7, 500)))
-    found = choose(curve_of(known), known, CalibrateSettings())
+    found = choose_threshold(precision_curve(known), known, CalibrateSettings())
     assert found["source"] == "calibrated"
     assert 0.69 <= found["threshold"] <= 0.705
     assert found["precision_lower_bound"] >= 0.99
@@ -37,7 +37,7 @@ def test_the_lowest_threshold_that_is_precise_for_sure():
 )  # fmt: skip
 def test_the_default_stands_with_a_reason(alike, unlike, why):
     known = _known(alike, unlike)
-    found = choose(curve_of(known), known, CalibrateSettings(default=0.93))
+    found = choose_threshold(precision_curve(known), known, CalibrateSettings(default=0.93))
     assert (found["threshold"], found["source"]) == (0.93, "default")
     assert why in found["reason"]
 

@@ -12,8 +12,8 @@ from data_catalog.store import open_store
 from geofm.config.recipe import RecipeSection
 from geofm.dedup import describe
 from geofm.dedup.describe import load_descriptors
-from geofm.dedup.descriptors import gradient_energy, measure, measure_all, shrink, small_enough
-from geofm.dedup.perceptual_hash import turn
+from geofm.dedup.descriptors import gradient_energy, halve_large, measure, measure_all, shrink
+from geofm.dedup.perceptual_hash import orient
 from geofm.raster.radiometry import to_unit
 from tests.geofm.dedup.synthetic import BANDS, Chip, make_chips, texture
 
@@ -21,7 +21,7 @@ from tests.geofm.dedup.synthetic import BANDS, Chip, make_chips, texture
 def _chips() -> list[Chip]:
     chips = [Chip(texture(n, size=64)) for n in range(11)]
     chips[3].status = "dropped"
-    chips.append(Chip(np.ascontiguousarray(turn(texture(0, size=64), 3))))
+    chips.append(Chip(np.ascontiguousarray(orient(texture(0, size=64), 3))))
     chips.append(Chip(texture(20, size=48, dtype="uint8")))
     chips.append(Chip(np.full((3, 64, 64), 700, dtype=np.uint16)))
     return chips
@@ -91,8 +91,8 @@ def test_a_flat_picture_stays_flat_at_any_size(size):
 def test_large_chips_are_halved_first():
     pixels = texture(6, size=256)
     halves = pixels.reshape(3, 128, 2, 128, 2).mean(axis=(2, 4))
-    assert (small_enough(pixels) == halves).all()
-    assert small_enough(pixels[:, :128, :128]).shape == (3, 128, 128)
+    assert (halve_large(pixels) == halves).all()
+    assert halve_large(pixels[:, :128, :128]).shape == (3, 128, 128)
     facts, thumbnail = measure(pixels, BANDS, [1e-4] * 3)
     small, same = measure(np.rint(halves).astype(np.uint16), BANDS, [1e-4] * 3)
     assert facts["entropy"] == pytest.approx(small["entropy"], abs=0.05)

@@ -5,16 +5,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from geofm.dedup.certificate import MissedPairs, audit_edges, recall_bound, require_complete
-from geofm.dedup.exact_pairs import (
-    Edges,
-    TooManyPairs,
-    collapse_identical,
-    collapse_vectors,
-    find_edges,
-)
-from geofm.dedup.incremental import collapse_known, match_rows
-from geofm.embeddings.vectors import make_space, nearest
+from geofm.dedup.certificate import MissedPairs, recall_bound, require_complete
+from geofm.dedup.edges import Edges
+from geofm.dedup.identical import collapse_groups, collapse_vectors
+from geofm.dedup.incremental import match_previous_rows
+from geofm.dedup.join import TooManyPairs
+from geofm.embeddings.vectors import make_space, nearest_rows
+from tests.geofm.dedup.search import audit_edges, find_edges
 
 
 def _vectors(rows: int = 700, width: int = 48) -> np.ndarray:
@@ -81,7 +78,7 @@ def test_recall_bound_is_clopper_pearson():
 
 def test_identical_content_collapses_to_the_best():
     order = np.array([2, 0, 3, 1])
-    assert collapse_identical(["x", "y", "x", "y"], order).tolist() == [2, 3, 2, 3]
+    assert collapse_groups(["x", "y", "x", "y"], order).tolist() == [2, 3, 2, 3]
 
 
 def test_a_flood_of_like_vectors_is_refused_with_a_remedy():
@@ -106,7 +103,7 @@ def test_degenerate_pools():
 def test_nearest_is_exact_and_ties_go_to_the_lower_row():
     space = make_space(_vectors(200))
     rows = np.arange(200)
-    found, similarity = nearest(space, rows, rows, 3)
+    found, similarity = nearest_rows(space, rows, rows, 3)
     for row in (0, 57, 199):
         exact = space.similarity(np.full(200, row), rows)
         exact[row] = -2
@@ -114,8 +111,8 @@ def test_nearest_is_exact_and_ties_go_to_the_lower_row():
         assert found[row].tolist() == order.tolist()
         assert similarity[row].tolist() == exact[order].tolist()
     twins = make_space(np.tile(np.arange(1, 5, dtype=np.float16), (4, 1)))
-    assert nearest(twins, np.array([3]), np.arange(4), 2)[0].tolist() == [[0, 1]]
-    alone, _ = nearest(twins, np.array([2]), np.array([2]), 1)
+    assert nearest_rows(twins, np.array([3]), np.arange(4), 2)[0].tolist() == [[0, 1]]
+    alone, _ = nearest_rows(twins, np.array([2]), np.array([2]), 1)
     assert alone.tolist() == [[-1]]
 
 
@@ -131,7 +128,7 @@ HASHES = st.builds(lambda high, low: high << 60 | low, st.integers(0, 3), st.int
 def test_rows_are_matched_as_a_dictionary_would(before, now):
     home = np.array([0 if searched else -1 for _, searched in before], dtype=np.int32)
     known = {value: row for row, (value, searched) in enumerate(before) if searched}
-    found = match_rows(
+    found = match_previous_rows(
         np.array([value for value, _ in before], dtype=np.uint64),
         home,
         np.array(now, dtype=np.uint64),
@@ -140,17 +137,11 @@ def test_rows_are_matched_as_a_dictionary_would(before, now):
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    rows=st.lists(st.tuples(HASHES, st.integers(0, 2)), max_size=40),
-    before=st.lists(HASHES, unique=True, max_size=40),
-)
-def test_vectors_collapse_as_a_dictionary_would(rows, before):
+@given(rows=st.lists(st.tuples(HASHES, st.integers(0, 2)), max_size=40))
+def test_vectors_collapse_as_a_dictionary_would(rows):
     """Hashes that lie are among them: vectors differ while their hashes do not."""
     first: dict[tuple[int, int], int] = {}
     wanted = [first.setdefault(row, number) for number, row in enumerate(rows)]
     stored = np.array([[value % 21, more] for value, more in rows], dtype=np.float16)
     hashes = np.array([value for value, _ in rows], dtype=np.uint64)
     assert collapse_vectors(stored.reshape(-1, 2), hashes).tolist() == wanted
-    home = np.zeros(len(before), dtype=np.int32)
-    of = match_rows(np.array(before, dtype=np.uint64), home, hashes)
-    assert collapse_known(stored.reshape(-1, 2), hashes, of).tolist() == wanted

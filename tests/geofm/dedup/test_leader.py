@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from geofm.dedup import join, leader
-from geofm.dedup.edges import Edges, join_edges, sort_edges
-from geofm.dedup.exact_pairs import find_edges, find_pairs
-from geofm.dedup.join import hidden_pairs
+from geofm.dedup.edges import Edges, merge_edges, sort_edges
+from geofm.dedup.join import dense_pair_search
 from geofm.dedup.leader import LeaderRuleBroken, check_leaders, choose_leaders, total_order
 from geofm.embeddings.vectors import make_space
+from tests.geofm.dedup.search import find_edges, find_pairs
 
 EXAMPLES = int(os.environ.get("GEOFM_EXAMPLES", "40"))
 
@@ -126,7 +126,7 @@ def test_rounds_are_the_sequential_rule_on_any_graph(seed, rows, kind, pieces, r
     ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(leader, "MOST_ROUNDS", rounds)
-        leaders = choose_leaders(order, join_edges([*parts, parts[0]]))
+        leaders = choose_leaders(order, merge_edges([*parts, parts[0]]))
     kept = set(np.flatnonzero(leaders.kept).tolist())
     assert kept == _sequential(order, edges)
     pairs = set(zip(edges.left.tolist(), edges.right.tolist(), strict=True))
@@ -151,10 +151,10 @@ def test_a_dense_cell_gives_the_sequential_answer_without_its_pairs(seed, rows, 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(join, "DENSE_PAIRS", 100)
         patch.setattr(join, "DENSE_PER_ROW", 1)
-        patch.setattr(leader, "AT_ONCE", at_once)
+        patch.setattr(leader, "BLOCK_ROWS", at_once)
         found = find_pairs(space, 0.97)
-        hidden, dense = hidden_pairs(space, found.frame, found.cells, [0], 0.97)
-        leaders = choose_leaders(order, found.edges, hidden, dense)
+        search, dense = dense_pair_search(space, found.partition, found.cells, [0], 0.97)
+        leaders = choose_leaders(order, found.edges, search, dense)
     if len(everything) > 4 * rows:
         assert found.dense == [0]
     assert leaders.kept.tolist() == expected.kept.tolist()

@@ -14,11 +14,10 @@ from hypothesis import strategies as st
 from data_catalog.catalogue import open_catalogue
 from data_catalog.run import make_job, plan_parts, run_stage, seal, with_previous, work_parts
 from data_catalog.store import open_store
-from geofm.dedup import buckets, pairs
-from geofm.dedup import certificate as audit
-from geofm.dedup import partition as frame
-from geofm.dedup.exact_pairs import hash_rows
-from geofm.dedup.join import searched
+from geofm.dedup import buckets, pairs, partition
+from geofm.dedup.certificate import MissedPairs, audit_sample
+from geofm.dedup.identical import hash_vectors
+from geofm.dedup.partition import is_covered
 from geofm.embeddings.vectors import make_space
 from tests.geofm.dedup.synthetic import make_calibration, make_embeddings, make_pool
 from tests.geofm.dedup.test_pairs import SETTINGS, brute, clusters, found, names
@@ -30,8 +29,8 @@ TINY = 1e-4
 @pytest.fixture(autouse=True)
 def cells(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pools of a few hundred are searched by cells, in several ranges and parts."""
-    monkeypatch.setattr(frame, "WHOLE_UP_TO", 100)
-    monkeypatch.setattr(buckets, "RANGE", 300)
+    monkeypatch.setattr(partition, "EXHAUSTIVE_UP_TO", 100)
+    monkeypatch.setattr(buckets, "PART_ROWS", 300)
     monkeypatch.setattr(pairs, "PART_ROWS", 300)
 
 
@@ -69,7 +68,7 @@ def search_everything(store, made: dict[str, Any]) -> Any:
 
 
 def test_a_margin_that_misses_pairs_is_widened(store, catalogue, tmp_path, monkeypatch):
-    monkeypatch.setattr(frame, "DEVIATIONS", TINY)
+    monkeypatch.setattr(partition, "DEVIATIONS", TINY)
     vectors, ids = far_apart(1000), names(1000)
     made, artifact = search(store, catalogue, ids, vectors)
     facts = artifact.manifest.facts
@@ -135,7 +134,7 @@ def test_a_margin_that_misses_nothing_is_kept(store, catalogue):
 
 
 def test_the_wider_margin_is_inherited(store, catalogue, tmp_path, monkeypatch):
-    monkeypatch.setattr(frame, "DEVIATIONS", TINY)
+    monkeypatch.setattr(partition, "DEVIATIONS", TINY)
     vectors, ids = far_apart(1000), names(1000)
     first, _ = search(store, catalogue, ids, vectors)
     new = np.concatenate([vectors[60:100] + np.float16(0.01), clusters(40, seed=9)])
@@ -154,7 +153,7 @@ def test_the_wider_margin_is_inherited(store, catalogue, tmp_path, monkeypatch):
 
 def brute_in(made: dict[str, Any], vectors: np.ndarray, ids: list[str]) -> set[tuple[str, str]]:
     """All pairs, compared in the centre of the frame, which a later pool inherits."""
-    exact = vectors.astype(np.float64) - buckets.read_frame(made["buckets"]).centre
+    exact = vectors.astype(np.float64) - buckets.read_partition(made["buckets"]).centre
     exact /= np.linalg.norm(exact, axis=1, keepdims=True)
     low, high = np.nonzero(np.triu(exact @ exact.T >= 0.95, 1))
     pairs = {tuple(sorted((ids[a], ids[b]))) for a, b in zip(low, high, strict=True)}
@@ -162,14 +161,14 @@ def brute_in(made: dict[str, Any], vectors: np.ndarray, ids: list[str]) -> set[t
     return pairs
 
 
-@pytest.mark.parametrize("width", [32, 160])  # the longer ones have sketches
+@pytest.mark.parametrize("width", [32, 160])
 def test_a_refresh_whose_chips_lie_beyond_the_inherited_margin_widens_it(
     store, catalogue, tmp_path, width
 ):
     """The first pool has no pairs across cells; then chips come that are pairs across cells."""
     vectors, ids = far_apart(900, width), names(900)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(frame, "DEVIATIONS", TINY)
+        patch.setattr(partition, "DEVIATIONS", TINY)
         # without its duplicates the sample shows no miss
         first, _ = search(store, catalogue, ids[180:], vectors[180:])
     before = first["buckets"].manifest.facts
@@ -183,7 +182,9 @@ def test_a_refresh_whose_chips_lie_beyond_the_inherited_margin_widens_it(
     assert found(artifact) == brute_in(made, vectors, ids)
     assert search_everything(open_store(tmp_path / "full"), made).digest == artifact.digest
     # the cells are those of a full assignment, and the night after takes them over
-    again = frame.assign(buckets.read_frame(made["buckets"]), _space(made, vectors), 0, 900)
+    again = partition.assign_cells(
+        buckets.read_partition(made["buckets"]), _space(made, vectors), 0, 900
+    )
     carried = buckets.read_cells(made["buckets"])
     assert np.array_equal(carried.home, again.home)
     assert np.array_equal(carried.row, again.row)
@@ -196,7 +197,7 @@ def test_a_refresh_whose_chips_lie_beyond_the_inherited_margin_widens_it(
 
 
 def _space(made: dict[str, Any], vectors: np.ndarray) -> Any:
-    return replace(make_space(vectors), centre=buckets.read_frame(made["buckets"]).centre)
+    return replace(make_space(vectors), centre=buckets.read_partition(made["buckets"]).centre)
 
 
 def test_another_seed_has_a_partition_of_its_own(store, catalogue):
@@ -213,12 +214,12 @@ def test_another_seed_has_a_partition_of_its_own(store, catalogue):
 
 
 @pytest.mark.parametrize("whole", [False, True])
-@pytest.mark.parametrize("deviations", [frame.DEVIATIONS, TINY])
+@pytest.mark.parametrize("deviations", [partition.DEVIATIONS, TINY])
 def test_a_search_that_misses_what_its_cells_cover_fails(
     store, catalogue, monkeypatch, whole, deviations
 ):
-    monkeypatch.setattr(frame, "DEVIATIONS", deviations)
-    monkeypatch.setattr(frame, "WHOLE_UP_TO", 10_000 if whole else 100)
+    monkeypatch.setattr(partition, "DEVIATIONS", deviations)
+    monkeypatch.setattr(partition, "EXHAUSTIVE_UP_TO", 10_000 if whole else 100)
     right = pairs.join_cells
 
     def broken(*args: Any) -> Any:
@@ -227,7 +228,7 @@ def test_a_search_that_misses_what_its_cells_cover_fails(
         return replace(result, edges=replace(result.edges, **edges))
 
     monkeypatch.setattr(pairs, "join_cells", broken)
-    with pytest.raises(audit.MissedPairs, match="defect of the search") as caught:
+    with pytest.raises(MissedPairs, match="defect of the search") as caught:
         search(store, catalogue, names(600), clusters(600))
     assert "seed" not in str(caught.value)
     assert catalogue.artifacts("pairs") == []
@@ -258,7 +259,7 @@ def pool(kind: str, seed: int, rows: int, width: int) -> np.ndarray:
     seed=st.integers(0, 10_000),
     rows=st.integers(150, 500),
     width=st.sampled_from([4, 16, 32]),
-    deviations=st.sampled_from([TINY, 0.5, frame.DEVIATIONS]),
+    deviations=st.sampled_from([TINY, 0.5, partition.DEVIATIONS]),
     threshold=st.sampled_from([0.9, 0.95, 0.999]),
 )
 @settings(max_examples=40, deadline=None, derandomize=True,
@@ -269,20 +270,20 @@ def test_with_the_complete_margin_cells_cover_every_pair(
     """What a sample shows of a sampled margin is true, and the complete margin leaves nothing."""
     space = make_space(pool(kind, seed, rows, width))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(frame, "DEVIATIONS", deviations)
-        sampled = frame.train_frame(space, threshold, seed)
-    if sampled.whole:
+        patch.setattr(partition, "DEVIATIONS", deviations)
+        sampled = partition.train_partition(space, threshold, seed)
+    if sampled.is_single:
         return
-    audited = audit.audit_rows(space, hash_rows(space.stored), np.arange(rows), threshold, seed)
+    audited = audit_sample(space, hash_vectors(space.stored), np.arange(rows), threshold, seed)
     assert len(audited.asked) == rows  # so few are all audited
-    wide = replace(sampled, margin=frame.complete_margin(threshold))
+    wide = replace(sampled, margin=partition.complete_margin(threshold))
     assert wide.margin >= sampled.margin
     for part in (sampled, wide):
-        cells = frame.assign(part, space, 0, rows)
-        inside = searched(space, part, cells.home, audited.low, audited.high)
+        cells = partition.assign_cells(part, space, 0, rows)
+        inside = is_covered(part, space, cells.home, audited.low, audited.high)
         assert part is sampled or inside.all()
         # and a pair that the geometry covers is one that the cells compare
-        visits = set(zip(cells.row.tolist(), cells.cell.tolist(), strict=True))
+        visits = set(zip(cells.row.tolist(), cells.visited.tolist(), strict=True))
         for low, high in zip(audited.low[inside].tolist(), audited.high[inside].tolist(),
                              strict=True):  # fmt: skip
             a, b = int(cells.home[low]), int(cells.home[high])
@@ -290,11 +291,11 @@ def test_with_the_complete_margin_cells_cover_every_pair(
 
 
 @pytest.mark.parametrize("kind", ["clustered", "monotone", "heavy-tailed"])
-@pytest.mark.parametrize("deviations", [0.5, frame.DEVIATIONS])
+@pytest.mark.parametrize("deviations", [0.5, partition.DEVIATIONS])
 def test_the_stages_find_every_pair_of_a_pool_that_is_audited_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, deviations: float
 ) -> None:
-    monkeypatch.setattr(frame, "DEVIATIONS", deviations)
+    monkeypatch.setattr(partition, "DEVIATIONS", deviations)
     store, catalogue = open_store(tmp_path), open_catalogue(f"sqlite:///{tmp_path}/c.db")
     vectors, ids = pool(kind, 7, 600, 32), names(600)
     _, artifact = search(store, catalogue, ids, vectors)

@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from geofm.dedup import matmul as products
-from geofm.dedup.matmul import BFLOAT16, FLOAT32, as_factors, near_pairs, on_every_core
+from geofm.dedup.matmul import BFLOAT16, FLOAT32, as_factors, map_on_cores, near_pairs
 
 EXAMPLES = int(os.environ.get("GEOFM_EXAMPLES", "25"))
 
@@ -69,7 +69,7 @@ def test_too_many_proposals_end_early():
 
 
 def test_results_come_in_order_and_errors_come_through():
-    assert list(on_every_core(lambda n: n * n, range(200))) == [n * n for n in range(200)]
+    assert list(map_on_cores(lambda n: n * n, range(200))) == [n * n for n in range(200)]
 
     def fail(number: int) -> int:
         if number == 5:
@@ -77,4 +77,4 @@ def test_results_come_in_order_and_errors_come_through():
         return number
 
     with pytest.raises(ValueError, match="five"):
-        list(on_every_core(fail, range(10)))
+        list(map_on_cores(fail, range(10)))

@@ -14,13 +14,12 @@ from data_catalog.catalogue import open_catalogue
 from data_catalog.run import make_job, plan_parts, run_stage, seal, with_previous, work_parts
 from data_catalog.store import open_store
 from geofm.config.recipe import CurateSettings
-from geofm.dedup import buckets, join, newcomers, pairs
-from geofm.dedup import matmul as products
-from geofm.dedup import partition as frame
+from geofm.dedup import buckets, join, pairs, partition
 from geofm.dedup.edges import sort_edges
+from geofm.dedup.identical import collapse_vectors
 from geofm.dedup.leader import choose_leaders
-from geofm.dedup.sketch import WIDTH, sketch_all
-from geofm.embeddings.vectors import Space
+from geofm.dedup.matmul import BFLOAT16, FLOAT32
+from geofm.embeddings.vectors import EmbeddingSpace
 from tests.geofm.dedup.synthetic import make_calibration, make_embeddings, make_pool
 
 SETTINGS = CurateSettings(threshold=0.95)
@@ -29,8 +28,8 @@ SETTINGS = CurateSettings(threshold=0.95)
 @pytest.fixture
 def cells(monkeypatch):
     """Pools of a few thousand are searched by cells, in several ranges and parts."""
-    monkeypatch.setattr(frame, "WHOLE_UP_TO", 100)
-    monkeypatch.setattr(buckets, "RANGE", 700)
+    monkeypatch.setattr(partition, "EXHAUSTIVE_UP_TO", 100)
+    monkeypatch.setattr(buckets, "PART_ROWS", 700)
     monkeypatch.setattr(pairs, "PART_ROWS", 700)
 
 
@@ -132,20 +131,18 @@ def test_identical_vectors_are_one_and_named(store, catalogue):
 
 
 def test_two_vectors_with_one_hash_are_told_apart():
-    from geofm.dedup.exact_pairs import collapse_vectors
-
     stored = np.array([[1, 2], [3, 4], [1, 2], [3, 4]], dtype=np.float16)
     same = collapse_vectors(stored, np.zeros(4, dtype=np.uint64))
     assert same.tolist() == [0, 1, 0, 1]
 
 
 def test_float32_and_bfloat16_decide_alike(monkeypatch):
-    from geofm.dedup.exact_pairs import find_edges
     from geofm.embeddings.vectors import make_space
+    from tests.geofm.dedup.search import find_edges
 
     space = make_space(clusters(1500))
     results = []
-    for precision in (products.FLOAT32, products.BFLOAT16):
+    for precision in (FLOAT32, BFLOAT16):
         monkeypatch.setattr(join, "best_precision", lambda p=precision: p)
         results.append(find_edges(space, 0.95))
     assert len(results[0]) > 100
@@ -155,7 +152,7 @@ def test_float32_and_bfloat16_decide_alike(monkeypatch):
 
 def test_rows_that_are_not_compared_are_in_no_pair(store, catalogue, monkeypatch):
     vectors, ids = clusters(300), names(300)
-    monkeypatch.setattr(buckets, "joined_rows", lambda job: np.arange(0, 300, 2))
+    monkeypatch.setattr(buckets, "searched_rows", lambda job: np.arange(0, 300, 2))
     made, artifact = search(store, catalogue, ids, vectors)
     assert found(artifact) == brute(vectors[::2], ids[::2], 0.95)
     assert made["buckets"].manifest.dropped["not_compared"] == 150
@@ -173,14 +170,14 @@ def _refresh(store, catalogue, ids, vectors, keep, new):
 @pytest.mark.usefixtures("cells")
 @pytest.mark.parametrize("shuffled", [False, True])
 @pytest.mark.parametrize(
-    ("width", "precision"),  # the longer ones are searched by sketches
-    [(32, None), (160, None), (160, products.FLOAT32), (160, products.BFLOAT16)],
+    ("width", "precision"),
+    [(32, None), (160, None), (160, FLOAT32), (160, BFLOAT16)],
 )
 def test_new_and_withdrawn_chips_give_the_pairs_of_a_full_search(
     store, catalogue, tmp_path, monkeypatch, shuffled, width, precision
 ):
     if precision is not None:
-        monkeypatch.setattr(newcomers, "best_precision", lambda: precision)
+        monkeypatch.setattr(join, "best_precision", lambda: precision)
     vectors, ids = clusters(3000, width=width), names(3000)
     first, _ = search(store, catalogue, ids, vectors)
     draw = np.random.default_rng(5)
@@ -201,18 +198,14 @@ def test_new_and_withdrawn_chips_give_the_pairs_of_a_full_search(
     assert found(artifact) == found(full)
     assert artifact.digest == full.digest
     # and the cells that were carried over are those that a full assignment gives
-    frame_now = buckets.read_frame(made["buckets"])
-    again = frame.assign(frame_now, Space(now, frame_now.centre), 0, len(now))
+    partition_now = buckets.read_partition(made["buckets"])
+    again = partition.assign_cells(
+        partition_now, EmbeddingSpace(now, partition_now.centre), 0, len(now)
+    )
     carried = buckets.read_cells(made["buckets"])
     assert np.array_equal(carried.home, again.home)
     assert np.array_equal(carried.row, again.row)
     assert np.array_equal(carried.begin, again.begin)
-    # and so are the sketches
-    kept = buckets.read_sketches(made["buckets"], len(now))
-    assert kept.shape == (len(now), WIDTH if width == 160 else 0)
-    searched = carried.home >= 0
-    fresh = sketch_all(Space(now, frame_now.centre), frame_now.axes)
-    assert np.array_equal(kept[searched], fresh[searched])
 
 
 def seal_without_previous(store, made):
@@ -242,7 +235,7 @@ from data_catalog.stage import Part
 from data_catalog.store import Store
 from geofm.dedup import pairs, partition
 from geofm.config.recipe import CurateSettings
-partition.WHOLE_UP_TO, pairs.PART_ROWS = 100, 700
+partition.EXHAUSTIVE_UP_TO, pairs.PART_ROWS = 100, 700
 store = Store(sys.argv[1])
 inputs = {"embeddings": Artifact(sys.argv[2]), "buckets": Artifact(sys.argv[3])}
 job = make_job(pairs.STAGE, store, inputs, CurateSettings(threshold=0.95))

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from geofm.embeddings.clusters import cluster, members, neighbourhoods
+from geofm.embeddings.clusters import cluster, divide_into_groups, rows_by_label
 from geofm.embeddings.vectors import make_space
 from geofm.selection.balanced import balanced_rank, in_turn
 from tests.geofm.dedup.pools import skewed_pool
@@ -25,7 +25,7 @@ def test_clusters_are_the_same_for_any_number_of_threads():
 
 def test_neighbourhoods_divide_the_rows_and_are_no_larger_than_asked():
     pool, _ = skewed_pool()
-    groups = neighbourhoods(pool.space, pool.rows, 50, seed=0)
+    groups = divide_into_groups(pool.space, pool.rows, 50, seed=0)
     assert max(map(len, groups)) <= 50
     assert np.array_equal(np.sort(np.concatenate(groups)), np.arange(600))
     assert all((np.diff(group) > 0).all() for group in groups)
@@ -33,13 +33,13 @@ def test_neighbourhoods_divide_the_rows_and_are_no_larger_than_asked():
 
 def test_equal_vectors_are_cut_anyway():
     space = make_space(np.ones((500, 8), dtype=np.float16))
-    groups = neighbourhoods(space, np.arange(500), 64, seed=0)
+    groups = divide_into_groups(space, np.arange(500), 64, seed=0)
     assert max(map(len, groups)) <= 64
     assert len(np.concatenate(groups)) == 500
 
 
 def test_members_by_label():
-    groups = members(np.array([2, 0, 2, 0]), 4)
+    groups = rows_by_label(np.array([2, 0, 2, 0]), 4)
     assert [group.tolist() for group in groups] == [[1, 3], [], [0, 2], []]
 
 

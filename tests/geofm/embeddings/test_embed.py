@@ -12,9 +12,10 @@ from data_catalog.store import open_store
 from geofm.config.recipe import EmbedSettings
 from geofm.embeddings import embed
 from geofm.embeddings.embed import one_torch_thread
-from geofm.embeddings.encoders import Encoder, encode, fuse_for_cpu, load_encoder, normalise, resize
-from geofm.embeddings.images import picture
+from geofm.embeddings.encoders import Encoder, encode, fuse_for_cpu, load_encoder, normalise
+from geofm.embeddings.images import prepare_chip
 from geofm.raster.radiometry import to_rgb
+from geofm.raster.resample import resize_images
 from tests.geofm.dedup.synthetic import Chip, make_chips, texture
 
 SETTINGS = EmbedSettings(size_px=32, batch=4)
@@ -125,8 +126,8 @@ def test_a_picture_is_what_the_encoder_would_make_of_rgb(edge, dtype, scale, mos
     encoder = Encoder("none", torch.nn.Identity(), mean, std, 3, "", 32, True)
     rgb = torch.from_numpy(to_rgb(pixels, bands, [scale] * 4))
     assert dtype == "uint8" or (rgb == 1).any()  # clipped before it is resized
-    wanted = normalise(encoder, resize(rgb.unsqueeze(0), 32))[0]
-    found = picture(pixels, bands, [scale] * 4, encoder, 32)
+    wanted = normalise(encoder, resize_images(rgb.unsqueeze(0), 32))[0]
+    found = prepare_chip(pixels, bands, [scale] * 4, encoder, 32)
     torch.testing.assert_close(found, wanted, atol=5e-6, rtol=0)
 
 

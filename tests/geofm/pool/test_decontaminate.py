@@ -17,9 +17,9 @@ from shapely.geometry import Point, box
 
 from data_catalog.errors import UsageError
 from geofm.dedup.descriptors import measure
-from geofm.dedup.perceptual_hash import hash_thumbnails, turn
+from geofm.dedup.perceptual_hash import hash_thumbnails, orient
 from geofm.embeddings.encoders import features, load_encoder
-from geofm.embeddings.images import picture
+from geofm.embeddings.images import prepare_chip
 from geofm.embeddings.vectors import make_space
 from geofm.pool.decontaminate import decontaminate, view_images
 from geofm.pool.proximity import near_areas
@@ -56,7 +56,7 @@ def test_each_rule_has_its_witness_and_the_certificate_adds_up(tmp_path):
     grounds = [_ground(seed) for seed in range(12)]
     chips = [_cut(ground) for ground in grounds]
     chips.append(np.full((3, 128, 128), 500, np.uint16))
-    leak = np.ascontiguousarray(turn(_cut(grounds[3] * 1.1), 5))
+    leak = np.ascontiguousarray(orient(_cut(grounds[3] * 1.1), 5))
     offset = _cut(grounds[4], 84, 72)
     pictures = {"a.png": leak, "sub.png": offset, "other.png": _cut(_ground(99))}
     registry = load_registry(_folder(tmp_path, pictures, [box(12.02, 0, 12.03, 0.01)]))
@@ -90,7 +90,7 @@ def test_each_rule_has_its_witness_and_the_certificate_adds_up(tmp_path):
 
 
 def _embed(encoder, chip: np.ndarray) -> np.ndarray:
-    image = picture(chip, BANDS, SCALE, encoder, 64)
+    image = prepare_chip(chip, BANDS, SCALE, encoder, 64)
     return features(encoder, image[None]).numpy()[0].astype(np.float16)
 
 
@@ -186,7 +186,7 @@ def test_rasters_of_any_depth(tmp_path):
     assert (found["rgb.tif"] == pixels).all()
     assert (found["grey.tif"] == pixels[:1]).all()
     views = view_images(registry)
-    table, thumbnails = _pool([np.ascontiguousarray(turn(pixels, 2))])
+    table, thumbnails = _pool([np.ascontiguousarray(orient(pixels, 2))])
     result = decontaminate(_areas(1), table, thumbnails, None, registry, views)
     assert result.rows["rule"].tolist() == ["eval_pixels"]
 

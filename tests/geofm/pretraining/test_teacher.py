@@ -16,7 +16,7 @@ from data_catalog.run import run_stage
 from data_catalog.store import Store, open_store
 from geofm.config.recipe import EmbedSettings
 from geofm.embeddings import embed
-from geofm.embeddings.encoders import LITE0, encode, resize
+from geofm.embeddings.encoders import LITE0, encode
 from geofm.pretraining import teacher as teacher_module
 from geofm.pretraining.augment import crop_and_resize
 from geofm.pretraining.data import Corpus, batch_samples, load_batch, read_unit_pixels
@@ -29,6 +29,7 @@ from geofm.pretraining.teacher import (
     features_from_embeddings,
     load_teacher,
 )
+from geofm.raster.resample import resize_images
 from geofm.shards.reader import ShardFiles
 from tests.geofm.dedup.synthetic import Chip, make_chips
 from tests.geofm.pretraining.conftest import BANDS, picture, tiny_settings
@@ -77,7 +78,7 @@ def test_each_row_is_the_feature_of_the_whole_chip(
     with ShardFiles(corpus.index) as files:
         for number in (0, 9, 21):
             rgb = torch.from_numpy(read_unit_pixels(corpus, files, number)[None, :3]).clamp(0, 1)
-            alone = encode(teacher.encoder, resize(rgb, 32)).numpy()[0]
+            alone = encode(teacher.encoder, resize_images(rgb, 32)).numpy()[0]
             np.testing.assert_allclose(found[number], alone, atol=1e-4)
 
 

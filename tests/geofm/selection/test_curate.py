@@ -11,7 +11,7 @@ from data_catalog.run import run_stage
 from data_catalog.store import open_store
 from geofm.config.recipe import CurateSettings
 from geofm.dedup import describe
-from geofm.embeddings.vectors import Space
+from geofm.embeddings.vectors import EmbeddingSpace
 from geofm.pool import pool
 from tests.geofm.dedup.synthetic import Chip, curate_from, make_chips, make_embeddings, texture
 
@@ -50,11 +50,13 @@ def _curate(store, catalogue, *, seed=0, order=None, **fields):
     made = curate_from(store, catalogue, make_chips(store, chips), embeddings, settings, seed)
     found = made["decisions"]
     table = found.table("decisions.parquet").set_index("chip_id")
-    space = Space(vectors.astype(np.float16), np.load(made["buckets"].local("centre.npy")))
+    space = EmbeddingSpace(vectors.astype(np.float16), np.load(made["buckets"].local("centre.npy")))
     return found, table, {chip_id: row for row, chip_id in enumerate(ids)}, space
 
 
-def _check(table: pd.DataFrame, rows: dict[str, int], space: Space, threshold: float) -> None:
+def _check(
+    table: pd.DataFrame, rows: dict[str, int], space: EmbeddingSpace, threshold: float
+) -> None:
     """What every decisions table promises."""
     kept = table[table["decision"] == "keep"]
     of = np.array([rows[i] for i in kept.index])

@@ -9,14 +9,13 @@ import pytest
 from data_catalog.run import run_stage
 from data_catalog.tables import write_table
 from geofm.config.recipe import CurateSettings
-from geofm.dedup import buckets, join, pairs
-from geofm.dedup import partition as frame
-from geofm.dedup.exact_pairs import find_edges
+from geofm.dedup import buckets, join, pairs, partition
+from geofm.dedup.edges import concat_edges
 from geofm.dedup.leader import choose_leaders, total_order
-from geofm.embeddings.vectors import Space
+from geofm.embeddings.vectors import EmbeddingSpace
 from geofm.pool.pool import Pool
-from geofm.selection.curate import join as join_all
-from geofm.selection.evidence import load_graph
+from geofm.selection.curate import build_graph
+from tests.geofm.dedup.search import find_edges
 from tests.geofm.dedup.synthetic import make_calibration, make_embeddings, make_pool, publish
 from tests.geofm.dedup.test_pairs import clusters, names
 
@@ -35,7 +34,7 @@ def no_lookalikes(store):
 @pytest.mark.parametrize("dense", [False, True])
 def test_leaders_of_the_graph_are_those_of_brute_force(store, catalogue, monkeypatch, dense):
     """With equal vectors, and with a sea in which all is near all."""
-    monkeypatch.setattr(frame, "WHOLE_UP_TO", 100)
+    monkeypatch.setattr(partition, "EXHAUSTIVE_UP_TO", 100)
     draw = np.random.default_rng(3)
     sea = draw.normal(size=32) * 2 + draw.normal(0, 0.3, (400, 32))
     vectors = np.concatenate([clusters(1200), sea.astype(np.float16)])
@@ -58,17 +57,17 @@ def test_leaders_of_the_graph_are_those_of_brute_force(store, catalogue, monkeyp
     quality = np.round(draw.random(len(ids)), 2)
     table = pd.DataFrame({"chip_id": ids, "quality": quality, "rule": "", "witness_id": ""})
     pool = Pool(table.sort_values("chip_id", ignore_index=True))
-    graph = load_graph(made, pool, np.full(len(ids), 0.95))
-    assert (graph.hidden is not None) == dense
-    every = join_all([one.edges for one in graph.evidence])
-    leaders = choose_leaders(graph.order, every, graph.hidden, graph.dense)
+    graph = build_graph(made, pool, np.full(len(ids), 0.95))
+    assert (graph.dense_search is not None) == dense
+    edges = concat_edges([evidence.edges for evidence in graph.evidence])
+    leaders = choose_leaders(graph.order, edges, graph.dense_search, graph.dense_nodes)
     kept = {pool.ids[row] for row in graph.nodes[leaders.kept]}
 
     order = total_order(quality, ids)
     if dense:  # brute force writes all pairs down
         monkeypatch.setattr(join, "DENSE_PAIRS", 10**9)
-    space = Space(vectors, np.load(made["buckets"].local("centre.npy")))
-    monkeypatch.setattr(frame, "WHOLE_UP_TO", 10_000)
+    space = EmbeddingSpace(vectors, np.load(made["buckets"].local("centre.npy")))
+    monkeypatch.setattr(partition, "EXHAUSTIVE_UP_TO", 10_000)
     expected = choose_leaders(order, find_edges(space, 0.95))
     assert 300 < expected.kept.sum() < 1400
     assert kept == {ids[row] for row in np.flatnonzero(expected.kept)}
@@ -90,8 +89,8 @@ def test_a_pair_needs_the_larger_of_two_thresholds(store, catalogue):
         made[stage.kind] = run_stage(stage, store, catalogue, made, SETTINGS)
     table = pd.DataFrame({"chip_id": sorted(ids), "quality": 1.0, "rule": "", "witness_id": ""})
     least = np.where(np.arange(300) % 2, 0.95, 0.995)
-    found = load_graph(made, Pool(table), least).evidence[0].edges
-    whole = load_graph(made, Pool(table), np.full(300, 0.95)).evidence[0].edges
+    found = build_graph(made, Pool(table), least).evidence[0].edges
+    whole = build_graph(made, Pool(table), np.full(300, 0.95)).evidence[0].edges
     needs = np.maximum(least[whole.left], least[whole.right])
     assert len(found) == (whole.similarity >= needs).sum()
     assert 0 < len(found) < len(whole)

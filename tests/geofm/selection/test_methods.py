@@ -21,7 +21,7 @@ METHODS = get_args(Method)
 
 @pytest.mark.parametrize("method", METHODS)
 def test_same_choice_for_any_input_order_and_number_of_threads(method, monkeypatch):
-    monkeypatch.setattr(selection, "BLOCK_OF", 128)  # several neighbourhoods
+    monkeypatch.setattr(selection, "GROUP_ROWS", 128)  # several groups
     pool, modes = skewed_pool()
     strata = (modes % 3).astype(np.int64)
     with threadpool_limits(1):

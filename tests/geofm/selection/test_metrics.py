@@ -5,7 +5,7 @@ import pytest
 
 from geofm.selection import metrics as measures
 from geofm.selection.methods import select
-from geofm.selection.metrics import compare, coverage, gini, log_volume
+from geofm.selection.metrics import compare_selections, coverage, gini, log_volume
 from tests.geofm.dedup.pools import skewed_pool
 
 
@@ -34,7 +34,7 @@ def test_compare_shows_a_choice_beside_others_of_the_same_size(monkeypatch):
     pool, modes = skewed_pool()
     moments = np.random.default_rng(1).normal(size=(600, 4)) * np.where(modes < 2, 0.1, 1)[:, None]
     kept = select(pool, "facility-location", 40, rarity=0).rows
-    table = compare(pool, kept, moments.tolist()).set_index("choice")
+    table = compare_selections(pool, kept, moments.tolist()).set_index("choice")
     assert table.index.tolist() == ["kept", "random", "balanced-kmeans"]
     assert (table["chips"] == 40).all()
     value = table["facility_location"]
@@ -45,7 +45,7 @@ def test_compare_shows_a_choice_beside_others_of_the_same_size(monkeypatch):
     assert volume["kept"] > volume["random"]
 
     monkeypatch.setattr(measures, "MEASURED", 200)
-    sampled = compare(pool, kept, None, seed=5).set_index("choice")
+    sampled = compare_selections(pool, kept, None, seed=5).set_index("choice")
     assert sampled.loc["kept", "measured_on"] == 200
     assert sampled.loc["kept", "low"] < value["kept"] < sampled.loc["kept", "high"]
     assert sampled["spectral_log_volume"].isna().all()
@@ -54,5 +54,5 @@ def test_compare_shows_a_choice_beside_others_of_the_same_size(monkeypatch):
 def test_bands_that_differ_have_no_common_volume():
     pool, _ = skewed_pool()
     moments = [[0.1, 0.2]] * 300 + [[0.1]] * 300
-    table = compare(pool, np.arange(10), moments, others=())
+    table = compare_selections(pool, np.arange(10), moments, others=())
     assert table["spectral_log_volume"].isna().all()

@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 from data_catalog.errors import UsageError
 from geofm.selection.strata import (
     budget_count,
-    divide,
+    count_survivors,
+    divide_into_strata,
     ground_region,
     meteorological_season,
     quotas,
-    survival,
-    take,
+    take_best,
 )
 
 
@@ -68,7 +68,7 @@ def test_take_keeps_the_budget_and_what_strata_are_sure_of(data, equal, min_shar
     count = data.draw(st.integers(len(sizes), len(strata)))
     levels = st.lists(st.integers(0, 6), min_size=len(strata), max_size=len(strata))
     priority = np.array(data.draw(levels), dtype=np.float64)
-    chosen = take(priority, strata, count, min_share, equal)
+    chosen = take_best(priority, strata, count, min_share, equal)
     assert len(np.unique(chosen)) == len(chosen) == count
     counts = np.bincount(strata[chosen], minlength=len(sizes))
     promised = min(count, max(len(sizes), int(min_share * count + 0.5)))
@@ -85,18 +85,18 @@ def test_take_keeps_the_budget_and_what_strata_are_sure_of(data, equal, min_shar
 def test_the_rest_of_the_budget_goes_to_the_best():
     strata = np.array([0, 0, 0, 0, 1, 1])
     priority = np.array([1.0, 2, 3, 4, 9, 8])
-    assert take(priority, strata, 3, 0.0, False).tolist() == [3, 4, 5]
-    assert take(priority, strata, 3, 1.0, False).tolist() == [2, 3, 4]
-    assert take(priority, np.zeros(6, np.int64), 3, 0.0, False).tolist() == [3, 4, 5]
+    assert take_best(priority, strata, 3, 0.0, False).tolist() == [3, 4, 5]
+    assert take_best(priority, strata, 3, 1.0, False).tolist() == [2, 3, 4]
+    assert take_best(priority, np.zeros(6, np.int64), 3, 0.0, False).tolist() == [3, 4, 5]
 
 
 def test_columns_are_left_out_from_the_end_when_strata_are_too_many():
     columns = {"collection": ["a", "a", "b"], "region": ["x", "y", "x"]}
-    codes, used = divide(columns, 3)
+    codes, used = divide_into_strata(columns, 3)
     assert codes.tolist() == [0, 1, 2] and used == ("collection", "region")
-    codes, used = divide(columns, 2)
+    codes, used = divide_into_strata(columns, 2)
     assert codes.tolist() == [0, 0, 1] and used == ("collection",)
-    codes, used = divide(columns, 1)
+    codes, used = divide_into_strata(columns, 1)
     assert codes.tolist() == [0, 0, 0] and used == ()
 
 
@@ -109,16 +109,16 @@ def test_regions_are_squares_of_the_chips_own_crs():
 
 
 def test_seasons_are_months():
-    times = [f"2024-{month:02d}-15T10:00:00Z" for month in (12, 2, 3, 8, 11)]
-    seasons = [meteorological_season(time) for time in times]
-    assert seasons == ["DJF", "DJF", "MAM", "JJA", "SON"]
-    assert meteorological_season("") == meteorological_season(None) == ""
+    assert [meteorological_season(f"2024-{month:02d}-15T10:00:00Z") for month in (12, 2, 3, 8, 11)] == [
+        "DJF", "DJF", "MAM", "JJA", "SON"
+    ]  # fmt: skip
+    assert meteorological_season("") == season(None) == ""
 
 
 def test_survival_shows_the_bias_of_a_filter():
     passed = np.array([True, True, True, False, False, True])
     kept = np.array([True, False, True, False, False, False])
-    table = survival(
+    table = count_survivors(
         {"region": ["n", "n", "n", "s", "s", "s"], "season": ["DJF"] * 6},
         {"passed": passed, "kept": kept},
     )

@@ -11,8 +11,7 @@ import pytest
 from data_catalog.catalogue import open_catalogue
 from data_catalog.store import open_store
 from geofm.config.recipe import CurateSettings
-from geofm.dedup import join
-from geofm.dedup import partition as frame
+from geofm.dedup import join, partition
 from tests.geofm.dedup.synthetic import Chip, curate_from, make_chips, make_embeddings, texture
 from tests.geofm.dedup.test_pairs import clusters
 
@@ -115,7 +114,7 @@ def test_a_witness_in_a_dense_cell_is_a_stored_pair(
     ids = [chip.chip_id(number) for number, chip in enumerate(chips)]
     settings = CurateSettings(threshold=0.95, budget=budget, pixel_duplicates=False, strata=[])
     cut = make_chips(store, chips, per_part=500)
-    monkeypatch.setattr(frame, "WHOLE_UP_TO", 100)
+    monkeypatch.setattr(partition, "EXHAUSTIVE_UP_TO", 100)
     tables = {}
     for dense in (False, True):
         if dense:
