@@ -199,10 +199,10 @@ def ours(pool: list[Window], scenes: list[Scene], water: set[str], place: Path) 
     from data_catalog.store import open_store
     from geofm.config.recipe import EmbedSettings, RecipeSection
     from geofm.dedup import describe
-    from geofm.dedup.alike import near_by_embedding
+    from geofm.dedup.alike import find_pixel_duplicates, near_by_embedding, propose_pairs
     from geofm.embeddings import embed
     from geofm.embeddings.vectors import make_space
-    from tests.geofm.dedup.search import find_alike, find_edges
+    from tests.geofm.dedup.search import find_edges
     from tests.geofm.dedup.synthetic import Chip, make_chips
 
     store, catalogue = open_store(place / "pool"), open_catalogue(f"sqlite:///{place}/p.db")
@@ -220,16 +220,18 @@ def ours(pool: list[Window], scenes: list[Scene], water: set[str], place: Path) 
     rows = []
     for count in (0, 16, 32):
         began = time.perf_counter()
-        near = near_by_embedding(space, count) if count else None
-        alike = find_alike(table, thumbnails, near)
+        nothing = np.empty(0, np.int64), np.empty(0, np.int64)
+        near = near_by_embedding(space, count) if count else nothing
+        left, right = propose_pairs(table, near)
+        duplicates = find_pixel_duplicates(table, thumbnails, left, right)
         took = time.perf_counter() - began
         before = marks[1] - marks[0] + (marks[2] - marks[1] if count else 0)
         setting = f"hash and {count} neighbours" if count else "hash alone"
         rows.append({**about("geofm pixels", setting),
-                     **judge((alike.left, alike.right), pool, scenes, water),
+                     **judge((duplicates.left, duplicates.right), pool, scenes, water),
                      "seconds": round(before + took, 2),
                      "chips_per_s": round(len(pool) / (before + took), 1),
-                     "note": f"{alike.compared} pairs compared in {took:.1f} s"})  # fmt: skip
+                     "note": f"{len(left)} pairs compared in {took:.1f} s"})  # fmt: skip
     for threshold in (0.8, 0.9, 0.95):
         edges = find_edges(space, threshold)
         rows.append({**about("geofm embedding alone", f"cosine {threshold:g}"),

@@ -1,11 +1,11 @@
-"""Adding 1 % to a searched corpus, and withdrawing 1 %, beside a full pass.
+"""A refresh of a searched pool: 1 % of the vectors added, or withdrawn, beside a full pass.
 
-The full pass hashes and collapses the vectors, trains the frame, assigns, joins, sketches, audits
-2,000 rows and applies the leader rule; what follows does all that for the new pool from what the
-full pass left. Both must come to the same pairs, decisions and audit: afterwards, untimed, the
-new pool is searched as a whole over the same frame, and the columns say whether it is the same.
+The full pass hashes and collapses the vectors, trains the partition, assigns the cells, joins them,
+audits 2,000 rows and applies the leader rule. The refresh does the same for the new pool, from the
+results of the full pass. Both must give the same pairs, decisions and audit. This is checked
+afterwards, untimed, by a full pass over the new pool with the same partition.
 
-    python benchmarks/incremental.py [--rows 1000000]
+    python benchmarks/incremental.py [--rows 1000000] [--unchecked]
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import argparse
 import csv
 import os
 import platform
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -24,19 +25,25 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import faiss  # noqa: F401  before torch
 import numpy as np
-from geofm.dedup.newcomers import factors_of, join_new, pairs_of
-from geofm.dedup.sketch import WIDTH, Sketches, sketch_all
 from numpy.typing import NDArray
 from pools import make_pool
 
-from geofm.dedup import certificate as audit
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from geofm.dedup.certificate import Audit, audit_sample, certify, choose_sample
 from geofm.dedup.edges import Edges, merge_edges
 from geofm.dedup.identical import collapse_vectors, hash_vectors
-from geofm.dedup.incremental import carry_edges, carry_sketches, collapse_known, extend, match_rows
+from geofm.dedup.incremental import (
+    carry_audit,
+    carry_cells,
+    carry_edges,
+    current_rows,
+    join_new_rows,
+    match_previous_rows,
+)
 from geofm.dedup.leader import choose_leaders
-from geofm.dedup.partition import Cells, Partition
+from geofm.dedup.partition import Cells, Partition, assign_cells
 from geofm.embeddings.vectors import EmbeddingSpace, make_space, take_rows
 from tests.geofm.dedup.search import find_pairs
 
@@ -46,22 +53,21 @@ THRESHOLD, SEED = 0.95, 2027
 
 @dataclass
 class Spent:
-    """Seconds on the clock, and of processors (which others at work disturb less)."""
+    """Wall-clock seconds and processor seconds (which other processes disturb less)."""
 
     seconds: float
     cpu_s: float
 
 
 @dataclass
-class Searched:
-    """All that one pass leaves."""
+class Pass:
+    """Results of one pass."""
 
     hashes: NDArray[np.uint64]
-    frame: Partition
+    partition: Partition
     cells: Cells
-    sketches: Sketches
     edges: Edges
-    audited: audit.Audited
+    audit: Audit
     kept: NDArray[np.bool_]
 
 
@@ -71,28 +77,31 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--rows", type=int, default=1_000_000)
-    rows = parser.parse_args().rows
+    parser.add_argument("--unchecked", action="store_true", help="skip the check, write nothing")
+    options = parser.parse_args()
+    rows = options.rows
     with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder) / "pool.npy"
-        make_pool(rows + rows // 100, SEED, place)
-        everything = np.load(place, mmap_mode="r")
-        np.save(Path(folder) / "first.npy", everything[:rows])
-        np.save(Path(folder) / "less.npy", everything[rows // 100 : rows])
-        first = np.load(Path(folder) / "first.npy", mmap_mode="r")
-        less = np.load(Path(folder) / "less.npy", mmap_mode="r")
+        files = {name: Path(folder) / f"{name}.npy" for name in ("all", "first", "less")}
+        make_pool(rows + rows // 100, SEED, files["all"])
+        everything = np.load(files["all"], mmap_mode="r")
+        np.save(files["first"], everything[:rows])
+        np.save(files["less"], everything[rows // 100 : rows])
+        first, less = (np.load(files[name], mmap_mode="r") for name in ("first", "less"))
         lines: list[dict[str, Any]] = []
-        before, full_s = _timed(lambda: full(first, None))
-        lines.append(_line("full pass", first, before, full_s, full_s))
+        previous, full_s = timed(lambda: full_pass(first, None))
+        lines.append(describe("full pass", first, previous, full_s, full_s))
         changed = {"1 % added": everything, "1 % withdrawn": less}
-        followed = {}
+        refreshed = {}
         for name, pool in changed.items():
-            followed[name], seconds = _timed(lambda pool=pool: follow(pool, before))
-            lines.append(_line(name, pool, followed[name], seconds, full_s))
+            refreshed[name], seconds = timed(lambda pool=pool: refresh(pool, previous))
+            lines.append(describe(name, pool, refreshed[name], seconds, full_s))
+        if options.unchecked:
+            return
         for line, (name, pool) in zip(lines[1:], changed.items(), strict=True):
-            after, again = followed[name], full(pool, before.frame)
-            line["same_pairs"] = _same(after.edges, again.edges)
-            line["same_decisions"] = bool((after.kept == again.kept).all())
-            line["same_audit"] = _same_audit(after.audited, again.audited)
+            result, expected = refreshed[name], full_pass(pool, previous.partition)
+            line["same_pairs"] = equal(result.edges, expected.edges)
+            line["same_decisions"] = bool((result.kept == expected.kept).all())
+            line["same_audit"] = equal(result.audit, expected.audit)
             print(name, line, flush=True)
     with RESULTS.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(lines[1]), restval="")
@@ -100,98 +109,99 @@ def main() -> None:
         writer.writerows(lines)
 
 
-def _timed(function: Callable[[], Searched]) -> tuple[Searched, Spent]:
+def timed(function: Callable[[], Pass]) -> tuple[Pass, Spent]:
+    """Run a pass and measure it."""
     started, cpu = time.perf_counter(), time.process_time()
     result = function()
     return result, Spent(time.perf_counter() - started, time.process_time() - cpu)
 
 
-def decide(rows: int, edges: Edges) -> NDArray[np.bool_]:
-    """The leader rule; quality depends on the row from the end, so that rows keep theirs."""
+def keep(rows: int, edges: Edges) -> NDArray[np.bool_]:
+    """Apply the leader rule, the last row first, so that the order of known rows is stable."""
     return choose_leaders(np.arange(rows)[::-1].copy(), edges).kept
 
 
-def full(stored: NDArray[np.float16], frame: Partition | None) -> Searched:
-    """Everything, over a frame of its own or a given one."""
+def full_pass(stored: NDArray[np.float16], partition: Partition | None) -> Pass:
+    """Search a pool with a given partition, or train one."""
     hashes = hash_vectors(stored)
     pool = np.flatnonzero(collapse_vectors(stored, hashes) == np.arange(len(stored)))
-    space = make_space(stored, pool) if frame is None else EmbeddingSpace(stored, frame.centre)
-    found = find_pairs(space, THRESHOLD, frame, SEED, pool)
-    sketches = sketch_all(space, found.frame.axes)
-    audited = audit.audit_rows(space, hashes, pool, THRESHOLD, SEED)
-    kept = decide(len(stored), found.edges)
-    return Searched(hashes, found.frame, found.cells, sketches, found.edges, audited, kept)
+    if partition is None:
+        space = make_space(stored, pool)
+    else:
+        space = EmbeddingSpace(stored, partition.centre)
+    search = find_pairs(space, THRESHOLD, partition, SEED, pool)
+    audit = audit_sample(space, hashes, pool, THRESHOLD, SEED)
+    kept = keep(len(stored), search.edges)
+    return Pass(hashes, search.partition, search.cells, search.edges, audit, kept)
 
 
-def follow(stored: NDArray[np.float16], before: Searched) -> Searched:
-    """The same from what a pass before left."""
-    marks = [("start", time.perf_counter())]
+def refresh(stored: NDArray[np.float16], previous: Pass) -> Pass:
+    """Search a pool with the results of an earlier pass."""
+    marks = [("start", time.perf_counter(), time.process_time())]
 
     def mark(name: str) -> None:
-        marks.append((name, time.perf_counter()))
+        marks.append((name, time.perf_counter(), time.process_time()))
 
     hashes = hash_vectors(stored)
     mark("hash")
-    of = match_rows(before.hashes, before.cells.home, hashes)
+    previous_row = match_previous_rows(previous.hashes, previous.cells.home, hashes)
     mark("match")
-    mask = collapse_known(stored, hashes, of) == np.arange(len(stored))
-    pool = np.flatnonzero(mask)
+    in_pool = collapse_vectors(stored, hashes) == np.arange(len(stored))
     mark("collapse")
-    space = EmbeddingSpace(stored, before.frame.centre)
-    cells, to, new = extend(space, before.frame, before.cells, of, mask)
-    sketches = np.empty((len(stored), WIDTH), dtype=np.int16)
-    carry_sketches(before.sketches, of, mask, sketches)
-    sketches[new] = sketch_all(
-        EmbeddingSpace(take_rows(stored, new), space.centre), before.frame.axes
-    )
+    pool, new = np.flatnonzero(in_pool), np.flatnonzero(in_pool & (previous_row < 0))
+    partition = previous.partition
+    space = EmbeddingSpace(stored, partition.centre)
+    new_space = EmbeddingSpace(take_rows(stored, new), partition.centre)
+    new_cells = assign_cells(partition, new_space, 0, len(new))
+    current = current_rows(previous_row, len(previous.hashes), in_pool)
+    cells = carry_cells(previous.cells, current, new, new_cells, len(stored))
     mark("cells")
-    asked = pool[audit.choose_queries(hashes[pool], SEED)]
-    known, rest = audit.carry_audit(space, before.audited, to, asked, new, THRESHOLD)
+    sample = pool[choose_sample(hashes[pool], SEED)]
+    audit = carry_audit(space, previous.audit, current, sample, new, cells.home, THRESHOLD)
     mark("audit")
-    factors = factors_of(space, sketches, THRESHOLD)
-    edges = carry_edges(before.edges, to)
-    if len(new):
-        more = join_new(space, before.frame, cells, THRESHOLD, new, factors)
-        edges = merge_edges([edges, more])
-    anew = pairs_of(space, factors, rest, THRESHOLD)
-    audited = audit.merge_audit(known, rest, *anew, cells.home)
+    new_edges = join_new_rows(space, partition, cells, new, THRESHOLD)
+    assert new_edges is not None
+    edges = merge_edges([carry_edges(previous.edges, current), new_edges])
     mark("join")
-    kept = decide(len(stored), edges)
+    kept = keep(len(stored), edges)
     mark("leader")
-    print({b[0]: round(b[1] - a[1], 2) for a, b in pairwise(marks)})
-    return Searched(hashes, before.frame, cells, sketches, edges, audited, kept)
+    for before, after in pairwise(marks):
+        print(f"  {after[0]}: {after[1] - before[1]:.2f} s, cpu {after[2] - before[2]:.2f} s")
+    return Pass(hashes, partition, cells, edges, audit, kept)
 
 
-def _same_audit(one: audit.Audited, other: audit.Audited) -> bool:
+def equal(result: Any, expected: Any) -> bool:
+    """Whether all arrays of two records are equal."""
     return all(
-        np.array_equal(getattr(one, name), getattr(other, name))
-        for name in ("asked", "low", "high")
+        np.array_equal(values, vars(expected)[name]) for name, values in vars(result).items()
     )
 
 
-def _same(one: Edges, other: Edges) -> bool:
-    return all(
-        np.array_equal(getattr(one, name), getattr(other, name))
-        for name in ("left", "right", "similarity")
-    )
-
-
-def _line(
-    name: str, stored: NDArray[np.float16], found: Searched, spent: Spent, whole: Spent
+def describe(
+    name: str, stored: NDArray[np.float16], result: Pass, spent: Spent, full: Spent
 ) -> dict[str, Any]:
-    report = audit.certify(found.audited, found.edges, len(stored))
+    """Make a line of the results."""
+    report = certify(result.audit, result.edges, len(stored))
     line = {
-        "pass": name, "rows": len(stored), "seconds": round(spent.seconds, 2),
-        "share_of_full_pass": round(spent.seconds / whole.seconds, 4),
-        "cpu_s": round(spent.cpu_s, 2), "cpu_share": round(spent.cpu_s / whole.cpu_s, 4),
-        "pairs": len(found.edges),
-        "kept": int(found.kept.sum()), "audited": report["queries"],
-        "audit_pairs": report["pairs"], "audit_missed": report["missed"], "same_pairs": "",
-        "same_decisions": "", "same_audit": "", "machine": platform.machine(),
+        "pass": name,
+        "rows": len(stored),
+        "seconds": round(spent.seconds, 2),
+        "share_of_full_pass": round(spent.seconds / full.seconds, 4),
+        "cpu_s": round(spent.cpu_s, 2),
+        "cpu_share": round(spent.cpu_s / full.cpu_s, 4),
+        "pairs": len(result.edges),
+        "kept": int(result.kept.sum()),
+        "audited": report["queries"],
+        "audit_pairs": report["pairs"],
+        "audit_missed": report["missed"],
+        "same_pairs": "",
+        "same_decisions": "",
+        "same_audit": "",
+        "machine": platform.machine(),
         "cores": os.cpu_count(),
         "versions": " ".join(f"{n} {version(n)}" for n in ("geofm", "faiss-cpu", "torch", "numpy")),
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
-    }  # fmt: skip
+    }
     print(line, flush=True)
     return line
 

@@ -28,6 +28,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 from data_catalog.run import peak_memory_mib
 
 RESULTS = Path(__file__).parent / "results" / "join.csv"
@@ -120,7 +122,7 @@ def make(method: str, pool: str, rows: int, seed: int) -> dict[str, Any]:
 
 
 def geofm(method: str, pool: str, rows: int, seed: int) -> dict[str, Any]:
-    """The search of ``geofm.dedup`` in this process, its parts one after the other."""
+    """Run the search of ``geofm.dedup`` in this process, part after part."""
     from geofm.dedup.edges import merge_edges
     from geofm.dedup.join import join_cells
     from geofm.dedup.matmul import best_precision
@@ -130,13 +132,13 @@ def geofm(method: str, pool: str, rows: int, seed: int) -> dict[str, Any]:
 
     marks = [time.perf_counter()]
     space = make_space(np.load(pool, mmap_mode="r"))
-    frame = train_partition(space, THRESHOLD, seed)
+    partition = train_partition(space, THRESHOLD, seed)
     marks.append(time.perf_counter())
-    cells = assign_cells(frame, space, 0, rows)
+    cells = assign_cells(partition, space, 0, rows)
     marks.append(time.perf_counter())
     found = []
-    for first, last in group_cells(cells, frame.count):
-        found.append(join_cells(space, frame, cells, range(first, last), THRESHOLD))
+    for first, last in group_cells(cells, partition.count):
+        found.append(join_cells(space, partition, cells, range(first, last), THRESHOLD))
     edges = merge_edges([part.edges for part in found])
     marks.append(time.perf_counter())
     peak, cpu_s = _peak(), time.process_time()
@@ -147,7 +149,7 @@ def geofm(method: str, pool: str, rows: int, seed: int) -> dict[str, Any]:
         "frame_s": round(frame_s, 2), "assign_s": round(assign_s, 2),
         "search_s": round(search_s, 2), "peak_rss_mib": peak,
         "products": best_precision().name,
-        "note": f"{frame.count} cells, margin {frame.margin:.4f}, "
+        "note": f"{partition.count} cells, margin {partition.margin:.4f}, "
         f"{len(cells.row) / rows:.1f} visits per row, {len(found)} parts, "
         f"{sum(len(part.dense) for part in found)} dense cells",
         **_truth(pool, edges.left, edges.right, audit=True, seed=seed),
@@ -192,9 +194,9 @@ def _truth(
     pool: str, left: NDArray[np.int64], right: NDArray[np.int64], audit: bool, seed: int
 ) -> dict[str, Any]:
     """Planted pairs found, pairs that are none, and the audit of random rows."""
-    from geofm.dedup import certificate
     from geofm.dedup.edges import Edges
     from geofm.embeddings.vectors import EmbeddingSpace, make_space, take_rows
+    from tests.geofm.dedup.search import audit_edges
 
     space = make_space(np.load(pool, mmap_mode="r"))
     rows = len(space)
@@ -216,9 +218,7 @@ def _truth(
     }  # fmt: skip
     if audit:
         started = time.perf_counter()
-        report = certificate.audit_edges(
-            space, Edges(left, right, np.zeros(len(left))), THRESHOLD, seed + 1
-        )
+        report = audit_edges(space, Edges(left, right, np.zeros(len(left))), THRESHOLD, seed + 1)
         result |= {
             "audited": report["queries"], "audit_pairs": report["pairs"],
             "audit_missed": report["missed"],
@@ -236,15 +236,15 @@ def parts(method: str, pool: str, rows: int, seed: int) -> dict[str, Any]:
 
     started = time.perf_counter()
     space = make_space(np.load(pool, mmap_mode="r"))
-    frame = train_partition(space, THRESHOLD, seed)
+    partition = train_partition(space, THRESHOLD, seed)
     middle = time.perf_counter()
-    cells = assign_cells(frame, space, 0, rows)
+    cells = assign_cells(partition, space, 0, rows)
     assigned = time.perf_counter()
     place = Path(pool).with_suffix("")
     place.mkdir()
-    np.savez(place / "all.npz", centre=frame.centre, centroids=frame.centroids,
-             margin=frame.margin, axes=frame.axes, home=cells.home, row=cells.row,
-             begin=cells.begin)  # fmt: skip
+    np.savez(
+        place / "all.npz", **vars(partition), home=cells.home, row=cells.row, begin=cells.begin
+    )
     lines = [_child(method="part", pool=pool, rows=rows, seed=number) for number in range(PARTS)]
     merging = time.perf_counter()
     found = []
@@ -277,11 +277,11 @@ def part(method: str, pool: str, rows: int, seed: int) -> dict[str, Any]:
     place = Path(pool).with_suffix("")
     started = time.perf_counter()
     with np.load(place / "all.npz") as data:
-        frame = Partition(data["centre"], data["centroids"], float(data["margin"]), data["axes"])
+        partition = Partition(data["centre"], data["centroids"], float(data["margin"]))
         cells = Cells(data["home"], data["row"], data["begin"])
-    space = EmbeddingSpace(np.load(pool, mmap_mode="r"), frame.centre)
-    ends = np.linspace(0, frame.count, PARTS + 1).astype(int)
-    found = join_cells(space, frame, cells, range(ends[seed], ends[seed + 1]), THRESHOLD)
+    space = EmbeddingSpace(np.load(pool, mmap_mode="r"), partition.centre)
+    ends = np.linspace(0, partition.count, PARTS + 1).astype(int)
+    found = join_cells(space, partition, cells, range(ends[seed], ends[seed + 1]), THRESHOLD)
     np.savez(place / f"{seed}.npz", **vars(found.edges))
     return {"seconds": time.perf_counter() - started, "peak_rss_mib": _peak()}
 

@@ -6,13 +6,23 @@ partition of an earlier search
 - a vector that is still in the pool has the same home and the same visits,
 - a pair of two such vectors is still a pair, with the same similarity,
 - the pairs of withdrawn vectors are gone, and
-- only pairs with a new vector have to be searched (``join.join_cells`` with ``new``).
+- only pairs with a new vector have to be searched (``join_new_rows``).
 
 The union is, pair for pair, the result of a full search with that partition, and so are the
 decisions of the leader rule. The same holds for the audit of a sample: its rows are chosen by the
 hashes of their vectors, so most of them were audited before.
 
 A vector is recognised by the 64-bit hash of its bytes, not by the id of its chip.
+
+The few new rows of a cell are compared with all its members. Most of the time of such a join goes
+into copying the vectors of the members, so *sketches* propose the pairs. With d numbers per vector
+and orthonormal axes P, shape (63, d), the sketch of a unit vector x has 64 numbers:
+
+    s(x) = (P x, |x - P'P x|)
+
+The Cauchy-Schwarz inequality gives s(x)·s(y) >= x·y: no pair at the threshold is lost, whatever the
+axes are. Good axes propose few other pairs, and every proposed pair is verified with the vectors
+themselves. The axes are those along which vectors differ most from the centroids of their cells.
 """
 
 from __future__ import annotations
@@ -20,13 +30,34 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from data_catalog.progress import tick
 from geofm.dedup.certificate import Audit, find_pairs_of
-from geofm.dedup.edges import Edges, sort_edges
+from geofm.dedup.edges import Edges, empty_edges, sort_edges
 from geofm.dedup.identical import VectorHashes
-from geofm.dedup.join import DENSE_PAIRS
-from geofm.dedup.partition import Cells, sort_visits, visit_keys
+from geofm.dedup.join import DENSE_PAIRS, dense_limit, load_factors, verify_pairs
+from geofm.dedup.matmul import (
+    COLUMN_STEP,
+    ROW_STEP,
+    TooManyProposals,
+    as_factors,
+    best_precision,
+    for_each_block,
+    gather_rows,
+    map_on_cores,
+    near_pairs,
+)
+from geofm.dedup.partition import Cells, Partition, sort_visits, visit_keys
 from geofm.embeddings.vectors import EmbeddingSpace
-from geofm.types import Indices
+from geofm.runtime.native import torch
+from geofm.runtime.threads import one_torch_thread
+from geofm.types import Floats32, Indices
+
+#: Numbers of a sketch. Vectors with fewer than twice as many numbers are compared as they are.
+WIDTH = 64
+#: Vectors from which the axes are computed.
+AXES_FROM = 4096
+#: Added to the square of a sketch's last number: more than float32 can have lost of it.
+SQUARE_ERROR = 1e-5
 
 
 def match_previous_rows(
@@ -94,6 +125,123 @@ def carry_cells(old: Cells, current: Indices, new: Indices, new_cells: Cells, ro
         visit_keys(new[new_cells.row], new_cells.visited),
     ]
     return sort_visits(home, keys, len(old.begin) - 1)
+
+
+def join_new_rows(
+    space: EmbeddingSpace,
+    partition: Partition,
+    cells: Cells,
+    new: Indices,
+    threshold: float,
+) -> Edges | None:
+    """Search the covered pairs that have at least one new row.
+
+    Args:
+        space: space of all rows.
+        partition: cells of the pool.
+        cells: residents and visitors of each cell.
+        new: new rows, ascending.
+        threshold: least similarity of a pair.
+
+    Returns:
+        The edges; None if a cell has so many proposals that it may be dense.
+    """
+    if not len(new):
+        return empty_edges()
+    sketches = sketch_pool(space, partition, cells.home)
+    precision = best_precision()
+    is_new = np.zeros(len(space), dtype=np.bool_)
+    is_new[new] = True
+
+    def propose(cell: int) -> list[tuple[Indices, Indices]]:
+        residents, visitors = cells.members(cell)
+        new_residents, new_visitors = residents[is_new[residents]], visitors[is_new[visitors]]
+        # New residents are compared with all members, new visitors with the residents. A pair of
+        # two new rows is proposed twice, and each new resident with itself; verify_pairs drops it.
+        members = np.concatenate([residents, visitors]) if len(new_residents) else residents
+        comparisons = [(new_residents, members), (new_visitors, residents)]
+        if not len(new_residents) and not len(new_visitors):
+            return []
+        limit = dense_limit(len(residents), len(visitors))
+        gathered = gather_rows(sketches, members, COLUMN_STEP, "members")
+        proposals = []
+        for queries, others in comparisons:
+            query_factors = gather_rows(sketches, queries, ROW_STEP, "queries")
+            other_factors = gathered[: len(others) + -len(others) % COLUMN_STEP]
+            shape = len(queries), len(others)
+            i, j = near_pairs(
+                query_factors, other_factors, threshold, precision, most=limit, shape=shape
+            )
+            proposals.append((queries[i], others[j]))
+        return proposals
+
+    proposed = [(new[:0], new[:0])]
+    try:
+        for cell, pairs in enumerate(map_on_cores(propose, range(partition.count))):
+            tick("duplicates of new chips", cell + 1, partition.count)
+            proposed.extend(pairs)
+    except TooManyProposals:
+        return None
+    left, right = (np.concatenate(side) for side in zip(*proposed, strict=True))
+    return verify_pairs(space, left, right, threshold, partition, cells.home)
+
+
+def sketch_pool(
+    space: EmbeddingSpace, partition: Partition, home: NDArray[np.int32]
+) -> torch.Tensor:
+    """Compute the sketches of all rows, or their vectors if these are short.
+
+    Args:
+        space: space of all rows.
+        partition: cells of the pool.
+        home: cell in which each row resides, shape (n,); -1 if it is not searched.
+
+    Returns:
+        Factors of products, shape (n, WIDTH) or (n, d).
+    """
+    precision = best_precision()
+    width = space.stored.shape[1]
+    if width < 2 * WIDTH:
+        return load_factors(space, np.arange(len(space)), precision)
+    axes = torch.from_numpy(_sketch_axes(space, partition, home))
+    sketches = torch.empty((len(space), WIDTH), dtype=precision.dtype)
+
+    def sketch_block(first: int, units: Floats32) -> None:
+        short = sketch_units(units, axes)
+        sketches[first : first + len(units)] = as_factors(short, precision)
+
+    for_each_block(space, sketch_block)
+    return sketches
+
+
+def _sketch_axes(space: EmbeddingSpace, partition: Partition, home: NDArray[np.int32]) -> Floats32:
+    """Compute the axes along which vectors differ most from the centroids of their cells.
+
+    These are the principal axes of the differences, of evenly spaced rows.
+
+    Returns:
+        Orthonormal axes, shape (WIDTH, d). The last is zero: its number is that of the rest.
+    """
+    searched = np.flatnonzero(home >= 0)
+    rows = searched[:: -(-len(searched) // AXES_FROM)]
+    differences = space.exact_units(rows) - partition.centroids[home[rows]]
+    with one_torch_thread():
+        values = torch.from_numpy(differences)
+        _, vectors = torch.linalg.eigh(values.T @ values)  # eigenvalues ascend
+    axes = np.zeros((WIDTH, space.stored.shape[1]), dtype=np.float32)
+    axes[:-1] = vectors[:, 1 - WIDTH :].T.numpy()
+    return axes
+
+
+def sketch_units(units: Floats32, axes: torch.Tensor) -> Floats32:
+    """Compute the sketches, shape (n, WIDTH), of unit vectors, shape (n, d).
+
+    The products of torch stay in this thread; those of numpy would start threads of their own.
+    """
+    sketches = torch.mm(torch.from_numpy(units), axes.T)
+    rest = 1 - torch.linalg.vector_norm(sketches, dim=1) ** 2
+    sketches[:, -1] = torch.sqrt(rest.clamp_(min=0).add_(SQUARE_ERROR))
+    return np.asarray(sketches.numpy(), dtype=np.float32)
 
 
 def carry_edges(old: Edges, current: Indices) -> Edges:

@@ -6,8 +6,7 @@
    threshold or not covered by the partition.
 
 Cells are independent. Any group of cells is a part that can be searched anywhere, and the pairs of
-all groups together are those of the pool. With ``new`` rows given, only pairs that have at least
-one new row are searched; the others are known from an earlier search (``incremental.py``).
+all groups together are those of the pool.
 
 A cell in which nearly everything is near everything (open water, a snow field) is *dense*: it has
 too many pairs to list. The leader rule requests those that it needs (``dense_pair_search``).
@@ -26,7 +25,6 @@ from data_catalog.progress import tick
 from geofm.dedup.edges import Edges, empty_edges, sort_edges
 from geofm.dedup.matmul import (
     COLUMN_STEP,
-    ROW_STEP,
     Precision,
     TooManyProposals,
     as_factors,
@@ -87,7 +85,6 @@ def join_cells(
     cells: Cells,
     numbers: Sequence[int],
     threshold: float,
-    new: NDArray[np.bool_] | None = None,
 ) -> JoinedCells:
     """Search the pairs of some cells.
 
@@ -97,24 +94,15 @@ def join_cells(
         cells: residents and visitors of each cell.
         numbers: cells to search.
         threshold: least similarity of a pair.
-        new: whether each row is new, shape (n,): only pairs with a new row are searched, and a cell
-            in which these alone are too many is reported as dense. None: all pairs.
 
     Raises:
         TooManyPairs: The threshold is so low that the pairs would not fit into memory.
     """
     members = [cells.members(number) for number in numbers]
-    if new is not None:
-        concerned = [any(new[rows].any() for rows in pair) for pair in members]
-        numbers = [number for number, has_new in zip(numbers, concerned, strict=True) if has_new]
-        members = [pair for pair, has_new in zip(members, concerned, strict=True) if has_new]
     factors = _load_members(space, members)
 
     def propose(at: int) -> tuple[Indices, Indices] | None:
-        residents, visitors = members[at]
-        if new is None:
-            return _propose_all(space, factors, residents, visitors, threshold)
-        return _propose_new(factors, residents, visitors, threshold, new)
+        return _propose_pairs(space, factors, *members[at], threshold)
 
     lefts, rights, dense, count = [], [], [], 0
     for at, proposed in enumerate(map_on_cores(propose, range(len(members)))):
@@ -163,7 +151,7 @@ def load_factors(space: EmbeddingSpace, rows: Indices, precision: Precision) -> 
     return factors
 
 
-def _propose_all(
+def _propose_pairs(
     space: EmbeddingSpace,
     factors: _Factors,
     residents: Indices,
@@ -188,44 +176,6 @@ def _propose_all(
             left = np.concatenate([residents[i], residents[k]])
             return left, np.concatenate([residents[j], visitors[m]])
     return None
-
-
-def _propose_new(
-    factors: _Factors,
-    residents: Indices,
-    visitors: Indices,
-    threshold: float,
-    new: NDArray[np.bool_],
-) -> tuple[Indices, Indices] | None:
-    """Propose the pairs of one cell that have a new row; None if there are very many.
-
-    New residents are compared with all members, new visitors with all residents. A pair of two new
-    rows is proposed twice, and each new resident with itself; ``verify_pairs`` removes both.
-    """
-    limit = dense_limit(len(residents), len(visitors))
-    own = factors.gather(residents, COLUMN_STEP, "residents")
-    comparisons = [
-        (residents[new[residents]], residents, own),
-        (visitors[new[visitors]], residents, own),
-    ]
-    if len(comparisons[0][0]):
-        guests = factors.gather(visitors, COLUMN_STEP, "visitors")
-        comparisons.append((residents[new[residents]], visitors, guests))
-    lefts, rights = [residents[:0]], [residents[:0]]
-    for queries, others, their_factors in comparisons:
-        if not len(queries):
-            continue
-        query_factors = factors.gather(queries, ROW_STEP, "queries")
-        shape = len(queries), len(others)
-        try:
-            i, j = near_pairs(
-                query_factors, their_factors, threshold, factors.precision, False, limit, shape
-            )
-        except TooManyProposals:
-            return None
-        lefts.append(queries[i])
-        rights.append(others[j])
-    return np.concatenate(lefts), np.concatenate(rights)
 
 
 def verify_pairs(

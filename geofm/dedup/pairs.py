@@ -30,6 +30,7 @@ from geofm.dedup.incremental import (
     carry_edges,
     could_be_dense,
     current_rows,
+    join_new_rows,
     match_previous_rows,
 )
 from geofm.dedup.join import JoinedCells, join_cells
@@ -154,16 +155,10 @@ def _join_new_rows(
     """Find all pairs by searching only those of new rows; None if a cell may be dense."""
     with np.load(known.previous.local("rows.npz"), allow_pickle=False) as data:
         old = Edges(data["left"], data["right"], data["similarity"])
-    parts = [carry_edges(old, known.current)]
-    if len(known.new):
-        new = np.zeros(len(space), dtype=np.bool_)
-        new[known.new] = True
-        for first, last in group_cells(cells, partition.count):
-            joined = join_cells(space, partition, cells, range(first, last), threshold, new)
-            if joined.dense:
-                return None
-            parts.append(joined.edges)
-    edges = merge_edges(parts)
+    new_edges = join_new_rows(space, partition, cells, known.new, threshold)
+    if new_edges is None:
+        return None
+    edges = merge_edges([carry_edges(old, known.current), new_edges])
     return None if could_be_dense(edges, cells.home) else JoinedCells(edges, [])
 
 

@@ -236,8 +236,8 @@ def _read_footprints(file: Path, name: str) -> tuple[NDArray[np.object_], list[s
     missing = frame.geometry.isna() | frame.geometry.is_empty
     if missing.any():
         raise UsageError(
-            f"evaluation set {name}: {int(missing.sum())} of {len(frame)} footprints in {file} have "
-            "no geometry; remove these rows or give them one"
+            f"evaluation set {name}: {int(missing.sum())} of {len(frame)} footprints in {file} "
+            "have no geometry; remove these rows or give them one"
         )
     lowest, highest = np.array([-360, -90, -360, -90]), np.array([360, 90, 360, 90])
     bounds = frame.geometry.bounds.to_numpy()

@@ -161,7 +161,7 @@ def brute_in(made: dict[str, Any], vectors: np.ndarray, ids: list[str]) -> set[t
     return pairs
 
 
-@pytest.mark.parametrize("width", [32, 160])
+@pytest.mark.parametrize("width", [32, 160])  # the longer vectors have sketches
 def test_a_refresh_whose_chips_lie_beyond_the_inherited_margin_widens_it(
     store, catalogue, tmp_path, width
 ):

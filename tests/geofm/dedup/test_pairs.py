@@ -14,7 +14,7 @@ from data_catalog.catalogue import open_catalogue
 from data_catalog.run import make_job, plan_parts, run_stage, seal, with_previous, work_parts
 from data_catalog.store import open_store
 from geofm.config.recipe import CurateSettings
-from geofm.dedup import buckets, join, pairs, partition
+from geofm.dedup import buckets, incremental, join, pairs, partition
 from geofm.dedup.edges import sort_edges
 from geofm.dedup.identical import collapse_vectors
 from geofm.dedup.leader import choose_leaders
@@ -170,14 +170,14 @@ def _refresh(store, catalogue, ids, vectors, keep, new):
 @pytest.mark.usefixtures("cells")
 @pytest.mark.parametrize("shuffled", [False, True])
 @pytest.mark.parametrize(
-    ("width", "precision"),
+    ("width", "precision"),  # the longer vectors are searched by sketches
     [(32, None), (160, None), (160, FLOAT32), (160, BFLOAT16)],
 )
 def test_new_and_withdrawn_chips_give_the_pairs_of_a_full_search(
     store, catalogue, tmp_path, monkeypatch, shuffled, width, precision
 ):
     if precision is not None:
-        monkeypatch.setattr(join, "best_precision", lambda: precision)
+        monkeypatch.setattr(incremental, "best_precision", lambda: precision)
     vectors, ids = clusters(3000, width=width), names(3000)
     first, _ = search(store, catalogue, ids, vectors)
     draw = np.random.default_rng(5)
