@@ -64,7 +64,7 @@ def measure(tiles: int, limits: str) -> dict[str, Any]:
     from data_catalog.store import open_store
     from flows.stage_flow import count_tasks
     from geofm.chips.cut import write_windows
-    from geofm.chips.plan import survey
+    from geofm.chips.plan import plan_windows
     from geofm.config.recipe import CutSettings, SearchSettings
     from geofm.stages import get_stage
 
@@ -84,7 +84,7 @@ def measure(tiles: int, limits: str) -> dict[str, Any]:
         job = make_job(get_stage("cut"), store, {"items": items}, settings)
         parts = plan_parts(get_stage("cut"), job)
         marks.append(time.perf_counter())
-        found = survey(job)
+        found = plan_windows(job)
         write_windows(found, place / "windows.parquet")
         marks.append(time.perf_counter())
         files = [place / "windows.parquet", store.plan_file(job.key)]

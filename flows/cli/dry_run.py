@@ -8,8 +8,8 @@ from data_catalog.errors import RunError
 from data_catalog.run import make_job, run_stage
 from flows.cli.console import out, print_json, print_table, progress_bars
 from flows.settings import open_place
-from geofm.chips.cut import why_not
-from geofm.chips.plan import Forecast, forecast, survey, total
+from geofm.chips.cut import explain_failure
+from geofm.chips.plan import Forecast, forecast, plan_windows, sum_forecasts
 from geofm.config.recipe import Recipe
 from geofm.planet.catalog.serving import serving_source
 from geofm.stages import get_stage
@@ -29,18 +29,18 @@ def print_plan(recipe: Recipe, store: str, catalog: str, json_: bool) -> None:
     with progress_bars(), serving_source(recipe.search.stac):
         items = run_stage(get_stage("search"), place.store, place.catalogue, {}, recipe.search)
         job = make_job(get_stage("cut"), place.store, {"items": items}, recipe.cut)
-        found = survey(job, look=False) if items.manifest.counts["rows_out"] else None
+        found = plan_windows(job, read_headers=False) if items.manifest.counts["rows_out"] else None
     if found is None:
         raise RunError(
             "the search kept no item, so there is nothing to cut; widen search.bbox or "
             "search.datetime"
         )
     parts = forecast(found, recipe.cut)
-    problem = why_not(found, recipe.cut)
+    problem = explain_failure(found, recipe.cut)
     counts = {**items.manifest.counts, "dropped": items.manifest.dropped}
     if json_:
         by_collection = {part.collection: part.to_json() for part in parts}
-        plan = {**total(parts).to_json(), "collections": by_collection}
+        plan = {**sum_forecasts(parts).to_json(), "collections": by_collection}
         print_json(
             {
                 "artifacts": {"search": items.digest},
@@ -57,7 +57,7 @@ def print_plan(recipe: Recipe, store: str, catalog: str, json_: bool) -> None:
     columns = ["collection", "scenes", "chips", "requests", "GiB", "left out"]
     rows = [_row(part, part.collection) for part in parts]
     if len(parts) > 1:
-        rows.append(_row(total(parts), "all"))
+        rows.append(_row(sum_forecasts(parts), "all"))
     print_table(f"{recipe.name}: the plan; requests and bytes are estimates", columns, rows)
     if found.unknown:
         out.print(

@@ -1,4 +1,4 @@
-"""The items that may be cut, as ``items.parquet`` has them, and which item replaces another."""
+"""The items that may be cut, as ``items.parquet`` holds them, and which item replaces another."""
 
 from __future__ import annotations
 
@@ -23,13 +23,20 @@ from geofm.stac.supersede import SUPERSEDED, Acquisition, find_superseded, read_
 from geofm.types import Json
 
 _lock = threading.Lock()
-#: Fields of a source profile that say nothing about pixels.
-ABOUT = {"title", "provider", "licence", "licence_url", "attribution", "notes"}
+#: Fields of a source profile that do not affect pixels.
+DESCRIPTIVE_FIELDS = {"title", "provider", "licence", "licence_url", "attribution", "notes"}
 
 
 @dataclass(frozen=True)
-class Listed:
-    """An item as ``items.parquet`` has it."""
+class ItemRecord:
+    """A row of ``items.parquet``.
+
+    Attributes:
+        number: Row number.
+        text: The frozen item, as JSON.
+        superseded_by: Id of the newer item that replaces this one, or empty.
+        profile: Source profile of the collection at the time of the search.
+    """
 
     number: int
     item_id: str
@@ -44,28 +51,27 @@ class Listed:
     baseline: str
     cloud_cover: float
     superseded_by: str
-    #: The profile of its collection, as it was when the item was searched.
     profile: Source
 
     @property
     def item(self) -> Json:
         """The frozen item."""
-        found: Json = json.loads(self.text)
-        return found
+        content: Json = json.loads(self.text)
+        return content
 
     @property
     def key(self) -> VersionKey:
-        """Collection, id and sha256: parts outlive the table that they were planned by."""
+        """Collection, id and sha256; unlike the row number they are the same in every run."""
         return self.collection, self.item_id, self.item_sha256
 
     @property
     def covers(self) -> list[Any]:
         """What the pixels of a part depend on, apart from its windows.
 
-        A licence is no pixel: chips whose licence changes are not cut again.
+        The licence is left out: chips whose licence changes are not cut again.
         """
         facts = {name: value for name, value in self.facts.items() if name != "licence"}
-        profile = self.profile.model_dump(mode="json", exclude=ABOUT)
+        profile = self.profile.model_dump(mode="json", exclude=DESCRIPTIVE_FIELDS)
         return [*self.key, facts, digest_of(profile)]
 
     @property
@@ -75,31 +81,30 @@ class Listed:
         return {name: getattr(self, name) for name in names}
 
 
-def every_item(items: Artifact) -> dict[int, Listed]:
-    """The items that may be cut by row number; kept, since each part asks for one.
+def all_items(items: Artifact) -> dict[int, ItemRecord]:
+    """Return the items that may be cut, by row number; superseded ones are included.
 
-    These are the good ones, and those that another good one stands for (``superseded_by``).
+    The result is cached, since each part needs one item of it.
     """
     with _lock:  # threads that start together read the table once
-        return _every_item(items)
+        return _all_items(items)
 
 
 @lru_cache(maxsize=4)
-def _every_item(items: Artifact) -> dict[int, Listed]:
-    """The same, read."""
+def _all_items(items: Artifact) -> dict[int, ItemRecord]:
     rows = records(items.table("items.parquet"))
     kept = items.manifest.facts["profiles"]
     profiles = {name: Source.model_validate(profile) for name, profile in kept.items()}
     return {
-        number: listed_from(number, row, profiles[row["source"]])
+        number: record_from_row(number, row, profiles[row["source"]])
         for number, row in enumerate(rows)
         if row["status"] == "ok" or row["reason"] in SUPERSEDED
     }
 
 
-def listed_from(number: int, row: Json, profile: Source) -> Listed:
-    """Make an item from a row of ``items.parquet``."""
-    return Listed(
+def record_from_row(number: int, row: Json, profile: Source) -> ItemRecord:
+    """Make a record from a row of ``items.parquet``."""
+    return ItemRecord(
         number=number,
         item_id=row["item_id"],
         item_sha256=row["item_sha256"],
@@ -117,40 +122,40 @@ def listed_from(number: int, row: Json, profile: Source) -> Listed:
     )
 
 
-def listed_items(items: Artifact) -> dict[int, Listed]:
-    """The good items alone."""
-    return {n: one for n, one in every_item(items).items() if not one.superseded_by}
+def current_items(items: Artifact) -> dict[int, ItemRecord]:
+    """Return the items that no newer item supersedes, by row number."""
+    return {n: item for n, item in all_items(items).items() if not item.superseded_by}
 
 
-def superseded_items(items: Artifact, bad: Collection[int]) -> list[Listed]:
+def superseded_items(items: Artifact, bad: Collection[int]) -> list[ItemRecord]:
     """Find superseded items whose ground is free again, since the newer item can't be used.
 
     Args:
         items: The artifact.
         bad: Row numbers of items that turned out to be unusable.
     """
-    everyone = every_item(items)
-    gone = {everyone[n].key[:2] for n in bad if n in everyone}
+    everything = all_items(items)
+    failed = {everything[n].key[:2] for n in bad if n in everything}
     return [
-        one
-        for one in everyone.values()
-        if (one.collection, one.superseded_by) in gone and one.number not in bad
+        item
+        for item in everything.values()
+        if (item.collection, item.superseded_by) in failed and item.number not in bad
     ]
 
 
-def best_of(items: Sequence[Listed]) -> list[Listed]:
+def best_versions(items: Sequence[ItemRecord]) -> list[ItemRecord]:
     """Keep the best item of each acquisition and tile."""
-    again = find_superseded([identity_of(one) for one in items])
-    return [one for position, one in enumerate(items) if position not in again]
+    replaced = find_superseded([identity_of(item) for item in items])
+    return [item for position, item in enumerate(items) if position not in replaced]
 
 
-def identity_of(one: Listed) -> Acquisition:
-    """The properties of an item by which versions of one acquisition are told apart."""
-    return read_acquisition(one.item, one.profile.identity, one.geometry)
+def identity_of(item: ItemRecord) -> Acquisition:
+    """Return the properties that tell versions of one acquisition apart."""
+    return read_acquisition(item.item, item.profile.identity, item.geometry)
 
 
 def access_of(items: Artifact, settings: CutSettings) -> Access:
-    """What the search allowed to be read, and how patiently."""
+    """Return which hosts the search allowed, with the timeouts and retries of the cut."""
     search = items.manifest.settings
     return Access(
         stac=search["stac"],

@@ -1,24 +1,24 @@
-"""Whether the pixels of a Sentinel-2 scene agree with what its item says of the offset.
+"""Check whether the pixels of a Sentinel-2 scene agree with the offset that its item states.
 
-From processing baseline 04.00 on, 1000 counts are added to reflectance before it is stored, so that
-values below zero survive. A catalogue may have taken them away again and says so by a flag, which
+Since processing baseline 04.00, 1000 counts are added to reflectance before it is stored, so that
+negative values survive. A catalogue may have subtracted them again; it states this by a flag, which
 has been wrong (Element84/earth-search#66 and #71). Then the offset is subtracted twice, or never.
 
-Dark ground tells. Deep water, shadow and dense vegetation reflect 0 to 0.05 in some band, so their
-stored counts lie near 0 where the offset is gone, and right above 1000 where it is still there.
+Dark ground shows the error. Deep water, shadow and dense vegetation reflect 0 to 0.05 in some band.
+Their stored counts are near 0 if the offset was subtracted, and just above 1000 if it was not.
 
-The thresholds leave room for what is seen in correct products:
+The thresholds allow for the values of correct products:
 
-- Sen2Cor writes reflectance a little below zero over water and in shadow, and the edge of a swath
-  holds odd low counts: in two real products of baseline 04.00, 0.3 and 0.04 % of the valid pixels
-  of B01 lie below 900 counts. That 10 % of a band lie below 800 (reflectance under -0.02) is no
-  noise; vegetation alone puts most of the red band there.
-- Snow, cloud and desert have no dark pixels, so nothing can be said: no finding. Haze without the
-  offset may begin near 1000 counts in one band; it does not in two, with nothing below in any.
-  Level-1C is brighter by the air's own light, so a missing offset is rarely told there.
+- Sen2Cor writes slightly negative reflectance over water and in shadow, and the edge of a swath has
+  single low counts: in two real products of baseline 04.00, 0.3 and 0.04 % of the valid pixels of
+  B01 are below 900 counts. Noise does not put 10 % of a band below 800 counts (reflectance below
+  -0.02); vegetation alone puts most of the red band there.
+- Snow, cloud and desert have no dark pixels and allow no conclusion. Haze without the offset may
+  begin near 1000 counts in one band, but not in two with no band below. Level-1C is brightened by
+  the atmosphere, so a missing offset is rarely detected there.
 
-While a scene is cut, an ``OffsetWatch`` adds up ``count_dark`` of every strip; at the end
-``check_offset`` compares. A finding is reported; pixels are never changed by it.
+While a scene is cut, an ``OffsetCounter`` sums ``count_dark`` over its strips; ``check_offset``
+compares at the end. A finding is reported and never changes pixels.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from numpy.typing import NDArray
 from data_catalog.sources import Source
 from geofm.stac.supersede import version_key
 
-#: What is added to reflectance counts from this baseline on.
+#: Offset that is added to reflectance counts, and the first baseline that adds it.
 OFFSET, SINCE = 1000, "04.00"
-#: Fewer valid pixels of a band say nothing.
+#: A band with fewer valid pixels is not checked.
 MIN_PIXELS = 10_000
-#: Offset twice: at least this share of a band lies below this count.
+#: Offset subtracted twice: at least this share of a band is below this count.
 TWICE_SHARE, TWICE_BELOW = 0.10, 800
-#: Offset missing: at most this share of each band lies below this count ...
+#: Offset not subtracted: at most this share of each band is below this count, ...
 MISSING_SHARE, MISSING_BELOW = 0.01, 900
-#: ... and the darkest hundredth of at least two bands lies below this one.
+#: ... and at least this share of this many bands is below this count.
 DARK_SHARE, DARK_BELOW, DARK_BANDS = 0.01, 1150, 2
 #: Counts below which pixels are counted.
 LIMITS = (TWICE_BELOW, MISSING_BELOW, DARK_BELOW)
@@ -52,58 +52,64 @@ Dark = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class OffsetFinding:
-    """Pixels contradict the item: how, and the figures that show it."""
+    """A contradiction between pixels and item, and the figures that show it."""
 
     kind: Literal["offset_twice", "offset_missing"]
     detail: str
 
 
-class OffsetWatch:
-    """Adds up what is seen of a scene's bands."""
+class OffsetCounter:
+    """Sums the dark pixels of a scene's bands.
+
+    Attributes:
+        counts: Dark pixels by band name.
+    """
 
     def __init__(self) -> None:
-        self.seen: dict[str, Dark] = {}
+        self.counts: dict[str, Dark] = {}
 
     def __call__(self, band: str, stored: NDArray[Any], valid: NDArray[np.bool_]) -> None:
-        """See a strip of a band; numbers that are no counts say nothing."""
+        """Add a strip of a band; floats are not counts and are ignored."""
         if stored.dtype.kind in "iu":
-            before = self.seen.get(band, np.zeros(len(LIMITS) + 1, np.int64))
-            self.seen[band] = before + count_dark(stored, valid)
+            before = self.counts.get(band, np.zeros(len(LIMITS) + 1, np.int64))
+            self.counts[band] = before + count_dark(stored, valid)
 
 
-def watch_for(source: Source, baseline: str) -> OffsetWatch | None:
-    """A watch for scenes of which an offset may be told wrongly, else None."""
-    knows = bool(source.offset_applied) or source.baseline_offset is not None
-    return OffsetWatch() if knows and version_key(baseline) >= version_key(SINCE) else None
+def offset_counter_for(source: Source, baseline: str) -> OffsetCounter | None:
+    """Return a counter if the item of a scene may state a wrong offset, else None."""
+    states_offset = bool(source.offset_applied) or source.baseline_offset is not None
+    return (
+        OffsetCounter() if states_offset and version_key(baseline) >= version_key(SINCE) else None
+    )
 
 
 def count_dark(stored: NDArray[Any], valid: NDArray[np.bool_]) -> Dark:
-    """Dark pixels of a strip, before any offset; those of a scene are the sum over its strips.
+    """Count the dark pixels of a strip, before any offset is applied.
 
     Args:
-        stored: [height, width], integers as they are in the file.
-        valid: [height, width], where the file has data.
+        stored: Stored integers, shape (height, width).
+        valid: Pixels with data, shape (height, width).
     """
-    whole = bool(valid.all())
-    dark = [np.count_nonzero(stored < limit if whole else (stored < limit) & valid)
-            for limit in LIMITS]  # fmt: skip
+    all_valid = bool(valid.all())
+    below = [stored < limit for limit in LIMITS]
+    dark = [np.count_nonzero(pixels if all_valid else pixels & valid) for pixels in below]
     return np.array([*dark, np.count_nonzero(valid)], dtype=np.int64)
 
 
 def check_offset(
-    seen: Mapping[str, Dark], added: Mapping[str, int], baseline: str
+    counts: Mapping[str, Dark], added: Mapping[str, int], baseline: str
 ) -> OffsetFinding | None:
-    """What the pixels say against the offset that is going to be applied.
+    """Compare dark pixels with the offset that the item states.
 
     Args:
-        seen: by band name, of a whole scene or all of it that is cut.
-        added: counts that will be added to each band: -1000, or 0 where nothing is.
-        baseline: the item's processing baseline, empty where it states none.
+        counts: Dark pixels of the scene (or of its cut windows) by band name.
+        added: Counts that are added to each band: -1000, or 0 if there is no offset.
+        baseline: Processing baseline, or empty.
 
     Returns:
-        None when the pixels agree, or can't tell.
+        The contradiction; None if the pixels agree or allow no conclusion.
     """
-    enough = {name: dark for name, dark in seen.items() if dark[-1] >= MIN_PIXELS}
+    enough = {name: dark for name, dark in counts.items() if dark[-1] >= MIN_PIXELS}
     for name in sorted(enough):
         share = _below(enough[name], TWICE_BELOW)
         if added[name] <= -OFFSET and share >= TWICE_SHARE:
@@ -128,5 +134,5 @@ def check_offset(
 
 
 def _below(dark: Dark, limit: int) -> float:
-    """Share of the pixels below one of the limits."""
+    """Return the share of the pixels below one of the limits."""
     return float(dark[LIMITS.index(limit)] / dark[-1])

@@ -1,7 +1,7 @@
-"""Ownership of ground that several scenes of one day cover (tiles overlap at their rims).
+"""Ownership of ground that several scenes of one day cover, since tiles overlap at their edges.
 
-The best scene keeps all its chips. A chip of the next is dropped when chips that are kept already
-cover enough of it. Only whole kept chips count, so no ground is lost at the rim of a scene.
+The best scene keeps all its chips. A chip of the next scene is dropped if the chips that are kept
+already cover enough of it. Only whole kept chips count, so no ground is lost at a scene's edge.
 """
 
 from __future__ import annotations
@@ -26,19 +26,20 @@ Cells = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Claim:
-    """A scene that may be cut, and what decides between it and others.
+class SceneCandidate:
+    """A scene that may be cut, with the properties that decide between it and other scenes.
 
     Attributes:
-        item_sha256: of the frozen item.
-        acquisition: from the identity rule; empty claims nothing against anybody.
-        time: RFC 3339, UTC.
-        cloud: percent, 100 when unknown.
-        nodata: percent of pixels without data, 0 when unknown.
-        geometry: where the scene has data, EPSG:4326.
-        chip_bytes: about what one of its chips costs to download.
-        scene_bytes: about what its first chip costs besides, for files that are read whole.
-        cells: the cells that it can be cut into; None for all of its grid.
+        item_sha256: sha256 of the frozen item.
+        acquisition: Acquisition by the identity rule; if empty, the scene owns no ground.
+        time: Time, RFC 3339 in UTC.
+        version: Processing baseline.
+        cloud: Cloud cover in percent; 100 if unknown.
+        nodata: Pixels without data in percent; 0 if unknown.
+        geometry: Area with data, EPSG:4326.
+        chip_bytes: Estimated bytes to download for each chip.
+        scene_bytes: Estimated bytes to download once, for files that are read whole.
+        cells: Cells that the scene can be cut into, shape (n, 2); None for all of its grid.
     """
 
     collection: str
@@ -56,69 +57,78 @@ class Claim:
     cells: Cells | None = None
 
     def priority(self) -> tuple[tuple[int, ...], float, str]:
-        """Smaller is better: newest baseline, fewest clouds, then by id."""
+        """Return a sort key; the best scene has the newest baseline, then the fewest clouds."""
         return tuple(-number for number in version_key(self.version)), self.cloud, self.item_id
 
     @cached_property
     def data(self) -> BaseGeometry:
-        """Where the scene has data, in its own CRS."""
+        """Area with data, in the scene's CRS."""
         area = np.array([unwrap_longitudes(self.geometry)])
-        found: BaseGeometry = shapely.make_valid(to_crs(area, WGS84, self.grid.crs)[0])
-        shapely.prepare(found)
-        return found
+        valid: BaseGeometry = shapely.make_valid(to_crs(area, WGS84, self.grid.crs)[0])
+        shapely.prepare(valid)
+        return valid
 
 
 def find_owners(
-    claims: Sequence[Claim], cells: Sequence[Cells], max_overlap: float
+    candidates: Sequence[SceneCandidate], cells: Sequence[Cells], max_overlap: float
 ) -> list[NDArray[np.int64]]:
-    """For each cell of each claim the claim that owns its ground instead, -1 for none.
+    """Find the scene that owns the ground of each cell.
+
+    Only scenes of one collection and day whose acquisition is known are compared.
 
     Args:
-        claims: scenes of any collections and days; only those of one collection and day, whose
-            acquisition is known, are held against each other.
-        cells: the cells of each claim that count.
-        max_overlap: share of a cell from which it belongs to the other scene.
+        candidates: Scenes, of any collections and days.
+        cells: Cells of each scene that may be cut, shape (n, 2) each.
+        max_overlap: Share of a cell from which it belongs to the other scene.
+
+    Returns:
+        For each scene an array, shape (n,): number of the other scene that owns the cell, or -1.
     """
-    owner = [np.full(len(some), -1, np.int64) for some in cells]
+    owner = [np.full(len(own), -1, np.int64) for own in cells]
     groups: dict[tuple[str, str], list[int]] = defaultdict(list)
-    days = first_days(claims)
-    for number, claim in enumerate(claims):
-        if claim.acquisition and len(cells[number]):
-            groups[claim.collection, days[claim.collection, claim.acquisition]].append(number)
+    days = first_days(candidates)
+    for number, candidate in enumerate(candidates):
+        if candidate.acquisition and len(cells[number]):
+            groups[candidate.collection, days[candidate.collection, candidate.acquisition]].append(
+                number
+            )
     for members in groups.values():
-        near = neighbours([claims[n] for n in members]) if len(members) > 1 else {}
+        near = touching([candidates[n] for n in members]) if len(members) > 1 else {}
         done: dict[int, _Owner] = {}
-        for place in sorted(range(len(members)), key=lambda p: claims[members[p]].priority()):
-            number = members[place]
-            others = [done[p] for p in sorted(near.get(place, ())) if p in done]
+        by_priority = sorted(range(len(members)), key=lambda p: candidates[members[p]].priority())
+        for position in by_priority:
+            number = members[position]
+            others = [done[p] for p in sorted(near.get(position, ())) if p in done]
             if others:
-                owner[number] = lose(claims[number], cells[number], others, max_overlap)
+                owner[number] = find_covering(
+                    candidates[number], cells[number], others, max_overlap
+                )
             kept = cells[number][owner[number] < 0]
-            done[place] = _Owner(number, claims[number], kept)
+            done[position] = _Owner(number, candidates[number], kept)
     return owner
 
 
-def first_days(claims: Sequence[Claim]) -> dict[tuple[str, str], str]:
-    """The day (UTC) on which each acquisition began: one that passes midnight has one day."""
+def first_days(candidates: Sequence[SceneCandidate]) -> dict[tuple[str, str], str]:
+    """Return the UTC day on which each acquisition began; it has one day if it passes midnight."""
     days: dict[tuple[str, str], str] = {}
-    for claim in claims:
-        key = claim.collection, claim.acquisition
-        days[key] = min(days.get(key, claim.time[:10]), claim.time[:10])
+    for candidate in candidates:
+        key = candidate.collection, candidate.acquisition
+        days[key] = min(days.get(key, candidate.time[:10]), candidate.time[:10])
     return days
 
 
-def neighbours(claims: Sequence[Claim]) -> dict[int, set[int]]:
-    """Which scenes touch which, by position, across the antimeridian too."""
-    areas = [extent_footprint(claim.grid) for claim in claims]
+def touching(candidates: Sequence[SceneCandidate]) -> dict[int, set[int]]:
+    """Return the positions of the scenes that touch each scene, across the antimeridian too."""
+    areas = [extent_footprint(candidate.grid) for candidate in candidates]
     tree = shapely.STRtree(areas)
-    found: dict[int, set[int]] = defaultdict(set)
+    near: dict[int, set[int]] = defaultdict(set)
     for turn in FULL_TURNS:
         turned = [translate(area, turn) for area in areas]
         for a, b in tree.query(turned, predicate="intersects").T:
             if a != b:
-                found[int(a)].add(int(b))
-                found[int(b)].add(int(a))
-    return found
+                near[int(a)].add(int(b))
+                near[int(b)].add(int(a))
+    return near
 
 
 @dataclass(frozen=True)
@@ -126,46 +136,46 @@ class _Owner:
     """A scene's kept cells as shapes on its own grid, clipped to where it has data."""
 
     number: int
-    claim: Claim
+    scene: SceneCandidate
     cells: Cells
 
     @cached_property
     def shapes(self) -> Shapes:
-        found = boxes(self.claim.grid, self.cells)
-        rim = ~shapely.contains_properly(self.claim.data, found)
-        found[rim] = shapely.intersection(found[rim], self.claim.data)
-        return found
+        shapes = boxes(self.scene.grid, self.cells)
+        partial = ~shapely.contains_properly(self.scene.data, shapes)
+        shapes[partial] = shapely.intersection(shapes[partial], self.scene.data)
+        return shapes
 
-    def near(self, claim: Claim) -> Shapes:
-        """The shapes in the CRS of another claim, those that reach its scene."""
-        extent = shapely.box(*claim.grid.extent())
-        here = self.claim.grid.crs
-        back = to_crs(np.array([extent]), claim.grid.crs, here)[0]
+    def near(self, candidate: SceneCandidate) -> Shapes:
+        """Return the shapes that reach another scene, in the CRS of that scene."""
+        extent = shapely.box(*candidate.grid.extent())
+        crs = self.scene.grid.crs
+        back = to_crs(np.array([extent]), candidate.grid.crs, crs)[0]
         close = self.shapes[shapely.intersects(self.shapes, back)]
-        return to_crs(close, here, claim.grid.crs)
+        return to_crs(close, crs, candidate.grid.crs)
 
 
-def lose(
-    claim: Claim, cells: Cells, owners: Sequence[_Owner], max_overlap: float
+def find_covering(
+    candidate: SceneCandidate, cells: Cells, owners: Sequence[_Owner], max_overlap: float
 ) -> NDArray[np.int64]:
-    """For each cell of a claim the number of the owner that covers most of it, or -1."""
+    """Return the number of the owner that covers most of each cell, shape (n,); -1 for none."""
     lost = np.full(len(cells), -1, np.int64)
-    shapes = [owner.near(claim) for owner in owners]
+    shapes = [owner.near(candidate) for owner in owners]
     others = np.concatenate(shapes)
-    whose = np.repeat(np.arange(len(owners)), [len(some) for some in shapes])
+    owner_of = np.repeat(np.arange(len(owners)), [len(part) for part in shapes])
     if not len(others):
         return lost
-    mine = boxes(claim.grid, cells)
-    pairs = shapely.STRtree(others).query(mine, predicate="intersects")
-    parts = shapely.intersection(mine[pairs[0]], others[pairs[1]])
+    squares = boxes(candidate.grid, cells)
+    pairs = shapely.STRtree(others).query(squares, predicate="intersects")
+    parts = shapely.intersection(squares[pairs[0]], others[pairs[1]])
     areas = shapely.area(parts)
     hits: dict[int, list[int]] = defaultdict(list)
     for pair in np.flatnonzero(areas > 0):
         hits[int(pairs[0, pair])].append(int(pair))
     least = max(max_overlap - 1e-6, 1e-6)
-    for cell, found in hits.items():
-        covered = shapely.area(shapely.union_all(parts[found]))
-        if covered / shapely.area(mine[cell]) >= least:
-            share = np.bincount(whose[pairs[1, found]], areas[found], minlength=len(owners))
+    for cell, hit in hits.items():
+        covered = shapely.area(shapely.union_all(parts[hit]))
+        if covered / shapely.area(squares[cell]) >= least:
+            share = np.bincount(owner_of[pairs[1, hit]], areas[hit], minlength=len(owners))
             lost[cell] = owners[int(share.argmax())].number
     return lost

@@ -1,4 +1,10 @@
-"""The sampling plan in figures, before anything is fetched: scenes, chips, requests, bytes."""
+"""The plan of stage `cut`: which windows to cut, and what they cost, mostly from metadata alone.
+
+An item that states the location and size of its bands (``proj:transform``, ``proj:shape`` and a
+CRS) is planned without a request. For any other item the headers of its files are read, and the
+grid is kept for later runs. A failure to read them is remembered for one attempt of the job only,
+so the next run tries again.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +20,23 @@ from pathlib import Path
 from data_catalog.hashing import canonical, digest_of
 from data_catalog.progress import tick
 from data_catalog.stage import Job
-from geofm.chips.fetch_cost import Cost, bytes_per_pixel, cost_of, stated_place, wanted, whole_bytes
-from geofm.chips.items import ABOUT, Listed, access_of, every_item, listed_items
-from geofm.chips.overlap import Claim
-from geofm.chips.sampling import REASONS, Windows, choose
+from geofm.chips.fetch_cost import (
+    FetchCost,
+    bands_to_read,
+    bytes_per_pixel,
+    fetch_cost_of,
+    stated_layout,
+    whole_bytes,
+)
+from geofm.chips.items import (
+    DESCRIPTIVE_FIELDS,
+    ItemRecord,
+    access_of,
+    all_items,
+    current_items,
+)
+from geofm.chips.overlap import SceneCandidate
+from geofm.chips.sampling import REASONS, Windows, choose_windows
 from geofm.chips.stand_ins import all_stand_ins, is_stand_in, replacements
 from geofm.config.recipe import CutSettings, SearchSettings
 from geofm.raster.grid import Grid
@@ -29,245 +48,255 @@ from geofm.stac.bands import find_band
 from geofm.stac.item import is_number
 from geofm.types import Json
 
-# What there is to cut and what it will cost, from metadata alone where the items tell enough.
-# An item that states the place and size of its bands (``proj:transform``, ``proj:shape``, a CRS) is
-# planned without a request. Of any other the headers are read, and the grid is remembered. A failed
-# look is remembered for one attempt of the job only: the next run asks again.
-
-#: Items looked at at once; looking waits for the network, not for the processor.
-LOOKS = 8
-#: The settings that a scene's grid depends on.
-GRID = ("size_px", "gsd_m", "anchor", "bands")
+#: Threads that read headers; they wait for the network.
+HEADER_THREADS = 8
+#: Settings that a scene's grid depends on.
+GRID_SETTINGS = ("size_px", "gsd_m", "anchor", "bands")
 
 
 @dataclass(frozen=True)
-class Survey:
-    """Scenes with their grids, and the plan.
+class CutPlan:
+    """Scenes with their grids, and the windows to cut.
 
     Attributes:
-        listed: the scenes that can be planned, in the order of their rows; claim n of the windows.
-        grids: of each.
-        bad: what is wrong with others, by row number.
-        unknown: scenes whose metadata do not tell, where nobody looked.
+        items: Items that can be planned, by number; candidate ``n`` of ``windows`` is ``items[n]``.
+        grids: Grid of each item.
+        bad: Problems of the items that can't be planned, by item number.
+        unknown: Items whose metadata don't state a grid, if headers were not to be read.
+        windows: Every window of every item, with the reason if it is not cut.
     """
 
-    listed: list[Listed]
+    items: list[ItemRecord]
     grids: list[Grid]
     bad: dict[int, Quarantine]
-    unknown: list[Listed]
+    unknown: list[ItemRecord]
     windows: Windows
 
 
-def survey(
+def plan_windows(
     job: Job,
     known: Mapping[int, Grid] | None = None,
-    found_bad: Mapping[int, Quarantine] | None = None,
-    look: bool = True,
-) -> Survey:
-    """Plan everything that the search kept.
+    bad: Mapping[int, Quarantine] | None = None,
+    read_headers: bool = True,
+) -> CutPlan:
+    """Plan the windows of all items that the search kept.
 
-    Where an item can't be used, an older version of it is planned in its place.
+    If an item can't be used, an older version of it is planned in its place.
 
     Args:
-        job: of the stage ``cut``.
-        known: grids that were read from the files themselves, by number.
-        found_bad: items that turned out to be bad when they were read, by number.
-        look: ask for the headers of scenes whose metadata do not tell.
+        job: Job of the stage ``cut``.
+        known: Grids that were read from the files themselves, by item number.
+        bad: Problems that were found while reading, by item number.
+        read_headers: Read the headers of files whose item does not state a grid.
     """
     settings: CutSettings = job.settings
-    items = job.inputs["items"]
-    everyone = list(listed_items(items).values())
-    found: dict[int, Grid | Quarantine] = {**postponed(job), **(found_bad or {})}
-    wave = everyone
-    while wave:
-        found |= grids_of(job, [one for one in wave if one.number not in found], known or {}, look)
-        bad = {n for n, verdict in found.items() if isinstance(verdict, Quarantine)}
-        wave = replacements(job, everyone, bad & {one.number for one in everyone})
-        everyone += wave
-    everyone.sort(key=lambda one: one.number)
-    planned = [(one, grid) for one in everyone if isinstance(grid := found.get(one.number), Grid)]
-    claims = [claim_of(job, one, grid) for one, grid in planned]
-    there = {one.number for one in everyone}
-    area = SearchSettings.model_validate(items.manifest.settings).geometry()
-    return Survey(
-        listed=[one for one, _ in planned],
+    items = list(current_items(job.inputs["items"]).values())
+    results: dict[int, Grid | Quarantine] = {**postponed(job), **(bad or {})}
+    added = items
+    while added:
+        open_items = [item for item in added if item.number not in results]
+        results |= grids_of(job, open_items, known or {}, read_headers)
+        failed = {n for n, result in results.items() if isinstance(result, Quarantine)}
+        added = replacements(job, items, failed & {item.number for item in items})
+        items += added
+    items.sort(key=lambda item: item.number)
+    planned = [(i, grid) for i in items if isinstance(grid := results.get(i.number), Grid)]
+    candidates = [candidate_of(job, item, grid) for item, grid in planned]
+    numbers = {item.number for item in items}
+    area = SearchSettings.model_validate(job.inputs["items"].manifest.settings).geometry()
+    return CutPlan(
+        items=[item for item, _ in planned],
         grids=[grid for _, grid in planned],
-        bad={n: v for n, v in found.items() if isinstance(v, Quarantine) and n in there},
-        unknown=[one for one in everyone if one.number not in found],
-        windows=choose(claims, settings, area),
+        bad={n: v for n, v in results.items() if isinstance(v, Quarantine) and n in numbers},
+        unknown=[item for item in items if item.number not in results],
+        windows=choose_windows(candidates, settings, area),
     )
 
 
 def postponed(job: Job) -> dict[int, Quarantine]:
-    """The items that this run does not ask for, with the reason of their last failure."""
-    everyone = every_item(job.inputs["items"]) if job.postponed else {}
+    """Return the items that this run does not request, with their last failure."""
+    items = all_items(job.inputs["items"]) if job.postponed else {}
     return {
-        number: Quarantine(*job.postponed[one.key])
-        for number, one in everyone.items()
-        if one.key in job.postponed
+        number: Quarantine(*job.postponed[item.key])
+        for number, item in items.items()
+        if item.key in job.postponed
     }
 
 
 def grids_of(
-    job: Job, listed: Sequence[Listed], known: Mapping[int, Grid], look: bool
+    job: Job, items: Sequence[ItemRecord], known: Mapping[int, Grid], read_headers: bool
 ) -> dict[int, Grid | Quarantine]:
-    """The grid of each scene or what is wrong with it, by number."""
-    found: dict[int, Grid | Quarantine] = {}
-    silent: list[Listed] = []
-    for number, one in enumerate(listed, start=1):
-        verdict: Grid | Quarantine | None
-        if is_stand_in(job, one.number):
-            verdict = all_stand_ins(job)[one.number].grid
+    """Return each item's grid, or its problem, by item number."""
+    results: dict[int, Grid | Quarantine] = {}
+    unstated: list[ItemRecord] = []
+    for count, item in enumerate(items, start=1):
+        result: Grid | Quarantine | None
+        if is_stand_in(job, item.number):
+            result = all_stand_ins(job)[item.number].grid
         else:
-            verdict = known.get(one.number) or stated_grid(one, job.settings)
-        if verdict is None:
-            silent.append(one)
+            result = known.get(item.number) or stated_grid(item, job.settings)
+        if result is None:
+            unstated.append(item)
         else:
-            found[one.number] = verdict
-        if number % 500 == 0:
-            tick("cut: planning", number, len(listed), "scenes")
-    return found | look_at(job, silent) if look and silent else found
+            results[item.number] = result
+        if count % 500 == 0:
+            tick("cut: planning", count, len(items), "scenes")
+    return results | read_grids(job, unstated) if read_headers and unstated else results
 
 
-def claim_of(job: Job, one: Listed, grid: Grid) -> Claim:
-    """A scene as the sampling plan sees it."""
-    item, settings = one.item, job.settings
-    nodata = item["properties"].get("s2:nodata_pixel_percentage")
-    when = parse_time(one.datetime)
-    if when is not None and when.tzinfo:
-        when = when.astimezone(UTC)
-    bands = wanted(item, one.profile, settings)
-    whole = {band.asset: whole_bytes(item, band, grid, settings) for band in bands}
-    per_pixel = sum(bytes_per_pixel(item, b, grid) for b in bands if not whole[b.asset])
-    return Claim(
-        collection=one.collection,
-        item_id=one.item_id,
-        item_sha256=one.item_sha256,
-        acquisition=one.acquisition,
-        time=when.isoformat() if when else "",
-        version=one.baseline,
-        cloud=one.cloud_cover,
-        nodata=float(nodata) if is_number(nodata) else 0.0,
-        grid=grid,
-        geometry=one.geometry,
-        chip_bytes=per_pixel * grid.size**2,
-        scene_bytes=sum(whole.values()),
-        cells=all_stand_ins(job)[one.number].cells if is_stand_in(job, one.number) else None,
-    )
-
-
-def stated_grid(one: Listed, settings: CutSettings) -> Grid | Quarantine | None:
-    """The grid by the item's own metadata; None where it does not tell enough."""
+def stated_grid(item: ItemRecord, settings: CutSettings) -> Grid | Quarantine | None:
+    """Return the grid that an item's metadata state; None if they are not complete."""
     try:
-        item = one.item
-        bands = [find_band(item, name, one.profile) for name in settings.bands]
-        places = [stated_place(item, band) for band in bands]
-        told = [place for place in places if place is not None]
-        return finest_grid(told, settings, one.geometry) if len(told) == len(places) else None
+        content = item.item
+        bands = [find_band(content, name, item.profile) for name in settings.bands]
+        layouts = [stated_layout(content, band) for band in bands]
+        stated = [layout for layout in layouts if layout is not None]
+        if len(stated) < len(layouts):
+            return None
+        return finest_grid(stated, settings, item.geometry)
     except Quarantine as problem:
         return problem
 
 
-def look_at(job: Job, listed: Sequence[Listed]) -> dict[int, Grid | Quarantine]:
-    """The grid of each scene by its headers, or what is wrong with it, by row number."""
+def read_grids(job: Job, items: Sequence[ItemRecord]) -> dict[int, Grid | Quarantine]:
+    """Read the grids of items from the headers of their files, by item number."""
     settings: CutSettings = job.settings
     access = access_of(job.inputs["items"], settings)
-    kept = job.store.scratch(digest_of({"grids of": job.identity_by(GRID)}))
-    found: dict[int, Grid | Quarantine] = {}
-    with ThreadPoolExecutor(LOOKS) as pool:
+    kept = job.store.scratch(digest_of({"grids of": job.identity_by(GRID_SETTINGS)}))
+    results: dict[int, Grid | Quarantine] = {}
+    with ThreadPoolExecutor(HEADER_THREADS) as pool:
         calls = {
-            one.number: pool.submit(look_once, one, settings, access, kept, job.attempt)
-            for one in listed
+            item.number: pool.submit(read_grid, item, settings, access, kept, job.attempt)
+            for item in items
         }
         for done, (number, call) in enumerate(calls.items(), start=1):
-            found[number] = call.result()
-            tick("cut: headers", done, len(listed))
-    return found
+            results[number] = call.result()
+            tick("cut: headers", done, len(items))
+    return results
 
 
-def look_once(
-    one: Listed, settings: CutSettings, access: Access, kept: Path, attempt: str
+def read_grid(
+    item: ItemRecord, settings: CutSettings, access: Access, kept: Path, attempt: str
 ) -> Grid | Quarantine:
-    """Open one scene, or remember its grid; a failure is remembered for this attempt only."""
-    profile = one.profile.model_dump(mode="json", exclude=ABOUT)
-    may = [access.stac, access.allow_hosts, access.credentials_for]
-    name = digest_of([one.collection, one.item_sha256, one.item_id, profile, may])
+    """Read an item's grid from its files, or from a file of an earlier run.
+
+    Args:
+        item: The item.
+        settings: Settings of the stage.
+        access: Which hosts may be read.
+        kept: Folder of the grids that are kept.
+        attempt: Id of the attempt; a failure is remembered for this attempt only.
+    """
+    profile = item.profile.model_dump(mode="json", exclude=DESCRIPTIVE_FIELDS)
+    policy = [access.stac, access.allow_hosts, access.credentials_for]
+    name = digest_of([item.collection, item.item_sha256, item.item_id, profile, policy])
     file = kept / f"{name}.json"
-    known = json.loads(file.read_bytes()) if file.exists() else {}
-    if "grid" in known:
-        return Grid(**known["grid"])
-    if known.get("attempt") == attempt:
-        return Quarantine(**known["bad"])
+    earlier = json.loads(file.read_bytes()) if file.exists() else {}
+    if "grid" in earlier:
+        return Grid(**earlier["grid"])
+    if earlier.get("attempt") == attempt:
+        return Quarantine(**earlier["bad"])
     try:
         with open_scene(
-            one.item, one.geometry, one.profile, settings, access, whole=False
+            item.item, item.geometry, item.profile, settings, access, whole=False
         ) as scene:
-            answer: Json = {"grid": asdict(scene.grid)}
+            result: Json = {"grid": asdict(scene.grid)}
     except Quarantine as problem:
         if problem.passing:
             return problem
         bad = {"reason": problem.reason, "detail": problem.detail}
-        answer = {"bad": bad, "attempt": attempt}
-    beside = file.with_suffix(f".{os.getpid()}")
-    beside.write_bytes(canonical(answer))
-    beside.replace(file)
-    return Grid(**answer["grid"]) if "grid" in answer else Quarantine(**answer["bad"])
+        result = {"bad": bad, "attempt": attempt}
+    temporary = file.with_suffix(f".{os.getpid()}")
+    temporary.write_bytes(canonical(result))
+    temporary.replace(file)
+    return Grid(**result["grid"]) if "grid" in result else Quarantine(**result["bad"])
+
+
+def candidate_of(job: Job, item: ItemRecord, grid: Grid) -> SceneCandidate:
+    """Return an item as the sampling plan sees it."""
+    content, settings = item.item, job.settings
+    nodata = content["properties"].get("s2:nodata_pixel_percentage")
+    when = parse_time(item.datetime)
+    if when is not None and when.tzinfo:
+        when = when.astimezone(UTC)
+    bands = bands_to_read(content, item.profile, settings)
+    whole = {band.asset: whole_bytes(content, band, grid, settings) for band in bands}
+    per_pixel = sum(bytes_per_pixel(content, b, grid) for b in bands if not whole[b.asset])
+    return SceneCandidate(
+        collection=item.collection,
+        item_id=item.item_id,
+        item_sha256=item.item_sha256,
+        acquisition=item.acquisition,
+        time=when.isoformat() if when else "",
+        version=item.baseline,
+        cloud=item.cloud_cover,
+        nodata=float(nodata) if is_number(nodata) else 0.0,
+        grid=grid,
+        geometry=item.geometry,
+        chip_bytes=per_pixel * grid.size**2,
+        scene_bytes=sum(whole.values()),
+        cells=all_stand_ins(job)[item.number].cells if is_stand_in(job, item.number) else None,
+    )
+
+
+# Forecast
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """What will be cut of one collection, or of all.
+    """A forecast of what will be cut, of one collection or of all.
 
     Attributes:
-        scenes: scenes with windows in the plan.
-        chips: windows in the plan.
-        cost: what they will fetch, about.
-        left_out: windows that are not in the plan, by reason.
+        scenes: Scenes with windows in the plan.
+        chips: Windows in the plan.
+        cost: Estimated requests and bytes.
+        left_out: Windows that are not in the plan, by reason.
     """
 
     collection: str
     scenes: int = 0
     chips: int = 0
-    cost: Cost = field(default_factory=Cost)
+    cost: FetchCost = field(default_factory=FetchCost)
     left_out: Counter[str] = field(default_factory=Counter)
 
-    def told(self) -> str:
-        """In a sentence."""
+    def summary(self) -> str:
+        """Return the forecast as a sentence."""
         return (
             f"{self.chips:,} chips of {self.scenes:,} scenes planned; about "
             f"{self.cost.requests:,} requests and {self.cost.bytes / 2**30:.2f} GiB"
         )
 
     def to_json(self) -> Json:
-        """For scripts."""
+        """Return the forecast as JSON, for scripts."""
         left_out = dict(sorted(self.left_out.items()))
         fetched = {"requests": self.cost.requests, "bytes": self.cost.bytes}
         return {"scenes": self.scenes, "chips": self.chips, **fetched, "left_out": left_out}
 
 
-def forecast(found: Survey, settings: CutSettings) -> list[Forecast]:
-    """The plan by collection."""
+def forecast(cut_plan: CutPlan, settings: CutSettings) -> list[Forecast]:
+    """Forecast a plan, by collection."""
     by_name: dict[str, Forecast] = {}
-    windows = found.windows
-    for claim, (one, grid) in enumerate(zip(found.listed, found.grids, strict=True)):
-        cells = windows.chosen(claim)
-        codes = Counter(windows.reason[windows.of(claim)].tolist())
-        out = Counter({REASONS[code]: number for code, number in codes.items() if code})
-        mine = Forecast(one.collection, int(len(cells) > 0), len(cells),
-                        cost_of(one, grid, cells, settings), out)  # fmt: skip
-        by_name[one.collection] = total([by_name.get(one.collection, Forecast("")), mine])
+    windows = cut_plan.windows
+    for candidate, (item, grid) in enumerate(zip(cut_plan.items, cut_plan.grids, strict=True)):
+        cells = windows.chosen(candidate)
+        codes = Counter(windows.reason[windows.of(candidate)].tolist())
+        left_out = Counter({REASONS[code]: count for code, count in codes.items() if code})
+        cost = fetch_cost_of(item, grid, cells, settings)
+        scene = Forecast(item.collection, int(len(cells) > 0), len(cells), cost, left_out)
+        earlier = by_name.get(item.collection, Forecast(""))
+        by_name[item.collection] = sum_forecasts([earlier, scene])
     return [by_name[name] for name in sorted(by_name)]
 
 
-def total(parts: Iterable[Forecast]) -> Forecast:
-    """The sum; it has the name of the last."""
-    found = Forecast("")
-    for one in parts:
-        found = Forecast(
-            one.collection,
-            found.scenes + one.scenes,
-            found.chips + one.chips,
-            found.cost + one.cost,
-            found.left_out + one.left_out,
+def sum_forecasts(forecasts: Iterable[Forecast]) -> Forecast:
+    """Return the sum of forecasts, under the name of the last one."""
+    total = Forecast("")
+    for part in forecasts:
+        total = Forecast(
+            part.collection,
+            total.scenes + part.scenes,
+            total.chips + part.chips,
+            total.cost + part.cost,
+            total.left_out + part.left_out,
         )
-    return found
+    return total

@@ -1,4 +1,4 @@
-"""The tables of a chips artifact: their columns, types and order, the same for every run."""
+"""The tables of a chips artifact: columns, types and order, the same for every run."""
 
 from __future__ import annotations
 
@@ -73,5 +73,5 @@ ASSET_COLUMNS: Columns = {
 def chip_id(
     collection: str, item_id: str, item_sha256: str, cell: str, bands: list[str], size: int
 ) -> str:
-    """24 hex digits: the same for the same item content, cell and bands, in any run."""
+    """Return 24 hex digits that depend on item content, cell and bands alone."""
     return digest_of([collection, item_id, item_sha256, cell, bands, size])[:24]

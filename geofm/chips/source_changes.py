@@ -1,4 +1,4 @@
-"""What has changed at a source since a scene was cut, by the digests that were sealed then."""
+"""Changes of a scene's source files since it was cut, by the digests that were sealed then."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from geofm.chips.items import Listed
+from geofm.chips.items import ItemRecord
 from geofm.config.recipe import CutSettings
 from geofm.raster.reader import where_is
 from geofm.raster.scene import prefetch_scene
@@ -17,22 +17,22 @@ from geofm.remote.url_policy import Access
 
 
 def source_changes(
-    item: Listed, sealed: Sequence[Mapping[str, Any]], settings: CutSettings, access: Access
+    item: ItemRecord, sealed: Sequence[Mapping[str, Any]], settings: CutSettings, access: Access
 ) -> list[str]:
-    """Compare the assets of an item with what was sealed of them.
+    """Compare the assets of an item with the digests that were sealed.
 
     Args:
-        item: the item, as it was frozen.
-        sealed: its rows of ``assets.parquet``.
-        settings: with which it was cut.
-        access: what may be read, and how.
+        item: The frozen item.
+        sealed: The item's rows of ``assets.parquet``.
+        settings: Settings with which it was cut.
+        access: Which hosts may be read, and the timeouts.
 
     Returns:
-        One sentence for each asset that is another file now, or is gone. An asset that can't be
-        reached now is left out.
+        One sentence for each asset that is another file now, or is gone. Assets that can't be
+        reached now are left out.
     """
-    then = {str(row["asset"]): row for row in sealed}
-    found = []
+    sealed_rows = {str(row["asset"]): row for row in sealed}
+    sentences = []
     with prefetch_scene(item.item, item.profile, settings, access) as pending:
         for key, (band, call) in pending.files.items():
             where = f"asset {key} ({where_is(band.href)})"
@@ -40,18 +40,18 @@ def source_changes(
                 fetched = call.result()
             except Quarantine as problem:
                 if not problem.passing:
-                    found.append(f"{where} can't be read any more: {problem}")
+                    sentences.append(f"{where} can't be read any more: {problem}")
                 continue
-            changes = _changes(then[key], fetched) if key in then else []
+            changes = _changes(sealed_rows[key], fetched) if key in sealed_rows else []
             if changes:
-                found.append(f"{where}: {', '.join(changes)}")
+                sentences.append(f"{where}: {', '.join(changes)}")
             if isinstance(fetched, RangeSource):
                 fetched.close()
-    return found
+    return sentences
 
 
 def _changes(then: Mapping[str, Any], fetched: Piece | RangeSource) -> list[str]:
-    """Name what differs: the sha256 where the file is read whole, else ETag and size."""
+    """Name the differences: the sha256 of a file that is read whole, else ETag and size."""
     now: dict[str, str] = {"etag": fetched.etag}
     if isinstance(fetched, Piece):
         now["sha256"] = hashlib.sha256(fetched.data).hexdigest()

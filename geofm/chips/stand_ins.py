@@ -1,8 +1,8 @@
-"""Stand-ins: chips of the last run that are used while the newer version of an item can't be read.
+"""Stand-ins: chips of the last run that stay while the newer version of an item can't be read.
 
-An item that was updated or reprocessed may be out of reach for some nights. Until it can be read,
-the chips that the last run cut of the version before stay in the dataset. They are planned like
-those of any other item, but their pixels are copied from the last chips artifact.
+An updated or reprocessed item may be unreachable for some nights. Until it can be read, the chips
+of its previous version stay in the dataset. They are planned like those of any other item, but
+their pixels are copied from the last chips artifact.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from data_catalog.sources import Source
 from data_catalog.stage import Job
 from data_catalog.tables import records, write_table
 from geofm.chips.items import (
-    Listed,
-    best_of,
-    every_item,
+    ItemRecord,
+    all_items,
+    best_versions,
     identity_of,
-    listed_from,
+    record_from_row,
     superseded_items,
 )
-from geofm.chips.writer import CHIPS, Order, from_runs, tar_name, write_scene
+from geofm.chips.writer import CHIPS_TAR, CutWindows, from_spans, tar_name, write_scene
 from geofm.config.recipe import CutSettings
 from geofm.formats.tar import read_range, write_tar
 from geofm.raster.grid import Grid
@@ -44,39 +44,39 @@ from geofm.types import Json
 
 @dataclass(frozen=True)
 class StandIn:
-    """An item version whose chips the last run holds.
+    """An item version of which the last run has chips.
 
     Attributes:
         item: The item, numbered after the rows of the current ``items.parquet``.
-        grid: Pixels that its chips cover.
-        cells: Cells that it has chips of, shape (n, 2).
+        grid: Grid of its chips, as far as they reach.
+        cells: Cells of its chips, shape (n, 2).
     """
 
-    item: Listed
+    item: ItemRecord
     grid: Grid
     cells: NDArray[np.int64]
 
 
-def item_of(job: Job, number: int) -> Listed:
-    """The item with a number: a row of ``items.parquet``, or a stand-in."""
-    listed = every_item(job.inputs["items"]).get(number)
+def item_of(job: Job, number: int) -> ItemRecord:
+    """Return the item with a number: a row of ``items.parquet``, or a stand-in."""
+    listed = all_items(job.inputs["items"]).get(number)
     return all_stand_ins(job)[number].item if listed is None else listed
 
 
 def is_stand_in(job: Job, number: int) -> bool:
-    """Whether a number is that of a stand-in."""
-    return number not in every_item(job.inputs["items"])
+    """Return whether a number is that of a stand-in."""
+    return number not in all_items(job.inputs["items"])
 
 
 def all_stand_ins(job: Job) -> dict[int, StandIn]:
-    """Every item version that the last run has chips of, by number."""
+    """Return every item version of which the last run has chips, by number."""
     if job.previous is None:
         return {}
     return _stand_ins(job.previous, previous_items(job), job.inputs["items"], job.settings.anchor)
 
 
 def previous_items(job: Job) -> Artifact | None:
-    """The items artifact that the last run cut; None if it is gone from the store."""
+    """Return the items artifact that the last run cut; None if it is gone from the store."""
     if job.previous is None:
         return None
     items = job.store.artifact("items", job.previous.manifest.inputs["items"])
@@ -88,18 +88,19 @@ def _stand_ins(
     chips: Artifact, before: Artifact | None, items: Artifact, anchor: str
 ) -> dict[int, StandIn]:
     frame = _good_chips(chips)
-    known = {one.key: one for one in (every_item(before).values() if before else ())}
-    known |= {one.key: one for one in unlisted_items(chips)}
+    known = {item.key: item for item in (all_items(before).values() if before else ())}
+    known |= {item.key: item for item in unlisted_items(chips)}
     groups = frame.groupby(["collection", "item_id", "item_sha256"], sort=True)
     first = int(items.manifest.counts["rows_in"])
-    found: dict[int, StandIn] = {}
+    stand_ins: dict[int, StandIn] = {}
     for (collection, item_id, sha256), rows in groups:
-        one = known.get((str(collection), str(item_id), str(sha256)))
-        if one is not None:
-            number = first + len(found)
+        item = known.get((str(collection), str(item_id), str(sha256)))
+        if item is not None:
+            number = first + len(stand_ins)
             grid, cells = _grid_of(rows, anchor == "scene"), _cells_of(rows)
-            found[number] = StandIn(replace(one, number=number, superseded_by=""), grid, cells)
-    return found
+            item = replace(item, number=number, superseded_by="")
+            stand_ins[number] = StandIn(item, grid, cells)
+    return stand_ins
 
 
 @lru_cache(maxsize=1)
@@ -114,7 +115,7 @@ def _cells_of(rows: pd.DataFrame) -> NDArray[np.int64]:
 
 
 def _grid_of(rows: pd.DataFrame, anchored: bool) -> Grid:
-    """The grid that chips lie on, as far as they reach."""
+    """Return the grid of chips, as far as they reach."""
     row = records(rows.iloc[:1])[0]
     size, edge = int(row["width"]), float(row["transform"][0])
     return Grid(
@@ -130,72 +131,72 @@ def _grid_of(rows: pd.DataFrame, anchored: bool) -> Grid:
     )
 
 
-def replacements(job: Job, planned: Sequence[Listed], bad: Collection[int]) -> list[Listed]:
+def replacements(job: Job, planned: Sequence[ItemRecord], bad: Collection[int]) -> list[ItemRecord]:
     """Find the older versions that are planned in place of items that can't be used.
 
     These are superseded items of the listing, and versions that the last run has chips of. The
     best of each acquisition and tile is taken.
 
     Args:
-        job: Of the stage ``cut``.
-        planned: Items that are planned so far, the bad ones included.
+        job: Job of the stage ``cut``.
+        planned: Items that are planned so far, including the bad ones.
         bad: Numbers of the items that can't be used.
     """
     if not bad:
         return []
     free = superseded_items(job.inputs["items"], bad)
-    taken = {one.key for one in free}
-    failed = [one for one in planned if one.number in bad]
-    good = [one for one in planned if one.number not in bad]
-    for one in _related(job, failed):
-        if one.number in bad or one.key in taken:
+    taken = {item.key for item in free}
+    failed = [item for item in planned if item.number in bad]
+    good = [item for item in planned if item.number not in bad]
+    for older in _related(job, failed):
+        if older.number in bad or older.key in taken:
             continue
-        if _follows_any(failed, one) and not _follows_any(good, one):
-            free.append(one)
-    there = {one.number for one in planned}
-    return [one for one in best_of(free) if one.number not in there]
+        if _follows_any(failed, older) and not _follows_any(good, older):
+            free.append(older)
+    numbers = {item.number for item in planned}
+    return [item for item in best_versions(free) if item.number not in numbers]
 
 
-def _related(job: Job, failed: Iterable[Listed]) -> Iterator[Listed]:
-    """Stand-ins that may be older versions of failed items, by id or acquisition."""
-    names = {one.key[:2] for one in failed}
-    flights = {(one.collection, one.acquisition) for one in failed if one.acquisition}
+def _related(job: Job, failed: Iterable[ItemRecord]) -> Iterator[ItemRecord]:
+    """Yield stand-ins that may be older versions of failed items, by id or acquisition."""
+    ids = {item.key[:2] for item in failed}
+    acquisitions = {(item.collection, item.acquisition) for item in failed if item.acquisition}
     for stand_in in all_stand_ins(job).values():
-        one = stand_in.item
-        if one.key[:2] in names or (one.collection, one.acquisition) in flights:
-            yield one
+        item = stand_in.item
+        if item.key[:2] in ids or (item.collection, item.acquisition) in acquisitions:
+            yield item
 
 
-def _follows_any(items: Iterable[Listed], older: Listed) -> bool:
-    """Whether one of the items is a newer version of ``older``, or that very version."""
-    return any(_follows(one, older) for one in items)
+def _follows_any(items: Iterable[ItemRecord], older: ItemRecord) -> bool:
+    """Return whether one of the items is a newer version of ``older``, or the same version."""
+    return any(_follows(item, older) for item in items)
 
 
-def _follows(newer: Listed, older: Listed) -> bool:
+def _follows(newer: ItemRecord, older: ItemRecord) -> bool:
     if newer.key[:2] == older.key[:2]:
         return True
     same = (newer.collection, newer.acquisition) == (older.collection, older.acquisition)
     if not same or not newer.acquisition:
         return False
-    found = find_superseded([identity_of(newer), identity_of(older)])
-    return 1 in found
+    return 1 in find_superseded([identity_of(newer), identity_of(older)])
 
 
-def copy_chips(job: Job, number: int, order: Order, out: Path) -> None:
-    """Write the part of a stand-in: its chips as the last run cut them."""
+def copy_chips(job: Job, number: int, windows: CutWindows, out: Path) -> None:
+    """Write the part of a stand-in: its chips, copied from the last run."""
     stand_in, settings, before = all_stand_ins(job)[number], job.settings, job.previous
     if before is None:
-        raise RunError(f"the last run of {job.stage} is gone, whose chips were to be copied")
-    places = {stand_in.grid.name(cell): n for n, cell in enumerate(from_runs(order.runs))}
+        raise RunError(
+            f"the chips of the last {job.stage} run are gone from the store, but item "
+            f"{stand_in.item.item_id} needs them; run again to plan without them"
+        )
+    places = {stand_in.grid.name(cell): n for n, cell in enumerate(from_spans(windows.spans))}
     rows = _rows_of(_good_chips(before), stand_in.item.key)
     chips = records(rows[rows["cell"].isin(places.keys())])
     chips.sort(key=lambda row: places[row["cell"]])
-    tar = _copy_pixels(before, chips, stand_in.item, settings, order, out)
+    tar = _copy_pixels(before, chips, stand_in.item, settings, windows, out)
     assets = records(_rows_of(before.table("assets.parquet"), stand_in.item.key))
-    write_scene(
-        out, stand_in.item, "ok", chips, [row for row in assets if row["status"] == "ok"],
-        stand_in.grid, order, tar=tar,
-    )  # fmt: skip
+    good = [row for row in assets if row["status"] == "ok"]
+    write_scene(out, stand_in.item, "ok", chips, good, stand_in.grid, windows, tar=tar)
 
 
 def _rows_of(frame: pd.DataFrame, key: VersionKey) -> pd.DataFrame:
@@ -206,72 +207,72 @@ def _rows_of(frame: pd.DataFrame, key: VersionKey) -> pd.DataFrame:
 def _copy_pixels(
     before: Artifact,
     chips: list[Json],
-    item: Listed,
+    item: ItemRecord,
     settings: CutSettings,
-    order: Order,
+    windows: CutWindows,
     out: Path,
 ) -> str:
-    """Copy the chips' members into a new tar; returns its name in the artifact."""
+    """Copy the chips' members into a new tar. Returns its name in the artifact."""
     if not chips:
         return ""
-    tar = tar_name(item, settings, order.runs)
+    tar = tar_name(item, settings, windows.spans)
     members = (
         (f"{row['chip_id']}.npy", read_range(before.local(row["part"]), row["offset"], row["size"]))
         for row in chips
     )
-    for row, member in zip(chips, write_tar(out / CHIPS, members, digests=False), strict=True):
+    for row, member in zip(chips, write_tar(out / CHIPS_TAR, members, digests=False), strict=True):
         row.update(part=tar, offset=member.offset, size=member.size)
     return tar
 
 
-def unlisted_items(chips: Artifact) -> list[Listed]:
-    """The items of ``stand_ins.parquet``: versions that the search does not list any more."""
+def unlisted_items(chips: Artifact) -> list[ItemRecord]:
+    """Return the items of ``stand_ins.parquet``, versions that the search no longer lists."""
     if not any(entry.path == STAND_INS for entry in chips.manifest.files):
         return []
     return [
-        listed_from(-1, row, Source.model_validate_json(row["profile"]))
+        record_from_row(-1, row, Source.model_validate_json(row["profile"]))
         for row in records(chips.table(STAND_INS))
     ]
 
 
 def unlisted_stand_ins(
-    job: Job, stand_ins: Iterable[Listed], bad: Mapping[int, Quarantine]
-) -> list[tuple[Listed, str, str]]:
-    """The stand-ins that the listing has no row of, with their newer item and its problem."""
-    listed = {one.key for one in every_item(job.inputs["items"]).values()}
+    job: Job, stand_ins: Iterable[ItemRecord], bad: Mapping[int, Quarantine]
+) -> list[tuple[ItemRecord, str, str]]:
+    """Return stand-ins without a row in the listing, with the newer item's id and its problem."""
+    listed = {item.key for item in all_items(job.inputs["items"]).values()}
     failed = [(item_of(job, number), problem) for number, problem in bad.items()]
-    found = []
+    unlisted = []
     for older in stand_ins:
         if older.key not in listed:
             newer, problem = next(pair for pair in failed if _follows(pair[0], older))
-            found.append((older, newer.item_id, problem.reason))
-    return found
+            unlisted.append((older, newer.item_id, problem.reason))
+    return unlisted
 
 
-def write_unlisted(used: Sequence[tuple[Listed, str, str]], path: Path) -> None:
+def write_unlisted(used: Sequence[tuple[ItemRecord, str, str]], path: Path) -> None:
     """Write ``stand_ins.parquet``: rows like those of ``items.parquet``, each with its profile.
 
     Args:
-        used: Items, with the id of the newer item and why that can't be used.
-        path: Of the file.
+        used: Items, with the newer item's id and the reason why it can't be used.
+        path: Path of the file.
     """
     rows: list[dict[str, Any]] = []
-    for one, newer, reason in sorted(used, key=lambda entry: entry[0].key):
-        scene = identity_of(one)
+    for item, newer, reason in sorted(used, key=lambda entry: entry[0].key):
+        scene = identity_of(item)
         rows.append(
             {
-                **one.facts,
-                "geometry": one.geometry,
-                "item_json": one.text,
+                **item.facts,
+                "geometry": item.geometry,
+                "item_json": item.text,
                 "status": "stands in",
                 "reason": reason,
                 "detail": "",
                 "superseded_by": newer,
-                "acquisition": one.acquisition,
+                "acquisition": item.acquisition,
                 "tile": scene.tile,
-                "baseline": one.baseline,
-                "cloud_cover": one.cloud_cover,
-                "profile": one.profile.model_dump_json(),
+                "baseline": item.baseline,
+                "cloud_cover": item.cloud_cover,
+                "profile": item.profile.model_dump_json(),
             }
         )
     frame = pd.DataFrame(rows, columns=[*COLUMNS, "profile"])

@@ -1,7 +1,11 @@
-"""An open raster: what its file says of the pixels, and the pixels themselves.
+"""Open remote rasters safely, and read their pixels.
 
-The plainest files are read without GDAL, all others and all doubtful ones by it; nobody can tell
-from what comes out.
+`fetch` reads an asset's bytes or its beginning; `open_raster` opens them; `Raster.read` returns
+pixels. Simple TIFF files are read by ``tiff.py``, all other files by GDAL, with the same result.
+
+GDAL would open any format that it recognises: a VRT named ``.tif`` reads files of this machine. So
+the first bytes select the driver (TIFF or JPEG 2000), the driver is pinned, and GDAL sees a memory
+file or one Python file object: no directory, no sidecar file, no address.
 """
 
 from __future__ import annotations
@@ -23,17 +27,12 @@ from rasterio.errors import CRSError, NotGeoreferencedWarning, RasterioError
 from rasterio.io import MemoryFile
 from rasterio.windows import Window
 
-from geofm.raster.tiff import DECODED, PlainTiff, Read, Unsure, parse
+from geofm.raster.tiff import TILES, PlainTiff, Read, Unsure, parse
 from geofm.remote.assets import Piece, remote
 from geofm.remote.quarantine import Quarantine
 from geofm.remote.ranges import Range, RangeFile, RangeSource
 from geofm.remote.url_policy import Access, Signing
 from geofm.runtime.threads import shared_pool
-
-# Opening remote rasters safely: the driver is chosen here, and nothing beside the file is read.
-# GDAL opens whatever it recognises; a VRT named ``.tif`` then reads files of this machine. So the
-# first bytes decide (TIFF or JPEG 2000, nothing else), the driver is pinned, and GDAL sees only a
-# memory file or one Python file object: no directory, no sidecar, no address of its own to follow.
 
 #: Threads of a process that open assets; opening waits for the network.
 OPEN_THREADS = 24
@@ -45,36 +44,36 @@ _MAGIC = {
     b"\x00\x00\x00\x0cjP  \r\n\x87\n": "JP2OpenJPEG",
     b"\xff\x4f\xff\x51": "JP2OpenJPEG",
 }
-# A file without georeference is a quarantine, not a warning among others.
+# A file without georeference is quarantined; GDAL's warning adds nothing.
 warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
 
 
 def driver_of(head: bytes, where: str) -> str:
-    """The GDAL driver by the first bytes of a file.
+    """Return the GDAL driver for the first bytes of a file.
 
     Raises:
-        Quarantine: ``not_a_tiff`` with what it looks like instead.
+        Quarantine: ``not_a_tiff``, with the format that it seems to have.
     """
     for magic, driver in _MAGIC.items():
         if head.startswith(magic):
             return driver
-    looks = head.lstrip()[:9].lower()
-    kind = "an HTML page" if looks.startswith((b"<!doctype", b"<html")) else "something else"
-    kind = "a VRT" if looks.startswith(b"<vrt") else kind
+    start = head.lstrip()[:9].lower()
+    kind = "an HTML page" if start.startswith((b"<!doctype", b"<html")) else "something else"
+    kind = "a VRT" if start.startswith(b"<vrt") else kind
     raise Quarantine("not_a_tiff", f"{where} is neither TIFF nor JPEG 2000 but {kind}")
 
 
 def fetch(href: str, access: Access, signing: Signing, whole: bool = True) -> Piece | RangeSource:
-    """An asset's bytes, or its beginning; any thread may wait for them.
+    """Read an asset's bytes, or its beginning.
 
     Args:
-        href: as stored in the item.
-        access: what may be read, and how.
-        signing: how the source signs.
-        whole: read files up to ``access.whole_max`` whole; False reads ranges only.
+        href: Address as stored in the item.
+        access: Which hosts may be read, and the timeouts.
+        signing: How the source signs addresses.
+        whole: Read files up to ``access.whole_max`` whole; False reads ranges only.
 
     Raises:
-        Quarantine: with the reason.
+        Quarantine: The asset can't be read.
     """
     asset = remote(href, access, signing)
     piece = asset.whole(access.whole_max) if whole and access.whole_max else None
@@ -89,20 +88,20 @@ def prefetch(
 
 
 def where_is(href: str) -> str:
-    """An address as messages show it."""
+    """Return an address as messages show it."""
     return href.partition("?")[0][:200]
 
 
 def open_raster(fetched: Piece | RangeSource, href: str, declared_sha256: str = "") -> Raster:
-    """Open what was fetched, in the thread that will read it.
+    """Open a fetched asset, in the thread that will read it.
 
     Args:
-        fetched: by ``fetch``.
-        href: as stored in the item.
-        declared_sha256: hex, from the item; compared where the file was read whole.
+        fetched: Result of `fetch`.
+        href: Address as stored in the item.
+        declared_sha256: Hex digest from the item; it is compared if the file was read whole.
 
     Raises:
-        Quarantine: with the reason.
+        Quarantine: The file is not a raster, or has another digest.
     """
     if isinstance(fetched, RangeSource):
         return _open_ranges(fetched, where_is(href), declared_sha256)
@@ -154,10 +153,10 @@ def _plain(driver: str, bytes_at: Read, size: int) -> PlainTiff | None:
 
 
 def _open(name: str, driver: str, where: str, source: RangeSource | None, **more: Any) -> Any:
-    """Open by a pinned driver; what GDAL says becomes a quarantine."""
+    """Open by a pinned driver; errors of GDAL become a quarantine."""
     try:
         dataset = rasterio.open(name, driver=driver, **more)
-    except (RasterioError, OSError, UnicodeDecodeError) as error:  # the last: of a CRS's name
+    except (RasterioError, OSError, UnicodeDecodeError) as error:  # a CRS's name may be no UTF-8
         check_source(source)
         raise Quarantine("not_a_tiff", f"{where} can't be opened as {driver}") from error
     if source is not None and source.error is not None:
@@ -166,9 +165,9 @@ def _open(name: str, driver: str, where: str, source: RangeSource | None, **more
     return dataset
 
 
-#: Only what is inside the file counts, and damage is an error rather than a warning. PAM (files
-#: beside it) is off; where it is not named as a source, though, GDAL 3.10 gives out memory that
-#: nobody wrote as the transform of a JPEG 2000 file without one.
+#: Only the content of the file counts, and damage is an error rather than a warning. PAM (sidecar
+#: files) is off. It is still named as a source of georeference: without it GDAL 3.10 returns
+#: uninitialised memory as the transform of a JPEG 2000 file that has none.
 GDAL: dict[str, str | int] = {
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
     "GDAL_PAM_ENABLED": "NO",
@@ -178,20 +177,20 @@ GDAL: dict[str, str | int] = {
     "GDAL_NUM_THREADS": "1",
     "GDAL_CACHEMAX": 256 * 2**20,
 }
-#: What a CRS is called, by the keys that plain files state it with; forgotten when too many.
+#: Names of CRS by the GeoTIFF keys of simple files; cleared at `MOST_CRS` entries.
 _CRS: dict[bytes, str] = {}
 MOST_CRS = 1000
 
 
 @dataclass(frozen=True)
 class Fetched:
-    """What is known of an asset's bytes.
+    """Provenance of an asset's bytes.
 
     Attributes:
-        sha256: hex, or empty.
+        sha256: Hex digest, or empty.
         sha256_from: ``computed`` over all bytes, ``declared`` by the item, or empty.
-        etag: as the server told, only where there is no sha256.
-        size: bytes.
+        etag: ETag of the server, only if there is no sha256.
+        size: Size of the file, bytes.
     """
 
     sha256: str
@@ -202,13 +201,13 @@ class Fetched:
 
 @dataclass(frozen=True)
 class Layout:
-    """What a file says of its pixels; lists have an entry for each band.
+    """The layout of a file's pixels; tuples have one entry per band.
 
     Attributes:
         shape: [height, width].
-        transform: a, b, c, d, e, f.
-        block_shapes: [height, width] of what is compressed together.
-        masked: whether a mask or an alpha band says which pixels are valid.
+        transform: Affine coefficients a, b, c, d, e, f.
+        block_shapes: [height, width] of the compressed blocks.
+        masked: A mask or an alpha band marks the valid pixels.
     """
 
     shape: tuple[int, int]
@@ -221,14 +220,16 @@ class Layout:
 
 @dataclass(frozen=True, eq=False)
 class Raster:
-    """An open raster; ``read`` is the only way to its pixels. For one thread at a time.
-
-    As a context it closes itself.
+    """An open raster, for one thread at a time; a context manager that closes it.
 
     Attributes:
-        open: has GDAL open it.
-        bytes_at: the file's bytes by offset and size.
-        plain: the directory of a file that can be read without GDAL.
+        open: Opens the file by GDAL.
+        bytes_at: Returns the file's bytes by offset and size.
+        plain: Directory of a file that is read without GDAL.
+        known: Provenance of the bytes when the file was opened.
+        where: Address for messages.
+        source: The file if it is read by range; None if it is in memory.
+        closing: Closes the file.
     """
 
     open: Callable[[], Any]
@@ -240,12 +241,12 @@ class Raster:
     closing: ExitStack
 
     def __enter__(self) -> Raster:
-        """Itself."""
+        """Return the raster."""
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Close it."""
-        DECODED.forget(self)
+        """Close the raster."""
+        TILES.forget(self)
         self.closing.close()
 
     @cached_property
@@ -254,44 +255,49 @@ class Raster:
 
     @contextmanager
     def by_gdal(self) -> Iterator[Any]:
-        """GDAL's view of it, opened when it is first wanted, to be used in this block alone.
+        """Yield GDAL's dataset, for this block only; it is opened on first use.
 
-        GDAL's settings are a thread's, and a thread reads several scenes in turns: so they are made
-        where GDAL is asked, and last no longer.
+        GDAL's settings belong to a thread, so they are set here and last until the block ends.
 
         Raises:
-            Quarantine: when GDAL can't open it.
+            Quarantine: GDAL can't open the file.
         """
         with rasterio.Env(**GDAL):
             yield self._dataset
 
     @property
     def layout(self) -> Layout:
-        """Size, place and types."""
+        """Layout of the pixels."""
         if self.plain is not None:
-            one = self.plain
-            return Layout(one.shape, one.transform, (one.dtype,), (one.tile_shape,), (one.nodata,),
-                          (False,))  # fmt: skip
+            plain = self.plain
+            return Layout(
+                plain.shape,
+                plain.transform,
+                (plain.dtype,),
+                (plain.tile_shape,),
+                (plain.nodata,),
+                (False,),
+            )
         with self.by_gdal() as data:
-            flags = [{flag.name for flag in some} for some in data.mask_flag_enums]
+            flags = [{flag.name for flag in band_flags} for band_flags in data.mask_flag_enums]
             return Layout(
                 shape=(int(data.height), int(data.width)),
                 transform=tuple(float(v) for v in data.transform[:6]),
                 dtypes=tuple(str(dtype) for dtype in data.dtypes),
                 block_shapes=tuple(data.block_shapes),
                 nodata=tuple(data.nodatavals),
-                masked=tuple(bool(some & {"per_dataset", "alpha"}) for some in flags),
+                masked=tuple(bool(names & {"per_dataset", "alpha"}) for names in flags),
             )
 
     @property
     def crs(self) -> str:
-        """The file's CRS as ``EPSG:code`` where there is one, else WKT, empty without any.
+        """The file's CRS as ``EPSG:code`` if it has a code, else WKT; empty if there is none.
 
         Raises:
             Quarantine: ``bad_crs``.
         """
-        found = _CRS.get(self.plain.geokeys) if self.plain is not None else None
-        return self._crs_by_gdal() if found is None else found
+        known = _CRS.get(self.plain.geokeys) if self.plain is not None else None
+        return self._crs_by_gdal() if known is None else known
 
     def _crs_by_gdal(self) -> str:
         try:
@@ -304,89 +310,97 @@ class Raster:
 
     @property
     def fetched(self) -> Fetched:
-        """What is known of the bytes by now: an ETag may have been a passing fault."""
+        """Provenance of the bytes, with the current ETag: the first one may have been a fault."""
         if self.source is None or self.known.sha256:
             return self.known
         return replace(self.known, etag=self.source.etag)
 
     def ranges(self, band: int, window: Window) -> list[Range]:
-        """Byte ranges of the compressed blocks that a window touches; empty where nobody knows.
+        """Return the byte ranges of the blocks that a window touches; empty if they are unknown.
 
         Raises:
-            Quarantine: ``truncated`` when a block lies beyond the end of the file.
+            Quarantine: ``truncated`` if a block lies beyond the end of the file.
         """
         if self.source is None:
             return []
         if self.plain is not None:
-            place = (window.row_off, window.col_off, window.height, window.width)
-            found = [self.plain.range_of(tile) for tile in self.plain.tiles(*place)]
+            native = (window.row_off, window.col_off, window.height, window.width)
+            ranges = [self.plain.range_of(tile) for tile in self.plain.tiles(*native)]
         else:
-            found = self._block_ranges(band, window)
-        if any(end > self.source.size for _, end in found):
+            ranges = self._block_ranges(band, window)
+        if any(end > self.source.size for _, end in ranges):
             raise Quarantine("truncated", f"{self.where} ends before its pixels do")
-        return found
+        return ranges
 
     def _block_ranges(self, band: int, window: Window) -> list[Range]:
-        found = []
+        ranges = []
         with self.by_gdal() as data:
             height, width = data.block_shapes[band - 1]
-            down = range(window.row_off // height, -(-(window.row_off + window.height) // height))
-            over = range(window.col_off // width, -(-(window.col_off + window.width) // width))
-            for row, col in product(down, over):
+            rows = range(window.row_off // height, -(-(window.row_off + window.height) // height))
+            cols = range(window.col_off // width, -(-(window.col_off + window.width) // width))
+            for row, col in product(rows, cols):
                 offset, size = (
-                    int(data.get_tag_item(f"BLOCK_{what}_{col}_{row}", "TIFF", bidx=band) or 0)
-                    for what in ("OFFSET", "SIZE")
+                    int(data.get_tag_item(f"BLOCK_{name}_{col}_{row}", "TIFF", bidx=band) or 0)
+                    for name in ("OFFSET", "SIZE")
                 )
                 if offset and size:
-                    found.append((offset, offset + size))
-        return found
+                    ranges.append((offset, offset + size))
+        return ranges
 
     def read(self, band: int, window: Window) -> NDArray[Any]:
-        """Pixels [height, width] of one band (counted from 1) inside the raster.
+        """Read a window of one band.
+
+        Args:
+            band: Band, counted from 1.
+            window: Window inside the raster.
+
+        Returns:
+            Stored numbers, shape (height, width).
 
         Raises:
-            Quarantine: ``truncated`` when the file is damaged, or what the network says.
+            Quarantine: ``truncated`` if the file is damaged, or a failure of the network.
         """
         if self.plain is not None:
-            place = (window.row_off, window.col_off, window.height, window.width)
+            native = (window.row_off, window.col_off, window.height, window.width)
             with suppress(Unsure):
-                return self.plain.read(self.bytes_at, self, *place)
-        what = f"pixels at {window.col_off},{window.row_off}"
-        return self._ask(lambda data: np.asarray(data.read(band, window=window)), what)
+                return self.plain.read(self.bytes_at, self, *native)
+        label = f"pixels at {window.col_off},{window.row_off}"
+        return self._read_by_gdal(lambda data: np.asarray(data.read(band, window=window)), label)
 
     def mask(self, band: int, window: Window) -> NDArray[np.bool_]:
-        """Where the file itself (mask or alpha band) says that a pixel is valid.
+        """Read where the file's mask or alpha band marks a pixel as valid, shape (height, width).
 
         Raises:
-            Quarantine: as ``read``.
+            Quarantine: As `read`.
         """
-        return self._ask(lambda data: np.asarray(data.read_masks(band, window=window)) > 0,
-                         "its mask")  # fmt: skip
+        return self._read_by_gdal(
+            lambda data: np.asarray(data.read_masks(band, window=window)) > 0, "its mask"
+        )
 
-    def _ask(self, call: Callable[[Any], NDArray[Any]], what: str) -> NDArray[Any]:
-        """What GDAL reads; a fault of the network is one, whatever GDAL makes of it."""
+    def _read_by_gdal(self, read: Callable[[Any], NDArray[Any]], label: str) -> NDArray[Any]:
+        """Read by GDAL; a failure of the network is reported as such, not as GDAL reports it."""
         try:
             with self.by_gdal() as data:
-                found = call(data)
+                pixels = read(data)
         except (RasterioError, ValueError, MemoryError) as error:
             check_source(self.source)
-            raise Quarantine("truncated", f"{self.where}: {what} can't be read") from error
+            raise Quarantine("truncated", f"{self.where}: {label} can't be read") from error
         check_source(self.source)
-        return found
+        return pixels
 
 
 def check_source(source: RangeSource | None) -> None:
-    """Raise what went wrong while GDAL was reading, which it may have taken for an end of file.
+    """Raise the failure that happened while GDAL was reading; GDAL may see an end of file.
 
     Raises:
-        Quarantine: as the network said.
+        Quarantine: The failure of the network.
     """
     if source is not None and source.error is not None:
         raise source.error
 
 
 def opened(raster: Raster) -> Raster:
-    """GDAL opens at once, so that faults show, what is not plain or states a CRS as none before."""
+    """Open the file by GDAL now, so that errors show, unless it is simple and its CRS is known."""
     if raster.plain is None:
         with raster.by_gdal():
             pass

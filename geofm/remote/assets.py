@@ -1,4 +1,9 @@
-"""Files of a catalogue that lies in a local folder: read below that folder and nowhere else."""
+"""Assets by http(s), in S3 buckets and in the folder of a local catalogue.
+
+An asset is read whole or by range, with retries. Failures that may pass (429, 5xx, lost
+connections, answers that are cut short or too slow) are retried with growing, random pauses; the
+bytes that are read do not depend on them. Any other failure becomes a quarantine.
+"""
 
 from __future__ import annotations
 
@@ -34,23 +39,18 @@ from geofm.remote.url_policy import (
 )
 from geofm.runtime.timestamps import parse_time
 
-# Bytes of remote assets: whole or by range, with retries, over http(s) or s3.
-# Faults that pass (429, 5xx, lost connections, answers cut short or dripping in) are retried with
-# growing, random pauses; what is read does not depend on them. What stays wrong becomes a
-# quarantine.
-
 T = TypeVar("T")
-#: Bytes that a signing service's answer may have.
+#: Largest answer of a signing service (bytes).
 MAX_SIGNED = 64 * 1024
-#: Bytes of a file that are asked for before its size is known.
+#: Size of the first request for a file that is read whole (bytes); its answer states the size.
 BEGINNING = 2**19
-#: A signature that has less than this to live (seconds) is renewed before it is used.
+#: A signature that expires within this time (seconds) is renewed before it is used.
 NEARLY_EXPIRED_S = 1.0
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Bytes with what the server says of the whole: its size, and its ETag where it has one."""
+    """Bytes of a file, with the size of the whole file and its ETag, if it has one."""
 
     data: bytes
     total: int
@@ -69,13 +69,17 @@ class Remote(Protocol):
 
 @dataclass
 class HttpAsset:
-    """An asset by http(s); its address is signed where that is asked for.
+    """An asset by http(s), whose address may have to be signed.
 
-    Ranges are asked for without If-Match: a changed file shows in the ETag and the size that come
-    with each :class:`Piece`, while If-Match fails for good on weak ETags and on mirrors that name
-    the same bytes differently.
+    Ranges are requested without If-Match. A changed file shows in the ETag and the size of each
+    `Piece`; If-Match would always fail on weak ETags, and on mirrors with other ETags for the same
+    bytes.
 
-    ``name`` is the href as it is stored, for messages: the address may hold a port of today.
+    Attributes:
+        href: Address.
+        access: Which hosts may be read, and the timeouts.
+        signing: How the source signs addresses.
+        name: Stored href, for messages; the address may contain a port of this run.
     """
 
     href: str
@@ -87,10 +91,9 @@ class HttpAsset:
     _signs: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def whole(self, most: int) -> Piece | None:
-        """All bytes, checked against the length that the server told.
+        """Read all bytes; None if there are more than ``most``.
 
-        The beginning comes first and tells the size, so that of a file with more than ``most``
-        bytes no more than that is sent.
+        The first request states the size, so a file with more bytes is not transferred.
         """
         if most < 1:
             return None
@@ -109,35 +112,35 @@ class HttpAsset:
         return self._retry(attempt)
 
     def part(self, start: int, end: int) -> Piece:
-        """A range, checked against what was asked for."""
+        """Read a range and check that it is the one that was requested."""
         return self._retry(lambda: self._range(start, end))
 
     def _range(self, start: int, end: int) -> Piece:
-        """One attempt at a range."""
+        """Try once to read a range."""
         with self._get(_span(start, end)) as answer:
             if answer.status != 206:
                 raise Quarantine("no_ranges", f"{self.where} does not serve byte ranges")
             return _piece(answer, start, end)
 
     def _begin(self, most: int) -> Piece | None:
-        """One attempt at the beginning; all bytes from a server that does not serve ranges."""
+        """Try once to read the beginning, or all bytes from a server without ranges."""
         first = min(most, BEGINNING)
         with self._get(_span(0, first)) as answer:
             if answer.status == 206:
                 return _piece(answer, 0, first)
-            told = _whole(answer.headers.get("content-length", ""))
-            if told is not None and told > most:
+            length = _header_number(answer.headers.get("content-length", ""))
+            if length is not None and length > most:
                 return None
             data = answer.read(most + 1)
             if len(data) > most:
                 return None
-            if (told is None and not data) or (told is not None and len(data) != told):
-                raise Fault(f"{len(data)} of {told} bytes came")
+            if (length is None and not data) or (length is not None and len(data) != length):
+                raise Fault(f"{len(data)} of {length} bytes came")
             return Piece(data, len(data), answer.headers.get("etag", ""))
 
     @property
     def where(self) -> str:
-        """The stored href without its query, for messages."""
+        """Stored href without its query, for messages."""
         return without_secrets(self.name or self.href).partition("?")[0][:200]
 
     def _retry(self, attempt: Callable[[], T]) -> T:
@@ -169,18 +172,18 @@ class HttpAsset:
         return open_response(signed or self.href, headers, self.access, self.where)
 
     def _unsigned(self) -> bool:
-        """Whether the address has to be signed (again) before it is asked."""
+        """Return whether the address has to be signed (again) before it is requested."""
         signs = self.signing.always or record_of(self.href).requires_signing
         return self._expired() or (signs and not self._signed)
 
     def _expired(self) -> bool:
-        """Whether the signature's time is over, or nearly so."""
+        """Return whether the signature has expired, or is about to."""
         return time.time() > self._expires - NEARLY_EXPIRED_S
 
     def _sign(self, used: str) -> bool:
-        """Get a signed address in place of the ``used`` one; False where nobody signs.
+        """Replace the signed address ``used`` by a new one; False if there is no signing service.
 
-        Threads that find the same signature expired share its successor.
+        Threads whose signature has expired share the new one.
         """
         with self._signs:
             return self._signed != used or self._sign_now()
@@ -197,8 +200,8 @@ class HttpAsset:
                 raise Quarantine("forbidden", f"{self.where} could not be signed") from error
             return False
         try:
-            told = json.loads(body)
-            signed = told["href"]
+            content = json.loads(body)
+            signed = content["href"]
             ours, other = parse_http_url(self.href), parse_http_url(signed)
             same = ours[:3] == other[:3] and _path(ours) == _path(other)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -206,31 +209,34 @@ class HttpAsset:
             raise Quarantine("forbidden", f"{service} does not sign") from error
         if not same:
             raise Quarantine("forbidden", f"{self.where} was signed as another address")
-        self._signed, self._expires = signed, expiry(signed, told.get("msft:expiry"))
-        if self._expired():  # a clock is wrong, or it lives too short: wait for the refusal
+        self._signed, self._expires = signed, expiry(signed, content.get("msft:expiry"))
+        if self._expired():  # a clock is wrong or the lifetime too short: wait for a refusal
             self._expires = math.inf
         return True
 
 
-def expiry(signed: str, told: Any = None) -> float:
-    """When a signed address expires (seconds since the epoch); infinity where nothing says so.
+def expiry(signed: str, stated: Any = None) -> float:
+    """Return when a signed address expires, in seconds since the epoch; infinity if unknown.
 
     Args:
-        signed: with ``se`` (Azure), ``X-Amz-Date`` and ``X-Amz-Expires``, or ``Expires``.
-        told: the time that the signing service states, RFC 3339.
+        signed: Address with ``se`` (Azure), ``X-Amz-Date`` and ``X-Amz-Expires``, or ``Expires``.
+        stated: Time that the signing service states, RFC 3339.
     """
     query = dict(parse_qsl(urlsplit(signed).query))
-    if "X-Amz-Date" in query and (lives := _whole(query.get("X-Amz-Expires", ""))) is not None:
-        made = parse_time(query["X-Amz-Date"])
-        return made.timestamp() + lives if made and made.tzinfo else math.inf
-    for text in (query.get("se"), query.get("Expires"), told):
+    if (
+        "X-Amz-Date" in query
+        and (seconds := _header_number(query.get("X-Amz-Expires", ""))) is not None
+    ):
+        signed_at = parse_time(query["X-Amz-Date"])
+        return signed_at.timestamp() + seconds if signed_at and signed_at.tzinfo else math.inf
+    for text in (query.get("se"), query.get("Expires"), stated):
         if not isinstance(text, str):
             continue
         if (when := parse_time(text)) is not None and when.tzinfo is not None:
             return when.timestamp()
         with suppress(ValueError):
-            seconds = float(text)
-            return seconds if math.isfinite(seconds) else math.inf
+            epoch = float(text)
+            return epoch if math.isfinite(epoch) else math.inf
     return math.inf
 
 
@@ -242,32 +248,32 @@ def _path(url: HttpUrl) -> str:
     return url.target.partition("?")[0]
 
 
-def _whole(text: str) -> int | None:
-    """A number of a header, None for anything that is no plain number of sensible length."""
+def _header_number(text: str) -> int | None:
+    """Read a number of a header; None for anything but digits of a sensible length."""
     return int(text) if text.isascii() and text.isdigit() and len(text) < 16 else None
 
 
 def _piece(answer: Answer, start: int, end: int) -> Piece:
-    """The bytes of an answer to a range, as many as were asked for (fewer at the file's end)."""
+    """Read an answer to a range: as many bytes as were requested, fewer only at the file's end."""
     span = answer.headers.get("content-range", "")
     if not span and not answer.read(1):
-        raise Fault("the answer ended amid its headers")
+        raise Fault("the answer ended within its headers")
     first, total = _content_range(span)
-    want = min(end, total) - start
-    if first != start or want < 0:
+    expected = min(end, total) - start
+    if first != start or expected < 0:
         raise Fault(f"bytes from {first} of {total} came, not from {start}")
-    data = answer.read(want + 1)
-    if len(data) != want:
-        raise Fault(f"{len(data)} of {want} bytes came")
+    data = answer.read(expected + 1)
+    if len(data) != expected:
+        raise Fault(f"{len(data)} of {expected} bytes came")
     return Piece(data, total, answer.headers.get("etag", ""))
 
 
 def _content_range(text: str) -> tuple[int, int]:
-    """First byte and size of the whole of ``bytes 0-99/1234``."""
+    """Return the first byte and the size of the file of ``bytes 0-99/1234``."""
     span, _, size = text.removeprefix("bytes ").partition("/")
-    first, total = _whole(span.partition("-")[0]), _whole(size)
+    first, total = _header_number(span.partition("-")[0]), _header_number(size)
     if first is None or total is None:
-        raise Quarantine("no_ranges", f"the answer to a range says {text!a:.60}")
+        raise Quarantine("no_ranges", f"the answer to a range states {text!a:.60}")
     return first, total
 
 
@@ -275,7 +281,7 @@ def _content_range(text: str) -> tuple[int, int]:
 def s3_files(
     anonymous: bool, requester_pays: bool, endpoint: str, region: str, process: int
 ) -> Any:
-    """The s3 client of a process (a fork can't use its parent's); boto finds the credentials."""
+    """Return the S3 client of a process; a fork can't use its parent's. boto finds credentials."""
     import s3fs
 
     return s3fs.S3FileSystem(
@@ -289,14 +295,14 @@ def s3_files(
 
 @dataclass
 class S3Asset:
-    """An asset in a bucket; ``hosts.s3_options`` says how the environment is heeded."""
+    """An asset in a bucket; ``url_policy.s3_options`` applies the environment's settings."""
 
     href: str
     access: Access
     signing: Signing = field(default_factory=Signing)
 
     def whole(self, most: int) -> Piece | None:
-        """All bytes; the beginning comes first and tells the size."""
+        """Read all bytes; None if there are more than ``most``."""
         if most < 1:
             return None
 
@@ -314,7 +320,7 @@ class S3Asset:
         return self._retry(attempt)
 
     def part(self, start: int, end: int) -> Piece:
-        """A range, with the size and the ETag that came with these very bytes."""
+        """Read a range, with the size and the ETag that came with these bytes."""
         return self._retry(lambda files: self._read(files, start, end))
 
     def _read(self, files: Any, start: int, end: int) -> Piece:
@@ -334,7 +340,7 @@ class S3Asset:
         def attempt() -> T:
             host.take_turn(self.access.requests_per_s)
             try:
-                found = call(s3_files(*s3_options(self.signing, allowed), os.getpid()))
+                result = call(s3_files(*s3_options(self.signing, allowed), os.getpid()))
             except FileNotFoundError as error:
                 raise Quarantine("not_found", f"{self.href} does not exist") from error
             except (PermissionError, NoCredentialsError) as error:
@@ -350,13 +356,13 @@ class S3Asset:
             except (OSError, BotoCoreError) as error:
                 raise Fault(f"{type(error).__name__}: {error}"[:120], host_failed=True) from error
             host.answered()
-            return found
+            return result
 
         return read_with_retries(attempt, self.access.retries, self.href, host)
 
 
 def remote(href: str, access: Access, signing: Signing = Signing()) -> Remote:  # noqa: B008
-    """The asset behind a stored href.
+    """Return the asset of a stored href.
 
     Raises:
         Quarantine: ``bad_scheme``, ``bad_href`` or ``host_refused``.
@@ -369,17 +375,17 @@ def remote(href: str, access: Access, signing: Signing = Signing()) -> Remote:  
     return HttpAsset(url, access, signing, name=href)
 
 
-#: Scheme of hrefs below the catalogue's own folder, as ``planet:`` is of the planet's.
+#: Scheme of hrefs below the folder of a local catalogue.
 SCHEME = "catalog"
 
 
 def is_local(stac: str) -> bool:
-    """Whether a catalogue's address is a path of this machine."""
+    """Return whether a catalogue's address is a path of this machine."""
     return stac.startswith("/")
 
 
 def folder_of(stac: str) -> str:
-    """The folder of a local catalogue, which is that of its root file."""
+    """Return the folder of a local catalogue: that of its root file."""
     path = Path(stac)
     return str(path if path.is_dir() else path.parent)
 
@@ -388,29 +394,33 @@ def folder_of(stac: str) -> str:
 class LocalAsset:
     """A file below the folder of the catalogue that lists it.
 
-    ``href`` is ``catalog:/path/below/it``; links that lead out of the folder are not followed.
+    Links that lead out of the folder are not followed.
+
+    Attributes:
+        href: ``catalog:/path/below/the/folder``.
+        stac: Path of the catalogue.
     """
 
     href: str
     stac: str
 
     def whole(self, most: int) -> Piece | None:
-        """All bytes; None when there are more than ``most``."""
+        """Read all bytes; None if there are more than ``most``."""
         path, size, mark = self._file()
         return Piece(path.read_bytes(), size, mark) if size <= most else None
 
     def part(self, start: int, end: int) -> Piece:
-        """Bytes from ``start`` up to ``end`` (or to the end of the file)."""
+        """Read bytes from ``start`` up to ``end``, or to the end of the file."""
         path, size, mark = self._file()
         with path.open("rb") as file:
             file.seek(start)
             return Piece(file.read(max(min(end, size) - start, 0)), size, mark)
 
     def _file(self) -> tuple[Path, int, str]:
-        """The file, its size in bytes and a mark that changes when the file does.
+        """Return the file, its size in bytes and a text that changes when the file does.
 
         Raises:
-            Quarantine: ``bad_href`` for a path out of the folder, ``not_found`` where no file is.
+            Quarantine: ``bad_href`` for a path out of the folder, ``not_found`` without a file.
         """
         relative = self.href.removeprefix(f"{SCHEME}:").lstrip("/")
         try:

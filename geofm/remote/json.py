@@ -1,19 +1,19 @@
-"""JSON that is nested deeper than Python reads: it spoils the item it is in, not the whole page."""
+"""Limit the depth of JSON, so that one item that is too deep does not invalidate its page."""
 
 from __future__ import annotations
 
 import re
 
-#: Levels that are kept; a page of items with a usual geometry has about ten.
+#: Levels that are kept; a page of items with an ordinary geometry has about ten.
 MAX_LEVELS = 200
-# possessive, or a text of 10 MB would cost 1 GB to remember ways back
+# Possessive quantifiers: backtracking over a text of 10 MB would take 1 GB of memory.
 _TOKEN = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[\]{}]', re.DOTALL)
 
 
 def shallow(text: str) -> str:
-    """The same JSON with ``NaN`` for what lies deeper than :data:`MAX_LEVELS`.
+    """Replace everything deeper than `MAX_LEVELS` by ``NaN``.
 
-    NaN is no JSON, so an item that holds one is refused as ``not_json``.
+    NaN is not JSON, so an item that holds it is refused as ``not_json``.
     """
     kept, level, done, start = [], 0, 0, 0
     for token in _TOKEN.finditer(text):

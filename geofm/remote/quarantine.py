@@ -1,16 +1,16 @@
-"""The one error that concerns a single item: the run goes on, the item gets a row with a reason."""
+"""The error of a single item: the run continues, and the item gets a row with the reason."""
 
 from __future__ import annotations
 
 from data_catalog.errors import GeofmError
 from data_catalog.redaction import mask
 
-#: What is stored of a fault that passes: how it showed differs from run to run.
+#: Detail that is stored for a passing fault; its own text would differ from run to run.
 PASSING = "the source did not answer as it should; run again to ask for this item once more"
 
 
 def printable(text: str) -> str:
-    """A text fit for a log and a terminal: what can't be printed is escaped."""
+    """Escape the characters of a text that can't be printed in a log or a terminal."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
@@ -18,9 +18,9 @@ class Quarantine(GeofmError):
     """An item that can't be used.
 
     Attributes:
-        reason: short machine word, the ``reason`` column (``not_found``, ``wrong_checksum``, ...).
-        detail: one sentence for people.
-        passing: True when another attempt later may succeed (the network, not the item).
+        reason: Machine-readable word, the ``reason`` column (``not_found``, ``wrong_checksum``).
+        detail: Sentence for people.
+        passing: A later attempt may succeed: the network failed, not the item.
     """
 
     def __init__(self, reason: str, detail: str, passing: bool = False) -> None:
@@ -31,7 +31,7 @@ class Quarantine(GeofmError):
 
     @property
     def kept(self) -> str:
-        """The detail as artifacts keep it: the same sentence for every passing fault."""
+        """The detail that artifacts keep: the same sentence for every passing fault."""
         return PASSING if self.passing else self.detail
 
     def __reduce__(self) -> tuple[type[Quarantine], tuple[str, str, bool]]:

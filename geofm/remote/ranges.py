@@ -1,4 +1,4 @@
-"""A remote file by byte ranges: some asked for ahead of time, the rest when GDAL wants them."""
+"""A remote file, read by byte ranges: prefetched where the blocks are known, else on demand."""
 
 from __future__ import annotations
 
@@ -16,23 +16,24 @@ from geofm.remote.quarantine import Quarantine
 from geofm.remote.retry import Fault, read_with_retries
 from geofm.runtime.threads import shared_pool
 
-#: Bytes of a file's beginning that are asked for first, and of a block that is asked for later.
+#: Size of the first request for a file, and of the blocks that are read on demand (bytes).
 BLOCK = 16 * 1024
+#: Blocks that are kept for each file.
 KEPT_BLOCKS = 512
-#: Most blocks read ahead when blocks are asked for one after the other (JPEG 2000, long headers).
-MOST_AHEAD = 64
-#: Ranges nearer to each other than this (bytes) become one; longer ones are split.
+#: Most blocks that are read ahead when blocks are read in order (JPEG 2000, long headers).
+MAX_READ_AHEAD = 64
+#: Ranges with a smaller gap (bytes) are merged; ranges longer than `MOST_RANGE` are divided.
 GAP = 32 * 1024
 MOST_RANGE = 4 * 2**20
 #: Threads of a process that prefetch ranges.
 PREFETCH_THREADS = 24
 
-#: First byte and the one after the last.
+#: First byte, and the byte after the last.
 Range = tuple[int, int]
 
 
 def coalesce(ranges: Iterable[Range]) -> list[Range]:
-    """Ranges in order, near ones joined, long ones cut into equal pieces."""
+    """Sort ranges, merge those that are close, and divide long ones into equal pieces."""
     joined: list[list[int]] = []
     for start, end in sorted(ranges):
         if joined and start - joined[-1][1] <= GAP:
@@ -77,32 +78,32 @@ class RangeSource:
         self.segments.sort(key=lambda segment: segment.start)
 
     def forget(self, ranges: Sequence[Range]) -> None:
-        """Drop what was fetched ahead."""
-        gone = set(ranges)
+        """Drop prefetched ranges."""
+        dropped = set(ranges)
         for segment in self.segments:
-            if (segment.start, segment.end) in gone:
+            if (segment.start, segment.end) in dropped:
                 segment.data.cancel()
-        self.segments = [s for s in self.segments if (s.start, s.end) not in gone]
+        self.segments = [s for s in self.segments if (s.start, s.end) not in dropped]
 
     def close(self) -> None:
-        """Nothing that was asked for is waited for any more."""
+        """Cancel the prefetching that has not begun, and drop the rest."""
         for segment in self.segments:
             segment.data.cancel()
         self.segments = []
 
     def read(self, offset: int, size: int) -> bytes:
-        """Bytes of the file; fewer only at its end.
+        """Read bytes of the file; there are fewer only at its end.
 
         Raises:
-            Quarantine: when they can't be had.
+            Quarantine: The bytes can't be read.
         """
         end = min(offset + size, self.size)
         if offset >= end:
             return b""
         pieces, at = [], offset
         while at < end:
-            place = bisect_right(self.segments, at, key=lambda s: s.start) - 1
-            segment = self.segments[place] if place >= 0 else None
+            position = bisect_right(self.segments, at, key=lambda s: s.start) - 1
+            segment = self.segments[position] if position >= 0 else None
             if segment is None or segment.end <= at:
                 pieces.append(self._from_blocks(at, end))
                 break
@@ -112,23 +113,23 @@ class RangeSource:
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def _from_blocks(self, offset: int, end: int) -> bytes:
-        """Bytes that nobody asked for ahead."""
+        """Read bytes that were not prefetched."""
         first, last = offset // BLOCK, (end - 1) // BLOCK
         missing = [n for n in range(first, last + 1) if n not in self.blocks]
-        found: dict[int, bytes] = {}
+        fetched: dict[int, bytes] = {}
         if missing:
-            # one block after the other: ask for more each time
-            follows = missing[0] == self._next
-            self._ahead = min(2 * self._ahead + 1, MOST_AHEAD) if follows else 0
+            # blocks that are read in order: read twice as many ahead each time
+            in_order = missing[0] == self._next
+            self._ahead = min(2 * self._ahead + 1, MAX_READ_AHEAD) if in_order else 0
             stop = min(missing[-1] + self._ahead, (self.size - 1) // BLOCK)
             self._next = stop + 1
             data = self._bytes(missing[0] * BLOCK, (stop + 1) * BLOCK)
             for number in range(missing[0], stop + 1):
                 start = (number - missing[0]) * BLOCK
-                found[number] = self.blocks[number] = data[start : start + BLOCK]
+                fetched[number] = self.blocks[number] = data[start : start + BLOCK]
         pieces = []
         for number in range(first, last + 1):
-            block = found.get(number) or self.blocks[number]
+            block = fetched.get(number) or self.blocks[number]
             self.blocks[number] = block
             self.blocks.move_to_end(number)
             pieces.append(block)
@@ -137,7 +138,7 @@ class RangeSource:
         return b"".join(pieces)[offset - first * BLOCK : end - first * BLOCK]
 
     def _bytes(self, start: int, end: int) -> bytes:
-        """One request; a file that changes meanwhile is a fault."""
+        """Read a range in one request; a file that changed since it was opened is a fault."""
 
         def attempt() -> Piece:
             piece = self.asset.part(start, end)
@@ -148,48 +149,48 @@ class RangeSource:
         return read_with_retries(attempt, self.retries, self.where).data
 
     def _same(self, piece: Piece) -> bool:
-        """Whether only the ETag is another one: then the file still begins as it did."""
+        """Return whether only the ETag differs, and the file still begins with the same bytes."""
         with self._lock:
             if piece.etag == self.etag:
                 return True
-            begin = self.asset.part(0, BLOCK)
-            if begin.data != self.head or begin.total != self.size or begin.etag != piece.etag:
+            first = self.asset.part(0, BLOCK)
+            if first.data != self.head or first.total != self.size or first.etag != piece.etag:
                 return False
             self.etag = piece.etag
             return True
 
 
 class RangeFile(io.RawIOBase):
-    """A range source as a file object, which is all that GDAL gets to see."""
+    """A range source as a file object; GDAL sees nothing else."""
 
     def __init__(self, source: RangeSource) -> None:
-        self.source, self.place = source, 0
+        self.source, self.position = source, 0
 
     def readable(self) -> bool:
-        """Yes."""
+        """Return True."""
         return True
 
     def seekable(self) -> bool:
-        """Yes."""
+        """Return True."""
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         """Move the cursor."""
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self.place, io.SEEK_END: self.source.size}[whence]
-        self.place = base + offset
-        return self.place
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.source.size}[whence]
+        self.position = base + offset
+        return self.position
 
     def tell(self) -> int:
-        """The cursor."""
-        return self.place
+        """Return the cursor."""
+        return self.position
 
     def read(self, size: int = -1) -> bytes:
-        """Bytes from the cursor; an error is kept for the caller, GDAL can only be told of none."""
-        want = self.source.size - self.place if size < 0 else size
+        """Read bytes from the cursor; GDAL can't pass on an error, so it is kept in the source."""
+        wanted = self.source.size - self.position if size < 0 else size
         try:
-            data = self.source.read(self.place, want)
+            data = self.source.read(self.position, wanted)
         except Quarantine as error:
             self.source.error = error
             return b""
-        self.place += len(data)
+        self.position += len(data)
         return data

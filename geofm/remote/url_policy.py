@@ -1,8 +1,8 @@
-"""Which addresses may be asked for pixels, and how an address is signed.
+"""The URL policy: which addresses may be read, with which credentials, and how they are signed.
 
-An item's hrefs were written by a stranger. Left alone they could point a worker at the machine it
-runs on or at its private network, directly or by a redirect, so each address is checked before it
-is asked, every hop of a redirect included.
+An item's hrefs are untrusted. They could point a worker at its own machine or its private network,
+directly or by a redirect. So each address is checked before it is requested, and so is the target
+of every redirect.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from geofm.config.credentials import base_address
 from geofm.config.recipe import SearchSettings
 from geofm.remote.quarantine import Quarantine
 
-#: Address of the embedded planet, where readers in other processes find it, too.
+#: Environment variable with the embedded planet's address, for readers in other processes.
 PLANET_ENV = "GEOFM_PLANET_URL"
 
 PORTS = {"http": 80, "https": 443}
-#: Longest address (characters) that is asked.
+#: Longest address that is requested (characters).
 MAX_URL = 8192
 _AUTHORITY = re.compile(r"(https?)://([^/?#]*)", re.IGNORECASE)
 #: What makes parsers disagree about the host: a backslash, a space, a second ``@``.
@@ -41,10 +41,10 @@ _AMBIGUOUS = re.compile(r"[\\\s]|@.*@")
 _LDH_HOST = re.compile(r"([a-z0-9]([a-z0-9-]*[a-z0-9])?\.?)+")
 _HOST = re.compile(r"[a-z0-9._-]+|[0-9a-f:.]+")
 _BUCKET = re.compile(r"s3://([A-Za-z0-9][A-Za-z0-9._-]{0,62})/(.+)", re.DOTALL)
-#: IPv6 addresses are public only in here, but for IPv4 addresses in NAT64's own prefix.
+#: Public IPv6 addresses are in here, except for IPv4 addresses in the prefix of NAT64.
 _UNICAST = ipaddress.IPv6Network("2000::/3")
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
-#: Addresses that no public host has: special purposes by IANA, metadata services of clouds, relays.
+#: Networks without public hosts: special purposes by IANA, clouds' metadata services, relays.
 _SPECIAL = tuple(
     ipaddress.ip_network(text)
     for text in (
@@ -62,14 +62,14 @@ class Access:
     """How a run may read assets.
 
     Attributes:
-        stac: address of the STAC API that listed them, or ``planet``; it may hold references to
+        stac: Address of the catalogue that lists them, or ``planet``; it may hold references to
             credentials (``credentials.py``), but no secret.
-        allow_hosts: the only hosts to read from (``*`` matches); empty for any public one.
-        retries: attempts after the first for faults that pass.
-        timeout_s: network timeout, seconds.
-        whole_max: assets up to this size (bytes) are read whole and hashed.
-        requests_per_s: most requests a second to one host from one process; None for any number.
-        credentials_for: buckets, or ``bucket/prefix``, that AWS credentials may be used for.
+        allow_hosts: The only hosts to read from, patterns with ``*``; if empty, every public one.
+        retries: Attempts after the first for failures that may pass.
+        timeout_s: Network timeout, seconds.
+        whole_max: Assets up to this size (bytes) are read whole and hashed.
+        requests_per_s: Requests per second to one host from one process; None for no limit.
+        credentials_for: Buckets, or ``bucket/prefix``, for which AWS credentials may be used.
     """
 
     stac: str
@@ -87,18 +87,18 @@ class Access:
 
     @property
     def home(self) -> str:
-        """Origin (``host:port``) of the catalogue itself, to which its links may well lead."""
+        """Origin (``host:port``) of the catalogue itself, where most of its links lead."""
         return origin(self.base) if scheme_of(self.base) in PORTS else ""
 
-    def is_home(self, place: str) -> bool:
-        """Whether an origin is the catalogue's own server; http and https are one server."""
-        host, _, port = place.rpartition(":")
+    def is_home(self, origin: str) -> bool:
+        """Return whether an origin is the catalogue's server; http and https are the same one."""
+        host, _, port = origin.rpartition(":")
         own, _, own_port = self.home.rpartition(":")
         return host == own and (port == own_port or {port, own_port} == {"80", "443"})
 
 
 def catalogue_access(settings: SearchSettings) -> Access:
-    """How the catalogue itself may be read: its own server always, others by the host policy."""
+    """Return how the catalogue is read: its own server always, others by the host policy."""
     access = Access(settings.stac, credentials_for=tuple(settings.credentials_for))
     if not settings.allow_hosts:
         return access
@@ -109,15 +109,15 @@ def catalogue_access(settings: SearchSettings) -> Access:
 
 @dataclass(frozen=True)
 class Signing:
-    """How a source lets its assets be read.
+    """How the assets of a source are accessed.
 
     Attributes:
-        url: address that signs, with ``{href}`` (and ``{api}``); empty where nothing is signed.
-        always: sign before every read, not only what is refused.
-        requester_pays: the reader of a bucket pays.
-        endpoint: address of the S3 service; empty for AWS.
-        region: region of the buckets; empty where the client finds out.
-        credentials_for: buckets, or ``bucket/prefix``, that AWS credentials may be used for.
+        url: Address of the signing service, with ``{href}`` (and ``{api}``); empty for none.
+        always: Sign before every read, not only after a refusal.
+        requester_pays: The reader of a bucket pays.
+        endpoint: Address of the S3 service; empty for AWS.
+        region: Region of the buckets; empty if the client detects it.
+        credentials_for: Buckets, or ``bucket/prefix``, for which AWS credentials may be used.
     """
 
     url: str = ""
@@ -129,7 +129,7 @@ class Signing:
 
 
 def signing_of(source: Source) -> Signing:
-    """What a source profile says of reaching its assets."""
+    """Return how a source profile has its assets accessed."""
     return Signing(
         source.sign,
         source.sign_when == "always",
@@ -141,11 +141,11 @@ def signing_of(source: Source) -> Signing:
 
 
 def s3_options(signing: Signing, credentials: bool = True) -> tuple[bool, bool, str, str]:
-    """Anonymous, requester pays, endpoint, region: as the environment says, else the profile.
+    """Return anonymous, requester pays, endpoint and region; the environment overrides the profile.
 
     Args:
-        signing: of the source profile.
-        credentials: whether AWS credentials may be used for the bucket.
+        signing: Settings of the source profile.
+        credentials: AWS credentials may be used for the bucket.
     """
     variable = os.environ.get
     never = variable("AWS_NO_SIGN_REQUEST", "").upper() in ("YES", "TRUE", "1")
@@ -158,23 +158,23 @@ def s3_options(signing: Signing, credentials: bool = True) -> tuple[bool, bool, 
 
 
 def credentials_allowed(href: str, access: Access, signing: Signing) -> bool:
-    """Whether the user's AWS credentials may be used to read an ``s3://`` address.
+    """Return whether the user's AWS credentials may be used to read an ``s3://`` address.
 
     They are used for buckets that the source profile or ``search.credentials_for`` names, and
-    below the folder of a catalogue that lies in a bucket itself. An item could otherwise have any
-    bucket read that the user can read.
+    below the folder of a catalogue that is in a bucket itself. Otherwise an item could have any
+    bucket read to which the user has access.
     """
-    found = _BUCKET.fullmatch(href)
-    if found is None:
+    bucket = _BUCKET.fullmatch(href)
+    if bucket is None:
         return False
     named = [*signing.credentials_for, *access.credentials_for]
     if scheme_of(access.stac) == "s3":
         named.append(access.stac.rpartition("/")[0])
-    return any(_names(pattern, found[1], found[2]) for pattern in named)
+    return any(_covers(pattern, bucket[1], bucket[2]) for pattern in named)
 
 
-def _names(pattern: str, bucket: str, key: str) -> bool:
-    """Whether ``bucket`` or ``bucket/prefix`` (``*`` matches in the bucket's name) covers a key."""
+def _covers(pattern: str, bucket: str, key: str) -> bool:
+    """Return whether ``bucket`` or ``bucket/prefix`` covers a key; ``*`` matches in the bucket."""
     name, _, prefix = pattern.removeprefix("s3://").partition("/")
     if not fnmatchcase(bucket, name):
         return False
@@ -246,7 +246,7 @@ def origin(url: str) -> str:
 
 
 def check_text(url: str) -> None:
-    """An address is not endless and has no control characters.
+    """Check that an address is not too long and has no control characters.
 
     Raises:
         Quarantine: ``bad_href``.
@@ -256,7 +256,7 @@ def check_text(url: str) -> None:
 
 
 def locate(href: str, access: Access) -> str:
-    """The address to ask for a stored href: http(s) or s3, allowed to be read.
+    """Return the http(s) or s3 address of a stored href, once the policy allows it.
 
     Raises:
         Quarantine: ``bad_scheme``, ``bad_href`` or ``host_refused``.
@@ -279,7 +279,7 @@ def locate(href: str, access: Access) -> str:
 
 
 def check_bucket(href: str, access: Access) -> None:
-    """Buckets follow the allow-list as ``s3://bucket``; without one all are allowed."""
+    """Check a bucket against the allow-list, as ``s3://bucket``; without a list all are allowed."""
     check_text(href)
     found = _BUCKET.fullmatch(href)
     if found is None:
@@ -290,41 +290,41 @@ def check_bucket(href: str, access: Access) -> None:
 
 
 def matches(name: str, patterns: tuple[str, ...]) -> bool:
-    """Whether a name fits one of the patterns."""
+    """Return whether a name matches one of the patterns."""
     return any(fnmatchcase(name, pattern.lower()) for pattern in patterns)
 
 
 def check_host(url: str, access: Access) -> None:
-    """Allow a host by the list; without a list, public hosts and the catalogue's own server.
+    """Check a host against the allow-list; without one, it has to be public or the catalogue's.
 
     Raises:
-        Quarantine: ``host_refused``; ``unreachable`` for a name that nobody knows.
+        Quarantine: ``host_refused``, or ``unreachable`` for a name that does not resolve.
     """
-    place = origin(url)
-    host = place.rpartition(":")[0]
-    if access.stac == "planet" and place == access.home:
+    host_port = origin(url)
+    host = host_port.rpartition(":")[0]
+    if access.stac == "planet" and host_port == access.home:
         return
     if access.allow_hosts:
-        if not (matches(host, access.allow_hosts) or matches(place, access.allow_hosts)):
-            raise Quarantine("host_refused", f"{place} is not in search.allow_hosts")
+        if not (matches(host, access.allow_hosts) or matches(host_port, access.allow_hosts)):
+            raise Quarantine("host_refused", f"{host_port} is not in search.allow_hosts")
         return
-    if access.is_home(place):
+    if access.is_home(host_port):
         return
     if any(not is_public(address) for address in addresses(host)):
         raise Quarantine(
             "host_refused",
-            f"{place} is an address of this machine or of a private network; "
+            f"{host_port} is an address of this machine or of a private network; "
             "name the host in search.allow_hosts if that is meant",
         )
 
 
 def check_redirect(url: str, target: str, access: Access) -> str:
-    """Check an address that another one leads to; returns the one to ask.
+    """Check the target of a redirect or link, and return the address to request.
 
-    From https a redirect or link to http on the same host is asked by https.
+    A target with http on the host of an https address is requested by https.
 
     Raises:
-        Quarantine: the host policy refuses it, or it leaves https.
+        Quarantine: The host policy refuses the target, or it leaves https.
     """
     if scheme_of(url) == "https" and scheme_of(target) == "http":
         host, _, port = origin(target).rpartition(":")
@@ -336,27 +336,27 @@ def check_redirect(url: str, target: str, access: Access) -> str:
 
 
 def addresses(host: str) -> list[str]:
-    """IP addresses of a host.
+    """Resolve a host to its IP addresses.
 
     Raises:
-        Quarantine: ``unreachable`` where nobody knows the name, ``host_refused`` where perhaps
-            a proxy does: it could lead anywhere, such as to a cloud's metadata service.
+        Quarantine: ``unreachable`` if the name does not resolve. ``host_refused`` if there is a
+            proxy that may resolve it: to any address, such as a cloud's metadata service.
     """
     try:
-        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        entries = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
         if set(getproxies()) - {"no"}:
             raise Quarantine(
                 "host_refused",
                 f"the host {host!a:.80} is not known here and only a proxy could resolve it; name "
-                "it in search.allow_hosts if it may be asked",
+                "it in search.allow_hosts if it may be read",
             ) from error
-        raise Quarantine("unreachable", f"nobody knows the host {host!a:.80}", True) from error
-    return sorted({str(entry[4][0]) for entry in found})
+        raise Quarantine("unreachable", f"the host {host!a:.80} does not resolve", True) from error
+    return sorted({str(entry[4][0]) for entry in entries})
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address is on the public internet (IPv4 inside IPv6 is looked through)."""
+    """Return whether an IP address is on the public internet; IPv4 inside IPv6 is unwrapped."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
         if ip.ipv4_mapped is not None:
@@ -369,10 +369,10 @@ def is_public(address: str) -> bool:
 
 
 def sign_url(href: str, signing: Signing, access: Access) -> str:
-    """Address that signs ``href``, empty where nobody can: a catalogue signs only its own host.
+    """Return the address that signs an href, or empty; a catalogue signs only its own host.
 
     Raises:
-        UsageError: the profile's address refers to an environment variable that is not set.
+        UsageError: The profile's address refers to an environment variable that is not set.
     """
     if not signing.url:
         return ""
@@ -389,6 +389,6 @@ def sign_url(href: str, signing: Signing, access: Access) -> str:
 
 
 def scheme_of(href: str) -> str:
-    """Scheme of an address in small letters, empty for a bare path."""
+    """Return the scheme of an address in lower case; empty for a plain path."""
     found = re.match(r"^([A-Za-z][A-Za-z0-9+.-]*):", href)
     return found[1].lower() if found else ""

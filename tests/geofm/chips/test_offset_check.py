@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -112,6 +112,7 @@ def test_a_little_noise_below_the_offset_is_legitimate() -> None:
     assert look(found, 0) is None  # then an offset that is missing can't be told any more
 
 
+@settings(deadline=None)
 @given(
     st.dictionaries(st.sampled_from(sorted(SURFACES)), st.floats(0.05, 1), min_size=1),
     st.integers(0, 2**32 - 1),

@@ -62,10 +62,10 @@ def test_a_replaced_file_is_named_with_both_digests(run: Run, checksum: bool) ->
 def test_a_chip_whose_pixels_the_replaced_file_still_has_is_the_same(run: Run) -> None:
     add(run, checksum=False)
     chips, items = run.chips(), run.items()
-    pixels, listed_items = texture(70, 100), run.world.items[:]
+    pixels, current_items = texture(70, 100), run.world.items[:]
     pixels[:32, :32] += 7
     add_scene(run.world, "a", {"red": pixels})
-    run.world.items[:] = listed_items
+    run.world.items[:] = current_items
     results = recut(chips, items, list(good(chips).chip_id))
     assert 0 < sum(one.is_same for one in results) < len(results)
     assert all(one.is_same == (one.changed == "") for one in results)

@@ -17,8 +17,8 @@ from shapely.geometry import box
 from shapely.geometry.base import BaseGeometry
 
 from data_catalog.hashing import digest_of
-from geofm.chips.overlap import Claim
-from geofm.chips.sampling import REASONS, Windows, choose, sampling_period
+from geofm.chips.overlap import SceneCandidate
+from geofm.chips.sampling import REASONS, Windows, choose_windows, sampling_period
 from geofm.config.recipe import CutSettings
 from geofm.raster.grid import extent_footprint, footprints, make_grid
 
@@ -38,19 +38,19 @@ def claim(
     nodata: float = 0.0,
     acquisition: str | None = None,
     geometry: BaseGeometry | None = None,
-) -> Claim:
+) -> SceneCandidate:
     pixels = cells * 32
     transform = (10.0, 0.0, west, 0.0, -10.0, north)
     grid = make_grid(f"EPSG:{epsg}", transform, (pixels, pixels), 32, None)
-    return Claim(
+    return SceneCandidate(
         collection="s2", item_id=name, item_sha256=digest_of(name), time=time, version="05.00",
         acquisition=time[:10] if acquisition is None else acquisition, cloud=cloud, nodata=nodata,
         grid=grid, geometry=geometry or extent_footprint(grid), chip_bytes=2.0**20,
     )  # fmt: skip
 
 
-def plan(*claims: Claim, area: BaseGeometry | None = None, **change: Any) -> Windows:
-    return choose(claims, CutSettings(size_px=32, bands=["red"], **change), area)
+def plan(*claims: SceneCandidate, area: BaseGeometry | None = None, **change: Any) -> Windows:
+    return choose_windows(claims, CutSettings(size_px=32, bands=["red"], **change), area)
 
 
 def told(windows: Windows) -> dict[str, int]:
@@ -186,13 +186,13 @@ def test_the_plan_does_not_depend_on_the_order(
     mixed = random.Random(seed).sample(claims, len(claims))
     limits = {"max_dates": dates, "max_chips": chips}
 
-    def named(order: list[Claim]) -> set[tuple[str, int, int, str, str]]:
+    def named(order: list[SceneCandidate]) -> set[tuple[str, int, int, str, str]]:
         windows = plan(*order, **limits)
         owners = [*(one.item_id for one in order), ""]
         return {
             (order[c].item_id, int(x), int(y), REASONS[r], owners[o])
             for c, (x, y), r, o in zip(
-                windows.claim, windows.cells, windows.reason, windows.owner, strict=True
+                windows.scene, windows.cells, windows.reason, windows.owner, strict=True
             )
         }
 
@@ -223,5 +223,5 @@ def test_one_more_scene_changes_little_of_a_budget() -> None:
 
 def test_windows_are_whole_numbers_of_the_claims() -> None:
     windows = plan(claim("a"), claim("b", time="2023-07-02T10:00:00+00:00"))
-    assert windows.claim.tolist() == [0] * 16 + [1] * 16
+    assert windows.scene.tolist() == [0] * 16 + [1] * 16
     assert windows.cells.dtype == np.int64

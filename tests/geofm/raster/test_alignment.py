@@ -15,7 +15,7 @@ from rasterio.warp import transform as gdal_transform
 from shapely.geometry import shape
 
 from data_catalog.sources import source_named
-from geofm.chips.writer import cut_cells, to_runs
+from geofm.chips.writer import cut_cells, to_spans
 from geofm.config.recipe import CutSettings
 from geofm.formats.npy import read_chip
 from geofm.raster.scene import open_scene
@@ -86,14 +86,14 @@ def test_strips_are_the_whole_scene_bit_for_bit(
             grid = opened.grid
             everything = read_strip(opened, 0, 0, grid.height, grid.width)
             cells = list(grid.cells())
-            for cell, strip in cut_cells(opened, to_runs(cells)):
+            for cell, strip in cut_cells(opened, to_spans(cells)):
                 row, col = grid.window(cell)
                 here = (slice(row, row + 32), slice(col, col + 32))
                 assert np.array_equal(strip.counts, everything.counts[(slice(None), *here)])
                 assert np.array_equal(strip.valid, everything.valid[here])
             lone = cells[len(cells) // 2]
             row, col = grid.window(lone)
-            alone = next(cut_cells(opened, to_runs([lone])))[1].counts
+            alone = next(cut_cells(opened, to_spans([lone])))[1].counts
             part = everything.counts[:, row : row + 32, col : col + 32]
             assert np.array_equal(alone, part)
 

@@ -16,7 +16,7 @@ from rasterio.windows import Window
 
 from geofm.raster import reader as reading
 from geofm.raster.reader import open_raster
-from geofm.raster.tiff import Decoded, Unsure, parse
+from geofm.raster.tiff import TileCache, Unsure, parse
 from geofm.remote.assets import Piece
 from geofm.remote.quarantine import Quarantine
 from tests.geofm.raster.crafted import craft, tile, usual
@@ -178,7 +178,7 @@ def test_a_crs_whose_name_is_no_text_is_told() -> None:
 
 
 def test_tiles_are_kept_up_to_a_limit_and_dropped_with_their_file() -> None:
-    kept = Decoded(most=3000)
+    kept = TileCache(limit=3000)
     for number in range(4):
         kept.put(("a" if number % 2 else "b", number), np.zeros(1000, np.uint8))
         kept.get(("a", 1))

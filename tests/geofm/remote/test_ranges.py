@@ -20,7 +20,7 @@ from shapely.geometry import shape
 
 from data_catalog.sources import source_named
 from geofm.chips import writer as strips
-from geofm.chips.writer import cut_cells, cut_one, to_runs
+from geofm.chips.writer import cut_cell, cut_cells, to_spans
 from geofm.config.recipe import CutSettings
 from geofm.raster.reader import fetch, open_raster
 from geofm.raster.scene import open_scene
@@ -162,7 +162,7 @@ def test_only_the_blocks_that_windows_touch_are_fetched_and_once(
             )
         }
         held = 0
-        for _ in cut_cells(scene, to_runs(cells)):
+        for _ in cut_cells(scene, to_spans(cells)):
             sources = [channel.raster.source for channel in scene.channels]
             held = max(held, sum(s.end - s.start for one in sources for s in one.segments))
     compressed = sum(end - start for _, (start, end) in touched)
@@ -180,7 +180,7 @@ def test_a_single_cell_leaves_nothing_behind(world: World) -> None:
     source = source_named("sentinel-2")
     with open_scene(item, shape(item["geometry"]), source, settings, access) as scene:
         for cell in list(scene.grid.cells())[:3]:
-            cut_one(scene, cell)
+            cut_cell(scene, cell)
             sources = [channel.raster.source for channel in scene.channels]
             assert not any(one.segments for one in sources if one)
 
@@ -194,7 +194,7 @@ def test_what_was_asked_for_ahead_ends_with_the_scene(
     source = source_named("sentinel-2")
     monkeypatch.setattr(ranges, "PREFETCH_THREADS", 1)
     with open_scene(item, shape(item["geometry"]), source, settings, access) as scene:
-        cells = cut_cells(scene, to_runs(scene.grid.cells()))
+        cells = cut_cells(scene, to_spans(scene.grid.cells()))
         next(cells)
         sources = [channel.raster.source for channel in scene.channels]
         calls = [segment.data for one in sources if one for segment in one.segments]
@@ -215,7 +215,7 @@ def test_a_block_beyond_the_end_of_the_file_is_told_before_it_is_read(world: Wor
         pytest.raises(Quarantine, match="ends before its pixels do"),
         open_scene(item, shape(item["geometry"]), source, settings, access) as scene,
     ):
-        list(cut_cells(scene, to_runs(scene.grid.cells())))
+        list(cut_cells(scene, to_spans(scene.grid.cells())))
 
 
 def masked() -> bytes:
