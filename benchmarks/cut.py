@@ -264,7 +264,8 @@ def ours(options: Json) -> Json:
          *options["settings"]],
     )  # fmt: skip
     folder = Path(options["store"])
-    store, catalogue = open_store(folder / "store"), open_catalogue(f"sqlite:///{folder}/c.db")
+    store = open_store(folder / "store")
+    catalogue = open_catalogue(f"sqlite:///{folder}/c.db", store)
     made: Json = {}
     for name in ALL_STAGES[: ALL_STAGES.index("cut")]:
         stage = get_stage(name)
@@ -343,7 +344,8 @@ def warm(barrier: Any, jobs: list[Any], counts: list[int], threads: int) -> None
 
 def cut_share(job: Any, number: int, tasks: int, threads: int) -> float:
     """Cut the parts of a task; return the largest resident size of the process, in MiB."""
-    from data_catalog.run import peak_memory_mib, read_plan, work_parts
+    from data_catalog.run import read_plan, work_parts
+    from data_catalog.storage.process import peak_memory_mib
     from geofm.stages import get_stage
 
     stage = replace(get_stage("cut"), at_once=threads)

@@ -115,7 +115,8 @@ def metadata(world: Path, server: Path, truth: Json, place: Path) -> list[Json]:
     from geofm.config.recipe import CutSettings, SearchSettings
     from geofm.stac import search
 
-    store, catalogue = open_store(place / "store"), open_catalogue(f"sqlite:///{place}/c.db")
+    store = open_store(place / "store")
+    catalogue = open_catalogue(f"sqlite:///{place}/c.db", store)
     with served([sys.executable, server, world, "--port", "0"]) as url:
         address = url.rstrip("/")
         found = run_stage(search.STAGE, store, catalogue, {}, SearchSettings(stac=address))
@@ -205,7 +206,8 @@ def ours(pool: list[Window], scenes: list[Scene], water: set[str], place: Path) 
     from tests.geofm.dedup.search import find_edges
     from tests.geofm.dedup.synthetic import Chip, make_chips
 
-    store, catalogue = open_store(place / "pool"), open_catalogue(f"sqlite:///{place}/p.db")
+    store = open_store(place / "pool")
+    catalogue = open_catalogue(f"sqlite:///{place}/p.db", store)
     made = [Chip(w.pixels, bands=BANDS, scale=SCALE[0]) for w in pool]
     chips = {"chips": make_chips(store, made, per_part=64)}
     ids = [chip.chip_id(n) for n, chip in enumerate(made)]

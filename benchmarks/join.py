@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from data_catalog.run import peak_memory_mib
+from data_catalog.storage.process import peak_memory_mib
 
 RESULTS = Path(__file__).parent / "results" / "join.csv"
 THRESHOLD, SEED, PARTS = 0.95, 2028, 16

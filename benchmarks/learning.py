@@ -207,7 +207,8 @@ PACK = Stage("pack", "aid", "dataset", (), ("numpy", "pillow"), no_parts, no_wor
 
 def pack(images: list[LabelledImage], folder: Path) -> Artifact:
     """Make a dataset artifact of the scenes, without labels."""
-    store, catalogue = open_store(folder / "store"), open_catalogue(f"sqlite:///{folder}/aid.db")
+    store = open_store(folder / "store")
+    catalogue = open_catalogue(f"sqlite:///{folder}/aid.db", store)
     files = sorted(str(image.path) for image in images)
     return run_stage(PACK, store, catalogue, {}, Scenes(files=files))
 

@@ -142,7 +142,7 @@ class Dataset:
     def __init__(self, world: Changing, folder: Path) -> None:
         folder.mkdir(parents=True)
         self.store: Store = open_store(folder / "store")
-        self.catalogue: Catalogue = open_catalogue(f"sqlite:///{folder}/catalogue.db")
+        self.catalogue: Catalogue = open_catalogue(f"sqlite:///{folder}/catalogue.db", self.store)
         search = {"stac": world.api.url, "allow_hosts": ["127.0.0.1"], "max_cloud_percent": 50}
         self.recipe = Recipe.model_validate(
             {

@@ -60,7 +60,8 @@ def main() -> None:
 def measure(tiles: int, limits: str) -> dict[str, Any]:
     """Search, plan and record in an empty store."""
     from data_catalog.catalogue import open_catalogue
-    from data_catalog.run import make_job, peak_memory_mib, plan_parts, run_stage
+    from data_catalog.run import make_job, plan_parts, run_stage
+    from data_catalog.storage.process import peak_memory_mib
     from data_catalog.store import open_store
     from flows.stage_flow import count_tasks
     from geofm.chips.cut import write_windows
@@ -73,7 +74,8 @@ def measure(tiles: int, limits: str) -> dict[str, Any]:
         place = Path(folder)
         features = {"type": "FeatureCollection", "features": [scene(n) for n in range(scenes)]}
         (place / "items.json").write_text(json.dumps(features))
-        store, catalogue = open_store(place / "store"), open_catalogue(f"sqlite:///{place}/c.db")
+        store = open_store(place / "store")
+        catalogue = open_catalogue(f"sqlite:///{place}/c.db", store)
         settings = CutSettings.model_validate(
             {"size_px": SIZE, "bands": list(BANDS), **SETTINGS[limits]}
         )

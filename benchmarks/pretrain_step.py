@@ -102,7 +102,7 @@ def write_dataset(folder: Path, samples: int) -> str:
 
     store = open_store(folder / "store")
     made = make_world(store, samples, (3, 256, 256), "uint8", 64)
-    catalogue = open_catalogue(f"sqlite:///{folder}/catalogue.db")
+    catalogue = open_catalogue(f"sqlite:///{folder}/catalogue.db", store)
     return run_stage(get_stage("pack"), store, catalogue, made, PackSettings()).url
 
 
@@ -131,7 +131,7 @@ def one_row(options: argparse.Namespace) -> dict[str, Any]:
     if options.device == "cuda":
         memory = torch.cuda.max_memory_allocated() / 2**20
     else:
-        from data_catalog.run import peak_memory_mib
+        from data_catalog.storage.process import peak_memory_mib
 
         memory = peak_memory_mib()
     name = torch.cuda.get_device_name() if options.device == "cuda" else "cpu"

@@ -220,7 +220,7 @@ def text(options: dict[str, Any]) -> str:
 
 def large(method: str, chips: int, seed: int, folder: str) -> list[dict[str, Any]]:
     """Run a method on the large pool; memory is that of the selection alone."""
-    from data_catalog.run import peak_memory_mib
+    from data_catalog.storage.process import peak_memory_mib
     from geofm.selection.methods import select
     from geofm.selection.metrics import MEASURED, coverage
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from data_catalog.run import peak_memory_mib
+from data_catalog.storage.process import peak_memory_mib
 
 Json = dict[str, Any]
 SHARD = 64 * 2**20

@@ -1,6 +1,9 @@
-"""The catalogue: one record of artifacts and runs that is cache, resume, refresh and provenance.
+"""The catalogue: the record of artifacts, runs, versions and leases in a database.
 
-SQLite (WAL) for one machine, PostgreSQL for a team: the address decides, the code is the same.
+The record serves as cache (``find``), for refreshes (``last_made``, ``results_of``) and as
+provenance (``lineage``). It is a copy of the manifests, which are in the store; ``geofm verify``
+compares the two. The database is SQLite (WAL) for one machine or PostgreSQL for a team; the address
+decides, the code is the same.
 """
 
 from __future__ import annotations
@@ -11,8 +14,9 @@ import socket
 import time
 import uuid
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -21,35 +25,26 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from data_catalog.artifact import Artifact
-from data_catalog.database.connection import CatalogueUnreachable, connect, rows_that_read
-from data_catalog.database.lease import Lease, call_catalogue, database_time, heartbeat, hold
-from data_catalog.database.runs import LOST, how_lost, is_lost, last_sign
+from data_catalog.database.address import shown_address
+from data_catalog.database.connection import connect, readable_rows
+from data_catalog.database.lease import Lease, call_catalogue, database_time, heartbeat, hold_lease
+from data_catalog.database.runs import LOST, describe_loss, is_lost, last_sign
 from data_catalog.database.schema import ArtifactRow, EdgeRow, NameRow, RunRow, ScoreRow, SourceRow
 from data_catalog.database.sealed_rows import sealed_scores, sealed_sources
 from data_catalog.errors import CheckError, RunError, UsageError
 from data_catalog.manifest import Manifest
 from data_catalog.redaction import mask
-from data_catalog.storage.address import shown_address, sqlite_path
 from data_catalog.storage.process import process_mark
-from data_catalog.store import ARTIFACTS, Store
-
-__all__ = [
-    "Catalogue",
-    "CatalogueUnreachable",
-    "PublishedMeanwhile",
-    "UnknownReference",
-    "now",
-    "open_catalogue",
-]
+from data_catalog.store import Store
 
 log = logging.getLogger("geofm.catalogue")
 
-#: Each failed attempt means that another process has published a version.
+#: Most attempts to publish. Each failed one means that another process has published a version.
 PUBLISH_ATTEMPTS = 50
 
 
 class UnknownReference(UsageError):
-    """A REF names no artifact, or more than one."""
+    """A reference (REF) that names no artifact, or more than one."""
 
 
 class PublishedMeanwhile(RunError):
@@ -57,40 +52,36 @@ class PublishedMeanwhile(RunError):
 
 
 def now() -> datetime:
-    """The current time of this machine, UTC."""
+    """Return the current time of this machine, UTC."""
     return datetime.now(UTC)
+
+
+@dataclass(frozen=True)
+class LineageEntry:
+    """An artifact in a lineage as the catalogue records it.
+
+    Attributes:
+        inputs: Digests of the artifacts that it was made from, by role.
+    """
+
+    kind: str
+    stage: str
+    inputs: dict[str, str]
 
 
 class Catalogue:
     """A connection to the record. Every method is one short transaction.
 
-    The catalogue knows artifacts by kind and digest; they are looked for in the store that was
-    opened with it.
+    The catalogue records artifacts by kind and digest; ``store`` is the store that holds them.
     """
 
-    def __init__(self, url: str, engine: Engine, store: Store | None = None) -> None:
+    def __init__(self, url: str, engine: Engine, store: Store) -> None:
         self.url = url
         self.engine = engine
-        self._store = store
-        self._last: Store | None = None
-
-    @property
-    def store(self) -> Store:
-        """The store in which the artifacts are.
-
-        Raises:
-            UsageError: the catalogue was opened without one.
-        """
-        store = self._store or self._last
-        if store is None:
-            raise UsageError(
-                f"the catalogue {shown_address(self.url)} was opened without a store: give "
-                "open_catalogue the store that holds its artifacts"
-            )
-        return store
+        self.store = store
 
     def at(self, store: Store) -> Catalogue:
-        """The same catalogue with its artifacts in another store."""
+        """Return the same catalogue for artifacts in another store."""
         return Catalogue(self.url, self.engine, store)
 
     def _artifact(self, row: ArtifactRow) -> Artifact:
@@ -98,25 +89,28 @@ class Catalogue:
 
     @contextmanager
     def session(self) -> Iterator[Session]:
-        """A transaction that commits at the end of the block.
+        """Open a transaction that commits at the end of the block.
 
         Raises:
-            CheckError: a row cannot be read.
+            CheckError: A row cannot be read.
         """
         with (
-            rows_that_read(self.url),
+            readable_rows(self.url),
             Session(self.engine, expire_on_commit=False) as session,
             session.begin(),
         ):
             yield session
 
     def record(self, artifact: Artifact, key: str) -> None:
-        """Enter a sealed artifact with its edges, sources and scores; again is harmless.
+        """Enter a sealed artifact with its edges, sources and scores, unless it is recorded.
+
+        Args:
+            artifact: The artifact.
+            key: Key of the job that made it.
 
         Raises:
-            CheckError: its sources or scores have another shape.
+            CheckError: Its sources or scores do not have the shape of the tables.
         """
-        self._last = Store.of(artifact)
         try:
             self._record(artifact, key)
         except IntegrityError:  # another process entered it in the same moment
@@ -148,21 +142,22 @@ class Catalogue:
                     session.add(ScoreRow(artifact=artifact.digest, number=number, **row))
 
     def knows(self, digest: str) -> bool:
-        """Whether an artifact is recorded."""
+        """Return whether an artifact is recorded."""
         with self.session() as session:
             return session.get(ArtifactRow, digest) is not None
 
     def find(self, key: str) -> Artifact | None:
-        """The newest artifact made by a job with this key."""
+        """Find the newest artifact made by a job with this key."""
         query = select(ArtifactRow).where(ArtifactRow.key == key)
         with self.session() as session:
             row = session.scalars(query.order_by(ArtifactRow.number.desc())).first()
         return None if row is None else self._artifact(row)
 
     def last_made(self, key: str) -> Artifact | None:
-        """What the newest finished run of a job with this key came to.
+        """Find the artifact of the newest finished run of a job with this key.
 
-        Not the newest artifact: a world that went from A to B and back to A is at A again.
+        It need not be the newest artifact: if a catalogue of scenes changes and changes back, the
+        newest run gives the first artifact again.
         """
         done = select(RunRow.artifact).where(RunRow.key == key, RunRow.status == "done")
         with self.session() as session:
@@ -173,7 +168,7 @@ class Catalogue:
         return None if row is None else self._artifact(row)
 
     def results_of(self, stage: str) -> Iterator[tuple[Artifact, dict[str, Any]]]:
-        """The results of a stage's finished runs with their manifests, newest first."""
+        """Yield the artifacts of a stage's finished runs with their manifests, newest first."""
         runs = select(RunRow.artifact).where(RunRow.stage == stage, RunRow.status == "done")
         with self.session() as session:
             for digest in session.scalars(
@@ -184,7 +179,7 @@ class Catalogue:
                     yield self._artifact(row), row.manifest
 
     def artifacts(self, kind: str | None = None) -> list[ArtifactRow]:
-        """All artifacts, newest first."""
+        """List the artifacts, newest first, of one kind if given."""
         query = select(ArtifactRow).order_by(ArtifactRow.number.desc())
         if kind is not None:
             query = query.where(ArtifactRow.kind == kind)
@@ -192,19 +187,19 @@ class Catalogue:
             return list(session.scalars(query))
 
     def resolve(self, ref: str) -> Artifact:
-        """The artifact that a name, ``name@version``, digest or unique digest prefix means.
+        """Find the artifact that a name, ``name@version``, digest or unique digest prefix means.
 
         Raises:
-            UnknownReference: nothing or more than one thing has this name.
+            UnknownReference: No artifact is meant, or more than one.
         """
         name, _, version = ref.partition("@")
         with self.session() as session:
             named = _newest_first(name)
             if version:
                 named = named.where(NameRow.version == version)
-            found = session.scalars(named).first()
-            if found is not None:
-                digests = [found.digest]
+            newest = session.scalars(named).first()
+            if newest is not None:
+                digests = [newest.digest]
             elif version or len(ref) < 4:
                 digests = []
             else:
@@ -214,41 +209,68 @@ class Catalogue:
         if len(rows) == 1 and rows[0] is None:
             raise CheckError(
                 f"the catalogue {shown_address(self.url)} is damaged: {ref!r} means {digests[0]}, "
-                "of which it has no row; restore it from another copy"
+                "which has no row; restore it from another copy"
             )
         if len(rows) != 1 or rows[0] is None:
-            problem = "is ambiguous: give more digits" if rows else "names nothing"
+            problem = "is ambiguous: give more digits" if rows else "names no artifact"
             raise UnknownReference(f"{ref!r} {problem}; `geofm list` shows what there is")
         return self._artifact(rows[0])
 
     def get(self, digest: str) -> Artifact:
-        """The artifact with exactly this digest.
+        """Return the artifact with exactly this digest.
 
         Raises:
-            UnknownReference: the catalogue does not know it.
+            UnknownReference: It is not recorded.
         """
-        with self.session() as session:
-            row = session.get(ArtifactRow, digest)
-        if row is None:
-            raise UnknownReference(f"no artifact {digest} in this catalogue")
-        return self._artifact(row)
+        return self.store.artifact(self.kind(digest), digest)
 
     def parents(self, digest: str) -> dict[str, str]:
-        """Digests of an artifact's inputs by role, as recorded when it was sealed."""
+        """Return the digests of an artifact's inputs by role, as recorded when it was sealed."""
         query = select(EdgeRow).where(EdgeRow.child == digest).order_by(EdgeRow.role)
         with self.session() as session:
             return {edge.role: edge.parent for edge in session.scalars(query)}
 
     def kind(self, digest: str) -> str:
-        """The kind of an artifact, as recorded when it was sealed."""
+        """Return the kind of an artifact, as recorded when it was sealed.
+
+        Raises:
+            UnknownReference: It is not recorded.
+        """
         with self.session() as session:
-            row = session.get(ArtifactRow, digest)
-        if row is None:
+            kind = session.scalar(select(ArtifactRow.kind).where(ArtifactRow.digest == digest))
+        if kind is None:
             raise UnknownReference(f"no artifact {digest} in this catalogue")
-        return row.kind
+        return kind
+
+    def lineage(self, digests: Iterable[str]) -> dict[str, LineageEntry]:
+        """Read artifacts and everything they were made from, nearest first.
+
+        Each artifact is read once, and each generation costs two queries. Digests that are not
+        recorded are left out.
+        """
+        entries: dict[str, LineageEntry] = {}
+        generation = sorted(set(digests))
+        with self.session() as session:
+            while generation:
+                artifacts = session.execute(
+                    select(ArtifactRow.digest, ArtifactRow.kind, ArtifactRow.stage)
+                    .where(ArtifactRow.digest.in_(generation))
+                    .order_by(ArtifactRow.number.desc())
+                ).all()
+                inputs: dict[str, dict[str, str]] = {row.digest: {} for row in artifacts}
+                edges = select(EdgeRow.child, EdgeRow.role, EdgeRow.parent)
+                edges = edges.where(EdgeRow.child.in_(list(inputs))).order_by(EdgeRow.role)
+                for child, role, parent in session.execute(edges):
+                    inputs[child][role] = parent
+                for row in artifacts:
+                    entry = LineageEntry(row.kind, row.stage, inputs[row.digest])
+                    entries[row.digest] = entry
+                parents = {parent for roles in inputs.values() for parent in roles.values()}
+                generation = sorted(parents - entries.keys())
+        return entries
 
     def manifest(self, digest: str) -> Manifest | None:
-        """The manifest as recorded when the artifact was sealed: a second copy of it."""
+        """Return the catalogue's copy of a manifest, recorded when the artifact was sealed."""
         with self.session() as session:
             row = session.get(ArtifactRow, digest)
         return None if row is None else Manifest.model_validate(row.manifest)
@@ -261,30 +283,32 @@ class Catalogue:
         difference: dict[str, Any] | None = None,
         after: int | None = None,
     ) -> NameRow:
-        """Give an artifact a version of a name: ``name@day``, ``name@day.2`` when that is taken.
+        """Publish an artifact as ``name@day``, or ``name@day.2`` if that version exists.
 
-        Publishing what is already the newest version changes nothing. The new version follows
-        the newest one, also when several processes publish at once.
+        If the artifact is the newest version already, nothing changes. The new version follows the
+        newest one, also when several processes publish at once.
 
         Args:
-            name: of the dataset or model.
-            artifact: what is published.
+            name: Name of the dataset or model.
+            artifact: The artifact.
             day: ISO date.
-            difference: what changed against the newest version, in numbers.
+            difference: Changes against the newest version, in numbers.
             after: ``number`` of the version that ``difference`` was computed against; 0 for a
-                first version; None if there is no difference to keep right.
+                first version; None if no difference is given.
 
         Raises:
             PublishedMeanwhile: ``after`` is not the newest version any more, or other processes
-                publish all the time.
-            UnknownReference: the artifact is not recorded in this catalogue.
+                kept publishing.
+            UnknownReference: The artifact is not recorded in this catalogue.
         """
         for _ in range(PUBLISH_ATTEMPTS):
             try:
                 return self._publish(name, artifact, day, difference, after)
             except IntegrityError:  # another process published in the same moment: follow it
                 log.debug("publish %s: another version was published, trying again", name)
-        raise PublishedMeanwhile(f"other runs publish {name} all the time; run again later")
+        raise PublishedMeanwhile(
+            f"other runs published {name} {PUBLISH_ATTEMPTS} times meanwhile; run again later"
+        )
 
     def _publish(
         self,
@@ -294,10 +318,11 @@ class Catalogue:
         difference: dict[str, Any] | None,
         after: int | None,
     ) -> NameRow:
-        """Publish once; an IntegrityError where another process was faster."""
+        """Try to publish once; raises IntegrityError if another process was faster."""
         self.kind(artifact.digest)  # raises UnknownReference
         with self.session() as session:
-            # read before the versions: a version that is published from here on takes this number
+            # The number is read before the versions, so a version that another process publishes
+            # from here on takes the same number, and one of the two fails.
             number = (session.scalar(select(func.max(NameRow.number))) or 0) + 1
             rows = list(session.scalars(_newest_first(name)))
             if rows and rows[0].digest == artifact.digest:
@@ -324,51 +349,55 @@ class Catalogue:
         return row
 
     def newest(self, name: str) -> NameRow | None:
-        """The newest version of a name: the one that no other version follows."""
+        """Return the newest version of a name: the one that no other version follows."""
         with self.session() as session:
             return session.scalars(_newest_first(name)).first()
 
     def clock(self) -> datetime:
-        """The database's time, UTC: the same for every machine that uses this catalogue."""
+        """Return the database's time, UTC: the same on every machine that uses the catalogue."""
         with self.session() as session:
             return database_time(session)
 
     def version_of(self, ref: str) -> NameRow:
-        """The published version that a REF means: by name, or the newest with its digest.
+        """Return the published version that a reference means: by name, or the newest by digest.
 
         Raises:
-            UnknownReference: it was never published.
+            UnknownReference: The artifact was never published.
         """
         name, _, version = ref.partition("@")
         digest = self.resolve(ref).digest
-        found = [row for row in self.names() if row.digest == digest]
-        named = [r for r in found if r.name == name and version in ("", r.version)]
-        if not found:
+        rows = [row for row in self.names() if row.digest == digest]
+        named = [row for row in rows if row.name == name and version in ("", row.version)]
+        if not rows:
             raise UnknownReference(f"{ref!r} is no published version; `geofm list` shows those")
-        return (named or found)[0]
+        return (named or rows)[0]
 
     def names(self) -> list[NameRow]:
-        """All published versions, newest first."""
+        """List all published versions, newest first."""
         with self.session() as session:
             return list(session.scalars(_newest_first()))
 
     def lease(
         self, name: str, wait: bool = True, verb: str = "refreshed"
     ) -> AbstractContextManager[Lease]:
-        """Exclude other processes from ``name`` while the block runs; see ``lease.hold``."""
-        return hold(self.engine, name, wait, verb=verb)
+        """Keep other processes out of ``name`` while a block runs; see ``hold_lease``."""
+        return hold_lease(self.engine, name, wait, verb=verb)
 
     def sources(self, digest: str) -> list[SourceRow]:
-        """Sources and licences recorded for an artifact."""
+        """List the sources and licences recorded for an artifact."""
         with self.session() as session:
             return list(session.scalars(select(SourceRow).where(SourceRow.artifact == digest)))
 
     @contextmanager
     def run(self, stage: str, key: str) -> Iterator[RunRow]:
-        """Record one execution: running, then done or failed, with times, host and metrics.
+        """Record a run of a stage: running, then done or failed, with times, host and metrics.
 
-        The caller sets ``artifact`` and ``metrics`` on the row it is given. A heartbeat keeps the
-        record from being taken for that of a killed process.
+        The caller sets ``artifact`` and ``metrics`` on the row that is yielded. A heartbeat shows
+        that the process lives.
+
+        Args:
+            stage: Name of the stage.
+            key: Key of the job.
         """
         row = RunRow(
             id=str(uuid.uuid4()),
@@ -404,34 +433,34 @@ class Catalogue:
             session.merge(row)
 
     def _beat(self, run_id: str) -> bool:
-        """Note that a run goes on, also if it was taken for lost; False if it has finished."""
+        """Note that a run goes on, also if it was marked as lost; False if it has finished."""
         unfinished = RunRow.id == run_id, RunRow.status.in_(("running", LOST))
         with self.session() as session:
-            beaten = session.execute(
+            updated = session.execute(
                 update(RunRow)
                 .where(*unfinished)
                 .values(status="running", finished_at=None, error=None, beat=database_time(session))
             )
-            return bool(beaten.rowcount)  # type: ignore[attr-defined]
+            return bool(updated.rowcount)  # type: ignore[attr-defined]
 
     def keep(self, row: RunRow, metrics: dict[str, Any]) -> None:
-        """Note what a run has come to so far, in case it is killed.
+        """Note the metrics of a run so far, in case its process is killed.
 
-        A catalogue that does not answer now is no reason to stop: the next note says more.
+        If the catalogue does not answer now, a warning is logged; the next note is more complete.
         """
         row.metrics = metrics
         try:
             with self.session() as session:
                 session.execute(update(RunRow).where(RunRow.id == row.id).values(metrics=metrics))
         except SQLAlchemyError as error:
-            said = mask(str(error).splitlines()[0])
-            log.warning("the catalogue could not note a run's cost: %s", said)
+            reason = mask(str(error).splitlines()[0])
+            log.warning("the catalogue could not note a run's cost: %s", reason)
 
     def runs(self, digests: list[str] | None = None) -> list[RunRow]:
-        """Run records, oldest first; of these artifacts only where given.
+        """List run records, oldest first; if digests are given, those of these artifacts only.
 
-        A run whose process has ended without finishing it has the status ``lost``, whether or
-        not the catalogue says so yet.
+        A run whose process has ended without finishing it has the status ``lost``, whether or not
+        the catalogue records that yet.
         """
         query = select(RunRow).order_by(RunRow.number)
         if digests is not None:
@@ -440,49 +469,45 @@ class Catalogue:
             rows, moment = list(session.scalars(query)), database_time(session)
         for row in rows:
             if is_lost(row, moment):
-                row.status, row.finished_at, row.error = LOST, last_sign(row), how_lost(row)
+                row.status, row.finished_at, row.error = LOST, last_sign(row), describe_loss(row)
         return rows
 
     def close_lost_runs(self) -> int:
-        """Give the runs whose process was killed the status ``lost``; returns how many."""
+        """Mark the runs whose process was killed as lost; returns their number."""
         with self.session() as session:
             moment = database_time(session)
             running = list(session.scalars(select(RunRow).where(RunRow.status == "running")))
         lost = [row for row in running if is_lost(row, moment)]
         closed = 0
         for row in lost:
-            # another process may close it as well, or the run may have come back
+            # Another process may mark it as well, or the run may have come back.
             same = RunRow.id == row.id, RunRow.status == "running", RunRow.beat == row.beat
-            values = {"status": LOST, "finished_at": last_sign(row), "error": how_lost(row)}
+            values = {"status": LOST, "finished_at": last_sign(row), "error": describe_loss(row)}
             with self.session() as session:
-                done = session.execute(update(RunRow).where(*same).values(**values))
-                closed += done.rowcount  # type: ignore[attr-defined]
+                updated = session.execute(update(RunRow).where(*same).values(**values))
+                closed += updated.rowcount  # type: ignore[attr-defined]
         return closed
 
 
 def _newest_first(name: str | None = None) -> Select[tuple[NameRow]]:
-    """Select published versions in the reverse order of their publication, of one name if given."""
+    """Select published versions, newest first, of one name if given."""
     query = select(NameRow).order_by(NameRow.number.desc())
     return query if name is None else query.where(NameRow.name == name)
 
 
-def open_catalogue(url: str, store: Store | None = None, write: bool = True) -> Catalogue:
+def open_catalogue(url: str, store: Store, write: bool = True) -> Catalogue:
     """Open a catalogue and bring its tables up to date.
 
     Args:
-        url: a SQLAlchemy address, e.g. ``sqlite:////data/catalogue.db`` or
+        url: SQLAlchemy address, e.g. ``sqlite:////data/catalogue.db`` or
             ``postgresql+psycopg://user@host/geofm``.
-        store: where its artifacts are. None: the folder of a SQLite file that is in a store, else
-            the store of the artifact that was recorded last through this connection.
-        write: create the catalogue where there is none; see ``database.connect``.
+        store: Store that holds its artifacts.
+        write: Create the catalogue if it does not exist; see ``database.connection.connect``.
 
     Raises:
-        CatalogueUnreachable: with the address (no password) and the remedy.
+        CatalogueUnreachable: The catalogue cannot be opened; the message has no password.
     """
     address, engine = connect(url, write)
-    path = sqlite_path(address)
-    if store is None and path is not None and (path.parent / ARTIFACTS).is_dir():
-        store = Store(str(path.parent))
     catalogue = Catalogue(address, engine, store)
     if engine.url.database:  # closing the last connection folds a SQLite log into its file
         weakref.finalize(catalogue, engine.dispose)

@@ -1,4 +1,4 @@
-"""One base error; the exit code of the command line is part of each."""
+"""The errors that geofm raises on purpose. Each class has an exit code of the command line."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from data_catalog.redaction import mask
 
 
 class GeofmError(Exception):
-    """Anything geofm raises on purpose. The message says what is wrong and the remedy.
+    """Base of geofm's errors. The message says what happened, where, and what to do.
 
-    Credentials of addresses in the message are masked here, because a message reaches the
-    terminal, the run's record and the database of Prefect.
+    Credentials of addresses in the message are masked here, because a message is shown in the
+    terminal and stored in the run record and in Prefect's database.
     """
 
     exit_code = 3
 
     def __init__(self, *arguments: Any) -> None:
-        masked = (mask(given) if isinstance(given, str) else given for given in arguments)
+        masked = (mask(value) if isinstance(value, str) else value for value in arguments)
         super().__init__(*masked)
 
 
 class UsageError(GeofmError):
-    """Bad usage or settings: the message names the field and the remedy."""
+    """Wrong usage or settings; the message names the field and the remedy."""
 
     exit_code = 2
 
@@ -32,6 +32,6 @@ class RunError(GeofmError):
 
 
 class CheckError(GeofmError):
-    """A check (verify, release gate) found something wrong."""
+    """A check (``verify``, a release gate) found a problem."""
 
     exit_code = 4

@@ -1,4 +1,4 @@
-"""Canonical JSON and SHA-256: the two functions that give everything its name."""
+"""Canonical JSON and SHA-256: every digest and key of the record is made with these functions."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from upath import UPath
 
 
 def canonical(value: Any) -> bytes:
-    """The one JSON encoding of a value: sorted keys, no spaces, UTF-8, no NaN.
+    """Encode a value as canonical JSON: sorted keys, no spaces, UTF-8, no NaN.
 
     Raises:
-        ValueError: for NaN and infinities, which JSON cannot hold.
-        TypeError: for anything JSON does not know.
+        ValueError: The value holds NaN or an infinity, which JSON cannot represent.
+        TypeError: The value holds something that JSON cannot represent.
     """
     text = json.dumps(
         value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
@@ -24,14 +24,17 @@ def canonical(value: Any) -> bytes:
 
 
 def digest_of(value: Any) -> str:
-    """SHA-256 (hex) of the canonical JSON of a value."""
+    """Return the SHA-256 (hex) of the canonical JSON of a value."""
     return hashlib.sha256(canonical(value)).hexdigest()
 
 
 def sha256_file(path: Path | UPath) -> str:
-    """SHA-256 (hex) of a file's bytes, local or remote, read in blocks that stay in the cache."""
-    total = hashlib.sha256()
+    """Return the SHA-256 (hex) of a file, local or remote.
+
+    The file is read in blocks of 64 KiB, which fit into the processor's cache.
+    """
+    digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(2**16):
-            total.update(block)
-    return total.hexdigest()
+            digest.update(block)
+    return digest.hexdigest()

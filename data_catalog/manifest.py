@@ -1,4 +1,8 @@
-"""The manifest: what an artifact is, what it was made from and with, and every file's digest."""
+"""The manifest of an artifact: kind, inputs, settings, software, counts, and its files' digests.
+
+The manifest determines the artifact's digest. Times and hosts differ from run to run, so they are
+in the run record and never in a manifest.
+"""
 
 from __future__ import annotations
 
@@ -22,32 +26,32 @@ from data_catalog.errors import RunError
 from data_catalog.hashing import canonical, digest_of
 
 MANIFEST = "manifest.json"
-#: A kind of artifact, which is the name of a folder.
+#: Pattern of a kind of artifact; it is also the name of a folder.
 KIND = r"^[a-z][a-z0-9_-]{0,31}$"
-#: Folders of a path in an artifact at most.
+#: Most names in the path of a file in an artifact.
 MAX_DEPTH = 32
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\\]|^[A-Za-z]:")
 
 
-def what_is_wrong(error: Exception) -> str:
-    """Return the first thing that is wrong with a manifest, in one line."""
+def explain_invalid(error: Exception) -> str:
+    """Return the first problem of an invalid manifest, in one line."""
     if isinstance(error, ValidationError):
         first = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        return f"{place}: {first['msg']}" if place else str(first["msg"])
+        field = ".".join(map(str, first["loc"]))
+        return f"{field}: {first['msg']}" if field else str(first["msg"])
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 class ConservationError(RunError):
-    """Rows went missing or were doubled in a stage."""
+    """A stage lost or doubled rows."""
 
 
 def safe_name(name: str) -> str:
-    """Return the path of a file in an artifact, if it can only mean a file inside it.
+    """Return the path of a file in an artifact unchanged, if it can only mean a file inside it.
 
     Raises:
-        ValueError: It is empty, absolute or too long, goes upwards, or has a backslash, a drive
-            letter or a control character.
+        ValueError: The path is empty, absolute or too long, goes upwards, or has a backslash, a
+            drive letter or a control character.
     """
     parts = name.split("/")
     if (
@@ -56,21 +60,21 @@ def safe_name(name: str) -> str:
         or _UNSAFE.search(name)
     ):
         shown = repr(name) if len(name) < 200 else f"{name[:200]!r}…"
-        raise ValueError(f"{shown} is no path of a file in an artifact")
+        raise ValueError(f"{shown} is not a path of a file in an artifact")
     return name
 
 
 def folders_of(names: Iterable[str]) -> set[str]:
-    """Return every folder that these paths go through."""
-    found: set[str] = set()
+    """Return all folders on these paths."""
+    folders: set[str] = set()
     for name in names:
-        while (name := name.rpartition("/")[0]) and name not in found:
-            found.add(name)
-    return found
+        while (name := name.rpartition("/")[0]) and name not in folders:
+            folders.add(name)
+    return folders
 
 
 class FileEntry(BaseModel):
-    """One data file: path relative to the artifact, SHA-256 (hex), size in bytes."""
+    """A data file: path relative to the artifact, SHA-256 (hex), size in bytes."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -80,11 +84,17 @@ class FileEntry(BaseModel):
 
 
 class Manifest(BaseModel):
-    """Everything about an artifact that may not change. Times and hosts are in the run record.
+    """The properties of an artifact that determine its digest.
 
-    ``inputs`` maps a role to the digest of an input artifact; ``counts`` holds at least
-    ``rows_in`` and ``rows_out``; ``dropped`` says how many rows fell for which reason;
-    ``facts`` is what the stage alone knows (encoder, certificate, bands, ...).
+    Attributes:
+        inputs: Digests of the input artifacts, by role.
+        settings: The settings that the stage depends on.
+        seed: Seed of the random numbers; 0 if the stage draws none.
+        software: Versions of the packages that can change the bytes.
+        counts: Numbers of rows; at least ``rows_in`` and ``rows_out``.
+        dropped: Numbers of dropped rows, by reason.
+        facts: Results that only this stage has (encoder, certificate, bands, ...).
+        deterministic: Whether the same inputs, settings and seed give the same bytes.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -109,7 +119,7 @@ class Manifest(BaseModel):
         """Refuse paths that are one file, or a file and a folder, on some file system."""
         names = {normalize("NFC", entry.path).casefold() for entry in files}
         if len(names) != len(files):
-            raise ValueError("two files have one path, perhaps in other letters")
+            raise ValueError("two files have one path, perhaps in upper and lower case")
         if MANIFEST in names:
             raise ValueError(f"{MANIFEST} lists itself")
         both = folders_of(names) & names
@@ -118,19 +128,19 @@ class Manifest(BaseModel):
         return files
 
     def to_bytes(self) -> bytes:
-        """The canonical bytes that are written and hashed."""
+        """Return the canonical bytes, which are written and hashed."""
         return canonical(self.model_dump(mode="json"))
 
     @property
     def digest(self) -> str:
-        """The artifact's name: SHA-256 (hex) of the canonical manifest."""
+        """Digest of the artifact: SHA-256 (hex) of the canonical manifest."""
         return digest_of(self.model_dump(mode="json"))
 
     def check_conservation(self) -> None:
-        """Rows in = rows out + rows dropped, each drop with a reason.
+        """Check that rows in = rows out + rows dropped.
 
         Raises:
-            ConservationError: when the sum does not hold.
+            ConservationError: The sum does not hold.
         """
         rows_in, rows_out = self.counts.get("rows_in", 0), self.counts.get("rows_out", 0)
         dropped = sum(self.dropped.values())
@@ -142,11 +152,11 @@ class Manifest(BaseModel):
 
 
 def software_versions(packages: Iterable[str]) -> dict[str, str]:
-    """Installed versions of the packages that can influence a stage's bytes."""
-    found = {}
+    """Return the installed versions of packages; ``absent`` for a package that is not installed."""
+    versions = {}
     for name in sorted(packages):
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
-            found[name] = "absent"
-    return found
+            versions[name] = "absent"
+    return versions

@@ -1,4 +1,7 @@
-"""Progress without knowing who watches: stages tick, a terminal or a server listens."""
+"""Progress: stages report their progress, a terminal or a server shows it.
+
+A stage calls ``tick`` and does not depend on how progress is shown.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,14 @@ _lock = threading.Lock()
 
 
 def tick(what: str, done: int, total: int, note: str = "") -> None:
-    """Tell the listeners of this process that ``done`` of ``total`` steps of ``what`` are over."""
+    """Report to the listeners of this process that ``done`` of ``total`` steps are finished.
+
+    Args:
+        what: Name of the work, e.g. a stage.
+        done: Finished steps.
+        total: All steps.
+        note: Unit of the steps, or a short remark.
+    """
     for listener in tuple(_listeners):
         listener(what, done, total, note)
 

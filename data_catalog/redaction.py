@@ -1,12 +1,16 @@
-"""Credentials in addresses: removed from what is stored, masked in what is shown.
+"""Remove credentials from stored addresses, and mask them in messages.
 
-An address can carry a secret in its user info, its query, its fragment or in another address that
-is one of its parameters. :func:`without_secrets` removes them, so that an artifact holds none and
-the same file has the same address every night. :func:`mask` puts ``***`` in their place for
-messages.
+without_secrets    remove the credentials of an address
+mask               put ``***`` in place of the credentials in a message
+secrets_in         name the parts of an address that hold a secret
+resolve            replace ``${NAME}`` by an environment variable
+printable          escape the control characters of a text
 
-A user who needs a secret in an address writes ``${NAME}`` in its place; it stands for the
-environment variable NAME, and only :func:`resolve` reads it, when the address is used.
+An address can hold a secret in its user info, its query, its fragment, or in another address that
+is one of its parameters. Artifacts hold none, so the same file has the same address every night.
+
+A user who needs a secret in an address writes ``${NAME}`` in its place. Only ``resolve`` reads the
+environment variable, when the address is used.
 """
 
 from __future__ import annotations
@@ -20,8 +24,8 @@ from urllib.parse import quote, unquote, unquote_plus
 #: A reference to an environment variable.
 REFERENCE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 MASK = "***"
-#: JSON schema's pattern for a field with an address that may hold no secret. Prefect checks it
-#: before it stores the parameters of a run; :func:`secrets_in` checks more, later.
+#: JSON schema pattern of a field with an address that must not hold a secret. Prefect checks it
+#: before it stores the parameters of a run; ``secrets_in`` is stricter and runs later.
 _ANY_CASE = "".join(
     f"[{letter.upper()}{letter}]" if letter.isalpha() else letter
     for letter in "(?:token|password|passwd|secret|signature|credential|auth|key)"
@@ -33,23 +37,23 @@ NO_SECRET = (
     rf"^(?!\w[\w+.-]*://(?:{_REFERENCE_ENDS}[^/?#@:]+|[^/?#@:]*:{_REFERENCE_ENDS}[^/?#@]+)@)"
     + _NO_FIELD
 )
-#: The same for a database or a store, whose user name is no secret.
+#: The same pattern for a database or a store, whose user name is not a secret.
 NO_PASSWORD = rf"^(?!\w[\w+.-]*://[^/?#@:]*:{_REFERENCE_ENDS}[^@]+@)" + _NO_FIELD
-#: Addresses inside parameters of addresses are followed so deep.
+#: Deepest nesting of addresses in parameters of addresses that is examined.
 MAX_DEPTH = 6
 
 _AUTHORITY = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.-]*:)?//")
 _HOST_PORT = re.compile(r"(?:\[[^\]]*\]|[^:]*)(?::\d*)?")
-#: Schemes whose user info is the name of a container.
+#: Schemes whose user info is the name of a container, which is not a secret.
 _CONTAINERS = ("abfs:", "abfss:", "wasb:", "wasbs:", "az:", "adl:")
-#: What may be an address within a text: with a scheme, or relative with a query.
+#: A possible address within a text: with a scheme, or relative with a query.
 _IN_TEXT = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.-]*:)?//\S+|[^\s?]*\?\S+=\S*")
 _TAIL = re.compile(r"[)\]}>'\"`,.;:!]+$")
 _REFERENCE_AT_END = re.compile(REFERENCE.pattern + "$")
 _MATRIX = re.compile(r";([^=;/]+)=([^;/]*)")
 _PLAIN = re.compile(r"[^a-z0-9]")
 
-#: Names that are secrets whatever their value, in small letters without punctuation.
+#: Parameter names that always hold a secret, in lower case without punctuation.
 _SECRET = {
     "token", "tok", "auth", "authorization", "proxyauthorization", "bearer", "jwt", "pwd",
     "passwd", "sas", "apikey", "hdnts", "hdnea", "jsessionid", "phpsessid", "sslpassword", "cookie",
@@ -60,9 +64,9 @@ _SECRET_ENDS = (
     "accesskeyid", "secretkey", "privatekey", "sharedkey", "accountkey", "subscriptionkey",
     "credential", "credentials", "authkey", "authstring", "accesscode",
 )  # fmt: skip
-#: Tokens that say where a list goes on.
+#: Beginnings of names of paging tokens, which are not secrets.
 _PAGING = ("page", "next", "prev", "previous", "continuation", "sync", "cursor", "start", "resume")
-#: Names that are a secret only if the value looks random.
+#: Parameter names that hold a secret only if the value looks random.
 _PERHAPS = {"sig", "code", "hmac", "session", "sid", "ticket"}
 _EXPIRY = {"expires", "expiry", "exp", "expiration", "expiresin", "validuntil"}
 _SAS = {
@@ -91,28 +95,38 @@ _HEADER = re.compile(
 def without_secrets(address: str) -> str:
     """Remove credentials from an address, or from every address in a text.
 
-    User info, signatures of Amazon, Azure, Google and others with all parameters that belong to
-    them, tokens, keys and passwords are removed. All else stays as it is, character by character.
+    The function removes user info, signatures of Amazon, Azure, Google and others with all their
+    parameters, tokens, keys and passwords. All other characters stay unchanged.
     """
     return _rewrite(address, None, [])
 
 
 def mask(text: str) -> str:
-    """Put ``***`` in place of the credentials in a message; references ``${NAME}`` stay."""
+    """Replace the credentials in a message by ``***``; references ``${NAME}`` stay."""
     masked = _rewrite(text, MASK, [])
     masked = _HEADER.sub(rf"\1\2\3{MASK}", masked)
     return _LOOSE.sub(_mask_loose, masked)
 
 
+def printable(text: str, keep: str = "\n\t") -> str:
+    """Escape the control characters of a text from elsewhere, which a terminal would obey.
+
+    Args:
+        text: Text for a log or a terminal.
+        keep: Control characters that stay.
+    """
+    return "".join(c if c.isprintable() or c in keep else ascii(c)[1:-1] for c in text)
+
+
 def secrets_in(address: str) -> list[str]:
-    """Name the parts of an address that hold a secret; a reference ``${NAME}`` is none."""
-    found: list[str] = []
-    _rewrite(address, MASK, found)
-    return found
+    """Name the parts of an address that hold a secret; a reference ``${NAME}`` is not a secret."""
+    secrets: list[str] = []
+    _rewrite(address, MASK, secrets)
+    return secrets
 
 
 def without_secrets_in(value: Any) -> Any:
-    """Remove credentials from all texts in JSON, and members that are a secret by their name."""
+    """Remove credentials from all texts in JSON, and members whose name means a secret."""
     if isinstance(value, str):
         return without_secrets(value)
     if isinstance(value, list):
@@ -130,54 +144,61 @@ def resolve(text: str, encode: Callable[[str], str] = str) -> str:
     """Replace each reference ``${NAME}`` by the value of the environment variable NAME.
 
     Args:
-        text: with or without references.
-        encode: applied to each value.
+        text: Text with or without references.
+        encode: Function that is applied to each value.
 
     Raises:
-        KeyError: a variable is not set; its name is the argument.
+        KeyError: A variable is not set; its name is the argument.
     """
-    return REFERENCE.sub(lambda found: encode(os.environ[found[1]]), text)
+    return REFERENCE.sub(lambda match: encode(os.environ[match[1]]), text)
 
 
-def _rewrite(text: str, mark: str | None, found: list[str]) -> str:
-    """Remove (``mark`` None) or mask credentials; ``found`` gets the names of what was found."""
+def _rewrite(text: str, mark: str | None, secrets: list[str]) -> str:
+    """Remove or mask the credentials in a text.
+
+    Args:
+        text: An address, or a text with addresses.
+        mark: Text in place of a credential; None to remove it.
+        secrets: List to which the names of the secret parts are added.
+    """
     if not any(sign in text for sign in "?@#;"):
         return text
     if not any(sign.isspace() for sign in text):
-        return _rewrite_address(text, mark, found, 0)
+        return _rewrite_address(text, mark, secrets, 0)
 
-    def one(match: re.Match[str]) -> str:
+    def rewrite_match(match: re.Match[str]) -> str:
         tail = _TAIL.search(match[0])
         end = tail.start() if tail else len(match[0])
         reference = _REFERENCE_AT_END.search(match[0][: end + 1])
         end += 1 if reference else 0
-        return _rewrite_address(match[0][:end], mark, found, 0) + match[0][end:]
+        return _rewrite_address(match[0][:end], mark, secrets, 0) + match[0][end:]
 
-    return _IN_TEXT.sub(one, text)
+    return _IN_TEXT.sub(rewrite_match, text)
 
 
-def _rewrite_address(address: str, mark: str | None, found: list[str], depth: int) -> str:
+def _rewrite_address(address: str, mark: str | None, secrets: list[str], depth: int) -> str:
+    """Remove or mask the credentials of one address at a depth of nesting."""
     if depth > MAX_DEPTH:
         return mark or ""
     begin, user, rest = split_user_info(address)
     if user and not _may_stay(begin, user, mark):
-        found.append("password" if ":" in user else "user info")
+        secrets.append("password" if ":" in user else "user info")
         user = f"{mark}@" if mark else ""
     path, hash_, fragment = rest.partition("#")
     path, question, query = path.partition("?")
-    path = _rewrite_path(path, mark, found, depth)
-    kept = _rewrite_pairs(query, mark, found, depth)
+    path = _rewrite_path(path, mark, secrets, depth)
+    kept = _rewrite_pairs(query, mark, secrets, depth)
     question = question if kept or not query else ""
-    kept_fragment = _rewrite_pairs(fragment, mark, found, depth)
+    kept_fragment = _rewrite_pairs(fragment, mark, secrets, depth)
     hash_ = hash_ if kept_fragment or not fragment else ""
     return f"{begin}{user}{path}{question}{kept}{hash_}{kept_fragment}"
 
 
 def split_user_info(address: str) -> tuple[str, str, str]:
-    """Scheme with ``//``, user info with its ``@``, and the rest of an address.
+    """Split an address into scheme with ``//``, user info with its ``@``, and the rest.
 
-    Passwords are sometimes written with a raw ``/``, ``?`` or ``#``. Then what stands before it is
-    no host and port, and the user info ends at the last ``@``.
+    Passwords are sometimes written with a raw ``/``, ``?`` or ``#``. The text before that character
+    is then not a host and port, and the user info ends at the last ``@``.
     """
     start = _AUTHORITY.match(address)
     if start is None:
@@ -194,7 +215,7 @@ def split_user_info(address: str) -> tuple[str, str, str]:
 
 
 def _may_stay(begin: str, user: str, mark: str | None) -> bool:
-    """Whether user info is no secret: a container's name, or references where one is masked."""
+    """Return whether user info is not a secret: a container's name, or only references."""
     name, colon, password = user[:-1].partition(":")
     if begin.lower().startswith(_CONTAINERS) and not colon:
         return True
@@ -202,13 +223,13 @@ def _may_stay(begin: str, user: str, mark: str | None) -> bool:
     return mark is not None and (secret == MASK or not REFERENCE.sub("", secret))
 
 
-def _rewrite_path(path: str, mark: str | None, found: list[str], depth: int) -> str:
-    """A path: session ids (``;jsessionid=``), and another address as in ``/vsicurl/https://…``."""
+def _rewrite_path(path: str, mark: str | None, secrets: list[str], depth: int) -> str:
+    """Rewrite a path: session ids (``;jsessionid=``), and an address as in ``/vsicurl/https://…``."""
 
     def matrix(match: re.Match[str]) -> str:
         if not _is_secret(_decoded(match[1]), unquote(match[2]), mark):
             return match[0]
-        found.append(match[1])
+        secrets.append(match[1])
         return f";{match[1]}={mark}" if mark else ""
 
     path = _MATRIX.sub(matrix, path)
@@ -216,14 +237,14 @@ def _rewrite_path(path: str, mark: str | None, found: list[str], depth: int) -> 
     if inner is None or "@" not in path:
         return path
     start = inner.start()
-    return path[:start] + _rewrite_address(path[start:], mark, found, depth + 1)
+    return path[:start] + _rewrite_address(path[start:], mark, secrets, depth + 1)
 
 
-def _rewrite_pairs(text: str, mark: str | None, found: list[str], depth: int) -> str:
-    """The parameters of a query, or of a fragment that is written like one."""
+def _rewrite_pairs(text: str, mark: str | None, secrets: list[str], depth: int) -> str:
+    """Rewrite the parameters of a query, or of a fragment in the form of a query."""
     if not text:
         return text
-    # an address that is a parameter is often not encoded: its own query begins with another "?"
+    # An address as a parameter is often not encoded, so its own query begins with a second "?".
     pieces = re.split(r"([&;?])", text)
     fields = [field.partition("=") for field in pieces[::2]]
     names = [_decoded(name) for name, _, _ in fields]
@@ -233,37 +254,37 @@ def _rewrite_pairs(text: str, mark: str | None, found: list[str], depth: int) ->
     for number, (name, equals, value) in enumerate(fields):
         separator = pieces[2 * number - 1] if number else ""
         if secret[number]:
-            found.append(name)
+            secrets.append(name)
             if not mark:
                 continue
             new = mark
         else:
-            new = _rewrite_value(value, mark, found, depth)
+            new = _rewrite_value(value, mark, secrets, depth)
         kept += (separator if kept else "") + name + equals + new
     return kept
 
 
-def _rewrite_value(value: str, mark: str | None, found: list[str], depth: int) -> str:
-    """A parameter that may be an address, percent-encoded or not."""
+def _rewrite_value(value: str, mark: str | None, secrets: list[str], depth: int) -> str:
+    """Rewrite a parameter that may be an address, percent-encoded or not."""
     plain = unquote(value)
     if "://" not in plain and "?" not in plain and "%" not in plain:
         return value
-    new = _rewrite_address(plain, mark, found, depth + 1)
+    new = _rewrite_address(plain, mark, secrets, depth + 1)
     if new == plain:
         return value
     return new if plain == value else quote(new, safe="")
 
 
 def _secret_fields(names: Sequence[str], values: Sequence[str], mark: str | None) -> list[bool]:
-    """Whether each parameter of a query is a secret, or belongs to a signature."""
-    there = {name for name, value in zip(names, values, strict=True) if value}
+    """Return for each parameter of a query whether it is a secret or belongs to a signature."""
+    present = {name for name, value in zip(names, values, strict=True) if value}
     signed: set[str] = set()
-    if "sig" in there and there & {"se", "sv", "si", *_EXPIRY}:
+    if "sig" in present and present & {"se", "sv", "si", *_EXPIRY}:
         signed |= _SAS
-    if there & {"signature", "key-pair-id", "awsaccesskeyid", "googleaccessid", "ossaccesskeyid"}:
+    if present & {"signature", "key-pair-id", "awsaccesskeyid", "googleaccessid", "ossaccesskeyid"}:
         signed |= _CLOUD_SIGNED
     prefixes = set()
-    for name in there:
+    for name in present:
         vendor = _VENDOR.fullmatch(name)
         if vendor and vendor[2] in ("signature", "credential", "security-token", "sig"):
             prefixes.add(vendor[1])
@@ -273,16 +294,16 @@ def _secret_fields(names: Sequence[str], values: Sequence[str], mark: str | None
         and (name in signed or name.startswith(tuple(prefixes)) or _is_secret(name, value, mark))
         for name, value in zip(names, values, strict=True)
     ]
-    if any(secret):  # the time at which a signature ends differs from night to night
+    if any(secret):  # the expiry of a signature differs from night to night
         secret = [
-            yes or (bool(value) and _PLAIN.sub("", name) in _EXPIRY)
-            for yes, name, value in zip(secret, names, values, strict=True)
+            is_secret or (bool(value) and _PLAIN.sub("", name) in _EXPIRY)
+            for is_secret, name, value in zip(secret, names, values, strict=True)
         ]
     return secret
 
 
 def _decoded(name: str) -> str:
-    """A parameter's name in small letters, percent-decoded as often as it was encoded."""
+    """Return a parameter's name in lower case, percent-decoded as often as it was encoded."""
     for _ in range(MAX_DEPTH):
         plain = unquote_plus(name)
         if plain == name:
@@ -292,10 +313,11 @@ def _decoded(name: str) -> str:
 
 
 def _is_secret(name: str, value: str, mark: str | None) -> bool:
-    """Whether one parameter is a secret by its name or its value.
+    """Return whether a parameter is a secret by its name or its value.
 
-    In a user's address and in a message (``mark``), a name that is often a secret is enough. In an
-    item's address the value decides as well, because such a parameter may choose the file.
+    In a user's address and in a message (``mark`` is set), a name that often means a secret is
+    enough. In an item's address the value decides as well, because the parameter may choose the
+    file.
     """
     if not value or _is_reference(value, mark):
         return False
@@ -312,7 +334,7 @@ def _is_secret(name: str, value: str, mark: str | None) -> bool:
 
 
 def _is_secret_name(name: str) -> bool:
-    """Whether a parameter, header or JSON member with this name is a secret."""
+    """Return whether a parameter, header or JSON member with this name is a secret."""
     plain = _PLAIN.sub("", name.lower())
     if plain.endswith("token") and plain.removesuffix("token").endswith(_PAGING):
         return False
@@ -320,25 +342,25 @@ def _is_secret_name(name: str) -> bool:
 
 
 def _is_reference(value: str, mark: str | None) -> bool:
-    """Whether a value is nothing but references; what is stored keeps none."""
+    """Return whether a value consists of references only; stored addresses keep none."""
     return mark is not None and not REFERENCE.sub("", value)
 
 
 def _is_locator(value: str) -> bool:
-    """Whether the value of ``key`` names a file or a number rather than being a key."""
+    """Return whether the value of ``key`` is the name of a file or a number, not a secret key."""
     path = "/" in value and not value.endswith("=")
     return path or bool(_FILE.search(value)) or (value.isdecimal() and len(value) < 12)
 
 
 def _is_random(value: str) -> bool:
-    """Whether a value looks like a signature: long, of letters and digits, and no file name."""
+    """Return whether a value looks like a signature: long, letters and digits, no file name."""
     long = re.fullmatch(r"[A-Za-z0-9+/=_.~ -]{16,}", value)
     mixed = re.search(r"[0-9]", value) and re.search(r"[A-Za-z]", value)
     return bool(long and mixed and not _FILE.search(value))
 
 
 def _mask_loose(match: re.Match[str]) -> str:
-    """``name=value`` outside an address, as in a connection string."""
+    """Mask ``name=value`` outside an address, as in a connection string."""
     if not _is_secret_name(match[1]) or _is_reference(match[2], MASK):
         return match[0]
     return f"{match[1]}={MASK}"

@@ -15,11 +15,10 @@ from __future__ import annotations
 
 import json
 import logging
-import resource
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -34,7 +33,8 @@ from data_catalog.hashing import canonical
 from data_catalog.manifest import Manifest, software_versions
 from data_catalog.progress import tick
 from data_catalog.stage import Job, Part, Stage
-from data_catalog.store import Store, linked, list_files
+from data_catalog.storage.process import peak_memory_mib
+from data_catalog.store import Store, list_files, part_files_by_inode
 
 log = logging.getLogger("geofm.run")
 
@@ -312,7 +312,7 @@ def find(stage: Stage, job: Job, catalogue: Catalogue) -> Artifact | None:
     if not artifact.manifest.facts.get("retry"):
         return artifact
     states = stage.states(job, artifact) if stage.states else {}
-    waiting = {(*key, state.item_sha256) for key, state in states.items() if state.asked_again}
+    waiting = {(*key, state.item_sha256) for key, state in states.items() if state.is_retried}
     return artifact if waiting and waiting <= job.postponed.keys() else None
 
 
@@ -365,7 +365,7 @@ def _work_on_part(stage: Stage, job: Job, part: Part) -> None:
 def seal(stage: Stage, job: Job, parts: list[Part]) -> tuple[Artifact, dict[str, Any]]:
     """Write, hash and publish the artifact; returns it with the metrics that the stage reports."""
     folders = [_whole_part(stage, job, part) for part in parts]
-    known = linked(folders)
+    known = part_files_by_inode(folders)
     with job.store.staging() as folder:
         out = folder / "artifact"
         out.mkdir()
@@ -416,16 +416,3 @@ def note_states(
 def gpus_held(stage: Stage, job: Job) -> int:
     """Count the GPUs that a stage's work keeps busy on this machine: 1 if it runs on a GPU."""
     return int(stage.device is not None and stage.device(job.device) == "cuda")
-
-
-def peak_memory_mib() -> float:
-    """Largest resident size of this process so far, MiB.
-
-    On Linux by its own memory map: ``ru_maxrss`` starts with what the process that started this
-    one held.
-    """
-    with suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -1,9 +1,10 @@
-"""Source profiles: what is known about a catalogue's collections that their items do not say.
+"""Source profiles: facts about the collections of a STAC catalogue that their items do not state.
 
-A profile names the licence, how an item's identity is told (which acquisition, which tile, which
-processing), where each band and the cloud layer lie, and how its assets are reached. Profiles are
-YAML files: the user's own first (``GEOFM_SOURCES``), then those in ``data_catalog/sources``, of
-which the one called ``generic`` fits everything else. ``docs/sources.md`` explains each field.
+A profile has the licence, the properties that identify an acquisition, a tile and a processing
+version, the assets of the bands and of the cloud layer, and the access to the assets. Profiles are
+YAML files. The user's profiles (``GEOFM_SOURCES``) come first, then those in
+``data_catalog/sources``; the last one, ``generic``, covers every collection.
+``docs/sources.md`` explains each field.
 """
 
 from __future__ import annotations
@@ -18,20 +19,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from license_expression import get_spdx_licensing
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from data_catalog.errors import UsageError
+from data_catalog.provenance.licences import spdx_expression
 from data_catalog.redaction import secrets_in
 
 PROFILES = Path(__file__).parent / "sources"
 #: Environment variable with files or folders of the user's own profiles.
 USER_SOURCES = "GEOFM_SOURCES"
-_LICENCE_REF = re.compile(r"^LicenseRef-[A-Za-z0-9.-]+$")
 
 
 class BadSource(UsageError):
-    """A file of source profiles that does not hold together, or a profile that is not there."""
+    """A file of source profiles is not valid, or a profile does not exist."""
 
 
 class Profile(BaseModel):
@@ -41,13 +41,13 @@ class Profile(BaseModel):
 
 
 class Cloud(Profile):
-    """The layer that marks clouds: classes of a map, or bits of a quality band.
+    """The layer that marks clouds: a class map, or a quality band with bit flags.
 
     Attributes:
-        asset: asset key of the layer.
-        codes: ``classes`` when a pixel's value is its class, ``bits`` when each bit is a flag.
-        cloud: classes or bit numbers that mean cloud (cirrus included).
-        shadow: classes or bit numbers that mean cloud shadow.
+        asset: Asset key of the layer.
+        codes: ``classes`` if a pixel's value is its class, ``bits`` if each bit is a flag.
+        cloud: Classes or bit numbers of cloud (cirrus included).
+        shadow: Classes or bit numbers of cloud shadow.
     """
 
     asset: str
@@ -57,16 +57,17 @@ class Cloud(Profile):
 
 
 class Identity(Profile):
-    """How two items are recognised as the same acquisition of the same tile.
+    """The properties by which two items are the same acquisition of the same tile.
 
     Attributes:
-        acquisition: properties that together name the acquisition; all must be there.
-        strip: regular expression removed from the acquisition (what a reprocessing changes).
-        tile: the first of these properties that is there names the tile.
-        version: properties that hold the processing version, the first that is there counts.
-        generated: the same for the time of processing.
-        sequence: properties that differ between two receptions of one acquisition.
-        product: property with the provider's own name of the product.
+        acquisition: Properties that together identify the acquisition; an item must have all.
+        strip: Regular expression that is removed from the acquisition (the part that a
+            reprocessing changes).
+        tile: Properties with the tile; the first that an item has is used.
+        version: Properties with the processing version; the first that an item has is used.
+        generated: Properties with the time of processing; the first that an item has is used.
+        sequence: Properties that differ between two receptions of one acquisition.
+        product: Property with the provider's name of the product.
     """
 
     acquisition: tuple[str, ...] = ()
@@ -83,14 +84,14 @@ class Identity(Profile):
         try:
             re.compile(pattern)
         except re.error as error:
-            raise ValueError(f"{pattern!r} is no regular expression: {error}") from error
+            raise ValueError(f"{pattern!r} is not a regular expression: {error}") from error
         return pattern
 
 
 class BandPlace(Profile):
-    """Where a band lies: the asset's key, and its position (from 1) in a file of several bands.
+    """The asset of a band, and the band's position (from 1) in a file of several bands.
 
-    The position counts only where the item itself does not describe the bands of the asset.
+    The position is used only if the item does not describe the bands of the asset.
     """
 
     asset: str = Field(min_length=1)
@@ -98,9 +99,9 @@ class BandPlace(Profile):
 
 
 class BaselineOffset(Profile):
-    """An offset that the provider does not state: from ``since`` on, ``counts`` is added.
+    """An offset in counts that the provider does not state, for items from ``since`` on.
 
-    Used only where neither the asset nor the item says anything about an offset.
+    It is used only if neither the asset nor the item states an offset.
     """
 
     property: str
@@ -109,24 +110,24 @@ class BaselineOffset(Profile):
 
 
 class Source(Profile):
-    """What is known about some collections of an API.
+    """The profile of some collections of a STAC API.
 
     Attributes:
-        api: patterns (``*`` matches anything) of the API's address.
-        collections: patterns of collection ids; earlier files and exact names win.
-        licence: SPDX id or expression, or a ``LicenseRef-`` where SPDX has none.
-        bands: where each band lies by common name: an asset key, or an asset key and an index.
-        default_scale: reflectance per count where the asset states none.
-        default_offset: reflectance of count 0 where neither scale nor offset is stated.
-        default_nodata: value of pixels without data where neither file nor item states one.
-        offset_applied: boolean property that says the stated offset is in the pixels already.
-        sign: URL that signs ``{href}``; ``{api}`` stands for the API's address.
-        sign_when: ``always``, or ``refused`` to sign only what answers 401 or 403.
-        requester_pays: whether whoever reads the bucket pays for it (AWS credentials needed).
-        credentials_for: buckets (``bucket`` or ``bucket/prefix``) for which the user's AWS
+        api: Patterns (``*`` matches anything) of the API's address.
+        collections: Patterns of collection ids. The first profile that covers a collection is used.
+        licence: SPDX id or expression, or a ``LicenseRef-`` id if SPDX has none.
+        bands: Asset of each band by common name: an asset key, or an asset key and an index.
+        default_scale: Reflectance per count if the asset states none.
+        default_offset: Reflectance of count 0 if neither scale nor offset is stated.
+        default_nodata: Value of pixels without data if neither file nor item states one.
+        offset_applied: Boolean property that is true if the pixels include the stated offset.
+        sign: URL that signs ``{href}``; ``{api}`` is replaced by the API's address.
+        sign_when: ``always``, or ``refused`` to sign only addresses that answer 401 or 403.
+        requester_pays: Whether the reader pays for access to the bucket (needs AWS credentials).
+        credentials_for: Buckets (``bucket`` or ``bucket/prefix``) for which the user's AWS
             credentials are used; all others are read without.
-        endpoint: address of the S3 service of ``s3://`` assets, where it is not AWS.
-        region: region of the bucket, where a client must be told.
+        endpoint: Address of the S3 service of ``s3://`` assets, if it is not AWS.
+        region: Region of the bucket, if a client needs it.
     """
 
     name: str
@@ -156,60 +157,40 @@ class Source(Profile):
     @field_validator("bands", mode="before")
     @classmethod
     def _short_form(cls, bands: Any) -> Any:
-        """``red: B04`` is short for ``red: {asset: B04}``."""
+        """Read ``red: B04`` as ``red: {asset: B04}``."""
         if not isinstance(bands, dict):
             return bands
         return {
-            name: {"asset": place} if isinstance(place, str) else place
-            for name, place in bands.items()
+            name: {"asset": band} if isinstance(band, str) else band for name, band in bands.items()
         }
 
     @field_validator("licence")
     @classmethod
     def _known_licence(cls, licence: str) -> str:
-        if spdx_licence(licence) is None:
+        if spdx_expression(licence) is None:
             raise ValueError(f"{licence!r} is neither an SPDX expression nor a LicenseRef- id")
         return licence
 
     def covers(self, api: str, collection: str) -> bool:
-        """Whether the profile is meant for a collection of the API at ``api``."""
+        """Return whether the profile covers a collection of the API at ``api``."""
         address = api.rstrip("/")
         return any(fnmatchcase(address, pattern) for pattern in self.api) and (
             self.covers_collection(collection)
         )
 
     def covers_collection(self, collection: str) -> bool:
-        """Whether the profile is meant for a collection with this id, whatever its API."""
+        """Return whether the profile covers collections with this id, on any API."""
         return any(fnmatchcase(collection, pattern) for pattern in self.collections)
 
 
-def spdx_licence(text: Any) -> str | None:
-    """The licence as SPDX writes it, or None when it is neither SPDX nor a ``LicenseRef-``.
-
-    STAC's ``proprietary``, ``various`` and ``other`` are no licences and give None.
-    """
-    if not isinstance(text, str) or not text.strip() or len(text) > 200:
-        return None
-    licence = text.strip()
-    if _LICENCE_REF.match(licence):
-        return licence
-    info = _licensing().validate(licence)
-    return None if info.errors else str(info.normalized_expression)
-
-
-@cache
-def _licensing() -> Any:
-    return get_spdx_licensing()
-
-
 def load_sources() -> tuple[Source, ...]:
-    """All profiles in the order in which they are asked: the user's, then geofm's own.
+    """Load all profiles in the order in which they are tried: the user's, then geofm's own.
 
-    The user's are what ``GEOFM_SOURCES`` names: YAML files or folders of them, several separated
-    as in PATH, in that order. Among geofm's own ``generic`` is the last.
+    The user's profiles are the YAML files or folders in ``GEOFM_SOURCES``, separated as in PATH.
+    ``generic`` is the last of geofm's own.
 
     Raises:
-        BadSource: with file, field and remedy.
+        BadSource: A profile is not valid; the message names file and field.
     """
     return _load(os.environ.get(USER_SOURCES, ""))
 
@@ -217,37 +198,37 @@ def load_sources() -> tuple[Source, ...]:
 @cache
 def _load(user: str) -> tuple[Source, ...]:
     own: list[Source] = []
-    for place in filter(None, user.split(os.pathsep)):
-        for path in _yaml_files(Path(place).expanduser()):
+    for name in filter(None, user.split(os.pathsep)):
+        for path in _yaml_files(Path(name).expanduser()):
             own += read_sources(path)
     twice = [name for name, n in Counter(source.name for source in own).items() if n > 1]
     if twice:
         raise BadSource(
-            f"{USER_SOURCES}: the profile {twice[0]!r} is there twice; give each a name of its own"
+            f"{USER_SOURCES}: two profiles are named {twice[0]!r}; give each a name of its own"
         )
     built_in: list[Source] = []
     for path in sorted(PROFILES.glob("*.yaml"), key=lambda p: (p.stem == "generic", p.stem)):
         built_in += read_sources(path)
-    # a profile of the user's takes the place of geofm's own with the same name
+    # A profile of the user replaces geofm's own profile of the same name.
     names = {source.name for source in own}
     return (*own, *(source for source in built_in if source.name not in names))
 
 
-def _yaml_files(place: Path) -> list[Path]:
-    """A file, or the YAML files of a folder by name."""
-    if place.is_dir():
-        found = sorted(p for p in place.iterdir() if p.suffix in (".yaml", ".yml"))
-        if not found:
-            raise BadSource(f"{USER_SOURCES}: no .yaml file in the folder {place}")
-        return found
-    return [place]
+def _yaml_files(path: Path) -> list[Path]:
+    """Return the YAML files of a folder, sorted by name; or the path itself if it is a file."""
+    if path.is_dir():
+        files = sorted(p for p in path.iterdir() if p.suffix in (".yaml", ".yml"))
+        if not files:
+            raise BadSource(f"{USER_SOURCES}: the folder {path} has no .yaml file")
+        return files
+    return [path]
 
 
 def read_sources(path: Path) -> list[Source]:
-    """The profiles of one file, which holds one profile, or several under ``sources``.
+    """Read the profiles of a file: one profile, or several under ``sources``.
 
     Raises:
-        BadSource: with file, field and remedy.
+        BadSource: A profile is not valid; the message names file and field.
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -258,27 +239,27 @@ def read_sources(path: Path) -> list[Source]:
     except (OSError, UnicodeError, yaml.YAMLError) as error:
         raise BadSource(f"{path} can't be read as YAML: {error}") from error
     several = isinstance(content, dict) and set(content) == {"sources"}
-    found = content["sources"] if several else [content]
-    if not isinstance(found, list) or not found:
+    entries = content["sources"] if several else [content]
+    if not isinstance(entries, list) or not entries:
         raise BadSource(f"{path}: `sources` must be a list of profiles; see docs/sources.md")
     profiles = []
-    for number, one in enumerate(found):
+    for number, entry in enumerate(entries):
         where = f"sources[{number}]." if several else ""
-        if not isinstance(one, dict):
+        if not isinstance(entry, dict):
             raise BadSource(
-                f"{path}: {where or 'the file '} is no profile; it needs name, title, provider, "
+                f"{path}: {where or 'the file '} is not a profile; it needs name, title, provider, "
                 "licence (docs/sources.md)"
             )
         try:
-            source = Source.model_validate(one)
+            source = Source.model_validate(entry)
         except ValidationError as error:
             raise BadSource(f"{path}: {_explain(error, where)}; see docs/sources.md") from error
         for name in ("sign", "endpoint", "licence_url"):
             if secrets := secrets_in(getattr(source, name)):
                 raise BadSource(
                     f"{path}: {where}{name} holds a secret ({', '.join(secrets)}), which every "
-                    "dataset would keep; write ${NAME} in its place in `sign`, which stands for "
-                    "the environment variable NAME, and give the S3 service its credentials by "
+                    "dataset would contain; in `sign`, write ${NAME} in its place, which is "
+                    "replaced by the environment variable NAME; for an S3 service, set "
                     "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
                 )
         profiles.append(source)
@@ -286,15 +267,15 @@ def read_sources(path: Path) -> list[Source]:
 
 
 def _explain(error: ValidationError, where: str) -> str:
-    """One clause per field: which, what is wrong, what was given."""
+    """Describe the errors of a profile: field, problem and value of each."""
     clauses = []
     for problem in error.errors():
         field = where + ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
             known = ", ".join(Source.model_fields) if len(problem["loc"]) == 1 else "docs"
-            clauses.append(f"{field} is no field of a profile (known: {known})")
+            clauses.append(f"{field} is not a field of a profile (known: {known})")
         elif problem["type"] == "missing":
-            clauses.append(f"{field} is missing: give it")
+            clauses.append(f"{field} is missing")
         else:
             message = problem["msg"].removeprefix("Value error, ")
             clauses.append(f"{field}: {message} (given: {problem['input']!r:.80})")
@@ -302,32 +283,33 @@ def _explain(error: ValidationError, where: str) -> str:
 
 
 def source_for(api_url: str, collection: str) -> Source:
-    """The first profile that covers the collection; ``generic`` covers everything.
+    """Return the first profile that covers a collection; ``generic`` covers every collection.
 
     Args:
-        api_url: address of the STAC API, or ``planet``.
-        collection: collection id.
+        api_url: Address of the STAC API, or ``planet``.
+        collection: Collection id.
     """
     return next(source for source in load_sources() if source.covers(api_url, collection))
 
 
 def source_named(name: str) -> Source:
-    """The profile with this name.
+    """Return the profile with this name.
 
     Raises:
-        BadSource: there is none, so that nothing is read by the rules of another one.
+        BadSource: There is no such profile.
     """
-    found = next((source for source in load_sources() if source.name == name), None)
-    if found is None:
+    source = next((source for source in load_sources() if source.name == name), None)
+    if source is None:
         raise BadSource(
-            f"there is no source profile {name!r}; `geofm sources` lists those there are. If it is "
-            f"one of your own, set {USER_SOURCES} as it was set for the search, for workers too"
+            f"there is no source profile {name!r}; `geofm sources` lists the known ones. If it is "
+            f"a profile of your own, set {USER_SOURCES} as it was set for the search, on workers "
+            "too"
         )
-    return found
+    return source
 
 
 def count_sources(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Rows by source profile and licence, with the attribution that the profile asks for."""
+    """Count rows by source profile and licence; each entry has the profile's attribution."""
     numbers = Counter((str(row["source"]), str(row["licence"])) for row in rows)
     return [
         {

@@ -1,8 +1,8 @@
-"""A stage: a pure function from sealed artifacts and settings to one sealed artifact.
+"""Stages and jobs: a stage is a pure function from artifacts and settings to one artifact.
 
-Big stages split into parts. A part has a key of its own (stage, version, settings, and the
-identity of what it covers), so a killed run, a run with other workers and next night's run all
-find the parts that are already there.
+Large stages are divided into parts. The key of a part depends on the stage, its version, its
+settings and the rows that the part covers. A run after a kill, a run with other workers and the
+run of the next night therefore find the finished parts.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class NotExclusive(RunError):
 
 @dataclass(frozen=True)
 class Part:
-    """A share of a stage's work: a key, and a small JSON payload that says what to do."""
+    """A share of a stage's work: its key, and a small JSON payload with the input of ``work``."""
 
     key: str
     payload: dict[str, Any]
@@ -39,7 +39,15 @@ class Part:
 
 @dataclass(frozen=True)
 class Sealed:
-    """What a stage reports when it seals. ``metrics`` (times, rates) go to the run record only."""
+    """The report of a stage when it seals.
+
+    Attributes:
+        counts: Numbers of rows, at least ``rows_in`` and ``rows_out``.
+        dropped: Numbers of dropped rows, by reason.
+        facts: Results for the manifest.
+        deterministic: Whether the same inputs, settings and seed give the same bytes.
+        metrics: Times and rates for the run record; they are not in the manifest.
+    """
 
     counts: dict[str, int]
     dropped: dict[str, int] = field(default_factory=dict)
@@ -50,17 +58,21 @@ class Sealed:
 
 @dataclass(frozen=True)
 class Job:
-    """One stage applied to given inputs and settings; picklable.
+    """A stage with its inputs and settings; it can be pickled.
 
-    ``device``, ``how`` (JSON: processes and the like) and ``catalogue`` (an address) are where
-    and how fast, not what: they never enter the key.
-    Nor does ``previous``, what a live stage's very same job came to last time, or what a stage
-    that ``follows`` came to with the same settings: it may save work, and says what is gone since.
+    ``device``, ``how``, ``catalogue`` and ``previous`` change where and how fast the job runs but
+    not its result, so they are not part of the key.
 
     Attributes:
-        attempt: Id of this run of the job; a failure of another attempt is not believed.
-        postponed: Item versions (collection, id, sha256) that this attempt does not ask for, with
-            reason and detail of their last failure.
+        how: Number of workers and the like, as JSON.
+        catalogue: Address of the catalogue; it may hold a password.
+        previous: Last artifact of the same job (live stages), or of a job with the same settings
+            (stages that ``follow``). It may save work, and shows which rows are gone.
+        fields: Names of the settings that the stage depends on; None for all of its section.
+        reads: Content identity of the files in the settings (``Stage.reads``, ``Stage.resolve``).
+        attempt: Id of this run of the job. A failure noted by another attempt does not count.
+        postponed: Item versions (collection, id, sha256) that this attempt does not try to read,
+            with reason and detail of their last failure.
     """
 
     stage: str
@@ -72,11 +84,9 @@ class Job:
     seed: int = 0
     device: str = "auto"
     how: dict[str, Any] = field(default_factory=dict)
-    catalogue: str = field(default="", repr=False)  # it may hold a password
+    catalogue: str = field(default="", repr=False)
     previous: Artifact | None = None
-    #: The settings that the stage depends on; None for all of its section.
     fields: tuple[str, ...] | None = None
-    #: Content identity of the files that its settings name (``Stage.reads``, ``Stage.resolve``).
     reads: Any = None
     exclusive: bool = False
     attempt: str = field(default_factory=lambda: uuid.uuid4().hex)
@@ -84,7 +94,7 @@ class Job:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """Stage, version, settings and (where it matters) seed: what a key is made of."""
+        """Stage, version, settings and, if the stage is seeded, seed: the content of a key."""
         section: BaseModel = self.settings
         identity = {
             "stage": self.stage,
@@ -112,17 +122,17 @@ class Job:
     def part(
         self, payload: dict[str, Any], covers: Any, fields: Sequence[str] | None = None
     ) -> Part:
-        """A part whose key depends on the stage's identity and on what it covers alone.
+        """Make a part. Its key depends on the stage's identity and on the rows it covers.
 
         Args:
-            payload: JSON, what ``work`` needs; may change without changing the key.
-            covers: JSON, the content identity of the rows it covers (digests, ids).
-            fields: the settings that its content depends on; None for all.
+            payload: Input of ``work`` as JSON; it does not change the key.
+            covers: Content identity of the rows, as JSON (digests, ids).
+            fields: Names of the settings that the part depends on; None for all.
         """
         return Part(digest_of({**self.identity_by(fields), "covers": covers}), payload)
 
     def identity_by(self, fields: Sequence[str] | None) -> dict[str, Any]:
-        """The identity with some of the settings only."""
+        """Return the identity with some of the settings only."""
         if fields is None:
             return self.identity
         settings = {name: self.identity["settings"][name] for name in fields}
@@ -130,27 +140,54 @@ class Job:
 
     @property
     def scratch(self) -> Path:
-        """Return a local folder of this job that survives kills.
+        """Local folder of this job that is kept between its runs.
 
         Raises:
-            NotExclusive: The stage does not say that it keeps state.
+            NotExclusive: The stage is not declared as exclusive.
         """
         if not self.exclusive:
             raise NotExclusive(
                 f"stage {self.stage} keeps state between runs: set Stage.exclusive, so that two "
-                "processes don't use it at once"
+                "processes do not use the folder at once"
             )
         return self.store.scratch(self.key)
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage by its functions.
+    """A stage, defined by its functions.
 
-    ``plan(job)`` lists the parts (perhaps none); ``work(job, part, folder)`` writes one part's
-    files into an empty folder; ``seal(job, part_folders, folder)`` writes the artifact's files,
-    the part folders coming in the order of the plan. All three are module-level functions, so
-    that any runner can carry them.
+    The functions are at module level, so that any runner can pickle them:
+
+    - ``plan(job)`` lists the parts, perhaps none.
+    - ``work(job, part, folder)`` writes the files of one part into an empty folder.
+    - ``seal(job, part_folders, folder)`` writes the files of the artifact; the part folders are in
+      the order of the plan.
+
+    Attributes:
+        kind: Kind of the artifact.
+        inputs: Roles of the input artifacts, which are their kinds.
+        software: Packages that can change the bytes; their versions are in the manifest.
+        seeded: Whether the stage draws random numbers.
+        section: Section of the recipe with its settings, if it does not have the stage's name.
+        fields: Settings of the section that the stage depends on, if another stage shares the
+            section; None for all.
+        reads: ``reads(settings)`` returns the content identity of the files in the settings, as
+            JSON for the key.
+        resolve: ``resolve(job)`` returns the job before it is looked up, with names in its settings
+            replaced by digests. It may add inputs of other roles and set ``Job.reads``.
+        live: Whether the stage reads the outside world: it runs every time.
+        follows: Whether the stage may take over work from its last run with the same settings and
+            seed, on any inputs (``Job.previous``).
+        exclusive: Whether the stage keeps state in ``Job.scratch``: only one process at a time runs
+            a job of it.
+        follows_fields: Settings that must be the same in the run that is followed; None for all.
+        states: ``states(job, artifact)`` returns the state of each item for the catalogue. Items
+            that are waiting or out of reach are tried again by a later run of the same job.
+        at_once: Number of parts that one worker computes at once, in threads; more than 1 if the
+            work waits for the network.
+        device: ``device(requested)`` returns the device of its work, ``cpu`` or ``cuda``; None for
+            a stage that never uses a GPU.
     """
 
     name: str
@@ -162,40 +199,30 @@ class Stage:
     work: Callable[[Job, Part, Path], None]
     seal: Callable[[Job, list[Path], Path], Sealed]
     seeded: bool = False
-    #: The recipe's section with its settings, where that is not its name; and those of the
-    #: section that it depends on, where another stage shares it (None: all).
     section: str = ""
     fields: tuple[str, ...] | None = None
-    #: ``reads(settings)``: what is in the files that the settings name, as JSON for the key.
     reads: Callable[[Any], Any] | None = None
-    #: ``resolve(job)``: the job before it is looked up, with names in its settings replaced by the
-    #: digests of what they name; it may add inputs of other roles and set ``Job.reads``.
     resolve: Callable[[Job], Job] | None = None
-    #: True for a stage that asks the outside world: it runs every time, its result decides.
     live: bool = False
-    #: True for a stage that may take over from its last run with the same settings and seed,
-    #: whatever the inputs were then (``Job.previous``).
     follows: bool = False
-    #: True for a stage that keeps state in ``Job.scratch``: one process at a time runs a job of it.
     exclusive: bool = False
-    #: The settings that have to be the same in that run; None: all of them.
     follows_fields: tuple[str, ...] | None = None
-    #: ``states(job, artifact)``: the state of each item, for the catalogue's table of items. What
-    #: is out of reach or waiting is asked again by a later run of the very same job.
     states: Callable[[Job, Artifact], dict[Key, ItemState]] | None = None
-    #: Parts that one worker computes at once, in threads: several if they wait for the network.
     at_once: int = 1
-    #: ``device(asked)``: where its work is done, ``cpu`` or ``cuda``; None for the processor alone.
     device: Callable[[str], str] | None = None
 
 
-def prepared(job: Job, key: str, make: Callable[[Path], None]) -> Path:
-    """The folder of a part that ``plan`` needs before it can divide the work.
+def prepare_part(job: Job, key: str, make: Callable[[Path], None]) -> Path:
+    """Return the folder of a part that ``plan`` needs before it can divide the work.
 
     Args:
-        job: of the stage.
-        key: of the part; ``make(folder)`` writes its files where it is not there yet.
-        make: writes the part's files into an empty folder.
+        job: Job of the stage.
+        key: Key of the part.
+        make: ``make(folder)`` writes the part's files into an empty folder. It is called if the
+            part does not exist.
+
+    Raises:
+        RunError: The part is damaged again after it was made again.
     """
     for _ in range(2):
         if not job.store.has_part(key):
@@ -204,24 +231,27 @@ def prepared(job: Job, key: str, make: Callable[[Path], None]) -> Path:
                 out.mkdir()
                 make(out)
                 job.store.publish_part(key, out)
-        found = job.store.fetch_part(key)
-        if found is not None:
-            return found
-    raise RunError(f"part {key} of {job.stage} is damaged again after it was made anew")
+        part = job.store.fetch_part(key)
+        if part is not None:
+            return part
+    raise RunError(
+        f"part {key} of stage {job.stage} was made again and is damaged again; check the disk or "
+        f"object store of {job.store.url}"
+    )
 
 
 def no_parts(job: Job) -> list[Part]:
-    """``plan`` of a stage that is one piece of work."""
+    """Plan a stage without parts: its whole work is in ``seal``."""
     return []
 
 
 def no_work(job: Job, part: Part, folder: Path) -> None:
-    """``work`` of a stage without parts; never called."""
+    """Work on a part of a stage without parts; never called."""
     raise NotImplementedError(f"stage {job.stage} has no parts")
 
 
 def link(source: Path, target: Path) -> None:
-    """Put a part's file into an artifact: a hard link where possible, else a copy."""
+    """Put a part's file into an artifact: as a hard link if possible, else as a copy."""
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(source, target)

@@ -1,6 +1,7 @@
-"""Parquet that is the same bytes for the same rows; GeoParquet where there is a geometry.
+"""Tables: Parquet files of artifacts, and Arrow files of parts.
 
-What parts hand over to the seal are Arrow files: many and small, each read once.
+The same rows give the same Parquet bytes. A frame with a geometry is written as GeoParquet. The
+tables of parts are Arrow streams, because they are many, small and read once.
 """
 
 from __future__ import annotations
@@ -16,17 +17,17 @@ import pyarrow.parquet as pq
 import shapely
 from shapely.geometry.base import BaseGeometry
 
-#: Columns of a part's rows: type, and what a row has that says nothing of it.
+#: Columns of a part's table: Arrow type, and the value of a row that lacks the column.
 Columns = Mapping[str, tuple[Any, Any]]
-#: Name of the note among a schema's metadata.
+#: Key of the note in the metadata of a schema.
 NOTE = b"note"
 
 
 def write_table(frame: pd.DataFrame, path: Path) -> None:
-    """Write rows in the order given, without an index, compressed with zstd.
+    """Write a frame as Parquet without its index, compressed with zstd.
 
-    A GeoDataFrame is written as GeoParquet (WKB). The bytes depend on the rows and on the
-    versions of pyarrow and geopandas alone.
+    A GeoDataFrame is written as GeoParquet (WKB). The bytes depend only on the rows and on the
+    versions of pyarrow and geopandas.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     plain = frame.reset_index(drop=True)
@@ -38,11 +39,12 @@ def write_table(frame: pd.DataFrame, path: Path) -> None:
 
 
 def read_table(path: str | Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
-    """Read a table; a GeoParquet file comes back with shapely geometries.
+    """Read a Parquet file; a GeoParquet file gives a GeoDataFrame with shapely geometries.
 
     Args:
-        path: a local Parquet file.
-        columns: only these columns; a GeoDataFrame results only when ``geometry`` is among them.
+        path: A local file.
+        columns: Columns to read; all by default. A GeoDataFrame results only if ``geometry`` is
+            among them.
     """
     wanted = None if columns is None else list(columns)
     geo = b"geo" in (pq.read_schema(path).metadata or {})
@@ -53,10 +55,10 @@ def read_table(path: str | Path, columns: Sequence[str] | None = None) -> pd.Dat
 
 
 def find_unreadable(path: Path) -> str:
-    """Find the first place of a damaged Parquet file that cannot be read.
+    """Find the first column and rows of a damaged Parquet file that cannot be read.
 
     Returns:
-        Column and rows in words; empty where all of it can be read.
+        A sentence for people; empty if the whole file can be read.
     """
     first = 0
     try:
@@ -75,30 +77,42 @@ def find_unreadable(path: Path) -> str:
 
 
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """Rows as dictionaries with string keys."""
+    """Return the rows as dictionaries with string keys."""
     return [{str(k): v for k, v in row.items()} for row in frame.to_dict("records")]
 
 
 def write_rows(
     path: Path, *tables: tuple[Sequence[Mapping[str, Any]], Columns], note: bytes = b""
 ) -> None:
-    """Write tables of a part's rows into one file, with a note: a new file costs as much as both.
+    """Write the tables of a part into one file.
 
-    What a row lacks is filled in, geometries become WKB.
+    One file is enough because creating a file costs as much time as writing a small table.
+
+    Args:
+        path: The file.
+        tables: Rows and columns of each table. Missing values are filled in; geometries are
+            written as WKB.
+        note: Bytes that are kept in the metadata of the first table.
     """
     sink = pa.BufferOutputStream()
     for rows, columns in tables:
         values = {
-            name: [_plain(row.get(name, usual)) for row in rows]
-            for name, (_, usual) in columns.items()
+            name: [_to_arrow(row.get(name, default)) for row in rows]
+            for name, (_, default) in columns.items()
         }
         _append(sink, values, {name: kind for name, (kind, _) in columns.items()}, note)
-        note = b""  # it stands in the first
+        note = b""  # only the first table has the note
     path.write_bytes(sink.getvalue())
 
 
 def write_columns(path: Path, values: Mapping[str, Any], kinds: Mapping[str, pa.DataType]) -> None:
-    """Write a part's rows that are there by columns (lists or arrays), as ``kinds`` orders them."""
+    """Write a part's table that is given by columns.
+
+    Args:
+        path: The file.
+        values: List or array of each column.
+        kinds: Arrow types of the columns, in the order of the table.
+    """
     sink = pa.BufferOutputStream()
     _append(sink, values, kinds, b"")
     path.write_bytes(sink.getvalue())
@@ -113,24 +127,24 @@ def _append(
         stream.write_batch(batch)
 
 
-def _plain(value: Any) -> Any:
-    """A value as a table holds it: a geometry as WKB."""
+def _to_arrow(value: Any) -> Any:
+    """Convert a geometry to WKB; other values are unchanged."""
     return shapely.to_wkb(value) if isinstance(value, BaseGeometry) else value
 
 
 def read_note(path: Path) -> bytes:
-    """The note of a part's file."""
+    """Read the note of a part's file."""
     with pa.OSFile(str(path)) as file:
         note: bytes = pa.ipc.open_stream(file).schema.metadata[NOTE]
     return note
 
 
 def read_rows(paths: Iterable[Path], number: int = 0) -> pd.DataFrame:
-    """The rows of all parts, a GeoDataFrame (EPSG:4326) where they have geometries.
+    """Read the rows of all parts; a GeoDataFrame (EPSG:4326) if they have geometries.
 
     Args:
-        paths: the parts' files.
-        number: of the table in each.
+        paths: Files of the parts.
+        number: Position of the table in each file.
     """
     frame: pd.DataFrame = pa.concat_tables([_table(path, number) for path in paths]).to_pandas()
     if "geometry" not in frame:

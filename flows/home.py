@@ -16,13 +16,14 @@ from typing import Any
 
 from data_catalog.errors import UsageError
 from data_catalog.storage.address import folder_setting
+from data_catalog.storage.atomic import write_atomic
 
 #: File with the secret, ``geofm:`` and a random text.
 AUTH_FILE = "server.auth"
-#: What geofm keeps in the home; the last pattern is a file of ``write_private`` that was left over.
+#: Files of geofm in the home; the last pattern is a temporary file of a killed process.
 FILES = re.compile(
     r"server\.(auth|json|port|lock|log)|worker\.pid|prefect"
-    r"|\.(server|worker)\.\w+\.[0-9]+\.[0-9a-f]{8}"
+    r"|\.(server|worker)\.\w+(\.[0-9]+)?\.[0-9a-f]{8}"
 )
 
 
@@ -113,13 +114,9 @@ def known_auth_string() -> str:
 
 def write_private(path: Path, text: str) -> None:
     """Write a file for the user alone, in one step: readers see the old file or the new one."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
-        with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(text)
-        beside.replace(path)
+        write_atomic(path, text.encode(), mode=0o600)
     except OSError as error:
-        beside.unlink(missing_ok=True)
         raise HomeUnusable(path.parent, f"cannot be written ({error})") from error
 
 

@@ -6,8 +6,8 @@ import os
 from dataclasses import dataclass
 
 from data_catalog.catalogue import Catalogue, open_catalogue
+from data_catalog.database.address import holds_password, sqlite_address
 from data_catalog.errors import UsageError
-from data_catalog.storage.address import holds_password, sqlite_address
 from data_catalog.store import Store, open_store
 
 

@@ -1,11 +1,11 @@
-"""Versions of datasets and models: published only when new, each with what it changed."""
+"""Versions of datasets and models: publish a new one, compare two, show the difference."""
 
 from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from data_catalog.artifact import Artifact, NotInStore
 from data_catalog.catalogue import Catalogue, PublishedMeanwhile, UnknownReference
@@ -27,65 +27,74 @@ from flows.cli.console import out, print_table
 
 log = logging.getLogger("geofm.version")
 
-#: Rows of a table that are shown.
+#: Most rows of a table that are shown.
 SHOWN = 10
-#: Waiting items that are named in a headline.
+#: Most waiting items that are named in a headline.
 NAMED = 3
-#: Difference of two clocks from which it is reported.
+#: Difference of two clocks that is tolerated without a warning.
 CLOCK_TOLERANCE = timedelta(seconds=60)
 
 
 @dataclass(frozen=True)
 class Published:
-    """A version at the end of a run: whether it is new, and what it changed."""
+    """The version of a dataset or model at the end of a run.
+
+    Attributes:
+        new: Whether the run published it.
+        difference: Difference to the version before; None for a first version.
+        waiting: Items that are not in the version because they cannot be read yet, each with the
+            reason and since when.
+    """
 
     row: NameRow
     new: bool
     difference: Difference | ModelDifference | None = None
-    #: Items that are not in the version because they can't be read yet, each in a few words.
     waiting: tuple[str, ...] = ()
 
     @property
     def ref(self) -> str:
-        """``name@version``."""
+        """Reference to the version: ``name@version``."""
         return f"{self.row.name}@{self.row.version}"
 
     def headline(self) -> str:
-        """One line for people."""
-        told = f"; {self._waiting()}" if self.waiting else ""
+        """Return one line for people."""
+        waiting = f"; {self._describe_waiting()}" if self.waiting else ""
         if not self.new:
-            return f"no new version, nothing changed ({self.ref}){told}"
+            return f"no new version, nothing changed ({self.ref}){waiting}"
         change = self.difference.headline() if self.difference else "first version"
-        return f"{self.ref} : {change}{told}"
+        return f"{self.ref} : {change}{waiting}"
 
-    def _waiting(self) -> str:
+    def _describe_waiting(self) -> str:
         number, more = len(self.waiting), ", ..." if len(self.waiting) > NAMED else ""
-        what = "1 item waits" if number == 1 else f"{number:,} items wait"
-        return f"{what} to be read ({', '.join(self.waiting[:NAMED])}{more})"
+        subject = "1 item waits" if number == 1 else f"{number:,} items wait"
+        return f"{subject} to be read ({', '.join(self.waiting[:NAMED])}{more})"
 
     def to_json(self) -> dict[str, Any]:
-        """``version`` and ``diff`` of ``--json``."""
-        row = self.row
-        version = {"ref": self.ref, "new": self.new, "digest": row.digest,
-                   "predecessor": row.predecessor}  # fmt: skip
+        """Return ``version``, ``diff`` and ``waiting`` of ``--json``."""
+        version = {
+            "ref": self.ref,
+            "new": self.new,
+            "digest": self.row.digest,
+            "predecessor": self.row.predecessor,
+        }
         diff = self.difference.summary() if self.difference else None
         return {"version": version, "diff": diff, "waiting": list(self.waiting)}
 
 
 class NameTaken(UsageError):
-    """A name is that of an artifact of another kind."""
+    """A name is in use for an artifact of another kind."""
 
 
 def check_name(catalogue: Catalogue, name: str, kind: str) -> None:
-    """Refuse a name under which something of another kind is published.
+    """Refuse a name under which an artifact of another kind is published.
 
     Args:
-        catalogue: where it would be published.
-        name: of the dataset or model.
+        catalogue: The catalogue.
+        name: Name of the dataset or model.
         kind: ``dataset`` or ``model``.
 
     Raises:
-        NameTaken: names the field and the remedy.
+        NameTaken: The name is in use for the other kind.
     """
     newest = catalogue.newest(name)
     taken = kind if newest is None else catalogue.kind(newest.digest)
@@ -98,65 +107,64 @@ def check_name(catalogue: Catalogue, name: str, kind: str) -> None:
 
 
 def publish(catalogue: Catalogue, name: str, artifact: Artifact) -> Published:
-    """Publish a dataset or model under ``name@today``, unless the newest version holds the same.
+    """Publish a dataset or model as ``name@today``, unless the newest version has the same content.
+
+    Two datasets have the same content if their samples, licences and files are the same. The day is
+    that of the database, so that machines with different clocks agree on it.
 
     Raises:
-        NameTaken: the name is that of something of another kind.
-
-    A dataset holds the same if its samples, their licences and its files are the same, whatever
-    came and went beside them. The day is the database's, so that machines whose clocks differ
-    agree on it.
+        NameTaken: The name is in use for an artifact of another kind.
     """
     check_name(catalogue, name, artifact.kind)
     while True:
         newest = catalogue.newest(name)
         _warn_of_clocks(catalogue, newest)
-        if newest is not None and _holds(catalogue, newest, artifact):
+        if newest is not None and _has_same_content(catalogue, newest, artifact):
             return Published(newest, new=False)
-        difference = _against(catalogue, newest, artifact)
+        difference = _difference_to(catalogue, newest, artifact)
         summary = difference.summary() if difference else None
         day = catalogue.clock().strftime("%Y-%m-%d")
         after = 0 if newest is None else newest.number
         try:
             row = catalogue.publish(name, artifact, day, summary, after)
         except PublishedMeanwhile:
-            log.info("version: %s has a newer version now, comparing again", name)
+            log.info("version: %s has a newer version now; the comparison is repeated", name)
             continue
         return Published(row, new=True, difference=difference)
 
 
-def _holds(catalogue: Catalogue, newest: NameRow, dataset: Artifact) -> bool:
-    """Whether the newest version holds the same samples as a dataset."""
-    if newest.digest == dataset.digest or dataset.kind != "dataset":
-        return newest.digest == dataset.digest
+def _has_same_content(catalogue: Catalogue, newest: NameRow, artifact: Artifact) -> bool:
+    """Return whether the newest version has the same content as an artifact."""
+    if newest.digest == artifact.digest or artifact.kind != "dataset":
+        return newest.digest == artifact.digest
     try:
-        return same_content(catalogue.get(newest.digest), dataset)
+        return same_content(catalogue.get(newest.digest), artifact)
     except (CheckError, OSError, NotInStore, UnknownReference) as error:
-        log.warning("%s@%s can't be compared with: %s", newest.name, newest.version, error)
+        log.warning("%s@%s cannot be compared: %s", newest.name, newest.version, error)
         return False
 
 
 def waiting_items(catalogue: Catalogue, dataset: Artifact) -> tuple[str, ...]:
-    """The items of a dataset's search that can't be read yet, with the reason and since when."""
+    """List the items of a dataset's search that cannot be read yet, with reason and since when."""
     items, chips = (ancestor(catalogue, dataset, kind) for kind in ("items", "chips"))
     entries = sorted(read_items(catalogue, record_of(items, chips)).items())
     return tuple(
         f"{key[1]}: {entry.state.reason} since {entry.since:%Y-%m-%d}"
         for key, entry in entries
-        if entry.state.asked_again
+        if entry.state.is_retried
     )
 
 
 def _warn_of_clocks(catalogue: Catalogue, newest: NameRow | None) -> None:
-    """Warn when this machine's clock or that of an earlier publication is found to be off."""
+    """Warn if this machine's clock, or the clock of an earlier publication, is wrong."""
     time = catalogue.clock()
-    off = datetime.now(UTC) - time
-    if abs(off) > CLOCK_TOLERANCE:
+    offset = datetime.now(UTC) - time
+    if abs(offset) > CLOCK_TOLERANCE:
         log.warning(
             "clock: this machine is %.0f s %s the database's clock; set it right (versions are "
             "ordered by their predecessors, so none is lost)",
-            abs(off).total_seconds(),
-            "ahead of" if off > timedelta(0) else "behind",
+            abs(offset).total_seconds(),
+            "ahead of" if offset > timedelta(0) else "behind",
         )
     ahead = timedelta(0) if newest is None else aware(newest.created_at) - time
     if newest is not None and ahead > CLOCK_TOLERANCE:
@@ -164,40 +172,45 @@ def _warn_of_clocks(catalogue: Catalogue, newest: NameRow | None) -> None:
             "clock: %s@%s carries a time that is %.0f s ahead of the database's clock: a clock was "
             "wrong when it was published, or is now (versions are ordered by their predecessors, "
             "so the next one is still the newest)",
-            newest.name, newest.version, ahead.total_seconds(),
-        )  # fmt: skip
+            newest.name,
+            newest.version,
+            ahead.total_seconds(),
+        )
 
 
-def _against(
+def _difference_to(
     catalogue: Catalogue, newest: NameRow | None, artifact: Artifact
 ) -> Difference | ModelDifference | None:
-    """The difference to the newest version; None where there is none, or not in the store."""
+    """Return the difference to the newest version; None if there is none, or it can't be read."""
     if newest is None:
         return None
     try:
         return _compare(catalogue, catalogue.get(newest.digest), artifact)
     except (CheckError, OSError, NotInStore, UnknownReference) as error:
-        log.warning("%s@%s can't be compared with: %s", newest.name, newest.version, error)
+        log.warning("%s@%s cannot be compared: %s", newest.name, newest.version, error)
         return None
 
 
 def _compare(
     catalogue: Catalogue, before: Artifact, after: Artifact
 ) -> Difference | ModelDifference:
+    """Compare two artifacts: two models, or the datasets that they were made from."""
     if before.kind == after.kind == "model":
         return compare_models(catalogue, before, after)
-    found = compare(read_version(catalogue, before), read_version(catalogue, after))
-    if found.added or found.removed or found.items:
-        return found
-    old, new = (ancestor(catalogue, one, "dataset") for one in (before, after))
-    return found if same_content(old, new) else replace(found, notes=other_changes(old, new))
+    difference = compare(read_version(catalogue, before), read_version(catalogue, after))
+    if difference.added or difference.removed or difference.items:
+        return difference
+    old, new = (ancestor(catalogue, artifact, "dataset") for artifact in (before, after))
+    if same_content(old, new):
+        return difference
+    return replace(difference, notes=other_changes(old, new))
 
 
 def difference_between(catalogue: Catalogue, old: str, new: str) -> Difference | ModelDifference:
-    """The difference from one REF to another; from its predecessor to one where ``new`` is empty.
+    """Compare two references; if ``new`` is empty, compare ``old`` with its predecessor.
 
     Raises:
-        UsageError: there is no predecessor.
+        UsageError: The version has no predecessor.
     """
     if not new:
         version = catalogue.version_of(old)
@@ -210,72 +223,74 @@ def difference_between(catalogue: Catalogue, old: str, new: str) -> Difference |
     return _compare(catalogue, catalogue.resolve(old), catalogue.resolve(new))
 
 
-def _model_tables(found: ModelDifference) -> list[tuple[str, list[str], list[list[str]]]]:
-    """A difference of models as tables: title, columns, rows."""
-    tables = [
-        ("Settings", found.settings), ("Inputs", found.inputs), ("Weights", found.weights),
-        ("Facts", found.facts), ("Software", found.software),
-    ]  # fmt: skip
-    shown = [
-        (title, ["what", "from", "to"],
-         [[name, *(str(value) for value in pair)] for name, pair in pairs.items()])
-        for title, pairs in tables
-        if pairs
-    ]  # fmt: skip
-    return [*shown, *(tables_of(found.dataset) if found.dataset else [])]
+class DifferenceTable(NamedTuple):
+    """A table of a difference, for the terminal or the Prefect UI."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
 
 
-def tables_of(
-    found: Difference | ModelDifference,
-) -> list[tuple[str, list[str], list[list[str]]]]:
-    """A difference as tables: title, columns, rows."""
-    if isinstance(found, ModelDifference):
-        return _model_tables(found)
-    by_source = [[r["source"], r["collection"], r["added"], r["removed"], r["kept"]]
-                 for r in found.by_source]  # fmt: skip
-    why = [["+", n, reason] for reason, n in found.why_added.items()]
-    why += [["−", n, reason] for reason, n in found.why_removed.items()]
-    items = [[i["change"], i["collection"], i["item_id"], i["by"], i["samples"], i["reason"],
-              i["since"]] for i in sorted(found.items, key=lambda i: -i["samples"])]  # fmt: skip
-    cells = [[r["cell"], r["added"], r["removed"]] for r in found.by_cell]
+def difference_tables(difference: Difference | ModelDifference) -> list[DifferenceTable]:
+    """Return a difference as tables; empty tables are left out."""
+    if isinstance(difference, ModelDifference):
+        return _model_tables(difference)
+    names = ["source", "collection", "added", "removed", "kept"]
+    sources = [[row[name] for name in names] for row in difference.by_source]
+    reasons = [["+", number, reason] for reason, number in difference.why_added.items()]
+    reasons += [["−", number, reason] for reason, number in difference.why_removed.items()]
+    item_names = ["change", "collection", "item_id", "by", "samples", "reason", "since"]
+    by_samples = sorted(difference.items, key=lambda item: -item["samples"])
+    items = [[item[name] for name in item_names] for item in by_samples]
+    cells = [[row["cell"], row["added"], row["removed"]] for row in difference.by_cell]
     tables = [
-        ("By source", ["source", "collection", "added", "removed", "kept"], by_source),
-        ("Why", ["", "samples", "reason"], why),
-        (
-            "Items",
-            ["change", "collection", "item", "by", "samples", "reason", "since"],
-            items,
-        ),
-        ("Ground cells", ["cell", "added", "removed"], cells),
+        _shortened("By source", names, sources),
+        _shortened("Why", ["", "samples", "reason"], reasons),
+        _shortened("Items", [name.removesuffix("_id") for name in item_names], items),
+        _shortened("Ground cells", ["cell", "added", "removed"], cells),
     ]
-    return [
-        (title if len(rows) <= SHOWN else f"{title} ({SHOWN} of {len(rows):,})", columns,
-         [[str(value) for value in row] for row in rows[:SHOWN]])
-        for title, columns, rows in tables
-        if rows
-    ]  # fmt: skip
+    return [table for table in tables if table.rows]
 
 
-def print_difference(found: Difference | ModelDifference) -> None:
-    """A difference in the terminal."""
-    kept = f", kept {found.kept:,}" if isinstance(found, Difference) else ""
-    out.print(f"{found.headline()}{kept}", highlight=False)
-    for title, columns, rows in tables_of(found):
-        print_table(title, columns, rows)
+def _shortened(title: str, columns: list[str], rows: list[list[Any]]) -> DifferenceTable:
+    """Return a table with its first ``SHOWN`` rows; the title has the number of all rows."""
+    shown = [[str(value) for value in row] for row in rows[:SHOWN]]
+    if len(rows) > SHOWN:
+        title = f"{title} ({SHOWN} of {len(rows):,})"
+    return DifferenceTable(title, columns, shown)
+
+
+def _model_tables(difference: ModelDifference) -> list[DifferenceTable]:
+    """Return a difference of models as tables, with those of their datasets."""
+    tables = []
+    for name in ("settings", "inputs", "weights", "facts", "software"):
+        pairs = getattr(difference, name)
+        rows = [[key, *(str(value) for value in pair)] for key, pair in pairs.items()]
+        if rows:
+            tables.append(DifferenceTable(name.capitalize(), ["what", "from", "to"], rows))
+    return [*tables, *(difference_tables(difference.dataset) if difference.dataset else [])]
+
+
+def print_difference(difference: Difference | ModelDifference) -> None:
+    """Print a difference in the terminal."""
+    kept = f", kept {difference.kept:,}" if isinstance(difference, Difference) else ""
+    out.print(f"{difference.headline()}{kept}", highlight=False)
+    for table in difference_tables(difference):
+        print_table(table.title, table.columns, table.rows)
 
 
 def version_markdown(published: Published) -> str:
-    """A version and its difference for the Prefect UI."""
+    """Return a version and its difference as Markdown for the Prefect UI."""
     lines = [f"### {published.headline()}", ""]
-    for title, columns, rows in tables_of(published.difference) if published.difference else []:
-        lines += [f"**{title}**", "", "| " + " | ".join(columns) + " |"]
-        lines += ["|" + "---|" * len(columns)]
-        lines += ["| " + " | ".join(_cell(value) for value in row) + " |" for row in rows]
+    for table in difference_tables(published.difference) if published.difference else []:
+        lines += [f"**{table.title}**", "", "| " + " | ".join(table.columns) + " |"]
+        lines += ["|" + "---|" * len(table.columns)]
+        lines += ["| " + " | ".join(_cell(value) for value in row) + " |" for row in table.rows]
         lines += [""]
     return "\n".join(lines)
 
 
 def _cell(text: str) -> str:
-    """Text from a catalogue as a table cell that stays one."""
+    """Replace the characters of a text that would end or format a Markdown table cell."""
     plain = "".join(c if c.isprintable() and c not in "|<>`[]" else " " for c in text)
     return plain or " "

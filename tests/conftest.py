@@ -30,9 +30,9 @@ def store(tmp_path: Path) -> Store:
 
 
 @pytest.fixture
-def catalogue(tmp_path: Path) -> Catalogue:
-    """An empty SQLite catalogue."""
-    return open_catalogue(f"sqlite:///{tmp_path}/catalogue.db")
+def catalogue(tmp_path: Path, store: Store) -> Catalogue:
+    """An empty SQLite catalogue of the store."""
+    return open_catalogue(f"sqlite:///{tmp_path}/catalogue.db", store)
 
 
 @pytest.fixture(scope="session")

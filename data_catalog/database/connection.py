@@ -1,7 +1,7 @@
-"""The connection to the catalogue's database, with its tables brought up to date.
+"""Connect to the catalogue's database and bring its tables up to date.
 
-A SQLite catalogue that cannot be written (read-only folder, full disk) is read from a copy in
-memory, which is also where its tables are brought up to date.
+A SQLite catalogue that cannot be written (read-only folder, full disk) is copied into memory; the
+copy is brought up to date and read. Alembic is imported only if a migration has to run.
 """
 
 from __future__ import annotations
@@ -19,36 +19,34 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from alembic import command
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from sqlalchemy import Engine, StaticPool, create_engine, event, text
+from sqlalchemy import Connection, Engine, StaticPool, create_engine, event, inspect, text
 from sqlalchemy.exc import DatabaseError, OperationalError, ProgrammingError, SQLAlchemyError
 
-from data_catalog.errors import CheckError, UsageError
-from data_catalog.storage.address import (
-    BadAddress,
+from data_catalog.database.address import (
     catalogue_address,
     hide_password,
     parse_database,
     shown_address,
     sqlite_path,
 )
+from data_catalog.errors import CheckError, UsageError
+from data_catalog.storage.address import BadAddress
 
 MIGRATIONS = Path(__file__).parent / "migrations"
+#: Name of each migration's file: its revision, then its title.
+_MIGRATION = re.compile(r"(\d{4})_\w+")
 #: Seconds to wait for another process that writes to a SQLite file.
 BUSY_S = 60
-#: How a database says that its file is damaged.
+#: Words in the errors of a database whose file is damaged.
 _DAMAGED = re.compile("malformed|not a database|corrupt", re.IGNORECASE)
 
 
 class CatalogueUnreachable(UsageError):
-    """The catalogue's address does not answer."""
+    """The catalogue cannot be opened."""
 
 
 class NoCatalogue(CatalogueUnreachable):
-    """There is no catalogue at the address, or an empty file."""
+    """There is no catalogue at the address, or its file is empty."""
 
 
 def connect(address: str, write: bool = True) -> tuple[str, Engine]:
@@ -56,14 +54,14 @@ def connect(address: str, write: bool = True) -> tuple[str, Engine]:
 
     Args:
         address: SQLAlchemy address.
-        write: Create the catalogue where there is none. Without it a missing catalogue is an
-            error, and one that cannot be written is read.
+        write: Create the catalogue if it does not exist. If False, a missing catalogue is an error,
+            and a catalogue that cannot be written is read.
 
     Returns:
         The address with an absolute path, and the engine.
 
     Raises:
-        CatalogueUnreachable: With the address (no password) and the remedy.
+        CatalogueUnreachable: It cannot be opened; the message has the address without password.
     """
     remedy = "SQLAlchemy knows with --catalog or GEOFM_CATALOG, e.g. sqlite:///catalogue.db"
     try:
@@ -73,11 +71,11 @@ def connect(address: str, write: bool = True) -> tuple[str, Engine]:
             f"cannot open the catalogue: {error}, and give an address {remedy}"
         ) from None
     try:
-        found = catalogue_address(address)
-        path = sqlite_path(found)
+        absolute = catalogue_address(address)
+        path = sqlite_path(absolute)
         if path is None or write:
-            return found, _opened(found)
-        return found, _opened_for_reading(found, path)
+            return absolute, _open(absolute)
+        return absolute, _open_for_reading(absolute, path)
     except (SQLAlchemyError, sqlite3.Error, ModuleNotFoundError, ValueError, BadAddress) as error:
         reason = str(error).splitlines()[0]
         shown = hide_password(reason, parsed)
@@ -92,8 +90,8 @@ def connect(address: str, write: bool = True) -> tuple[str, Engine]:
 
 
 @contextmanager
-def rows_that_read(address: str) -> Iterator[None]:
-    """Turn the errors of a damaged database, whose rows cannot be read, into one clear error.
+def readable_rows(address: str) -> Iterator[None]:
+    """Raise one clear error while the block runs if a row of a damaged database cannot be read.
 
     Raises:
         CheckError: A row cannot be read.
@@ -101,17 +99,17 @@ def rows_that_read(address: str) -> Iterator[None]:
     try:
         yield
     except (JSONDecodeError, UnicodeDecodeError, DatabaseError) as error:
-        why = str(error).splitlines()[0]
-        if isinstance(error, DatabaseError) and not _DAMAGED.search(why):
+        reason = str(error).splitlines()[0]
+        if isinstance(error, DatabaseError) and not _DAMAGED.search(reason):
             raise
         raise CheckError(
-            f"the catalogue {shown_address(address)} is damaged: a row cannot be read ({why}); "
+            f"the catalogue {shown_address(address)} is damaged: a row cannot be read ({reason}); "
             "restore it from another copy"
         ) from error
 
 
-def _opened(address: str) -> Engine:
-    """Open a database in which this process may write."""
+def _open(address: str) -> Engine:
+    """Open a database for writing."""
     sqlite = address.startswith("sqlite")
     engine = create_engine(address, connect_args={"timeout": BUSY_S} if sqlite else {})
     if sqlite:
@@ -120,8 +118,8 @@ def _opened(address: str) -> Engine:
     return engine
 
 
-def _opened_for_reading(address: str, path: Path) -> Engine:
-    """Open a SQLite file that must exist; a copy in memory where it cannot be written."""
+def _open_for_reading(address: str, path: Path) -> Engine:
+    """Open a SQLite file that must exist; if it cannot be written, open a copy in memory."""
     if not path.exists():
         raise NoCatalogue(
             f"there is no catalogue at {path}: name the store with --store or GEOFM_STORE, or its "
@@ -134,8 +132,8 @@ def _opened_for_reading(address: str, path: Path) -> Engine:
                 _require_tables(probe, path)
             finally:
                 probe.dispose()
-            return _opened(address)
-        except OperationalError:  # the disk is full, or not writable in spite of its modes
+            return _open(address)
+        except OperationalError:  # the disk is full, or not writable although its modes allow it
             pass
     memory = _snapshot(path)
     engine = create_engine("sqlite://", creator=lambda: memory, poolclass=StaticPool)
@@ -145,13 +143,13 @@ def _opened_for_reading(address: str, path: Path) -> Engine:
 
 
 def _snapshot(path: Path) -> sqlite3.Connection:
-    """Copy a SQLite file that cannot be written into memory, its write-ahead log included."""
+    """Copy a SQLite file that cannot be written into memory, with its write-ahead log."""
     memory = sqlite3.connect(":memory:", check_same_thread=False)
     log = path.with_name(f"{path.name}-wal")
     try:
         with closing(_read_only(path, "mode=ro")) as source:
             source.backup(memory)
-    except sqlite3.OperationalError:  # SQLite may not make the index of the log beside it
+    except sqlite3.OperationalError:  # SQLite may not create the log's index beside the file
         if not log.exists() or not log.stat().st_size:
             with closing(_read_only(path, "immutable=1")) as source:
                 source.backup(memory)
@@ -171,11 +169,11 @@ def _read_only(path: Path, options: str) -> sqlite3.Connection:
 def _require_tables(engine: Engine, path: Path) -> None:
     """Raise NoCatalogue for a SQLite file without the catalogue's tables."""
     with engine.connect() as connection:
-        if MigrationContext.configure(connection).get_current_revision() is not None:
+        if _current_revision(connection) is not None:
             return
     raise NoCatalogue(
-        f"{path} holds no catalogue. If it was copied, copy {path.name}-wal beside it as well: "
-        "while geofm runs, the newest rows are in that file"
+        f"{path} is not a catalogue: it has no tables. If it was copied, copy {path.name}-wal "
+        "beside it as well: while geofm runs, the newest rows are in that file"
     )
 
 
@@ -187,30 +185,52 @@ def _sqlite_settings(connection: Any, _: Any) -> None:
     cursor.close()
 
 
+def _current_revision(connection: Connection) -> str | None:
+    """Return the revision of a database's tables; None for an empty database."""
+    if not inspect(connection).has_table("alembic_version"):
+        return None
+    revision: str | None = connection.scalar(text("SELECT version_num FROM alembic_version"))
+    return revision
+
+
+def known_revisions() -> list[str]:
+    """List the revisions that this version of geofm knows, in order, by the migrations' files."""
+    names = (_MIGRATION.fullmatch(path.stem) for path in (MIGRATIONS / "versions").glob("*.py"))
+    return sorted(name[1] for name in names if name)
+
+
 def _migrate(engine: Engine, attempts: int = 5) -> None:
-    """Run the migrations that are missing; when two processes start at once, one waits."""
-    config = Config()
-    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
-    scripts = ScriptDirectory.from_config(config)
-    head = scripts.get_current_head()
+    """Run the migrations that are missing; if two processes start at once, one waits."""
+    known = known_revisions()
     for attempt in range(attempts):
         try:
             with engine.connect() as connection:
-                current = MigrationContext.configure(connection).get_current_revision()
-                if current == head:
+                current = _current_revision(connection)
+                if current == known[-1]:
                     return
-                if current and current not in {s.revision for s in scripts.walk_revisions()}:
+                if current is not None and current not in known:
                     raise CatalogueUnreachable(
                         f"the catalogue {shown_address(str(engine.url))} was written by a newer "
-                        f"geofm (its tables are {current}, this version knows {head}): update geofm"
+                        f"geofm (its tables are {current}, this version knows {known[-1]}): "
+                        "update geofm"
                     )
                 if engine.dialect.name == "sqlite":
                     connection.execute(text("BEGIN IMMEDIATE"))
-                config.attributes["connection"] = connection
-                command.upgrade(config, "head")
+                _upgrade(connection)
                 connection.commit()
                 return
         except (OperationalError, ProgrammingError):
             if attempt == attempts - 1:
                 raise
             time.sleep(0.2 * 2**attempt)
+
+
+def _upgrade(connection: Connection) -> None:
+    """Run Alembic's migrations up to the newest."""
+    from alembic import command
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")

@@ -1,36 +1,43 @@
-"""The state of each item of a dataset: in use, waiting, superseded, withdrawn, and why.
+"""The state of each item of a dataset (in use, waiting, superseded, withdrawn, ...) and its reason.
 
-The state follows from two tables of a version: ``items.parquet`` (the verdict of the search) and
-``chips.parquet`` (what became of an item when it was cut). Since when an item is in its state is
-history; the catalogue keeps it (``item_record``), so that no digest depends on it.
+The state follows from two tables of a version: ``items.parquet`` (decision of the search) and
+``chips.parquet`` (result of the cut). The time since when an item is in its state is history, so it
+is kept in the catalogue (``database.items``) and no digest depends on it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from data_catalog.artifact import Artifact
-from data_catalog.tables import records
 
-#: Reasons of an item that a better item of the same acquisition replaces.
+if TYPE_CHECKING:
+    import pandas as pd
+
+#: Reasons of an item that another item of the same acquisition supersedes.
 SUPERSEDED_REASONS = ("reprocessed", "second_station")
-#: Reasons that lie with the network, credentials or the host policy rather than with the item.
+#: Reasons that come from the network, credentials or the host policy, not from the item.
 OUT_OF_REACH_REASONS = ("unreachable", "forbidden", "host_refused")
-#: Items that are not in the catalogue any more; tables of older versions have rows of them.
+#: State of an item that its catalogue does not list any more; older versions have rows of it.
 WITHDRAWN = "withdrawn"
-#: Rows of ``stand_ins.parquet`` in a chips artifact: items that the search does not list any more.
+#: Table in a chips artifact with the stand-ins that the search does not list any more.
 STAND_INS = "stand_ins.parquet"
 
 OK, OUT_OF_REACH, WAITING = "ok", "out of reach", "waiting"
 SUPERSEDED, STANDS_IN, DROPPED, UNUSABLE = "superseded", "stands in", "dropped", "unusable"
-#: States of an item that another night may read.
-ASKED_AGAIN = (OUT_OF_REACH, WAITING)
+#: States of an item that a later run tries to read again.
+RETRIED = (OUT_OF_REACH, WAITING)
 
 ITEM_COLUMNS = [
-    "collection", "item_id", "item_sha256", "status", "reason", "superseded_by", "licence",
-]  # fmt: skip
+    "collection",
+    "item_id",
+    "item_sha256",
+    "status",
+    "reason",
+    "superseded_by",
+    "licence",
+]
 CHIP_COLUMNS = ["chip_id", "collection", "item_id", "item_sha256", "status", "reason", "detail"]
 
 #: Collection and id of an item.
@@ -44,15 +51,15 @@ class ItemState:
     """The state of one item.
 
     Attributes:
-        state: ``ok``, ``out of reach`` or ``waiting`` (the search accepts it, its files could not
-            be used), ``superseded``, ``stands in`` (an older item whose newer version can't be
+        state: ``ok``, ``out of reach`` or ``waiting`` (accepted by the search, but its files could
+            not be read), ``superseded``, ``stands in`` (an older item whose newer version cannot be
             read), ``dropped`` or ``unusable`` (by the search), ``withdrawn``.
-        reason: machine word of the stage that decided (``not_found``, ``cloud_cover``, ...).
-        detail: one sentence for people, where the item could not be cut.
-        by: id of the item that supersedes it.
-        item_sha256: the version of the item that is listed.
-        stand_in: sha256 of the version whose chips are used in place of the listed one; empty
-            where the listed one is used, or none.
+        reason: Reason in the table of the deciding stage (``not_found``, ``cloud_cover``, ...).
+        detail: A sentence for people, if the item could not be cut.
+        by: Id of the item that supersedes it.
+        item_sha256: SHA-256 of the listed version of the item.
+        stand_in: SHA-256 of the version whose chips are used in place of the listed one; empty if
+            the listed version or none is used.
         licence: SPDX expression.
     """
 
@@ -70,9 +77,9 @@ class ItemState:
         return self.state in (OK, STANDS_IN) or bool(self.stand_in)
 
     @property
-    def asked_again(self) -> bool:
-        """Whether another night may read the item."""
-        return self.state in ASKED_AGAIN
+    def is_retried(self) -> bool:
+        """Whether a later run tries to read the item again."""
+        return self.state in RETRIED
 
 
 def read_states(items: Artifact, chips: Artifact) -> dict[Key, ItemState]:
@@ -93,36 +100,45 @@ def item_states(
     Args:
         items: Rows of the search, columns ``ITEM_COLUMNS``.
         chips: Rows of the cut, columns ``CHIP_COLUMNS``.
-        stand_ins: Items that are not listed any more and whose chips are used.
+        stand_ins: Rows of items that are not listed any more and whose chips are used, columns
+            ``ITEM_COLUMNS``.
 
     Returns:
         The states by collection and id, sorted.
     """
-    failed, used = _cut(chips)
-    found: dict[Key, ItemState] = {}
-    for row in records(items):
+    failed, used = _cut_results(chips)
+    states: dict[Key, ItemState] = {}
+    for row in items.to_dict("records"):
         key = (str(row["collection"]), str(row["item_id"]))
-        if key in found and row["status"] != "ok":
+        if key in states and row["status"] != "ok":
             continue
-        found[key] = _state(row, failed, used.get(key, ""))
-    for row in records(stand_ins) if stand_ins is not None else []:
+        states[key] = _state(row, failed, used.get(key, ""))
+    for row in stand_ins.to_dict("records") if stand_ins is not None else []:
         key = (str(row["collection"]), str(row["item_id"]))
         state = ItemState(
-            STANDS_IN, str(row["reason"]), "", str(row["superseded_by"]),
-            str(row["item_sha256"]), licence=str(row["licence"]),
-        )  # fmt: skip
-        found.setdefault(key, state)
-    return dict(sorted(found.items()))
+            STANDS_IN,
+            reason=str(row["reason"]),
+            by=str(row["superseded_by"]),
+            item_sha256=str(row["item_sha256"]),
+            licence=str(row["licence"]),
+        )
+        states.setdefault(key, state)
+    return dict(sorted(states.items()))
 
 
-def _cut(
+def _cut_results(
     chips: pd.DataFrame,
 ) -> tuple[dict[VersionKey, tuple[str, str]], dict[Key, str]]:
-    """Why versions of items could not be cut, and which version of each item has chips."""
+    """Read the results of the cut.
+
+    Returns:
+        Reason and detail of each item version that could not be cut, and the SHA-256 of the version
+        of each item that has chips.
+    """
     names = ["collection", "item_id", "item_sha256", "status", "reason", "detail"]
     failed: dict[VersionKey, tuple[str, str]] = {}
     used: dict[Key, str] = {}
-    for row in records(chips[names].drop_duplicates()):
+    for row in chips[names].drop_duplicates().to_dict("records"):
         key = str(row["collection"]), str(row["item_id"])
         if row["status"] == "quarantined":
             failed[(*key, str(row["item_sha256"]))] = str(row["reason"]), str(row["detail"])
@@ -131,9 +147,8 @@ def _cut(
     return failed, used
 
 
-def _state(
-    row: dict[str, object], failed: dict[VersionKey, tuple[str, str]], used: str
-) -> ItemState:
+def _state(row: dict[Any, Any], failed: dict[VersionKey, tuple[str, str]], used: str) -> ItemState:
+    """Derive the state of an item from its row and the results of the cut."""
     collection, item, sha256 = (str(row[n]) for n in ("collection", "item_id", "item_sha256"))
     reason, by, licence = (str(row[n]) for n in ("reason", "superseded_by", "licence"))
     if row["status"] == "ok" or reason in SUPERSEDED_REASONS:

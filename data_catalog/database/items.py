@@ -1,9 +1,9 @@
-"""The table of items in the catalogue: the state of each, its reason, and since when.
+"""The table of items in the catalogue: the state of each item, its reason, and since when.
 
-One record holds the items of one search as one cut sees them (``Job.record``). An item that is
-waiting or out of reach is asked again by every run for a week. Then the pause between two attempts
-grows with the time that the item has been waiting: an eighth of it, at most a week. A nightly
-refresh therefore asks every night for eight days, later every second, third, ... seventh night.
+A record holds the items of one search and one cut (``Job.record``). For a week, every run tries
+again to read an item that is waiting or out of reach. After that the pause between two attempts is
+an eighth of the time that the item has been waiting, at most a week. A nightly refresh therefore
+tries every night for eight days, later every second, third, ... seventh night.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from datetime import datetime, timedelta
 from sqlalchemy import delete, insert, select
 
 from data_catalog.catalogue import Catalogue, now
-from data_catalog.database.item_states import ASKED_AGAIN, WITHDRAWN, ItemState, Key, VersionKey
+from data_catalog.database.item_states import RETRIED, WITHDRAWN, ItemState, Key, VersionKey
 from data_catalog.database.lease import aware
 from data_catalog.database.schema import ItemRow
 
-#: For so long every run asks for an item that waits.
+#: Time for which every run tries to read an item that waits.
 EVERY_RUN = timedelta(days=7)
-#: Share of the time that an item has been waiting that passes before it is asked again.
+#: Later pause between two attempts, as a share of the time that the item has been waiting.
 PAUSE_SHARE = 1 / 8
 #: Longest pause between two attempts.
 LONGEST_PAUSE = timedelta(days=7)
-#: Longest collection or item id (characters) that is entered.
+#: Longest collection or item id (characters) in the table.
 LONGEST_NAME = 255
 
 
@@ -34,9 +34,9 @@ class ItemEntry:
     """An item's state with its history.
 
     Attributes:
-        since: when the item came into the state (UTC).
-        tried: last attempt to read it; None unless it is waiting or out of reach.
-        tries: number of attempts in this state.
+        since: Time at which the item came into the state (UTC).
+        tried: Time of the last attempt to read it; None unless it is waiting or out of reach.
+        tries: Number of attempts in this state.
     """
 
     state: ItemState
@@ -46,7 +46,7 @@ class ItemEntry:
 
     @property
     def next_try(self) -> datetime | None:
-        """The time from which a run asks for the item again; None if it is not waiting."""
+        """Time from which a run tries to read the item again; None if it is not waiting."""
         if self.tried is None:
             return None
         waited = self.tried - self.since
@@ -55,36 +55,40 @@ class ItemEntry:
         return self.tried + min(waited * PAUSE_SHARE, LONGEST_PAUSE)
 
     def is_due(self, moment: datetime) -> bool:
-        """Whether a run at this time asks for the item again; yes if the clock was set back."""
+        """Return whether a run at this time tries to read the item; True if a clock went back."""
         following = self.next_try
         return self.tried is None or following is None or not self.tried <= moment < following
 
 
 def read_items(catalogue: Catalogue, record: str) -> dict[Key, ItemEntry]:
-    """Read all entries of a record by collection and item id."""
+    """Return all entries of a record by collection and item id."""
     with catalogue.session() as session:
         rows = list(session.scalars(select(ItemRow).where(ItemRow.record == record)))
-    return {
-        (row.collection, row.item_id): ItemEntry(
-            ItemState(
-                row.state, row.reason, row.detail, row.by, row.item_sha256, row.stand_in,
-                row.licence,
-            ),
-            aware(row.since),
-            None if row.tried is None else aware(row.tried),
-            row.tries,
-        )
-        for row in rows
-    }  # fmt: skip
+    return {(row.collection, row.item_id): _entry(row) for row in rows}
+
+
+def _entry(row: ItemRow) -> ItemEntry:
+    """Convert a row of the table to an entry."""
+    state = ItemState(
+        state=row.state,
+        reason=row.reason,
+        detail=row.detail,
+        by=row.by,
+        item_sha256=row.item_sha256,
+        stand_in=row.stand_in,
+        licence=row.licence,
+    )
+    tried = None if row.tried is None else aware(row.tried)
+    return ItemEntry(state, aware(row.since), tried, row.tries)
 
 
 def postponed_items(catalogue: Catalogue, record: str) -> dict[VersionKey, tuple[str, str]]:
-    """Find the item versions that are not asked for yet, with why their last attempt failed."""
+    """Find the item versions whose next attempt is not due, with reason and detail of the last."""
     moment = now()
     return {
         (*key, entry.state.item_sha256): (entry.state.reason, entry.state.detail)
         for key, entry in read_items(catalogue, record).items()
-        if entry.state.asked_again and not entry.is_due(moment)
+        if entry.state.is_retried and not entry.is_due(moment)
     }
 
 
@@ -95,22 +99,22 @@ def note_items(
     tried: bool,
     postponed: Collection[VersionKey] = (),
 ) -> None:
-    """Enter the states that items have now; what did not change is not written.
+    """Enter the states of items into a record; unchanged entries are not written.
 
     Args:
         catalogue: The catalogue.
         record: Name of the record.
-        states: The state of every item that is listed or used.
-        tried: Whether this run asked for the items that were due when it began.
-        postponed: The item versions that were not due then, which it did not ask for.
+        states: State of every item that is listed or used.
+        tried: Whether this run tried to read the items that were due when it began.
+        postponed: Item versions that were not due then, so this run did not try to read them.
     """
     before, moment = read_items(catalogue, record), now()
     changed: dict[Key, ItemEntry] = {}
     for key, state in states.items():
         if not all(len(name) <= LONGEST_NAME and name.isprintable() for name in key):
-            continue  # the search refused such an item; a database may refuse its name
-        asked = tried and (*key, state.item_sha256) not in postponed
-        entry = _follow(before.get(key), state, moment, asked)
+            continue  # the search dropped such an item, and a database may refuse its name
+        attempted = tried and (*key, state.item_sha256) not in postponed
+        entry = _next_entry(before.get(key), state, moment, attempted)
         if entry != before.get(key):
             changed[key] = entry
     for key in before.keys() - states.keys():
@@ -121,19 +125,21 @@ def note_items(
     _write(catalogue, record, changed, before.keys() & changed.keys())
 
 
-def _follow(before: ItemEntry | None, state: ItemState, moment: datetime, tried: bool) -> ItemEntry:
-    """Return the entry that comes after another one of the same item.
+def _next_entry(
+    before: ItemEntry | None, state: ItemState, moment: datetime, tried: bool
+) -> ItemEntry:
+    """Return the new entry of an item.
 
     Args:
-        before: The entry so far.
-        state: The item's state now.
-        moment: The time now.
-        tried: Whether this run asked for the item.
+        before: Entry so far.
+        state: State of the item now.
+        moment: Time now.
+        tried: Whether this run tried to read the item.
     """
-    waits = state.state in ASKED_AGAIN
+    waits = state.state in RETRIED
     if before is None:
         return ItemEntry(state, moment, moment if waits else None, int(waits))
-    same_wait = waits and before.state.asked_again
+    same_wait = waits and before.state.is_retried
     same_version = before.state.item_sha256 == state.item_sha256
     if same_wait and same_version:
         if not tried:
@@ -148,7 +154,7 @@ def _follow(before: ItemEntry | None, state: ItemState, moment: datetime, tried:
 def _write(
     catalogue: Catalogue, record: str, entries: Mapping[Key, ItemEntry], replaced: Set[Key]
 ) -> None:
-    """Write entries in one transaction; those of ``replaced`` items exist already."""
+    """Write entries in one transaction; entries of ``replaced`` items exist and are deleted."""
     if not entries:
         return
     with catalogue.session() as session:

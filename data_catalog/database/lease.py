@@ -5,9 +5,9 @@ state; the others wait. The holder renews its lease every 5 seconds. A lease is 
 process has ended (noticed at once on the same machine) or when it was not renewed for 90 seconds
 by the catalogue's clock, so clocks of different machines do not matter.
 
-If the catalogue is away for a while, the lease stays with its holder unless another process has
-taken it. Before it takes a lease that was not renewed, a process watches it for two heartbeats
-itself: after an outage of the catalogue, or after the machine slept, every heartbeat looks old.
+If the catalogue does not answer for a while, the holder keeps the lease unless another process has
+taken it. Before a process takes a lease that was not renewed, it watches the lease for two
+heartbeats: after an outage of the catalogue, or after the machine slept, every heartbeat looks old.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ from data_catalog.storage.process import is_gone, process_mark
 log = logging.getLogger("geofm.lease")
 T = TypeVar("T")
 
-#: Seconds between two heartbeats, and without one until a holder counts as gone.
+#: Seconds between two heartbeats; seconds without a heartbeat until a holder counts as gone.
 BEAT_S, EXPIRY_S = 5.0, 90.0
 #: Seconds between two attempts of a process that waits.
 LOOK_S = 1.0
 #: Seconds for which an operation is repeated while the catalogue does not answer.
 AWAY_S = 120.0
-#: Characters of a name that the table holds.
+#: Longest name (characters) in the table.
 NAME_LENGTH = 64
 
 
@@ -61,8 +61,8 @@ class CatalogueAway(RunError):
     """The catalogue has stopped answering."""
 
 
-class Held(NamedTuple):
-    """A lease of another process."""
+class OtherLease(NamedTuple):
+    """A lease that another process holds."""
 
     row: LeaseRow
     expired: bool
@@ -85,13 +85,13 @@ class Lease:
         """
         if not call_catalogue(lambda: _renew(self)):
             raise LeaseLost(
-                f"another run has taken over {self.name!r}, since this one did not answer for "
-                f"{EXPIRY_S:.0f} s; nothing was published, run it again"
+                f"another run has taken over {self.name!r}, because this run did not renew its "
+                f"lease for {EXPIRY_S:.0f} s; nothing was published, run it again"
             )
 
 
 @contextmanager
-def hold(
+def hold_lease(
     engine: Engine,
     name: str,
     wait: bool = True,
@@ -103,11 +103,11 @@ def hold(
 
     Args:
         engine: Engine of the catalogue.
-        name: What is leased; any text.
+        name: Name of the lease; any text.
         wait: Wait while another process holds the lease.
         beat_s: Seconds between two heartbeats.
         expiry_s: Seconds without a heartbeat after which a holder counts as gone.
-        verb: What the holder does to ``name``, for messages.
+        verb: Participle for messages, e.g. ``refreshed``: the holder does this to ``name``.
 
     Raises:
         LeaseHeld: Another process holds the lease and ``wait`` is False.
@@ -117,10 +117,11 @@ def hold(
     waited, since = False, time.monotonic()
     last: tuple[str, datetime] | None = None
     while True:
-        # a heartbeat that looks old must also stand still while this process watches
-        asked = time.monotonic()
-        watched = last is not None and asked - since >= min(2 * beat_s, expiry_s)
-        take_until = asked + beat_s if watched else asked
+        # A lease with an old heartbeat is taken only if this process has also seen no heartbeat
+        # for a while itself.
+        called = time.monotonic()
+        watched = last is not None and called - since >= min(2 * beat_s, expiry_s)
+        take_until = called + beat_s if watched else called
         held = call_catalogue(partial(_take, lease, expiry_s, take_until))
         if held is None:
             break
@@ -129,8 +130,8 @@ def hold(
                 f"{name!r} is being {verb} by {describe(held.row)}; run again when it has ended, "
                 "or without --no-wait to wait for it"
             )
-        # after an outage of the catalogue the holder must have time to renew its lease
-        away = time.monotonic() - asked > beat_s
+        # After an outage of the catalogue the holder must have time to renew its lease.
+        away = time.monotonic() - called > beat_s
         if away or last != (held.row.holder, held.row.beat):
             last, since = (held.row.holder, held.row.beat), time.monotonic()
         waited = True
@@ -151,7 +152,7 @@ def heartbeat(beat: Callable[[], bool], what: str, every_s: float = BEAT_S) -> I
 
     Args:
         beat: Writes to the catalogue; False ends the heartbeat.
-        what: Name for the log.
+        what: Name of the run or lease, for the log.
         every_s: Seconds between two calls.
     """
     ended = threading.Event()
@@ -162,8 +163,8 @@ def heartbeat(beat: Callable[[], bool], what: str, every_s: float = BEAT_S) -> I
                 if not beat():
                     log.warning("heartbeat: %s was taken over by another run", what)
                     return
-            except SQLAlchemyError as error:  # busy or away: the next heartbeat may work
-                log.warning("heartbeat: none for %s (%s)", what, type(error).__name__)
+            except SQLAlchemyError as error:  # busy or unreachable: the next heartbeat may work
+                log.warning("heartbeat: none written for %s (%s)", what, type(error).__name__)
 
     thread = threading.Thread(target=keep_beating, name="heartbeat", daemon=True)
     thread.start()
@@ -171,14 +172,14 @@ def heartbeat(beat: Callable[[], bool], what: str, every_s: float = BEAT_S) -> I
         yield
     finally:
         ended.set()
-        thread.join(BEAT_S)  # a catalogue that never answers must not hold up the end
+        thread.join(BEAT_S)  # a catalogue that does not answer must not delay the end
 
 
 def call_catalogue(call: Callable[[], T]) -> T:
-    """Call a function, again and again for up to 120 s while the catalogue does not answer.
+    """Call a function, and repeat it for up to 120 s if the catalogue does not answer.
 
     Raises:
-        CatalogueAway: It did not answer in this time.
+        CatalogueAway: The catalogue did not answer in this time.
     """
     started = time.monotonic()
     while True:
@@ -195,17 +196,17 @@ def call_catalogue(call: Callable[[], T]) -> T:
 
 
 def describe(row: LeaseRow) -> str:
-    """Describe who holds a lease."""
+    """Describe the process that holds a lease."""
     return f"process {row.pid} on {row.host} since {aware(row.since):%Y-%m-%d %H:%M:%S} UTC"
 
 
-def _take(lease: Lease, expiry_s: float, take_until: float) -> Held | None:
+def _take(lease: Lease, expiry_s: float, take_until: float) -> OtherLease | None:
     """Take the lease if it is free; else return its holder.
 
     Args:
-        lease: What to take, and for whom.
-        expiry_s: Seconds without a heartbeat after which it has expired.
-        take_until: Until this time (``time.monotonic``) it is also taken if it has expired.
+        lease: Lease to take.
+        expiry_s: Seconds without a heartbeat after which another holder's lease has expired.
+        take_until: Time (``time.monotonic``) until which an expired lease is taken as well.
     """
     own = {
         "holder": lease.holder,
@@ -224,8 +225,8 @@ def _take(lease: Lease, expiry_s: float, take_until: float) -> Held | None:
                     return None
                 expired = moment - aware(held.beat) > timedelta(seconds=expiry_s)
                 if not is_gone(held.process) and not (expired and time.monotonic() < take_until):
-                    return Held(held, expired)
-                # a third process may be taking it as well: only one finds the old holder
+                    return OtherLease(held, expired)
+                # A third process may take it as well: only one of them still finds the old holder.
                 taken = session.execute(
                     update(LeaseRow)
                     .where(LeaseRow.name == name, LeaseRow.holder == held.holder)
@@ -234,7 +235,7 @@ def _take(lease: Lease, expiry_s: float, take_until: float) -> Held | None:
                     .execution_options(synchronize_session=False)
                 )
                 if taken.rowcount:  # type: ignore[attr-defined]
-                    log.info("lease: %s is gone; %s goes on", describe(held), lease.name)
+                    log.info("lease: %s has ended; %s is taken over", describe(held), lease.name)
                     return None
         except IntegrityError:  # another process took it in the same moment
             log.debug("lease: %s was taken meanwhile", lease.name)
@@ -252,7 +253,7 @@ def _renew(lease: Lease) -> bool:
 
 
 def _release(lease: Lease) -> None:
-    """Give the lease back. If the catalogue is away, it expires by itself."""
+    """Give the lease back. If the catalogue does not answer, the lease expires by itself."""
     name = _table_name(lease.name)
     try:
         with Session(lease.engine) as session, session.begin():
@@ -264,17 +265,17 @@ def _release(lease: Lease) -> None:
 
 
 def _table_name(name: str) -> str:
-    """Return a name as the table holds it: long and odd names are replaced by their digest."""
+    """Return the name in the table: long and unprintable names are replaced by their digest."""
     if len(name) <= NAME_LENGTH and name.isascii() and name.isprintable():
         return name
     return hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def database_time(session: Session) -> datetime:
-    """The time by the database's clock, UTC."""
+    """Return the time by the database's clock, UTC."""
     return aware(session.scalars(select(func.now())).one())
 
 
 def aware(moment: datetime) -> datetime:
-    """Add the time zone that SQLite leaves out: its times are UTC."""
+    """Add the time zone to a time from SQLite, which stores UTC without one."""
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

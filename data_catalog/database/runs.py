@@ -1,4 +1,4 @@
-"""Run records of processes that were killed: how they are recognised."""
+"""Lost runs: run records of processes that were killed before the run ended."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ LOST = "lost"
 def is_lost(row: RunRow, moment: datetime) -> bool:
     """Return whether a run's process has ended without finishing it.
 
-    On the machine of the process that is known at once, elsewhere after the last heartbeat.
+    On the machine of the process this is known at once; on other machines the run is lost when it
+    has had no heartbeat for ``EXPIRY_S`` seconds.
 
     Args:
         row: Record of the run.
@@ -28,11 +29,11 @@ def is_lost(row: RunRow, moment: datetime) -> bool:
 
 
 def last_sign(row: RunRow) -> datetime:
-    """Return when a lost run was last known to go on."""
+    """Return the time at which a lost run was last known to go on."""
     noted = aware(row.started_at) + timedelta(seconds=float(row.metrics.get("seconds", 0)))
     return max(noted, aware(row.beat)) if row.beat else noted
 
 
-def how_lost(row: RunRow) -> str:
-    """Describe a lost run as its error."""
+def describe_loss(row: RunRow) -> str:
+    """Return the error text of a lost run."""
     return f"process {row.pid} on {row.host} ended before the run did"

@@ -1,4 +1,7 @@
-"""The catalogue's tables. Row-level facts stay in Parquet inside the artifacts."""
+"""The tables of the catalogue. Rows of samples, chips and items stay in Parquet in the artifacts.
+
+A change of a table needs a migration in ``migrations/versions``.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +18,10 @@ class Base(DeclarativeBase):
 
 
 def _numbered(table: str) -> Mapped[int]:
-    """Define a column that numbers the rows of a table in the order of their insertion.
+    """Define a column that numbers the rows of a table in the order of insertion.
 
-    "Newest" is decided by this number, never by a time: clocks of machines differ.
+    The newest row is the one with the highest number. Times are not compared, because the clocks of
+    machines differ.
     """
     last = sa.select(sa.func.coalesce(sa.func.max(sa.column("number", Integer)), 0))
     following = last.select_from(sa.table(table)).scalar_subquery() + 1
@@ -25,7 +29,7 @@ def _numbered(table: str) -> Mapped[int]:
 
 
 class ArtifactRow(Base):
-    """A sealed artifact and its whole manifest; it is in the store at its kind and digest."""
+    """A sealed artifact with its manifest; kind and digest give its address in the store."""
 
     __tablename__ = "artifact"
 
@@ -39,7 +43,7 @@ class ArtifactRow(Base):
 
 
 class EdgeRow(Base):
-    """``child`` was made from ``parent``, which played this role."""
+    """An input of an artifact: ``child`` was made from ``parent``, its input called ``role``."""
 
     __tablename__ = "edge"
 
@@ -49,9 +53,9 @@ class EdgeRow(Base):
 
 
 class RunRow(Base):
-    """One execution of one stage: when, where, how fast, with which result.
+    """A run of a stage: times, host, metrics and result.
 
-    The status is running, done, failed, or lost: its process was killed.
+    The status is running, done, failed, or lost (the process was killed).
     """
 
     __tablename__ = "run"
@@ -93,12 +97,12 @@ class NameRow(Base):
     #: Order of publication in this catalogue. It is unique, so two writers that publish at once
     #: can't both follow the same predecessor (``Catalogue.publish``).
     number: Mapped[int] = mapped_column(Integer)
-    #: What changed against the predecessor, in numbers; empty for a first version.
+    #: Changes against the predecessor, in numbers; empty for a first version.
     difference: Mapped[dict[str, Any] | None] = mapped_column(JSON)
 
 
 class LeaseRow(Base):
-    """A lease: who does what only one process may do at a time, with the last heartbeat."""
+    """A lease: the process that holds it, with the time of its last heartbeat."""
 
     __tablename__ = "lease"
 
@@ -112,7 +116,7 @@ class LeaseRow(Base):
 
 
 class ItemRow(Base):
-    """The state of an item as one search and cut see it, since when, and how often it was tried."""
+    """The state of an item in a record (one search and cut), since when, and the attempts."""
 
     __tablename__ = "item"
 
@@ -132,7 +136,7 @@ class ItemRow(Base):
 
 
 class SourceRow(Base):
-    """A source whose material is in an artifact: licence, attribution and how many rows."""
+    """A source of an artifact's imagery: licence, attribution and number of rows."""
 
     __tablename__ = "source"
 
@@ -144,7 +148,7 @@ class SourceRow(Base):
 
 
 class ScoreRow(Base):
-    """One row of a scores artifact, so that models can be compared without opening files."""
+    """A row of a scores artifact, for comparing models without opening files."""
 
     __tablename__ = "score"
 

@@ -1,8 +1,8 @@
-"""What things cost: the runs that made an artifact and everything it was made from.
+"""Costs: time, GPU time, energy and carbon of an artifact and of everything it was made from.
 
-A job may have been stopped and started again: all its sessions count, also those that were killed
-(a run notes what it has spent as it goes). An artifact that was found in the catalogue counts with
-the run that made it, and once, however many ways lead to it.
+A job may have been stopped and started again. All its sessions count, including killed ones: a run
+notes what it has spent as it goes. An artifact that was found in the catalogue has the cost of the
+run that made it. In a lineage each artifact counts once.
 """
 
 from __future__ import annotations
@@ -14,26 +14,27 @@ from typing import Any
 from sqlalchemy import select
 
 from data_catalog.catalogue import Catalogue, open_catalogue
-from data_catalog.database.schema import ArtifactRow, EdgeRow, RunRow
+from data_catalog.database.schema import RunRow
+from data_catalog.store import Store
 
-#: What is summed over sessions and stages, where it was measured.
+#: Figures that are summed over sessions and stages, where they were measured.
 MEASURED = ("seconds", "gpu_seconds", "kwh", "kg_co2e")
 
 
 @dataclass(frozen=True)
-class Cost:
-    """What it took to make one artifact.
+class ArtifactCost:
+    """The cost of making one artifact.
 
     Attributes:
-        stage: that made it.
-        digest: of the artifact.
-        seconds: wall clock; None where this catalogue has no run that made it.
-        gpu_seconds: seconds for which GPUs were held, times their number.
-        kwh: energy; None where it was not measured.
-        kg_co2e: carbon; None where it was not measured.
-        sessions: how often the job was started until it was done.
-        parts_found: parts of the work that were there before, from runs that made something else.
-        metrics: what the last session noted (rates, memory, device, shares).
+        stage: Name of the stage.
+        digest: Digest of the artifact.
+        seconds: Wall-clock time; None if the catalogue has no run that made the artifact.
+        gpu_seconds: Number of GPUs held times the seconds they were held.
+        kwh: Energy; None if it was not measured.
+        kg_co2e: Carbon; None if it was not measured.
+        sessions: Number of times the job was started until it was done.
+        parts_found: Parts that existed before, from runs that made something else.
+        metrics: Metrics of the last session (rates, memory, device, shares).
     """
 
     stage: str
@@ -47,85 +48,71 @@ class Cost:
     metrics: dict[str, Any] = field(default_factory=dict)
 
 
-def lineage_costs(catalogue: Catalogue, digests: Iterable[str]) -> list[Cost]:
-    """The cost of artifacts and of all they were made from, each once, first made first."""
-    stages = _ancestors(catalogue, digests)
+def lineage_costs(catalogue: Catalogue, digests: Iterable[str]) -> list[ArtifactCost]:
+    """List the costs of artifacts and of all they were made from, each once, oldest run first.
+
+    Artifacts that no recorded run made come before the others.
+    """
+    stages = {digest: entry.stage for digest, entry in catalogue.lineage(digests).items()}
     with catalogue.session() as session:
-        mine = select(RunRow.key).where(RunRow.artifact.in_(stages), RunRow.status == "done")
-        runs = list(
-            session.scalars(
-                select(RunRow).where(RunRow.key.in_(mine)).order_by(RunRow.started_at, RunRow.id)
-            )
-        )
-    waiting: dict[str, list[RunRow]] = {}
-    made: dict[str, Cost] = {}
+        keys = select(RunRow.key).where(RunRow.artifact.in_(stages), RunRow.status == "done")
+        query = select(RunRow).where(RunRow.key.in_(keys)).order_by(RunRow.started_at, RunRow.id)
+        runs = list(session.scalars(query))
+    unfinished: dict[str, list[RunRow]] = {}
+    costs: dict[str, ArtifactCost] = {}
     for run in runs:
-        sessions = [*waiting.pop(run.key, []), run]
+        sessions = [*unfinished.pop(run.key, []), run]
         if run.status != "done":
-            waiting[run.key] = sessions
-        elif run.artifact in stages and run.artifact not in made and not run.metrics.get("cached"):
-            made[run.artifact] = _cost(stages[run.artifact], run, sessions)
-    unknown = [Cost(stage, digest) for digest, stage in stages.items() if digest not in made]
-    return [*unknown, *made.values()]
+            unfinished[run.key] = sessions
+        elif run.artifact in stages and run.artifact not in costs and not run.metrics.get("cached"):
+            costs[run.artifact] = _cost(stages[run.artifact], run, sessions)
+    unknown = [ArtifactCost(stage, digest) for digest, stage in stages.items()]
+    return [*(cost for cost in unknown if cost.digest not in costs), *costs.values()]
 
 
-def costs(url: str, digests: Iterable[str]) -> list[Cost]:
-    """``lineage_costs`` by the catalogue's address; nothing without one."""
-    return lineage_costs(open_catalogue(url), digests) if url else []
+def costs_at(url: str, store: Store, digests: Iterable[str]) -> list[ArtifactCost]:
+    """List lineage costs by the address of a catalogue; an empty address gives no costs."""
+    return lineage_costs(open_catalogue(url, store), digests) if url else []
 
 
-def totals(found: Sequence[Cost]) -> dict[str, float]:
-    """Sums over costs, of what was measured at all: a lower bound where some lack it."""
-    summed = {}
+def totals(costs: Sequence[ArtifactCost]) -> dict[str, float]:
+    """Sum the figures that were measured. A sum is a lower bound if some costs lack the figure."""
+    sums = {}
     for name in MEASURED:
-        values = [value for cost in found if (value := getattr(cost, name)) is not None]
+        values = [value for cost in costs if (value := getattr(cost, name)) is not None]
         if values:
-            summed[name] = float(sum(values))
-    return summed
+            sums[name] = float(sum(values))
+    return sums
 
 
-def _ancestors(catalogue: Catalogue, digests: Iterable[str]) -> dict[str, str]:
-    """Digests of artifacts and all they were made from, with the stage that made each."""
-    seen: dict[str, str] = {}
-    wave = set(digests)
-    with catalogue.session() as session:
-        while wave:
-            rows = session.execute(
-                select(ArtifactRow.digest, ArtifactRow.stage).where(ArtifactRow.digest.in_(wave))
-            )
-            seen |= {row.digest: row.stage for row in rows}
-            parents = session.scalars(select(EdgeRow.parent).where(EdgeRow.child.in_(wave)))
-            wave = set(parents) - set(seen)
-    return seen
-
-
-def _cost(stage: str, run: RunRow, sessions: list[RunRow]) -> Cost:
-    """The sum of a job's sessions, the last of which is the run that sealed."""
+def _cost(stage: str, run: RunRow, sessions: list[RunRow]) -> ArtifactCost:
+    """Sum the sessions of a job; the last one is the run that sealed the artifact."""
     metrics = run.metrics
-    counted = float(metrics.get("seconds") or run.seconds or 0)
-    # training's checkpoint remembers more of a killed session than its last note
-    seconds = max(sum(_seconds(one) for one in sessions), counted)
-    gpus = float(metrics.get("gpu_seconds", 0)) / counted if counted else 0.0
-    worked = sum(int(one.metrics.get("parts_worked", 0)) for one in sessions)
-    found = int(metrics.get("parts", 0)) - worked if "parts_worked" in metrics else 0
-    return Cost(
+    reported = float(metrics.get("seconds") or run.seconds or 0)
+    # The checkpoint of a training run covers more of a killed session than its last note does.
+    seconds = max(sum(_seconds(session) for session in sessions), reported)
+    gpus = float(metrics.get("gpu_seconds", 0)) / reported if reported else 0.0
+    worked = sum(int(session.metrics.get("parts_worked", 0)) for session in sessions)
+    parts_found = int(metrics.get("parts", 0)) - worked if "parts_worked" in metrics else 0
+    return ArtifactCost(
         stage=stage,
         digest=str(run.artifact),
         seconds=seconds,
-        gpu_seconds=seconds * gpus,  # a session that was killed held as many
+        gpu_seconds=seconds * gpus,  # a killed session held as many GPUs as the last one
         kwh=_sum(sessions, "kwh"),
         kg_co2e=_sum(sessions, "kg_co2e"),
         sessions=len(sessions),
-        parts_found=max(found, 0),
+        parts_found=max(parts_found, 0),
         metrics=metrics,
     )
 
 
 def _seconds(run: RunRow) -> float:
-    """How long a session took; of one that was killed, as far as it noted it."""
+    """Return the length of a session; of a killed session, the length at its last note."""
     return float(run.seconds if run.seconds is not None else run.metrics.get("seconds", 0))
 
 
 def _sum(sessions: list[RunRow], name: str) -> float | None:
-    values = [float(one.metrics[name]) for one in sessions if one.metrics.get(name) is not None]
-    return sum(values) if values else None
+    values = [session.metrics.get(name) for session in sessions]
+    measured = [float(value) for value in values if value is not None]
+    return sum(measured) if measured else None

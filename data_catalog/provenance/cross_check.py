@@ -1,4 +1,4 @@
-"""The catalogue's rows against the sealed manifests that they are a copy of."""
+"""Check the rows of the catalogue against the sealed manifests, of which they are copies."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NAMED = ("dataset", "model")
 
 
 def check_rows(catalogue: Catalogue, artifact: Artifact, manifest: Manifest) -> Findings:
-    """Find what the catalogue says of an artifact that its manifest contradicts.
+    """Find the rows of an artifact that contradict its manifest.
 
     Args:
         catalogue: The catalogue.
@@ -30,25 +30,27 @@ def check_rows(catalogue: Catalogue, artifact: Artifact, manifest: Manifest) -> 
         manifest: Its sealed manifest.
 
     Returns:
-        One sentence for each contradiction, and for what could not be read.
+        A sentence for each contradiction, and for each thing that could not be read.
     """
-    label, found = f"catalogue: {manifest.kind} {artifact.digest[:12]}", Findings()
+    label, findings = f"catalogue: {manifest.kind} {artifact.digest[:12]}", Findings()
     try:
         for problem in _contradictions(catalogue, artifact, manifest):
-            found.problems.append(f"{label} {problem}")
+            findings.problems.append(f"{label} {problem}")
         if manifest.kind == "scores" and _scores_differ(catalogue, artifact):
-            found.problems.append(f"{label} has other scores than {SCORES}")
+            findings.problems.append(f"{label} has other scores than {SCORES}")
     except (CheckError, OutOfReach) as error:
-        found.add_error(error, f"{label}: ")
-    return found
+        findings.add_error(error, f"{label}: ")
+    return findings
 
 
 def _contradictions(catalogue: Catalogue, artifact: Artifact, manifest: Manifest) -> Iterator[str]:
+    """Yield the contradictions of the rows of an artifact, its edges and its sources."""
     digest = artifact.digest
     with catalogue.session() as session:
         row = session.get(ArtifactRow, digest)
-        edges = {e.role: e.parent for e in session.scalars(_of(EdgeRow, EdgeRow.child, digest))}
-        sources = list(session.scalars(_of(SourceRow, SourceRow.artifact, digest)))
+        edge_rows = session.scalars(select(EdgeRow).where(EdgeRow.child == digest))
+        edges = {edge.role: edge.parent for edge in edge_rows}
+        sources = list(session.scalars(select(SourceRow).where(SourceRow.artifact == digest)))
     if row is None:
         yield "has no row"
         return
@@ -58,26 +60,28 @@ def _contradictions(catalogue: Catalogue, artifact: Artifact, manifest: Manifest
         if getattr(row, name) != getattr(manifest, name):
             yield f"has {name} {getattr(row, name)!r}, not {getattr(manifest, name)!r}"
     for role in sorted(manifest.inputs.keys() | edges.keys()):
-        sealed, said = manifest.inputs.get(role), edges.get(role)
-        if said is None:
+        sealed, recorded = manifest.inputs.get(role), edges.get(role)
+        if recorded is None:
             yield f"lacks the edge to its input {role} {sealed}"
-        elif said != sealed:
-            yield f"has an edge to {role} {said}, its manifest says {sealed or 'none'}"
+        elif recorded != sealed:
+            yield f"has an edge to {role} {recorded}, its manifest has {sealed or 'none'}"
     if _differ(sealed_sources(manifest), sources):
         yield "has other sources or licences than its manifest"
 
 
 def _scores_differ(catalogue: Catalogue, artifact: Artifact) -> bool:
+    """Return whether the recorded scores differ from the artifact's table."""
+    query = select(ScoreRow).where(ScoreRow.artifact == artifact.digest)
     with catalogue.session() as session:
         if session.get(ArtifactRow, artifact.digest) is None:
-            return False  # that is a problem of its own
-        scores = list(session.scalars(_of(ScoreRow, ScoreRow.artifact, artifact.digest)))
+            return False  # the missing row is reported as a problem of its own
+        scores = list(session.scalars(query))
     return _differ(sealed_scores(artifact), scores)
 
 
 def check_names(catalogue: Catalogue) -> list[str]:
-    """Find names that mean no artifact, or one of a kind that is not published."""
-    found = []
+    """Find published names without an artifact, or with an artifact of another kind."""
+    problems = []
     try:
         with catalogue.session() as session:
             named = session.execute(
@@ -89,23 +93,19 @@ def check_names(catalogue: Catalogue) -> list[str]:
         return [str(error)]
     for name, version, digest, kind in named:
         if kind is None:
-            found.append(f"catalogue: {name}@{version} means {digest}, of which it has no row")
+            problems.append(f"catalogue: {name}@{version} means {digest}, which has no row")
         elif kind not in NAMED:
-            found.append(f"catalogue: {name}@{version} means {digest[:12]} of kind {kind}")
-    return found
+            problems.append(f"catalogue: {name}@{version} means {digest[:12]} of kind {kind}")
+    return problems
 
 
-def _of(table: Any, column: Any, digest: str) -> Any:
-    return select(table).where(column == digest)
+def _differ(sealed: list[dict[str, Any]], rows: list[Any]) -> bool:
+    """Return whether rows of the catalogue differ from sealed rows, in any order."""
+    names = list(sealed[0]) if sealed else []
+    recorded = sorted(repr([_python_value(getattr(row, name)) for name in names]) for row in rows)
+    return recorded != sorted(repr([_python_value(row[name]) for name in names]) for row in sealed)
 
 
-def _differ(wanted: list[dict[str, Any]], rows: list[Any]) -> bool:
-    """Whether rows of the catalogue say something else than these dictionaries, in any order."""
-    names = list(wanted[0]) if wanted else []
-    said = sorted(repr([_plain(getattr(row, name)) for name in names]) for row in rows)
-    return said != sorted(repr([_plain(row[name]) for name in names]) for row in wanted)
-
-
-def _plain(value: Any) -> Any:
-    """A value as Python writes it, whatever library it comes from."""
+def _python_value(value: Any) -> Any:
+    """Convert a NumPy value to a Python value, so that both have the same text."""
     return value.tolist() if hasattr(value, "tolist") else value

@@ -1,4 +1,11 @@
-"""Where things come from: the chain of digests, walked from weights back to source assets."""
+"""Lineage: the chain of digests from an artifact back to the source assets.
+
+ancestry        all artifacts that an artifact was made from, as a graph
+ancestor        the nearest artifact of a kind
+trace_sample    one sample: shard, chip and window, item, assets, licence, decision
+explain_chip    the decision on one candidate chip
+weights_read    the weights that a stage read
+"""
 
 from __future__ import annotations
 
@@ -7,15 +14,18 @@ import math
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from data_catalog.artifact import Artifact
 from data_catalog.catalogue import Catalogue, UnknownReference
 from data_catalog.database.item_states import STAND_INS
 from data_catalog.errors import UsageError
-from data_catalog.tables import records
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+#: Roles of inputs that are weights: a model's lineage goes through them, a chip's does not.
+WEIGHTS = ("encoder", "teacher", "student")
 
 
 class UnknownSample(UsageError):
@@ -23,42 +33,44 @@ class UnknownSample(UsageError):
 
 
 @dataclass(frozen=True)
-class Node:
-    """An artifact in a lineage, and what it was made from, by role.
+class LineageNode:
+    """An artifact in a lineage, its kind, and the nodes that it was made from, by role.
 
-    A lineage is a graph: two nodes may have one parent. Each artifact is one node.
+    A lineage is a graph: two nodes may share a parent. Each artifact is one node.
     """
 
     artifact: Artifact
-    parents: dict[str, Node] = field(default_factory=dict)
+    kind: str
+    parents: dict[str, LineageNode] = field(default_factory=dict)
 
 
-#: Roles of inputs that are weights: a model's lineage goes through them, a chip's does not.
-WEIGHTS = ("encoder", "teacher", "student")
-#: Weights whose training data went into a model; an encoder only decides what is selected.
-LEARNED_FROM = ("teacher", "student")
+def ancestry(catalogue: Catalogue, artifact: Artifact) -> LineageNode:
+    """Read the lineage of an artifact from the catalogue; each artifact is read once.
+
+    Raises:
+        UnknownReference: The catalogue has no row of an artifact in the lineage.
+    """
+    entries = catalogue.lineage([artifact.digest])
+    nodes = {
+        digest: LineageNode(catalogue.store.artifact(entry.kind, digest), entry.kind)
+        for digest, entry in entries.items()
+    }
+    for digest, entry in entries.items():
+        for role, parent in entry.inputs.items():
+            if parent not in nodes:
+                raise UnknownReference(f"no artifact {parent} in this catalogue")
+            nodes[digest].parents[role] = nodes[parent]
+    if artifact.digest not in nodes:
+        raise UnknownReference(f"no artifact {artifact.digest} in this catalogue")
+    return nodes[artifact.digest]
 
 
-def ancestry(catalogue: Catalogue, artifact: Artifact) -> Node:
-    """Everything an artifact was made from, as the catalogue has it; each artifact is read once."""
-    root = Node(artifact)
-    nodes, queue = {artifact.digest: root}, deque([root])
-    while queue:
-        node = queue.popleft()
-        for role, digest in catalogue.parents(node.artifact.digest).items():
-            if digest not in nodes:
-                nodes[digest] = Node(catalogue.get(digest))
-                queue.append(nodes[digest])
-            node.parents[role] = nodes[digest]
-    return root
-
-
-def walk(node: Node, through_weights: bool = True) -> Iterator[Node]:
-    """A lineage's nodes, each artifact once, nearest first.
+def walk_lineage(node: LineageNode, through_weights: bool = True) -> Iterator[LineageNode]:
+    """Yield the nodes of a lineage, each artifact once, nearest first.
 
     Args:
-        node: where it begins.
-        through_weights: whether models are followed that were read as encoder, teacher or student.
+        node: First node.
+        through_weights: Follow models that were used as encoder, teacher or student.
     """
     seen, queue = {node.artifact.digest}, deque([node])
     while queue:
@@ -72,148 +84,125 @@ def walk(node: Node, through_weights: bool = True) -> Iterator[Node]:
 
 
 def ancestor(catalogue: Catalogue, artifact: Artifact, kind: str) -> Artifact:
-    """The nearest artifact of this kind in a lineage, the artifact itself included.
+    """Find the nearest artifact of a kind in a lineage, the artifact itself included.
+
+    Models that were used as encoder, teacher or student are not followed.
 
     Raises:
-        UnknownReference: the lineage has none.
+        UnknownReference: The lineage has none.
     """
-    for node in walk(ancestry(catalogue, artifact), through_weights=False):
-        if catalogue.kind(node.artifact.digest) == kind:
+    root = ancestry(catalogue, artifact)
+    for node in walk_lineage(root, through_weights=False):
+        if node.kind == kind:
             return node.artifact
-    mine = catalogue.kind(artifact.digest)
     raise UnknownReference(
-        f"{mine} {artifact.digest[:12]} has no {kind} in its lineage; name a later stage"
+        f"{root.kind} {artifact.digest[:12]} has no {kind} in its lineage; name a later stage"
     )
-
-
-def _rows(frame: pd.DataFrame, column: str, value: str) -> list[dict[str, Any]]:
-    return records(pd.DataFrame(frame[frame[column] == value]))
-
-
-def _row(frame: pd.DataFrame, column: str, value: str, what: str) -> dict[str, Any]:
-    found = _rows(frame, column, value)
-    if not found:
-        raise UnknownSample(f"no {what} {value!r}; `geofm list` and `geofm show` say what there is")
-    return found[0]
-
-
-def _plain(row: dict[str, Any]) -> dict[str, Any]:
-    """A table row as JSON: geometries as WKT, arrays as lists."""
-    plain: dict[str, Any] = {}
-    for name, value in row.items():
-        if hasattr(value, "wkt"):
-            plain[name] = value.wkt
-        elif hasattr(value, "tolist"):
-            plain[name] = value.tolist()
-        else:
-            plain[name] = None if isinstance(value, float) and math.isnan(value) else value
-    return plain
 
 
 def trace_sample(catalogue: Catalogue, dataset: Artifact, key: str) -> dict[str, Any]:
-    """One sample's whole provenance: shard, chip and window, scene, assets, settings, digests.
+    """Return the provenance of a sample: shard, chip, window, item, assets, settings, digests.
 
     Args:
-        catalogue: the record that knows the dataset's inputs.
-        dataset: an artifact of kind ``dataset``.
-        key: the sample's key (its chip id).
+        catalogue: Catalogue that records the dataset's inputs.
+        dataset: Artifact of kind ``dataset``.
+        key: Key of the sample (its chip id).
 
     Raises:
-        UnknownSample: the dataset holds no such sample.
+        UnknownSample: The dataset holds no such sample.
     """
     inputs = {role: catalogue.get(d) for role, d in dataset.manifest.inputs.items()}
-    sample = _row(dataset.table("index.parquet"), "key", key, "sample")
-    chips = inputs["chips"]
-    chip = _row(chips.table("chips.parquet"), "chip_id", sample["chip_id"], "chip")
-    item = _item(inputs["items"], chips, chip["item_sha256"])
-    used = _rows(chips.table("assets.parquet"), "item_id", chip["item_id"])
-    assets = [a for a in used if a["collection"] == chip["collection"]]
-    decision = _row(
-        inputs["decisions"].table("decisions.parquet"), "chip_id", sample["chip_id"], "decision"
-    )
+    sample = _first_row(dataset.table("index.parquet"), "key", key, "sample")
+    chips, chip_id = inputs["chips"], sample["chip_id"]
+    chip = _first_row(chips.table("chips.parquet"), "chip_id", chip_id, "chip")
+    item = _item_row(inputs["items"], chips, chip["item_sha256"])
+    assets = [
+        asset
+        for asset in _rows(chips.table("assets.parquet"), "item_id", chip["item_id"])
+        if asset["collection"] == chip["collection"]
+    ]
+    decisions = inputs["decisions"].table("decisions.parquet")
+    decision = _first_row(decisions, "chip_id", chip_id, "decision")
     item_json = json.loads(item.pop("item_json"))
     window = {name: chip[name] for name in ("row", "col", "width", "height", "crs", "transform")}
     return {
-        "sample": _plain(sample),
+        "sample": _to_json(sample),
         "dataset": dataset.digest,
-        "chip": _plain(chip),
-        "window": _plain(window),
-        "decision": _plain(decision),
-        "item": _plain(item),
+        "chip": _to_json(chip),
+        "window": _to_json(window),
+        "decision": _to_json(decision),
+        "item": _to_json(item),
         "item_properties": item_json.get("properties", {}),
-        "assets": [_plain(asset) for asset in assets],
+        "assets": [_to_json(asset) for asset in assets],
         "licence": chip.get("licence") or item["licence"],
         "settings": {role: a.manifest.settings for role, a in inputs.items()},
         "artifacts": {role: a.digest for role, a in inputs.items()},
     }
 
 
-def _item(items: Artifact, chips: Artifact, sha256: str) -> dict[str, Any]:
-    """The row of an item by its digest (ids repeat between collections).
-
-    A stand-in that the search does not list any more has its row in the chips artifact.
-    """
-    found = _rows(items.table("items.parquet"), "item_sha256", sha256)
-    if not found and any(entry.path == STAND_INS for entry in chips.manifest.files):
-        found = _rows(chips.table(STAND_INS), "item_sha256", sha256)
-    if not found:
-        raise UnknownSample(f"no item {sha256} in {items.digest[:12]}")
-    return found[0]
-
-
-def why(catalogue: Catalogue, artifact: Artifact, chip_id: str) -> dict[str, Any]:
-    """The decision on one candidate chip, with its witness.
+def explain_chip(catalogue: Catalogue, artifact: Artifact, chip_id: str) -> dict[str, Any]:
+    """Return the decision on a candidate chip, with its witness.
 
     A chip that never reached curation (overlap, nodata, quarantine) is explained by the cut.
 
     Raises:
-        UnknownSample: no candidate has this id.
+        UnknownSample: No candidate has this id.
     """
     decisions = ancestor(catalogue, artifact, "decisions")
-    found = _rows(decisions.table("decisions.parquet"), "chip_id", chip_id)
-    if found:
-        return {"stage": "curate", "artifact": decisions.digest, **_plain(found[0])}
+    rows = _rows(decisions.table("decisions.parquet"), "chip_id", chip_id)
+    if rows:
+        return {"stage": "curate", "artifact": decisions.digest, **_to_json(rows[0])}
     chips = ancestor(catalogue, decisions, "chips")
-    chip = _plain(_row(chips.table("chips.parquet"), "chip_id", chip_id, "candidate chip"))
-    return {"stage": "cut", "artifact": chips.digest, **chip}
+    chip = _first_row(chips.table("chips.parquet"), "chip_id", chip_id, "candidate chip")
+    return {"stage": "cut", "artifact": chips.digest, **_to_json(chip)}
 
 
-def licence_union(catalogue: Catalogue, artifact: Artifact) -> list[dict[str, Any]]:
-    """Every licence in the lineage, with what brings it.
+def _item_row(items: Artifact, chips: Artifact, sha256: str) -> dict[str, Any]:
+    """Return the row of an item by its digest (ids repeat between collections).
 
-    One row for each licence and collection of each dataset, those of models that were read as
-    encoder, teacher or student included; and one row for each teacher's and initial student's
-    weights that are published elsewhere. ``dataset`` and ``weights`` say which.
+    A stand-in that the search does not list any more has its row in the chips artifact.
     """
-    rows: list[dict[str, Any]] = []
-    own = ancestor(catalogue, artifact, "dataset")
-    nodes = [node.artifact for node in walk(ancestry(catalogue, artifact))]
-    datasets = [a for a in nodes if catalogue.kind(a.digest) == "dataset"]
-    for dataset in sorted(datasets, key=lambda a: a.digest != own.digest):
-        samples = dataset.table("samples.parquet", ["licence", "collection", "item_id"])
-        groups = samples.groupby(["licence", "collection"], sort=True, dropna=False)
-        rows += [
-            {"licence": str(licence), "collection": str(collection), "samples": len(found),
-             "items": int(found["item_id"].nunique()), "dataset": dataset.digest, "weights": ""}
-            for (licence, collection), found in groups
-        ]  # fmt: skip
-    for made in nodes:
-        for row in weights_read(made):
-            terms = row["licence"] or "not stated"
-            read = row["role"] in LEARNED_FROM and not row["model"]
-            known = {(r["licence"], r["weights"]) for r in rows}
-            if read and (terms, row["network"]) not in known:
-                rows.append(
-                    {"licence": terms, "collection": "", "samples": 0, "items": 0,
-                     "dataset": "", "weights": row["network"]}
-                )  # fmt: skip
-    return rows
+    rows = _rows(items.table("items.parquet"), "item_sha256", sha256)
+    if not rows and any(entry.path == STAND_INS for entry in chips.manifest.files):
+        rows = _rows(chips.table(STAND_INS), "item_sha256", sha256)
+    if not rows:
+        raise UnknownSample(f"no item {sha256} in {items.digest[:12]}")
+    return rows[0]
+
+
+def _first_row(frame: pd.DataFrame, column: str, value: str, what: str) -> dict[str, Any]:
+    rows = _rows(frame, column, value)
+    if not rows:
+        raise UnknownSample(
+            f"no {what} {value!r}; `geofm list` and `geofm show` list what there is"
+        )
+    return rows[0]
+
+
+def _rows(frame: pd.DataFrame, column: str, value: str) -> list[dict[str, Any]]:
+    rows = frame[frame[column] == value].to_dict("records")
+    return [{str(name): cell for name, cell in row.items()} for row in rows]
+
+
+def _to_json(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a table row as JSON: geometries as WKT, arrays as lists."""
+    values: dict[str, Any] = {}
+    for name, value in row.items():
+        if hasattr(value, "wkt"):
+            values[name] = value.wkt
+        elif hasattr(value, "tolist"):
+            values[name] = value.tolist()
+        else:
+            values[name] = None if isinstance(value, float) and math.isnan(value) else value
+    return values
 
 
 def weights_read(artifact: Artifact) -> list[dict[str, str]]:
-    """The weights that an artifact's stage read: role, network, sha256, licence, model."""
+    """List the weights that an artifact's stage read: role, network, sha256, licence, model.
+
+    ``model`` is the digest of a geofm model; it is empty for weights published elsewhere.
+    """
     manifest = artifact.manifest
-    found = manifest.facts.get("weights", {})
     return [
         {
             "role": str(role),
@@ -222,6 +211,6 @@ def weights_read(artifact: Artifact) -> list[dict[str, str]]:
             "licence": str(weights["licence"]),
             "model": manifest.inputs.get(role, ""),
         }
-        for role, weights in found.items()
+        for role, weights in manifest.facts.get("weights", {}).items()
         if weights["origin"] != "random"
     ]

@@ -1,4 +1,4 @@
-"""What changed between two models: settings, inputs, weights and software, by their manifests."""
+"""The difference of two models: settings, inputs, weights and software, from their manifests."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from data_catalog.artifact import Artifact
 from data_catalog.catalogue import Catalogue
 from data_catalog.provenance.diff import Difference, compare, read_version
 
-#: Facts of a model that are worth comparing.
+#: Facts of a model that are compared.
 FACTS = ("student", "student_init", "teacher", "parameters", "samples", "bands", "loss")
 
 
 @dataclass(frozen=True)
 class ModelDifference:
-    """From one model to another; each value is a pair, from and to.
+    """The difference from an old model to a new one; each value is a pair of old and new.
 
     Attributes:
-        settings: fields of the section ``pretrain``.
-        inputs: digests of the dataset, and of geofm models that were teacher or student.
-        weights: digests of the files of weights by role.
-        facts: what the stage noted of the model.
-        software: versions.
-        seed: of the training; None where it is the same.
-        dataset: how the datasets differ; None where it is the same one.
+        settings: Fields of the section ``pretrain``.
+        inputs: Digests of the dataset, and of geofm models that were teacher or student.
+        weights: Digests of the files of weights by role.
+        facts: Facts of the manifest (``FACTS``).
+        software: Versions of packages.
+        seed: Seed of the training; None if it is the same.
+        dataset: Difference of the datasets; None if it is the same dataset.
     """
 
     settings: dict[str, tuple[Any, Any]]
@@ -36,21 +36,21 @@ class ModelDifference:
     dataset: Difference | None
 
     def summary(self) -> dict[str, Any]:
-        """The difference as JSON, the dataset's in numbers."""
-        pairs = {name: getattr(self, name) for name in ("settings", "inputs", "weights", "facts")}
-        told = {
-            name: {key: list(pair) for key, pair in found.items()} for name, found in pairs.items()
+        """Return the difference as JSON, that of the datasets in numbers."""
+        changes = {
+            name: {key: list(pair) for key, pair in getattr(self, name).items()}
+            for name in ("settings", "inputs", "weights", "facts")
         }
         dataset = self.dataset.summary() if self.dataset else None
-        return {**told, "seed": list(self.seed) if self.seed else None, "dataset": dataset}
+        return {**changes, "seed": list(self.seed) if self.seed else None, "dataset": dataset}
 
     def headline(self) -> str:
-        """``dataset +12 −3, 2 settings``."""
-        told = [f"dataset {self.dataset.headline()}"] if self.dataset else []
+        """Return one line for people: ``dataset +12 −3; settings: epochs, seed``."""
+        changes = [f"dataset {self.dataset.headline()}"] if self.dataset else []
         for name in ("settings", "weights", "software"):
-            if found := getattr(self, name):
-                told.append(f"{name}: {', '.join(found)}")
-        return "; ".join(told) or "trained again, with nothing else changed"
+            if pairs := getattr(self, name):
+                changes.append(f"{name}: {', '.join(pairs)}")
+        return "; ".join(changes) or "trained again, with nothing else changed"
 
 
 def compare_models(catalogue: Catalogue, before: Artifact, after: Artifact) -> ModelDifference:
@@ -78,7 +78,7 @@ def compare_models(catalogue: Catalogue, before: Artifact, after: Artifact) -> M
 
 
 def _changed(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """The names whose values differ, with both values."""
+    """Return the names whose values differ, with both values."""
     names = sorted(old.keys() | new.keys())
     return {
         name: (old.get(name), new.get(name)) for name in names if old.get(name) != new.get(name)

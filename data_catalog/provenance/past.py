@@ -1,11 +1,9 @@
-"""Chips of earlier versions: in which version a chip was last, and why it left."""
+"""Chips of earlier versions of a dataset: the last version with a chip, and why it was removed."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from data_catalog.artifact import Artifact, NotInStore
 from data_catalog.catalogue import Catalogue, UnknownReference
@@ -13,22 +11,24 @@ from data_catalog.database.schema import NameRow
 from data_catalog.errors import CheckError
 from data_catalog.provenance.diff import Version, compare, item_changes, read_version
 from data_catalog.provenance.lineage import ancestor
-from data_catalog.tables import records
 
-#: Columns of ``chips.parquet`` that say which chip it is.
+if TYPE_CHECKING:
+    import pandas as pd
+
+#: Columns of ``chips.parquet`` that identify a chip and its status.
 CHIP = ["chip_id", "collection", "item_id", "cell", "status", "reason"]
 
 
 @dataclass(frozen=True)
-class Found:
+class PastChip:
     """A chip in an earlier version of a dataset.
 
     Attributes:
-        version: The last version that had the chip among its candidates.
-        following: The version after it, in which the chip is no candidate any more; None where
-            that is the dataset in question itself, which was not published.
-        chip: The chip's row in that version.
-        was_kept: Whether it was a sample of that version.
+        version: Last version with the chip among its candidates.
+        following: Version after it, without the chip; None if that is the dataset in question,
+            which was not published.
+        chip: Row of the chip in the last version.
+        was_kept: Whether the chip was a sample of the last version.
     """
 
     version: NameRow
@@ -38,39 +38,39 @@ class Found:
 
 
 def why_left(catalogue: Catalogue, artifact: Artifact, chip_id: str) -> dict[str, Any] | None:
-    """Explain why a chip that an earlier version had is no candidate any more.
+    """Explain why a chip of an earlier version is not a candidate any more.
 
     Args:
-        catalogue: the record.
-        artifact: a dataset, or something made from one, that does not have the chip.
-        chip_id: of the chip.
+        catalogue: The catalogue.
+        artifact: A dataset without the chip, or an artifact made from such a dataset.
+        chip_id: Id of the chip.
 
     Returns:
-        The chip, the version it was in, the version in which it left, and why; None if no earlier
-        version had it.
+        The chip, its last version, the version in which it is missing, and the reason; None if no
+        earlier version had the chip.
     """
     dataset = _dataset(catalogue, artifact)
-    found = None if dataset is None else _last_version_with(catalogue, dataset, chip_id)
-    if dataset is None or found is None:
+    past = None if dataset is None else _last_version_with(catalogue, dataset, chip_id)
+    if dataset is None or past is None:
         return None
-    after = dataset if found.following is None else catalogue.get(found.following.digest)
-    old = read_version(catalogue, catalogue.get(found.version.digest))
-    reason, by = _reason(old, read_version(catalogue, after), found.chip)
-    was = f"{found.version.name}@{found.version.version}"
-    following = found.following
+    after = dataset if past.following is None else catalogue.get(past.following.digest)
+    old = read_version(catalogue, catalogue.get(past.version.digest))
+    reason, by = _reason(old, read_version(catalogue, after), past.chip)
+    was = f"{past.version.name}@{past.version.version}"
+    following = past.following
     left = f"{following.name}@{following.version}" if following else after.digest[:12]
-    role = "a sample of" if found.was_kept else "a candidate in"
+    role = "a sample of" if past.was_kept else "a candidate in"
     return {
         "stage": "version",
-        "artifact": found.version.digest,
+        "artifact": past.version.digest,
         "chip_id": chip_id,
-        "collection": found.chip["collection"],
-        "item_id": found.chip["item_id"],
-        "cell": found.chip["cell"],
+        "collection": past.chip["collection"],
+        "item_id": past.chip["item_id"],
+        "cell": past.chip["cell"],
         "decision": "left",
         "rule": reason,
         "was_in": was,
-        "was_kept": found.was_kept,
+        "was_kept": past.was_kept,
         "left_in": left,
         "superseded_by": by,
         "reason": f"was {role} {was}; left in {left} because: {reason}"
@@ -79,7 +79,7 @@ def why_left(catalogue: Catalogue, artifact: Artifact, chip_id: str) -> dict[str
 
 
 def last_sample_in(catalogue: Catalogue, artifact: Artifact, chip_id: str) -> str:
-    """Find the last earlier version that had a chip as a sample; empty if none had."""
+    """Find the last earlier version with a chip as a sample; empty if there is none."""
     dataset = _dataset(catalogue, artifact)
     for row in [] if dataset is None else _earlier(catalogue, dataset):
         samples = _table(catalogue, row, "dataset", "samples.parquet", ["chip_id"])
@@ -89,7 +89,7 @@ def last_sample_in(catalogue: Catalogue, artifact: Artifact, chip_id: str) -> st
 
 
 def _dataset(catalogue: Catalogue, artifact: Artifact) -> Artifact | None:
-    """Find the dataset that an artifact is or was made from; None for earlier stages."""
+    """Find the dataset in an artifact's lineage; None if the artifact is from an earlier stage."""
     try:
         return ancestor(catalogue, artifact, "dataset")
     except UnknownReference:
@@ -99,7 +99,7 @@ def _dataset(catalogue: Catalogue, artifact: Artifact) -> Artifact | None:
 def _earlier(catalogue: Catalogue, dataset: Artifact) -> list[NameRow]:
     """List the published versions before a dataset, newest first.
 
-    They are those of the names that the dataset has; of all names if it was not published.
+    They are the versions of the dataset's names; of all names if it was not published.
     """
     names = [row for row in catalogue.names() if catalogue.kind(row.digest) == "dataset"]
     own = [row for row in names if row.digest == dataset.digest]
@@ -109,19 +109,21 @@ def _earlier(catalogue: Catalogue, dataset: Artifact) -> list[NameRow]:
     return [row for row in names if row.number < last.get(row.name, 0)]
 
 
-def _last_version_with(catalogue: Catalogue, dataset: Artifact, chip_id: str) -> Found | None:
+def _last_version_with(catalogue: Catalogue, dataset: Artifact, chip_id: str) -> PastChip | None:
+    """Find the last version before a dataset that had a chip among its candidates."""
     later: dict[str, NameRow] = {
         row.name: row for row in catalogue.names() if row.digest == dataset.digest
     }
     for row in _earlier(catalogue, dataset):
         chips = _table(catalogue, row, "chips", "chips.parquet", CHIP)
-        if chips is None:  # removed from the store: the version after it is compared instead
+        if chips is None:  # removed from the store: the version before it is tried
             continue
         if (chips["chip_id"] == chip_id).any():
-            chip = records(pd.DataFrame(chips[chips["chip_id"] == chip_id]))[0]
+            row_of_chip = chips[chips["chip_id"] == chip_id].to_dict("records")[0]
+            chip = {str(name): value for name, value in row_of_chip.items()}
             samples = _table(catalogue, row, "dataset", "samples.parquet", ["chip_id"])
             kept = samples is not None and bool((samples["chip_id"] == chip_id).any())
-            return Found(row, later.get(row.name), chip, kept)
+            return PastChip(row, later.get(row.name), chip, kept)
         later[row.name] = row
     return None
 
@@ -129,7 +131,7 @@ def _last_version_with(catalogue: Catalogue, dataset: Artifact, chip_id: str) ->
 def _table(
     catalogue: Catalogue, version: NameRow, kind: str, file: str, columns: list[str]
 ) -> pd.DataFrame | None:
-    """Read a table of a version's lineage; None if that is not in the store any more."""
+    """Read a table in the lineage of a version; None if it is not in the store any more."""
     try:
         artifact = ancestor(catalogue, catalogue.get(version.digest), kind)
         return artifact.table(file, columns)
@@ -138,9 +140,14 @@ def _table(
 
 
 def _reason(old: Version, new: Version, chip: dict[str, Any]) -> tuple[str, str]:
-    """Why a chip left, in the words of the difference of two versions; and what stands for it."""
+    """Return the reason why a chip was removed, and the id of the item that supersedes its item.
+
+    The reason is the one in the difference of the two versions, if the chip were the only sample.
+    """
+    import pandas as pd
+
     key = (str(chip["collection"]), str(chip["item_id"]))
     change = item_changes(old, new).get(key, {})
-    one = pd.DataFrame([{name: chip[name] for name in CHIP[:4]} | {"source": "", "licence": ""}])
-    found = compare(replace(old, samples=one), new)
-    return next(iter(found.why_removed)), str(change.get("by", ""))
+    sample = {name: chip[name] for name in CHIP[:4]} | {"source": "", "licence": ""}
+    difference = compare(replace(old, samples=pd.DataFrame([sample])), new)
+    return next(iter(difference.why_removed)), str(change.get("by", ""))

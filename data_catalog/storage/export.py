@@ -1,10 +1,9 @@
-"""A sealed artifact as a folder elsewhere: every file found as sealed, and there in one step."""
+"""Export: copy a sealed artifact to a folder elsewhere, verified and in one atomic step."""
 
 from __future__ import annotations
 
 import os
 import shutil
-import uuid
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,49 +13,46 @@ from data_catalog.errors import CheckError, UsageError
 from data_catalog.manifest import MANIFEST
 from data_catalog.progress import tick
 from data_catalog.provenance.verify import verify_artifact
+from data_catalog.storage.atomic import atomic_folder
 
 
 class TargetExists(UsageError):
-    """There is something where the copy should go."""
+    """The target folder of an export exists already."""
 
 
 @contextmanager
-def copied(
+def exported_copy(
     artifact: Artifact, folder: Path, hard_links: bool = False, rewritten: Collection[str] = ()
 ) -> Iterator[Path]:
-    """Copy an artifact's files and its manifest; the block may add to the copy before it appears.
+    """Copy an artifact's files and its manifest; the block may add files to the copy.
 
     Args:
-        artifact: what is copied.
-        folder: where; must not exist.
-        hard_links: link the files of a local store instead of copying them. They are then the
-            very files of the store: do not change them in place.
-        rewritten: files that the block writes anew; never linked.
+        artifact: Artifact to copy.
+        folder: Target folder; must not exist.
+        hard_links: Link the files of a local store instead of copying them. A linked file is the
+            same file as in the store: do not change it in place.
+        rewritten: Names of files that the block writes anew; they are never linked.
 
     Yields:
-        The folder under a name of its own; it takes its place when the block ends without error.
+        The copy under a temporary name. It becomes ``folder`` if the block ends without an error.
 
     Raises:
-        TargetExists: the folder is there already.
-        CheckError: a file is not as sealed.
+        TargetExists: The target folder exists.
+        CheckError: A file is not as sealed.
     """
     if folder.exists():
-        raise TargetExists(f"{folder} is there already: name another folder with --out")
-    beside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        problems = verify_artifact(artifact)
-        if problems:
-            raise CheckError("\n  ".join([f"{artifact.digest[:12]} is not exported:", *problems]))
+        raise TargetExists(f"{folder} exists already: name another folder with --out")
+    problems = verify_artifact(artifact)
+    if problems:
+        raise CheckError("\n  ".join([f"{artifact.digest[:12]} is not exported:", *problems]))
+    with atomic_folder(folder) as copy:
         names = [*(entry.path for entry in artifact.manifest.files), MANIFEST]
         for number, name in enumerate(names):
-            target = beside / name
+            target = copy / name
             target.parent.mkdir(parents=True, exist_ok=True)
             if hard_links and artifact.is_local and name not in rewritten:
                 os.link(artifact.local(name), target)
             else:
                 shutil.copyfile(artifact.local(name), target)
             tick("export", number + 1, len(names), name)
-        yield beside
-        beside.rename(folder)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        yield copy

@@ -1,8 +1,8 @@
 """Locks on files, which the kernel releases when the process that holds them ends.
 
-They protect local folders: what is being written (staging) and what a job keeps (scratch). A
-process id would not do: it means another process in another container, and it is used again after
-a while. Leases (``lease.py``) are for whole machines that share a catalogue.
+They protect local folders: files being written (staging) and the state of a job (scratch). A
+process id is no substitute: it means another process in another container, and it is used again
+after a while. Leases (``database.lease``) are for machines that share a catalogue.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 #: Seconds between two attempts of a process that waits.
 RETRY_S = 0.5
 #: Age (seconds) from which a lock counts as abandoned if its process ran on another machine, or on
-#: this one before it was restarted: not every network file system shows other machines' locks.
+#: this machine before a restart: some network file systems do not show locks of other machines.
 ABANDONED_S = 7 * 24 * 3600.0
-#: Seconds that a process may take from making a file to locking it.
+#: Longest time (seconds) between creating a file and locking it.
 FRESH_S = 2.0
 
 
@@ -64,7 +64,7 @@ def lock_file(path: Path, what: str, wait: bool = True, shared: bool = False) ->
             tick("waiting", 1, 1, "over")
         if not shared:
             file.truncate(0)
-            boot = boot_mark() if locked else ""  # without locks only its age counts
+            boot = boot_mark() if locked else ""  # without locks only the age of the file counts
             file.write(f"process {os.getpid()} on {socket.gethostname()}\n{boot}\n")
             file.flush()
         try:
@@ -77,7 +77,7 @@ def lock_file(path: Path, what: str, wait: bool = True, shared: bool = False) ->
 def is_abandoned(path: Path) -> bool:
     """Return whether the process that held an exclusive lock has ended without cleaning up.
 
-    A lock file that is missing or empty is abandoned when its folder is old.
+    If the lock file is missing or empty, the age of its folder decides.
     """
     try:
         with path.open("r+", encoding="utf-8") as file:
@@ -86,12 +86,12 @@ def is_abandoned(path: Path) -> bool:
                 return False
     except FileNotFoundError:
         boot = ""
-    except (PermissionError, NotADirectoryError):  # another user's, or not ours at all
+    except (PermissionError, NotADirectoryError):  # of another user, or not a staging folder
         return False
     if boot and boot == boot_mark():
         return True
     try:
-        newest = max(place.stat().st_mtime for place in (path, path.parent) if place.exists())
+        newest = max(file.stat().st_mtime for file in (path, path.parent) if file.exists())
     except (FileNotFoundError, ValueError):  # another process has just removed it
         return False
     return time.time() - newest > ABANDONED_S
@@ -100,24 +100,28 @@ def is_abandoned(path: Path) -> bool:
 def mark_in_use(file: IO[bytes]) -> None:
     """Lock an open file that no other process writes, until it is closed."""
     try:
-        fcntl.flock(file.fileno(), fcntl.LOCK_EX)  # waits at most for a look by ``is_in_use``
+        fcntl.flock(file.fileno(), fcntl.LOCK_EX)  # waits at most for a check by ``is_in_use``
     except OSError as error:
         if error.errno not in UNSUPPORTED:
             raise
 
 
 def is_in_use(path: Path) -> bool:
-    """Return whether a living process has locked a file, or has only just made it."""
+    """Return whether a living process has locked a file, or has created it just now."""
     try:
         with path.open("rb") as file:
             fresh = time.time() - os.fstat(file.fileno()).st_ctime < FRESH_S
             return _try_lock(file.fileno(), fcntl.LOCK_SH) is False or fresh
-    except FileNotFoundError:  # finished meanwhile
+    except FileNotFoundError:  # the writer has finished
         return False
 
 
 def _try_lock(descriptor: int, mode: int) -> bool | None:
-    """Take a lock; False if another process holds it, None if the file system has no locks."""
+    """Take a lock.
+
+    Returns:
+        False if another process holds it, None if the file system has no locks.
+    """
     try:
         fcntl.flock(descriptor, mode | fcntl.LOCK_NB)
     except BlockingIOError:

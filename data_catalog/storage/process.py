@@ -1,68 +1,92 @@
-"""Processes: the cores that this one may use, whether another one lives, ending with a parent.
+"""Processes: usable cores and peak memory, whether another process lives, ending with a parent.
 
-Whether a process lives is known for certain on its own machine only.
+It is known for certain only on its own machine whether a process lives.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import runpy
 import signal
 import sys
 import threading
 import time
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
 _PROC = Path("/proc")
-#: Seconds between two looks at the parent.
+#: Seconds between two checks of the parent.
 LOOK_S = 0.5
 #: ``prctl`` option: the signal that the kernel sends when the parent ends (Linux).
 _PR_SET_PDEATHSIG = 1
 
 
 def cores() -> int:
-    """Count the cores that this process may use."""
+    """Return the number of cores that this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
+def peak_memory_mib() -> float:
+    """Return the largest resident size of this process so far, MiB.
+
+    On Linux it is read from /proc: ``ru_maxrss`` starts with the memory of the process that
+    started this one.
+    """
+    with suppress(OSError):
+        for line in (_PROC / "self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
 def process_mark(pid: int | None = None) -> str:
-    """Return a text that identifies one process for good: boot, pid namespace, pid, start time.
+    """Return a text that identifies one process for ever: boot, pid namespace, pid, start time.
 
     A pid alone is used again after a while, and means another process in another container.
+
+    Args:
+        pid: Id of the process; by default this process.
 
     Returns:
         An empty text if the process has ended (zombies included) or the system has no /proc.
     """
     pid = os.getpid() if pid is None else pid
     try:
-        # the command may hold blanks and brackets: the other fields begin after the last ")"
+        # The command may have blanks and brackets: the other fields begin after the last ")".
         fields = (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
     except (OSError, UnicodeError):
         return ""
     state, started = fields[0], fields[19]
-    return "" if state in "ZX" or not _here() else f"{_here()}/{pid}/{started}"
+    namespace = _boot_and_namespace()
+    return "" if state in "ZX" or not namespace else f"{namespace}/{pid}/{started}"
 
 
 def is_alive(mark: str) -> bool:
-    """Return whether the process with this mark runs here; False if unknown."""
-    here, _, rest = mark.rpartition("/")[0].rpartition("/")
-    return bool(here) and here == _here() and process_mark(int(rest)) == mark
+    """Return whether the process with this mark runs on this machine; False if unknown."""
+    namespace, _, pid = mark.rpartition("/")[0].rpartition("/")
+    is_here = bool(namespace) and namespace == _boot_and_namespace()
+    return is_here and process_mark(int(pid)) == mark
 
 
 def is_gone(mark: str) -> bool:
-    """Return whether the process with this mark ran here and has ended; False if unknown."""
-    here, _, rest = mark.rpartition("/")[0].rpartition("/")
-    if not here or here != _here():
+    """Return whether the process with this mark ran on this machine and has ended.
+
+    Returns:
+        False if it is not known.
+    """
+    namespace, _, pid = mark.rpartition("/")[0].rpartition("/")
+    if not namespace or namespace != _boot_and_namespace():
         return False
-    now = process_mark(int(rest))
-    return now != mark if now else not _is_hidden(int(rest))
+    current = process_mark(int(pid))
+    return current != mark if current else not _is_hidden(int(pid))
 
 
 def _is_hidden(pid: int) -> bool:
-    """Return whether a process of another user lives and /proc hides it (``hidepid``)."""
+    """Return whether a process of another user lives that /proc hides (``hidepid``)."""
     if os.access(_PROC / str(pid) / "stat", os.R_OK):  # a zombie
         return False
     try:
@@ -75,14 +99,14 @@ def _is_hidden(pid: int) -> bool:
 
 
 def end_with_parent(parent: int | None = None, grace_s: float = 0.0, kernel: bool = True) -> None:
-    """End this process when the process that started it has ended, however that ended.
+    """End this process when its parent process has ended, for whatever reason.
 
     Args:
-        parent: Pid of the parent, if it may have ended already; else the present parent.
+        parent: Pid of the parent, if it may have ended already; by default the present parent.
         grace_s: Seconds between SIGTERM and SIGKILL; without a grace period only SIGKILL is sent.
-        kernel: Let the kernel send SIGKILL as well (Linux), which ends a process whose interpreter
-            is busy in foreign code. The kernel does so when the *thread* that started this process
-            ends, so that thread must live as long as this process is needed.
+        kernel: Let the kernel send SIGKILL as well (Linux), which also ends a process whose
+            interpreter is busy in native code. The kernel sends it when the *thread* that started
+            this process ends, so that thread must live as long as this process is needed.
     """
     parent = os.getppid() if parent is None else parent
     if kernel and not grace_s and sys.platform == "linux":
@@ -101,16 +125,22 @@ def _watch(parent: int, grace_s: float) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def following(module: str, *arguments: str, grace_s: float = 0.0) -> list[str]:
-    """Return the command that runs a Python module in a child which ends with this process."""
+def child_command(module: str, *arguments: str, grace_s: float = 0.0) -> list[str]:
+    """Return a command that runs a Python module in a child process that ends with this process.
+
+    Args:
+        module: Name of the module.
+        arguments: Its command-line arguments.
+        grace_s: See ``end_with_parent``.
+    """
     return [sys.executable, "-m", __name__, str(os.getpid()), str(grace_s), module, *arguments]
 
 
 @cache
 def boot_mark() -> str:
-    """Return a text that identifies this machine since it was started, the same in containers.
+    """Return a text that identifies this machine since its start, the same in all containers.
 
-    Without /proc it is the host's name.
+    It is the host's name on systems without /proc.
     """
     try:
         return (_PROC / "sys/kernel/random/boot_id").read_text().strip()
@@ -119,15 +149,15 @@ def boot_mark() -> str:
 
 
 @cache
-def _here() -> str:
-    """This boot of this machine and the pid namespace; empty if the system has no /proc."""
+def _boot_and_namespace() -> str:
+    """Identify this boot of this machine and the pid namespace; empty without /proc."""
     try:
         return f"{boot_mark()}/{(_PROC / 'self/ns/pid').readlink()}"
     except OSError:
         return ""
 
 
-if __name__ == "__main__":  # the child of ``following``
+if __name__ == "__main__":  # the child of ``child_command``
     end_with_parent(int(sys.argv[1]), float(sys.argv[2]))
     sys.argv = sys.argv[3:]
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

@@ -23,9 +23,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
-import botocore.session
-import fsspec.asyn
-from botocore.exceptions import NoCredentialsError
 from upath import UPath
 
 if TYPE_CHECKING:
@@ -132,6 +129,8 @@ def read_object(
 
 def _read_by_s3fs(files: Any, bucket: str, key: str, start: int, end: int) -> ObjectRange:
     """Read a range of an object through s3fs."""
+    from fsspec.asyn import sync
+
     span = f"bytes={start}-{end - 1}"
     try:
         answer = files.call_s3("get_object", Bucket=bucket, Key=key, Range=span)
@@ -145,7 +144,7 @@ def _read_by_s3fs(files: Any, bucket: str, key: str, start: int, end: int) -> Ob
             data: bytes = await stream.read()
             return data
 
-    data = fsspec.asyn.sync(files.loop, body)
+    data = sync(files.loop, body)
     total = answer.get("ContentRange", "").rpartition("/")[2]
     if not total.isdigit() or len(data) != min(end, int(total)) - start:
         raise TimeoutError(f"the answer was cut short: {len(data)} bytes from {start} came")
@@ -222,6 +221,7 @@ def _bucket(files: Any, bucket: str, retries: int, timeout_s: float) -> S3Store 
 @lru_cache(maxsize=64)
 def _open_bucket(bucket: str, service: _Service, retries: int, timeout_s: float) -> S3Store:
     """Make obstore's client of a bucket."""
+    import botocore.session  # loads slowly, and local stores do not need it
     from obstore.store import S3Store
 
     session = botocore.session.Session(profile=service.profile)
@@ -263,6 +263,8 @@ def _credentials(service: _Service, session: Any) -> Callable[[], S3Credential]:
         session.set_credentials(key, secret, token)
     credentials = session.get_credentials()
     if credentials is None:
+        from botocore.exceptions import NoCredentialsError
+
         raise NoCredentialsError
 
     def current() -> S3Credential:

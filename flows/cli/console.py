@@ -25,7 +25,7 @@ from rich.progress import (
 from rich.table import Table
 
 from data_catalog.progress import listen
-from data_catalog.redaction import mask
+from data_catalog.redaction import mask, printable
 
 out = Console(soft_wrap=True)
 err = Console(stderr=True, soft_wrap=True)
@@ -39,11 +39,6 @@ def set_up_logging(verbose: bool) -> None:
     handler.addFilter(_Printable())
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
     logging.getLogger("geofm").setLevel(logging.DEBUG if verbose else logging.INFO)
-
-
-def printable(text: str) -> str:
-    """Return text with control characters escaped, which a terminal would obey."""
-    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
 
 
 class _Printable(logging.Filter):

@@ -10,17 +10,17 @@ from typing import Any
 from data_catalog.artifact import Artifact
 from data_catalog.errors import UsageError
 from data_catalog.hashing import digest_of
+from data_catalog.provenance.licences import licence_union, stated_licence
 from data_catalog.provenance.lineage import (
-    Node,
+    LineageNode,
     UnknownSample,
     ancestor,
     ancestry,
-    licence_union,
+    explain_chip,
     trace_sample,
-    walk,
+    walk_lineage,
     weights_read,
 )
-from data_catalog.provenance.lineage import why as why_chip
 from data_catalog.provenance.past import last_sample_in, why_left
 from flows.cli.console import out, print_json, print_table
 from flows.settings import Place, open_place
@@ -51,7 +51,7 @@ def print_trace(ref: str, store: str, catalog: str, json_: bool) -> None:
         print_json(_as_json(tree, "", set()))
         return
     rows = []
-    for node in walk(tree):
+    for node in walk_lineage(tree):
         manifest = node.artifact.manifest
         count = f"{manifest.counts.get('rows_out', 0):,}"
         digest = node.artifact.digest[:12]
@@ -60,7 +60,7 @@ def print_trace(ref: str, store: str, catalog: str, json_: bool) -> None:
     print_table(title, ["kind", "digest", "rows", "made from"], rows)
 
 
-def _as_json(node: Node, role: str, listed: set[str]) -> dict[str, Any]:
+def _as_json(node: LineageNode, role: str, listed: set[str]) -> dict[str, Any]:
     """Return a lineage as JSON: each artifact in full once, then by its digest alone."""
     artifact = node.artifact
     short = {"kind": artifact.kind, "digest": artifact.digest, "role": role}
@@ -76,15 +76,15 @@ def _as_json(node: Node, role: str, listed: set[str]) -> dict[str, Any]:
     }
 
 
-def _origins(node: Node) -> list[str]:
+def _origins(node: LineageNode) -> list[str]:
     """List an artifact's inputs by role, the API of items, and published weights."""
     origins = [f"{role} {parent.artifact.digest[:12]}" for role, parent in node.parents.items()]
     if node.artifact.kind == "items":
         origins.append(str(node.artifact.manifest.settings.get("stac", "")))
     for weights in weights_read(node.artifact):
         if not weights["model"]:
-            terms = weights["licence"] or "licence not stated"
-            origins.append(f"{weights['role']} {weights['network']} ({terms})")
+            licence = stated_licence(weights["licence"])
+            origins.append(f"{weights['role']} {weights['network']} (licence: {licence})")
     return origins
 
 
@@ -95,7 +95,7 @@ def print_reason(
     place = open_place(store, catalog, write=False)
     artifact = place.catalogue.resolve(within)
     try:
-        reason = why_chip(place.catalogue, artifact, chip)
+        reason = explain_chip(place.catalogue, artifact, chip)
     except UnknownSample:
         reason = why_left(place.catalogue, artifact, chip) or {}
         if not reason:

@@ -13,9 +13,9 @@ from typing import Annotated, NoReturn
 import typer
 
 from data_catalog.errors import GeofmError
-from data_catalog.redaction import mask
+from data_catalog.redaction import mask, printable
 from flows.cli import audit, export, server, sources
-from flows.cli.console import err, print_failure, printable, set_up_logging
+from flows.cli.console import err, print_failure, set_up_logging
 from flows.cli.options import (
     Catalog,
     Json,

@@ -42,7 +42,7 @@ def up(
 
     Example: `geofm up --store /data/store --detach`
     """
-    from data_catalog.storage.process import following
+    from data_catalog.storage.process import child_command
     from flows.server import HOST, find_or_launch, note_worker, wait_for
     from flows.settings import open_place
 
@@ -79,8 +79,8 @@ def up(
         out.print(f"worker      pid {worker.pid}, log {log.name}", highlight=False)
         return
     err.print("The worker runs until Ctrl-C; the server stays until `geofm down`.", highlight=False)
-    following_worker = following("prefect", *start_worker, grace_s=WORKER_GRACE_S)
-    raise typer.Exit(subprocess.call(following_worker, env=os.environ))  # noqa: S603
+    worker_command = child_command("prefect", *start_worker, grace_s=WORKER_GRACE_S)
+    raise typer.Exit(subprocess.call(worker_command, env=os.environ))  # noqa: S603
 
 
 def down() -> None:

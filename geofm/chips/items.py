@@ -13,13 +13,13 @@ from typing import Any
 from shapely.geometry.base import BaseGeometry
 
 from data_catalog.artifact import Artifact
-from data_catalog.database.item_states import VersionKey
+from data_catalog.database.item_states import SUPERSEDED_REASONS, VersionKey
 from data_catalog.hashing import digest_of
 from data_catalog.sources import Source
 from data_catalog.tables import records
 from geofm.config.recipe import CutSettings
 from geofm.remote.url_policy import Access
-from geofm.stac.supersede import SUPERSEDED, Acquisition, find_superseded, read_acquisition
+from geofm.stac.supersede import Acquisition, find_superseded, read_acquisition
 from geofm.types import Json
 
 _lock = threading.Lock()
@@ -98,7 +98,7 @@ def _all_items(items: Artifact) -> dict[int, ItemRecord]:
     return {
         number: record_from_row(number, row, profiles[row["source"]])
         for number, row in enumerate(rows)
-        if row["status"] == "ok" or row["reason"] in SUPERSEDED
+        if row["status"] == "ok" or row["reason"] in SUPERSEDED_REASONS
     }
 
 

@@ -9,7 +9,6 @@ so the next run tries again.
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +19,7 @@ from pathlib import Path
 from data_catalog.hashing import canonical, digest_of
 from data_catalog.progress import tick
 from data_catalog.stage import Job
+from data_catalog.storage.atomic import write_atomic
 from geofm.chips.fetch_cost import (
     FetchCost,
     bands_to_read,
@@ -206,9 +206,7 @@ def read_grid(
             return problem
         bad = {"reason": problem.reason, "detail": problem.detail}
         result = {"bad": bad, "attempt": attempt}
-    temporary = file.with_suffix(f".{os.getpid()}")
-    temporary.write_bytes(canonical(result))
-    temporary.replace(file)
+    write_atomic(file, canonical(result))
     return Grid(**result["grid"]) if "grid" in result else Quarantine(**result["bad"])
 
 

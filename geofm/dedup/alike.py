@@ -25,7 +25,7 @@ from scipy.ndimage import gaussian_filter
 
 from data_catalog.hashing import digest_of
 from data_catalog.progress import tick
-from data_catalog.stage import Job, Part, Sealed, Stage, prepared
+from data_catalog.stage import Job, Part, Sealed, Stage, prepare_part
 from data_catalog.tables import read_table, write_table
 from geofm.dedup.describe import load_described, load_descriptors
 from geofm.dedup.perceptual_hash import (
@@ -68,7 +68,7 @@ def plan(job: Job) -> list[Part]:
     if not _candidate_ids(job):
         return []
     key = _proposal_key(job)
-    pairs = np.load(prepared(job, key, lambda out: _propose(job, out)) / "candidates.npy")
+    pairs = np.load(prepare_part(job, key, lambda out: _propose(job, out)) / "candidates.npy")
     starts = range(0, len(pairs), PART_PAIRS)
     return [job.part({"key": key, "first": first}, [key, first, PART_PAIRS]) for first in starts]
 
@@ -105,7 +105,7 @@ def _propose(job: Job, folder: Path) -> None:
 
 def work(job: Job, part: Part, folder: Path) -> None:
     """Compare a range of candidate pairs; write the duplicates to ``alike.parquet``."""
-    proposals = prepared(job, part.payload["key"], lambda out: _propose(job, out))
+    proposals = prepare_part(job, part.payload["key"], lambda out: _propose(job, out))
     first = part.payload["first"]
     candidates = np.load(proposals / "candidates.npy", mmap_mode="r")
     pairs = np.asarray(candidates[first : first + PART_PAIRS])

@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 from data_catalog.artifact import Artifact
 from data_catalog.errors import RunError
 from data_catalog.hashing import digest_of
-from data_catalog.stage import Job, Part, Sealed, Stage, link, prepared
+from data_catalog.stage import Job, Part, Sealed, Stage, link, prepare_part
 from geofm.config.recipe import CurateSettings
 from geofm.dedup.certificate import Audit, audit_sample, choose_sample
 from geofm.dedup.identical import collapse_vectors, hash_vectors
@@ -77,7 +77,7 @@ def plan(job: Job) -> list[Part]:
     """Prepare the partition; the parts are ranges of new rows, none for a small pool."""
     rows = searched_rows(job)
     key = _preparation_key(job, rows)
-    prepared_folder = prepared(job, key, lambda out: _prepare(job, rows, out))
+    prepared_folder = prepare_part(job, key, lambda out: _prepare(job, rows, out))
     if read_partition(prepared_folder).is_single:
         return []
     count = len(np.load(prepared_folder / "new.npy", mmap_mode="r"))

@@ -28,7 +28,7 @@ from data_catalog.artifact import Artifact
 from data_catalog.catalogue import Catalogue, UnknownReference, open_catalogue
 from data_catalog.errors import UsageError
 from data_catalog.hashing import digest_of, sha256_file
-from data_catalog.stage import Job, prepared
+from data_catalog.stage import Job, prepare_part
 from data_catalog.store import Store
 from geofm.embeddings.encoders import (
     LITE0,
@@ -323,7 +323,7 @@ def store_weights_file(job: Job, weights: Weights) -> None:
         WeightsChanged: The file was replaced since it was resolved.
     """
     if weights.origin == "file":
-        prepared(job, _part_key(weights.sha256), partial(_copy, weights))
+        prepare_part(job, _part_key(weights.sha256), partial(_copy, weights))
 
 
 def _copy(weights: Weights, folder: Path) -> None:

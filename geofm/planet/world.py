@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -16,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_catalog.progress import tick
+from data_catalog.storage.atomic import atomic_folder
 from geofm.planet import sensors
 from geofm.planet.cases import planted_cases
 from geofm.planet.catalog import stac_items
@@ -47,19 +46,8 @@ def build_folder(target: Path, write: Callable[[Path], None]) -> Path:
     """
     if target.is_dir():
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=".building-", dir=target.parent))
-    try:
-        write(temporary)
-        temporary.chmod(0o755)
-        try:
-            temporary.rename(target)
-        except OSError:  # another process was faster; its bytes are the same
-            if not target.is_dir():
-                raise
-    finally:
-        if temporary.exists():
-            shutil.rmtree(temporary)
+    with atomic_folder(target, Path.is_dir) as folder:
+        write(folder)
     return target
 
 

@@ -6,19 +6,16 @@ random generator.
 
 from __future__ import annotations
 
-import os
 import pickle
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 
 from data_catalog.errors import RunError
-from data_catalog.storage.lock import is_in_use, mark_in_use
+from data_catalog.storage.atomic import atomic_file
+from data_catalog.storage.lock import is_in_use
 
 #: Name of the file in the folder of a run.
 CHECKPOINT_FILE = "checkpoint.pt"
@@ -77,7 +74,7 @@ def save_checkpoint(
         "times": torch.tensor(times).double(),
     }
     try:
-        with atomic_file(folder / CHECKPOINT_FILE) as file:
+        with atomic_file(folder / CHECKPOINT_FILE, sync=True, lock=True) as file:
             torch.save(content, file)
     except (OSError, RuntimeError) as error:  # torch raises RuntimeError for a full disk
         exists = (folder / CHECKPOINT_FILE).exists()
@@ -86,25 +83,6 @@ def save_checkpoint(
             f"the checkpoint of step {progress.step} could not be written to {folder} "
             f"({str(error).splitlines()[0]}); {previous}. Make room and start the same run again"
         ) from error
-
-
-@contextmanager
-def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """Write a file beside its final path, then move it there.
-
-    The file is locked while it is written, so that ``load_checkpoint`` can tell it from a file that
-    a killed process has left.
-    """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        with temporary.open("wb") as file:
-            mark_in_use(file)
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def load_checkpoint(folder: Path, identity: str) -> dict[str, Any] | None:

@@ -29,7 +29,7 @@ from data_catalog.artifact import Artifact
 from data_catalog.errors import GeofmError, RunError, UsageError
 from data_catalog.progress import listen, tick
 from data_catalog.storage.lock import lock_file
-from data_catalog.storage.process import end_with_parent, following, is_gone, process_mark
+from data_catalog.storage.process import child_command, end_with_parent, is_gone, process_mark
 from geofm.config.recipe import PretrainSettings
 from geofm.embeddings.weights import Weights
 from geofm.pretraining.checkpoint import CHECKPOINT_FILE, load_checkpoint, read_progress
@@ -114,7 +114,7 @@ def train_in_workers(
     (folder / TASK).write_text(json.dumps(task), encoding="utf-8")
     options = ["--standalone", "--shutdown-timeout", str(GRACE_S)]
     options += ["--nproc-per-node", str(workers.processes), "-m", __name__, str(folder)]
-    command = following("torch.distributed.run", *options, grace_s=GRACE_S + 30)
+    command = child_command("torch.distributed.run", *options, grace_s=GRACE_S + 30)
     with catch_sigterm() as stop_requested, (folder / LOG).open("wb") as log:
         code = _run_workers(command, threads, log, stop_requested)
     if code or not (folder / RESULT).exists():

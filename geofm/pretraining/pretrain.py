@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from data_catalog.artifact import Artifact
 from data_catalog.catalogue import UnknownReference, open_catalogue
+from data_catalog.provenance.licences import source_licences
 from data_catalog.provenance.lineage import ancestor
 from data_catalog.stage import Job, Sealed, Stage, no_parts, no_work
 from data_catalog.tables import write_table
@@ -115,7 +116,7 @@ def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
         # The last bits of sums depend on the device and the number of threads.
         "arithmetic": _arithmetic(device, workers.processes),
     }
-    licences = sorted({str(source["licence"]) for source in facts["sources"]})
+    licences = source_licences(facts)
     write_model(result.module, model_config(settings, corpus, licences), folder)
     write_table(result.history, folder / "metrics.parquet")
     write_model_card(folder / "README.md", settings, dataset, facts, job.seed)

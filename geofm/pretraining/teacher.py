@@ -26,6 +26,7 @@ from data_catalog.artifact import Artifact
 from data_catalog.errors import UsageError
 from data_catalog.hashing import digest_of
 from data_catalog.progress import tick
+from data_catalog.storage.atomic import atomic_file
 from geofm.config.recipe import PretrainSettings
 from geofm.embeddings.encoders import Encoder, load_encoder, normalise
 from geofm.embeddings.store import load_vectors
@@ -37,7 +38,6 @@ from geofm.pretraining.backbone import (
     network_family,
     stage_width,
 )
-from geofm.pretraining.checkpoint import atomic_file
 from geofm.pretraining.data import Corpus, read_unit_pixels
 from geofm.raster.resample import resize_images
 from geofm.shards.reader import ShardFiles
@@ -243,7 +243,7 @@ def encode_corpus(corpus: Corpus, teacher: Teacher, device: str, folder: Path) -
             if not path.exists():
                 samples = range(first, min(first + SAMPLES_PER_FILE, len(corpus)))
                 features = _encode_samples(corpus, files, teacher, device, samples)
-                with atomic_file(path) as file:
+                with atomic_file(path, sync=True, lock=True) as file:
                     np.save(file, features)
             blocks.append(np.load(path, allow_pickle=False))
     return np.concatenate(blocks)

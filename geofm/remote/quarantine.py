@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 from data_catalog.errors import GeofmError
-from data_catalog.redaction import mask
+from data_catalog.redaction import mask, printable
 
 #: Detail that is stored for a passing fault; its own text would differ from run to run.
 PASSING = "the source did not answer as it should; run again to ask for this item once more"
-
-
-def printable(text: str) -> str:
-    """Escape the characters of a text that can't be printed in a log or a terminal."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 class Quarantine(GeofmError):
@@ -25,7 +20,7 @@ class Quarantine(GeofmError):
 
     def __init__(self, reason: str, detail: str, passing: bool = False) -> None:
         self.reason = reason
-        self.detail = mask(printable(detail))
+        self.detail = mask(printable(detail, keep=""))
         self.passing = passing
         super().__init__(f"{reason}: {self.detail}")
 

@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from data_catalog.artifact import Artifact
 from data_catalog.progress import tick
-from data_catalog.provenance.costs import Cost, totals
+from data_catalog.provenance.costs import ArtifactCost, totals
 from geofm.config.recipe import ReportSettings
 from geofm.reporting.blocks import HeadlineCard, PageSection, Plot
 from geofm.reporting.curation_sections import curation_sections
@@ -42,7 +42,7 @@ class ReportPage:
 
 
 def build_page(
-    artifacts: Mapping[str, Artifact], settings: ReportSettings, costs: Sequence[Cost]
+    artifacts: Mapping[str, Artifact], settings: ReportSettings, costs: Sequence[ArtifactCost]
 ) -> ReportPage:
     """Make the report of a run.
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from data_catalog.provenance.costs import costs
+from data_catalog.provenance.costs import costs_at
 from data_catalog.stage import Job, Sealed, Stage, no_parts, no_work
 from geofm.reporting.report_data import ROLES
 
@@ -23,7 +23,7 @@ def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
     from geofm.reporting.page import build_page
 
     digests = [artifact.digest for artifact in job.inputs.values()]
-    page = build_page(job.inputs, job.settings, costs(job.catalogue, digests))
+    page = build_page(job.inputs, job.settings, costs_at(job.catalogue, job.store, digests))
     (folder / "report.html").write_text(page.html, encoding="utf-8")
     for name, png in sorted(page.pictures.items()):
         (folder / name).write_bytes(png)

@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from data_catalog.artifact import Artifact
-from data_catalog.provenance.costs import Cost
+from data_catalog.provenance.costs import ArtifactCost
 
 #: Roles of the artifacts that the page shows, in the order of the stages.
 ROLES = (
@@ -89,7 +89,7 @@ class ReportData:
     curve: pd.DataFrame = field(default_factory=pd.DataFrame)
     survival: pd.DataFrame = field(default_factory=pd.DataFrame)
     measures: pd.DataFrame = field(default_factory=pd.DataFrame)
-    costs: Sequence[Cost] = ()
+    costs: Sequence[ArtifactCost] = ()
 
     def facts(self, role: str) -> dict[str, Any]:
         """Facts in the manifest of an artifact; empty if it is missing."""
@@ -106,7 +106,9 @@ class ReportData:
         return self.chips[self.chips["state"] == "kept"]
 
 
-def read_report_data(artifacts: Mapping[str, Artifact], costs: Sequence[Cost]) -> ReportData:
+def read_report_data(
+    artifacts: Mapping[str, Artifact], costs: Sequence[ArtifactCost]
+) -> ReportData:
     """Read the tables that the page shows.
 
     Args:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from data_catalog.provenance.costs import Cost, totals
+from data_catalog.provenance.costs import ArtifactCost, totals
 from geofm.runtime.text import amount
 from geofm.stages import ALL_STAGES
 
@@ -28,13 +28,13 @@ class CostTable:
     numeric: frozenset[int]
 
 
-def sort_by_stage(costs: Iterable[Cost]) -> list[Cost]:
+def sort_by_stage(costs: Iterable[ArtifactCost]) -> list[ArtifactCost]:
     """Sort costs in the order of the pipeline; stages of older versions come last."""
     positions = {name: number for number, name in enumerate(ALL_STAGES)}
     return sorted(costs, key=lambda cost: positions.get(cost.stage, len(positions)))
 
 
-def cost_table(costs: Sequence[Cost], details: bool = False) -> CostTable:
+def cost_table(costs: Sequence[ArtifactCost], details: bool = False) -> CostTable:
     """Build the table of seconds, GPU-seconds, energy and carbon.
 
     Args:
@@ -85,7 +85,7 @@ def _number(value: Any, digits: int, factor: float = 1.0) -> str:
     return "" if value is None else f"{factor * float(value):,.{digits}f}"
 
 
-def remarks(costs: Sequence[Cost]) -> list[str]:
+def remarks(costs: Sequence[ArtifactCost]) -> list[str]:
     """Write the sentences that a reader needs to understand the table."""
     ordered = sort_by_stage(costs)
     sentences = [_comparison_with_paper(ordered)]
@@ -122,7 +122,7 @@ def remarks(costs: Sequence[Cost]) -> list[str]:
     return [text for text in sentences if text]
 
 
-def _comparison_with_paper(costs: Sequence[Cost]) -> str:
+def _comparison_with_paper(costs: Sequence[ArtifactCost]) -> str:
     """State the carbon of these hours at the paper's rate; empty without hours."""
     on_gpus = totals(costs).get("gpu_seconds", 0.0)
     trained = sum(c.seconds or 0.0 for c in costs if c.stage == "pretrain")
@@ -142,7 +142,7 @@ def _comparison_with_paper(costs: Sequence[Cost]) -> str:
     )
 
 
-def as_json(costs: Sequence[Cost]) -> dict[str, Any]:
+def as_json(costs: Sequence[ArtifactCost]) -> dict[str, Any]:
     """Return stages, sum and the paper's rate as JSON."""
     gpu_hours = totals(costs).get("gpu_seconds", 0.0) / 3600
     return {
@@ -157,7 +157,7 @@ def as_json(costs: Sequence[Cost]) -> dict[str, Any]:
     }
 
 
-def as_markdown(costs: Sequence[Cost]) -> str:
+def as_markdown(costs: Sequence[ArtifactCost]) -> str:
     """Write the table and its remarks as Markdown."""
     table = cost_table(costs)
     lines = [f"| {' | '.join(table.head)} |"]

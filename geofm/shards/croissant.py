@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from data_catalog.artifact import Artifact
 from data_catalog.manifest import FileEntry
+from data_catalog.provenance.licences import source_licences
 from geofm.shards.index import INDEX
 from geofm.types import Json
 
@@ -105,7 +106,7 @@ def croissant(dataset: Artifact, title: str, version: str = "", published: str =
         "conformsTo": "http://mlcommons.org/croissant/1.1",
         "name": title,
         "description": describe(dataset),
-        "license": licences(dataset),
+        "license": source_licences(dataset.manifest.facts),
         "creator": [{"@type": "Organization", "name": who} for who in attributions(dataset)],
         "citeAs": f"{title}, version {version or dataset.digest[:12]}, made by geofm "
         f"(SHA-256 of the manifest {dataset.digest}).",
@@ -147,11 +148,6 @@ def describe(dataset: Artifact) -> str:
         f"({', '.join(facts['bands'])}), {facts['dtype']}, curated for self-supervised pretraining "
         "of geospatial foundation models, each with its scene, window and licence."
     )
-
-
-def licences(dataset: Artifact) -> list[str]:
-    """The licences of all samples, sorted."""
-    return sorted({str(source["licence"]) for source in dataset.manifest.facts["sources"]})
 
 
 def attributions(dataset: Artifact) -> list[str]:

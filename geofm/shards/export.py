@@ -8,9 +8,10 @@ from typing import Any
 
 from data_catalog.artifact import Artifact
 from data_catalog.errors import UsageError
-from data_catalog.storage.export import copied
-from geofm.formats.cards import CARD, terms_of_use, write_card
-from geofm.shards.croissant import croissant, licences
+from data_catalog.provenance.licences import card_licence, source_licences
+from data_catalog.storage.export import exported_copy
+from geofm.formats.cards import CARD, write_card
+from geofm.shards.croissant import croissant
 from geofm.shards.split import HOLDOUT, TRAIN
 
 CROISSANT = "croissant.json"
@@ -63,7 +64,7 @@ def export_huggingface(
         CheckError: a file is not as sealed.
     """
     require_dataset(dataset)
-    with copied(dataset, folder, hard_links, rewritten=(CARD,)) as beside:
+    with exported_copy(dataset, folder, hard_links, rewritten=(CARD,)) as beside:
         card = (beside / CARD).read_text(encoding="utf-8")
         write_card(beside, front_matter(dataset, title), card)
         export_croissant(dataset, beside / CROISSANT, title, version, published)
@@ -79,7 +80,7 @@ def front_matter(dataset: Artifact, title: str) -> dict[str, Any]:
         if manifest.counts.get(split)
     ]
     return {
-        **terms_of_use(licences(dataset)),
+        **card_licence(source_licences(dataset.manifest.facts)),
         "pretty_name": title,
         "size_categories": [next((label for most, label in SIZES if count < most), "n>1T")],
         "task_categories": ["image-feature-extraction"],

@@ -28,12 +28,12 @@ from urllib3.exceptions import HTTPError, ProtocolError
 
 from data_catalog.errors import RunError, UsageError
 from data_catalog.hashing import canonical
-from data_catalog.redaction import mask, without_secrets, without_secrets_in
+from data_catalog.redaction import mask, printable, without_secrets, without_secrets_in
 from geofm.config.credentials import base_address
 from geofm.config.recipe import SearchSettings
 from geofm.remote.http import READ_SIZE, Request, check_speed, send_request
 from geofm.remote.json import shallow
-from geofm.remote.quarantine import Quarantine, printable
+from geofm.remote.quarantine import Quarantine
 from geofm.remote.retry import Fault, call_with_retries, is_passing, retry_after
 from geofm.remote.url_policy import PLANET_ENV, Access, check_redirect
 from geofm.stac.item import check_id

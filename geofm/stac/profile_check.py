@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from data_catalog.errors import UsageError
-from data_catalog.sources import Source, spdx_licence
+from data_catalog.provenance.licences import item_licence
+from data_catalog.sources import Source
 from geofm.remote.quarantine import Quarantine
 from geofm.remote.url_policy import scheme_of, signing_of
 from geofm.stac.bands import Band, described_bands, find_band, find_layer, is_data
@@ -66,7 +67,7 @@ def check_profile(item: Any, source: Source) -> Json:
         acquisition = read_acquisition(canonical, source.identity, area)
     except Quarantine as error:
         return {**report, "problems": [f"the search would refuse the item: {error}"]}
-    report["licence"] = spdx_licence(canonical["properties"].get("license")) or source.licence
+    report["licence"] = item_licence(canonical["properties"].get("license"), None, source.licence)
     _report_bands(canonical, source, report)
     _report_cloud(canonical, source, report)
     _report_identity(acquisition, source, report)

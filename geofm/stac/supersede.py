@@ -16,6 +16,7 @@ from functools import cmp_to_key
 import shapely
 from shapely.geometry.base import BaseGeometry
 
+from data_catalog.database.item_states import SUPERSEDED_REASONS
 from data_catalog.sources import Identity
 from geofm.config.area import to_eastern_longitudes
 from geofm.runtime.timestamps import epoch_seconds
@@ -24,8 +25,6 @@ from geofm.types import Json
 
 #: Share of an item's ground that a superseding item covers at least.
 MIN_COVER = 0.95
-#: Reasons of superseded items.
-SUPERSEDED = ("reprocessed", "second_station")
 
 
 @dataclass(frozen=True)
@@ -98,8 +97,9 @@ def find_superseded(acquisitions: Sequence[Acquisition]) -> dict[int, Superseded
             if winner is None:
                 kept.append(number)
             else:
-                reprocessed = acquisitions[winner].version != item.version
-                reason = SUPERSEDED[0] if reprocessed else SUPERSEDED[1]
+                reprocessed, second_station = SUPERSEDED_REASONS
+                same_version = acquisitions[winner].version == item.version
+                reason = second_station if same_version else reprocessed
                 superseded[number] = Superseded(reason, acquisitions[winner].item_id)
     return superseded
 

@@ -13,7 +13,8 @@ from collections.abc import Iterable
 import geopandas as gpd
 from shapely.geometry.base import BaseGeometry
 
-from data_catalog.sources import Source, source_for, spdx_licence
+from data_catalog.provenance.licences import item_licence
+from data_catalog.sources import source_for
 from geofm.config.credentials import base_address
 from geofm.config.recipe import SearchSettings
 from geofm.remote.quarantine import Quarantine
@@ -95,7 +96,11 @@ def _validate_item(item: CanonicalItem, api: str, collections: dict[str, Json], 
         "geometry": area,
         "item_sha256": item.sha256,
         "item_json": item.text,
-        "licence": _licence(properties, collections.get(item.collection, {}), source),
+        "licence": item_licence(
+            properties.get("license"),
+            collections.get(item.collection, {}).get("license"),
+            source.licence,
+        ),
         "source": source.name,
         "status": "ok" if problem is None else "quarantined",
         "reason": "" if problem is None else problem.reason,
@@ -115,12 +120,6 @@ def _datetime(properties: Json) -> str | None:
         if isinstance(properties.get(name), str):
             return storable_text(properties[name])[:40]
     return None
-
-
-def _licence(properties: Json, collection: Json, source: Source) -> str:
-    """Return the licence of the item, else of its collection, else of the source profile."""
-    stated = (properties.get("license"), collection.get("license"))
-    return next((spdx for text in stated if (spdx := spdx_licence(text))), source.licence)
 
 
 def _mark_doubles(rows: list[Json]) -> None:

@@ -8,6 +8,10 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from data_catalog.stage import Job, Part, Sealed, Stage, link, no_parts, no_work
+from data_catalog.store import Store
+
+#: The store of a catalogue whose artifacts a test never opens.
+NO_STORE = Store("/no/store")
 
 
 class Settings(BaseModel):

@@ -12,24 +12,24 @@ from alembic.migration import MigrationContext
 
 from data_catalog.catalogue import (
     Catalogue,
-    CatalogueUnreachable,
     UnknownReference,
     open_catalogue,
 )
+from data_catalog.database.connection import CatalogueUnreachable
 from data_catalog.database.schema import Base
 from data_catalog.provenance.costs import lineage_costs
-from data_catalog.provenance.lineage import ancestor, ancestry, walk
+from data_catalog.provenance.lineage import ancestor, ancestry, walk_lineage
 from data_catalog.provenance.verify import verify_chain
 from data_catalog.run import run_stage
 from data_catalog.store import Store, open_store
-from tests.data_catalog.helpers import NUMBERS, SQUARES, Settings
+from tests.data_catalog.helpers import NO_STORE, NUMBERS, SQUARES, Settings
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def any_catalogue(request: pytest.FixtureRequest, tmp_path: Path) -> Catalogue:
+def any_catalogue(request: pytest.FixtureRequest, tmp_path: Path, store: Store) -> Catalogue:
     if request.param == "postgresql":
-        return open_catalogue(request.getfixturevalue("postgres_url"))
-    return open_catalogue(f"sqlite:///{tmp_path}/any.db")
+        return open_catalogue(request.getfixturevalue("postgres_url"), store)
+    return open_catalogue(f"sqlite:///{tmp_path}/any.db", store)
 
 
 def test_the_record(store: Store, any_catalogue: Catalogue) -> None:
@@ -49,7 +49,7 @@ def test_the_record(store: Store, any_catalogue: Catalogue) -> None:
     for bad in ("corpus@1999", "nothing", "", "%%%%", "____"):
         with pytest.raises(UnknownReference, match="geofm list"):
             catalogue.resolve(bad)
-    kinds = [node.artifact.kind for node in walk(ancestry(catalogue, second))]
+    kinds = [node.artifact.kind for node in walk_lineage(ancestry(catalogue, second))]
     assert kinds == ["chips", "items"]
     assert ancestor(catalogue, first, "items").digest == items.digest
     with pytest.raises(UnknownReference, match="no model in its lineage"):
@@ -72,7 +72,7 @@ def test_two_that_open_at_once_both_get_it(tmp_path: Path) -> None:
 
     def open_it() -> None:
         try:
-            open_catalogue(f"sqlite:///{tmp_path}/race.db").artifacts()
+            open_catalogue(f"sqlite:///{tmp_path}/race.db", NO_STORE).artifacts()
         except BaseException as error:
             problems.append(error)
 
@@ -90,12 +90,12 @@ def test_two_that_open_at_once_both_get_it(tmp_path: Path) -> None:
 )
 def test_a_bad_address_names_the_remedy(url: str) -> None:
     with pytest.raises(CatalogueUnreachable, match="--catalog or GEOFM_CATALOG"):
-        open_catalogue(url)
+        open_catalogue(url, NO_STORE)
 
 
 def test_a_password_is_never_shown() -> None:
     with pytest.raises(CatalogueUnreachable) as caught:
-        open_catalogue("postgresql+psycopg://user:hush@127.0.0.1:1/db")
+        open_catalogue("postgresql+psycopg://user:hush@127.0.0.1:1/db", NO_STORE)
     assert "hush" not in str(caught.value)
 
 
@@ -104,9 +104,10 @@ def test_an_artifact_made_again_elsewhere_is_found_there(
 ) -> None:
     first = run_stage(NUMBERS, store, catalogue, {}, Settings())
     shutil.rmtree(store.local_root)
-    again = run_stage(NUMBERS, open_store(tmp_path / "elsewhere"), catalogue, {}, Settings())
+    elsewhere = open_store(tmp_path / "elsewhere")
+    again = run_stage(NUMBERS, elsewhere, catalogue, {}, Settings())
     assert again.digest == first.digest
-    assert catalogue.resolve(first.digest).url == again.url
+    assert catalogue.at(elsewhere).resolve(first.digest).url == again.url
     assert len(catalogue.artifacts()) == 1
 
 

@@ -19,7 +19,7 @@ from data_catalog.run import attempt, make_job, run_stage
 from data_catalog.stage import Job, NotExclusive, Sealed, Stage, no_parts, no_work
 from data_catalog.storage.lock import Locked
 from data_catalog.store import Store, open_store
-from tests.data_catalog.helpers import NUMBERS, Settings
+from tests.data_catalog.helpers import NO_STORE, NUMBERS, Settings
 
 STEPS = 8
 
@@ -50,7 +50,8 @@ from tests.data_catalog.helpers import Settings
 from tests.data_catalog.test_exclusive import TRAIN
 root, url = sys.argv[1:]
 with listen(lambda what, done, total, note: print(what, note, flush=True)):
-    print(run_stage(TRAIN, open_store(root), open_catalogue(url), {}, Settings()).digest)
+    store = open_store(root)
+    print(run_stage(TRAIN, store, open_catalogue(url, store), {}, Settings()).digest)
 """
 Start = Callable[..., subprocess.Popen[str]]
 
@@ -135,7 +136,7 @@ def test_another_catalogue_does_not_open_the_folder(
     first = start()
     wait_for_step(store, 1)
     with pytest.raises(Locked, match=rf"is in use by process {first.pid} on .*; run again"):
-        no_wait(store, open_catalogue(f"sqlite:///{tmp_path}/another.db"))
+        no_wait(store, open_catalogue(f"sqlite:///{tmp_path}/another.db", store))
     second = start(f"sqlite:///{tmp_path}/another.db")
     first.communicate(timeout=120)
     second.communicate(timeout=120)
@@ -160,7 +161,7 @@ def test_hosts_with_one_catalogue_and_stores_of_their_own_take_turns(
             inside.pop()
 
     threads = [
-        threading.Thread(target=host, args=(name, open_catalogue(postgres_url)))
+        threading.Thread(target=host, args=(name, open_catalogue(postgres_url, NO_STORE)))
         for name in ("one", "two", "three")
     ]
     for thread in threads:

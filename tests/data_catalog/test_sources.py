@@ -9,6 +9,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
+from data_catalog.provenance.licences import spdx_expression
 from data_catalog.sources import (
     BadSource,
     Source,
@@ -16,7 +17,6 @@ from data_catalog.sources import (
     read_sources,
     source_for,
     source_named,
-    spdx_licence,
 )
 
 EARTH = "https://earth-search.aws.element84.com/v1"
@@ -55,7 +55,7 @@ def test_names_are_unique_and_generic_is_last() -> None:
 
 
 def test_every_profile_has_a_licence_and_the_planet_is_free() -> None:
-    assert all(spdx_licence(source.licence) for source in load_sources())
+    assert all(spdx_expression(source.licence) for source in load_sources())
     assert source_for("planet", "planet-hr").licence == "CC0-1.0"
 
 
@@ -77,7 +77,7 @@ def test_every_profile_has_a_licence_and_the_planet_is_free() -> None:
     ],
 )
 def test_licences_are_spdx_or_nothing(text: object, licence: str | None) -> None:
-    assert spdx_licence(text) == licence
+    assert spdx_expression(text) == licence
 
 
 def test_a_profile_with_a_fault_is_refused() -> None:
@@ -117,13 +117,13 @@ def test_the_users_own_profiles_are_asked_first(
 
 BAD = {
     "no yaml": ("{", "can't be read as YAML"),
-    "a list": ("- 1", "is no profile; it needs name"),
-    "empty": ("", "is no profile"),
+    "a list": ("- 1", "is not a profile; it needs name"),
+    "empty": ("", "is not a profile"),
     "no list": ("sources: 7", "must be a list of profiles"),
-    "a text": ("sources: [x]", r"sources\[0\]. is no profile"),
+    "a text": ("sources: [x]", r"sources\[0\]. is not a profile"),
     "a field missing": ("sources: [{name: a, title: a, provider: a}]", r"\[0\].licence is missing"),
     "an unknown field": (
-        yaml.safe_dump({**MINE, "colour": 1}), "colour is no field of a profile .known: name",
+        yaml.safe_dump({**MINE, "colour": 1}), "colour is not a field of a profile .known: name",
     ),
     "a licence": (yaml.safe_dump({**MINE, "licence": "mine"}), "licence: 'mine' is neither"),
     "an endpoint": (yaml.safe_dump({**MINE, "endpoint": "minio:9000"}), "endpoint: .*minio:9000"),
@@ -150,7 +150,7 @@ def test_what_geofm_sources_names_must_be_there_and_unique(
     write(tmp_path / "twice.yaml", MINE, MINE)
     for place, words in {
         str(tmp_path / "none.yaml"): "there is no file",
-        str(tmp_path / "twice.yaml"): "'mine' is there twice",
+        str(tmp_path / "twice.yaml"): "two profiles are named 'mine'",
     }.items():
         monkeypatch.setenv("GEOFM_SOURCES", place)
         with pytest.raises(BadSource, match=words):
@@ -158,7 +158,7 @@ def test_what_geofm_sources_names_must_be_there_and_unique(
     empty = tmp_path / "empty"
     empty.mkdir()
     monkeypatch.setenv("GEOFM_SOURCES", str(empty))
-    with pytest.raises(BadSource, match=r"no \.yaml file in the folder"):
+    with pytest.raises(BadSource, match=r"empty has no \.yaml file"):
         load_sources()
 
 

@@ -15,8 +15,8 @@ import pytest
 
 from data_catalog.artifact import Artifact
 from data_catalog.catalogue import Catalogue, open_catalogue
+from data_catalog.database.address import sqlite_address
 from data_catalog.run import run_stage
-from data_catalog.storage.address import sqlite_address
 from data_catalog.store import open_store
 from flows.cli.main import main
 from geofm.config.recipe import PackSettings

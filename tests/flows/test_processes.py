@@ -15,6 +15,7 @@ import yaml
 
 from data_catalog.catalogue import open_catalogue
 from data_catalog.storage.process import is_gone, process_mark
+from tests.data_catalog.helpers import NO_STORE
 from tests.flows.conftest import Outcome
 from tests.geofm.stac.small_world import WEST, World, add_scene, identity, serve, texture
 
@@ -112,7 +113,7 @@ def test_no_worker_outlives_its_parent(
         time.sleep(0.1)
     assert [mark for mark in marks if not is_gone(mark)] == []
     # the catalogue shows what happened, and still says that the run goes on: nothing has written
-    catalogue = open_catalogue(f"sqlite:///{tmp_path}/geofm-store/catalogue.db")
+    catalogue = open_catalogue(f"sqlite:///{tmp_path}/geofm-store/catalogue.db", NO_STORE)
     assert [row.status for row in catalogue.runs()] == ["done", "lost"]
 
 
@@ -133,6 +134,6 @@ def test_a_killed_worker_ends_the_run_with_a_message(
     world.raw.clear()
     again = geofm("refresh", recipe, "--runner", "processes", "--json")
     assert again.code == 0, again.stderr[-3000:]
-    catalogue = open_catalogue(f"sqlite:///{tmp_path}/geofm-store/catalogue.db")
+    catalogue = open_catalogue(f"sqlite:///{tmp_path}/geofm-store/catalogue.db", NO_STORE)
     assert "failed" in [row.status for row in catalogue.runs()]
     assert not list((tmp_path / "geofm-store" / "staging").iterdir())

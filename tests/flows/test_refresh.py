@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from data_catalog.catalogue import open_catalogue
+from tests.data_catalog.helpers import NO_STORE
 from tests.flows.conftest import Outcome
 from tests.geofm.stac.small_world import WEST, World, add_scene, identity, serve, texture
 
@@ -119,7 +120,7 @@ def wait_for_lease(store: Path) -> int:
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         if (store / "catalogue.db").exists():
-            catalogue = open_catalogue(f"sqlite:///{store}/catalogue.db")
+            catalogue = open_catalogue(f"sqlite:///{store}/catalogue.db", NO_STORE)
             with catalogue.engine.connect() as connection:
                 held = connection.exec_driver_sql("select pid from lease").fetchone()
             catalogue.engine.dispose()
@@ -153,7 +154,7 @@ def test_two_refreshes_at_once_take_turns(
     assert told[0]["artifacts"] == told[1]["artifacts"]
     assert sum("small is being refreshed by process" in err for _, err in ends) == 1
 
-    catalogue = open_catalogue(f"sqlite:///{store}/catalogue.db")
+    catalogue = open_catalogue(f"sqlite:///{store}/catalogue.db", NO_STORE)
     assert len(catalogue.names()) == 1
     checked = geofm("verify", "small", "--deep", "--json")
     assert (checked.code, checked.json["problems"]) == (0, [])

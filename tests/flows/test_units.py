@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from data_catalog.redaction import printable
 from flows import deployments
-from flows.cli.console import printable
 from flows.cli.main import app
 from flows.stage_flow import MOST_TASKS, count_tasks
 

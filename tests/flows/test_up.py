@@ -12,6 +12,7 @@ import pytest
 
 from data_catalog.catalogue import open_catalogue
 from flows import server
+from tests.data_catalog.helpers import NO_STORE
 from tests.flows.conftest import Outcome, files_with_secret
 
 pytestmark = pytest.mark.slow
@@ -86,7 +87,7 @@ def test_deploy_schedule_and_run(
     assert {"seal search", "seal cut", "seal embed", "seal curate", "seal pack"} <= names
     artifacts = api.post("/artifacts/filter", json={}).json()
     assert any(a["key"] == "geofm-summary" and "scenes" in a["data"] for a in artifacts)
-    catalogue = open_catalogue(f"sqlite:///{tmp_path}/store/catalogue.db")
+    catalogue = open_catalogue(f"sqlite:///{tmp_path}/store/catalogue.db", NO_STORE)
     assert [name.name for name in catalogue.names()] == ["demo"]
     folders = (tmp_path, Path(environment["GEOFM_HOME"]))
     assert {"server.log", "prefect.db", "worker.log"} <= {

@@ -80,4 +80,4 @@ def test_a_predecessor_whose_tables_are_missing_does_not_stop_a_publication(
     old.path("numbers.json").unlink()
     monkeypatch.setattr(versions, "_compare", lambda _, before, __: before.table("numbers.json"))
     assert versions.publish(catalogue, "demo", new).new
-    assert "can't be compared" in caplog.text
+    assert "cannot be compared" in caplog.text

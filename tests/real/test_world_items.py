@@ -64,7 +64,8 @@ class Outcome:
 
 
 def run_both(url: str, folder: Path) -> tuple[Artifact, Artifact, float]:
-    store, catalogue = open_store(folder / "store"), open_catalogue(f"sqlite:///{folder}/c.db")
+    store = open_store(folder / "store")
+    catalogue = open_catalogue(f"sqlite:///{folder}/c.db", store)
     items = run_stage(search.STAGE, store, catalogue, {}, SearchSettings(stac=url))
     began = time.monotonic()
     settings = CutSettings(bands=BANDS, size_px=128)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data_catalog.artifact import Artifact
+from data_catalog.provenance.licences import source_licences
 from geofm.config.recipe import PretrainSettings
 from geofm.raster.radiometry import WHITE
 
@@ -123,7 +124,7 @@ def write_model_card(
         mean=f", running mean of the weights ({settings.ema} a step)" if settings.ema else "",
         pooled=f" by its {settings.distill_pool}{', normalised' if settings.distill_norm else ''}",
         lineage="\n".join(f"| {role} | `{digest}` |" for role, digest in digests),
-        terms=", ".join(sorted({str(s["licence"]) for s in facts["sources"]})) or "none named",
+        terms=", ".join(source_licences(facts)) or "none named",
         sources=_source_table(facts["sources"]),
         weights=_weights_terms(facts["weights"]),
     )

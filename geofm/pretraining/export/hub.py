@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from data_catalog.artifact import Artifact
-from data_catalog.provenance.costs import Cost
-from data_catalog.storage.export import copied
-from geofm.formats.cards import CARD, terms_of_use, write_card
+from data_catalog.provenance.costs import ArtifactCost
+from data_catalog.provenance.licences import card_licence, source_licences
+from data_catalog.storage.export import exported_copy
+from geofm.formats.cards import CARD, write_card
 from geofm.pretraining.export.mlm import item_json, mlm_item
 from geofm.pretraining.export.model import CONFIG, read_model_config
 from geofm.runtime.cost import as_markdown
-from geofm.shards.croissant import licences
 
 ITEM = "item.json"
 
@@ -38,7 +38,7 @@ def export_model(
     dataset: Artifact,
     folder: Path,
     title: str,
-    costs: Sequence[Cost],
+    costs: Sequence[ArtifactCost],
     hard_links: bool = False,
 ) -> None:
     """Write a folder for a model repository: weights, config, card and STAC item.
@@ -55,7 +55,7 @@ def export_model(
         TargetExists: The folder exists.
         CheckError: A file does not have its sealed digest.
     """
-    with copied(model, folder, hard_links, rewritten=(CARD, CONFIG)) as target:
+    with exported_copy(model, folder, hard_links, rewritten=(CARD, CONFIG)) as target:
         config = read_model_config(model)
         config["geofm"]["digest"] = model.digest
         text = json.dumps(config, indent=2, ensure_ascii=False)
@@ -72,7 +72,7 @@ def model_front_matter(model: Artifact, dataset: Artifact) -> dict[str, Any]:
     return {
         "library_name": "timm",
         "pipeline_tag": "image-feature-extraction",
-        **terms_of_use(licences(model)),
+        **card_licence(source_licences(model.manifest.facts)),
         "datasets": [str(dataset.manifest.facts.get("name", dataset.digest[:12]))],
         "tags": [
             "remote-sensing",

@@ -21,8 +21,8 @@ from shapely.geometry.polygon import orient
 from data_catalog.artifact import Artifact
 from data_catalog.hashing import sha256_file
 from data_catalog.manifest import MANIFEST
+from data_catalog.provenance.licences import joint_expression, source_licences
 from geofm.pretraining.export.model import CONFIG, MODEL, read_model_config
-from geofm.shards.croissant import licences
 from geofm.shards.split import TRAIN
 from geofm.types import Json
 
@@ -58,7 +58,7 @@ def mlm_item(model: Artifact, dataset: Artifact, title: str, folder: Path | None
     config = read_model_config(model)
     samples = training_samples(dataset)
     geometry = covered_area(samples.geometry.to_numpy())
-    terms = licences(model)
+    licences = source_licences(model.manifest.facts)
     return {
         "type": "Feature",
         "stac_version": "1.1.0",
@@ -71,7 +71,7 @@ def mlm_item(model: Artifact, dataset: Artifact, title: str, folder: Path | None
             "title": title,
             "description": f"{config['architecture']} pretrained by geofm on {len(samples)} image "
             "chips; gives features, has no classes.",
-            **({"license": " AND ".join(terms)} if terms else {}),
+            **({"license": joint_expression(licences)} if licences else {}),
             "bands": [{"name": band} for band in config["geofm"]["bands"]],
             **_mlm_properties(model, config, title),
         },

@@ -11,6 +11,7 @@ from data_catalog.catalogue import Catalogue, open_catalogue
 from data_catalog.database import items as item_record
 from data_catalog.database.item_states import WAITING, ItemState
 from data_catalog.database.items import note_items, postponed_items, read_items
+from tests.data_catalog.helpers import NO_STORE
 
 KEY = ("c", "late")
 STATE = ItemState(WAITING, "not_found", item_sha256="a" * 64)
@@ -19,7 +20,7 @@ BEGIN = datetime(2026, 11, 1, tzinfo=UTC)
 
 @pytest.fixture
 def catalogue(tmp_path: Path) -> Catalogue:
-    return open_catalogue(f"sqlite:///{tmp_path}/c.db")
+    return open_catalogue(f"sqlite:///{tmp_path}/c.db", NO_STORE)
 
 
 def at(monkeypatch: pytest.MonkeyPatch, moment: datetime) -> None:

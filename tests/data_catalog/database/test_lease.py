@@ -21,18 +21,20 @@ from sqlalchemy.exc import OperationalError
 
 from data_catalog.catalogue import Catalogue, open_catalogue
 from data_catalog.database import lease as lease_module
-from data_catalog.database.lease import CatalogueAway, LeaseHeld, LeaseLost, hold
+from data_catalog.database.lease import CatalogueAway, LeaseHeld, LeaseLost, hold_lease
 from data_catalog.database.schema import LeaseRow
 from data_catalog.progress import listen
 from data_catalog.storage.process import is_gone, process_mark
+from tests.data_catalog.helpers import NO_STORE
 
 #: Holds the lease, says so, and keeps it until a file appears.
 HOLDER = """
 import sys, time
 from pathlib import Path
 from data_catalog.catalogue import open_catalogue
+from tests.data_catalog.helpers import NO_STORE
 url, log, stop = sys.argv[1:]
-with open_catalogue(url).lease("corpus"):
+with open_catalogue(url, NO_STORE).lease("corpus"):
     with open(log, "a") as file:
         file.write("begin\\n")
     while not Path(stop).exists():
@@ -84,7 +86,7 @@ def wait_for(log: Path, lines: list[str]) -> None:
 def test_the_second_waits_and_says_for_whom(url: str, log: Path, start, tmp_path: Path) -> None:
     first = start()
     wait_for(log, ["begin"])
-    catalogue = open_catalogue(url)
+    catalogue = open_catalogue(url, NO_STORE)
     with pytest.raises(LeaseHeld, match=rf"'corpus' .* process {first.pid} on .* --no-wait"):
         catalogue.lease("corpus", wait=False).__enter__()
     with catalogue.lease("another", wait=False):
@@ -116,7 +118,7 @@ def test_a_killed_holder_is_followed_at_once(url: str, log: Path, start) -> None
     process = start()
     wait_for(log, ["begin"])
     os.kill(process.pid, signal.SIGKILL)  # not waited for: a zombie holds nothing either
-    with hold(open_catalogue(url).engine, "corpus", expiry_s=1e6):
+    with hold_lease(open_catalogue(url, NO_STORE).engine, "corpus", expiry_s=1e6):
         pass
     assert process.wait(10) == -signal.SIGKILL
 
@@ -130,11 +132,11 @@ def elsewhere(catalogue: Catalogue) -> None:
 def test_a_silent_holder_elsewhere_is_followed_after_a_while_and_finds_out(
     url: str, log: Path, start, tmp_path: Path
 ) -> None:
-    catalogue = open_catalogue(url)
-    with hold(catalogue.engine, "corpus", beat_s=1e6) as silent:  # its heart never beats
+    catalogue = open_catalogue(url, NO_STORE)
+    with hold_lease(catalogue.engine, "corpus", beat_s=1e6) as silent:  # no heartbeat is written
         elsewhere(catalogue)
         silent.confirm()
-        with hold(catalogue.engine, "corpus", expiry_s=1) as other:
+        with hold_lease(catalogue.engine, "corpus", expiry_s=1) as other:
             other.confirm()
             with pytest.raises(LeaseLost, match="nothing was published"):
                 silent.confirm()
@@ -144,23 +146,29 @@ def test_a_silent_holder_elsewhere_is_followed_after_a_while_and_finds_out(
 
 
 def test_a_beating_heart_keeps_the_lease(url: str) -> None:
-    catalogue = open_catalogue(url)
-    with hold(catalogue.engine, "corpus", beat_s=0.1):
+    catalogue = open_catalogue(url, NO_STORE)
+    with hold_lease(catalogue.engine, "corpus", beat_s=0.1):
         elsewhere(catalogue)
         time.sleep(2.5)  # PostgreSQL's clock is fine, SQLite's counts whole seconds
-        with pytest.raises(LeaseHeld), hold(catalogue.engine, "corpus", wait=False, expiry_s=1.5):
+        with (
+            pytest.raises(LeaseHeld),
+            hold_lease(catalogue.engine, "corpus", wait=False, expiry_s=1.5),
+        ):
             pass
 
 
 def test_a_heartbeat_that_only_looks_old_keeps_the_lease(url: str) -> None:
     """After a machine has slept, or the catalogue was away, every heartbeat is old."""
-    catalogue = open_catalogue(url)
-    with hold(catalogue.engine, "corpus", beat_s=1) as lease:
+    catalogue = open_catalogue(url, NO_STORE)
+    with hold_lease(catalogue.engine, "corpus", beat_s=1) as lease:
         elsewhere(catalogue)
         long_ago = datetime.now(UTC) - timedelta(hours=8)
         with catalogue.session() as session:
             session.execute(update(LeaseRow).values(beat=long_ago))
-        with pytest.raises(LeaseHeld), hold(catalogue.engine, "corpus", wait=False, expiry_s=30):
+        with (
+            pytest.raises(LeaseHeld),
+            hold_lease(catalogue.engine, "corpus", wait=False, expiry_s=30),
+        ):
             pass
         lease.confirm()
 
@@ -170,17 +178,20 @@ def test_a_catalogue_that_was_away_costs_no_lease(
 ) -> None:
     monkeypatch.setattr(lease_module, "LOOK_S", 0.1)
     with outage(postgres_url) as (url, cut):
-        here, there = open_catalogue(url), open_catalogue(postgres_url)
-        with hold(here.engine, "corpus", beat_s=0.2) as lease:
+        here, there = open_catalogue(url, NO_STORE), open_catalogue(postgres_url, NO_STORE)
+        with hold_lease(here.engine, "corpus", beat_s=0.2) as lease:
             elsewhere(there)
             with cut(3):  # longer than the lease is valid below
                 pass
             lease.confirm()
-            with pytest.raises(LeaseHeld), hold(there.engine, "corpus", wait=False, expiry_s=2):
+            with (
+                pytest.raises(LeaseHeld),
+                hold_lease(there.engine, "corpus", wait=False, expiry_s=2),
+            ):
                 pass
             with cut(2):
                 lease.confirm()  # waits for the catalogue
-        with hold(there.engine, "corpus", wait=False):
+        with hold_lease(there.engine, "corpus", wait=False):
             pass
 
 
@@ -190,7 +201,7 @@ def test_a_catalogue_that_stays_away_is_an_error_of_its_own(
     monkeypatch.setattr(lease_module, "LOOK_S", 0.1)
     monkeypatch.setattr(lease_module, "AWAY_S", 0.5)
     with outage(postgres_url) as (url, cut):
-        catalogue = open_catalogue(url)
+        catalogue = open_catalogue(url, NO_STORE)
         with cut(60), pytest.raises(CatalogueAway, match=r"has not answered for .* run again"):
             catalogue.lease("corpus").__enter__()
 
@@ -199,7 +210,7 @@ def test_a_process_that_waited_through_an_outage_watches_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The holder can't renew its lease in an outage, so it must have time for that afterwards."""
-    catalogue = open_catalogue(f"sqlite:///{tmp_path}/c.db")
+    catalogue = open_catalogue(f"sqlite:///{tmp_path}/c.db", NO_STORE)
     looks: list[float] = []
     take = lease_module._take
 
@@ -213,12 +224,12 @@ def test_a_process_that_waited_through_an_outage_watches_anew(
         return take(*args)
 
     monkeypatch.setattr(lease_module, "LOOK_S", 0.2)
-    with hold(catalogue.engine, "corpus", beat_s=1e6):
+    with hold_lease(catalogue.engine, "corpus", beat_s=1e6):
         elsewhere(catalogue)
         monkeypatch.setattr(lease_module, "_take", look)
         with catalogue.session() as session:
             session.execute(update(LeaseRow).values(beat=datetime(2020, 1, 1, tzinfo=UTC)))
-        with hold(catalogue.engine, "corpus", beat_s=0.4, expiry_s=1):
+        with hold_lease(catalogue.engine, "corpus", beat_s=0.4, expiry_s=1):
             assert time.monotonic() - looks[7] >= 0.8, "it took the lease just after the outage"
 
 
@@ -275,7 +286,7 @@ NAMES = ["", "a" * 64, "a" * 65, "a" * 66, "job " + "f" * 400, "ключ 钥匙"
 
 
 def test_any_name_is_a_lease_of_its_own(url: str) -> None:
-    catalogue = open_catalogue(url)
+    catalogue = open_catalogue(url, NO_STORE)
     with ExitStack() as stack:
         leases = [stack.enter_context(catalogue.lease(name, wait=False)) for name in NAMES]
         for lease in leases:
@@ -290,7 +301,7 @@ def test_many_that_take_it_at_once_take_turns(url: str) -> None:
     most: list[int] = []
 
     def turn() -> None:
-        with hold(open_catalogue(url).engine, "corpus", beat_s=0.02):
+        with hold_lease(open_catalogue(url, NO_STORE).engine, "corpus", beat_s=0.02):
             inside.append(1)
             most.append(len(inside))
             time.sleep(0.01)

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from data_catalog.catalogue import Catalogue, open_catalogue
+from data_catalog.database.address import hide_password, holds_password, parse_database
 from data_catalog.database.connection import CatalogueUnreachable
 from data_catalog.errors import RunError
-from data_catalog.storage.address import hide_password, holds_password, parse_database
+from tests.data_catalog.helpers import NO_STORE
 
 S = "hUsh7"
 
@@ -35,7 +36,7 @@ S = "hUsh7"
 )
 def test_no_spelling_of_a_password_is_shown(url: str) -> None:
     with pytest.raises(CatalogueUnreachable, match="--catalog or GEOFM_CATALOG") as caught:
-        open_catalogue(url)
+        open_catalogue(url, NO_STORE)
     assert S not in "".join(traceback.format_exception(caught.value))
     assert holds_password(url)
 
@@ -43,7 +44,7 @@ def test_no_spelling_of_a_password_is_shown(url: str) -> None:
 @pytest.mark.parametrize("password", ["a@b", "@", "a@b@c"])
 def test_a_raw_at_sign_is_named(password: str) -> None:
     with pytest.raises(CatalogueUnreachable, match=r"percent-encode.*@ is %40"):
-        open_catalogue(f"postgresql+psycopg://user:{password}@127.0.0.1:1/db")
+        open_catalogue(f"postgresql+psycopg://user:{password}@127.0.0.1:1/db", NO_STORE)
 
 
 def test_a_drivers_text_is_hidden_in_every_spelling() -> None:
@@ -56,8 +57,8 @@ def test_addresses_without_a_password_are_shown(tmp_path: Path) -> None:
     assert not holds_password("postgresql+psycopg://user@h/db")
     assert not holds_password(f"sqlite:///{tmp_path}/a@b.db")
     with pytest.raises(CatalogueUnreachable, match=r"sqlite:////nowhere/me@x/y\.db"):
-        open_catalogue("sqlite:////nowhere/me@x/y.db")
-    assert open_catalogue(f"sqlite:///{tmp_path}/a@b.db").runs() == []
+        open_catalogue("sqlite:////nowhere/me@x/y.db", NO_STORE)
+    assert open_catalogue(f"sqlite:///{tmp_path}/a@b.db", NO_STORE).runs() == []
 
 
 def test_the_run_record_holds_no_secret(catalogue: Catalogue) -> None:

@@ -20,13 +20,14 @@ from data_catalog.database.schema import RunRow
 from data_catalog.provenance.costs import lineage_costs
 from data_catalog.run import run_stage
 from data_catalog.store import Store
-from tests.data_catalog.helpers import NUMBERS, Settings
+from tests.data_catalog.helpers import NO_STORE, NUMBERS, Settings
 
 #: Runs a job of this key, notes what it has spent, says so and stays.
 RUNNER = """
 import sys, time
 from data_catalog.catalogue import open_catalogue
-catalogue = open_catalogue(sys.argv[1])
+from tests.data_catalog.helpers import NO_STORE
+catalogue = open_catalogue(sys.argv[1], NO_STORE)
 with catalogue.run("search", sys.argv[2]) as row:
     catalogue.keep(row, {"seconds": 7.0, "kwh": 0.25})
     print(row.id, flush=True)
@@ -38,11 +39,11 @@ with catalogue.run("search", sys.argv[2]) as row:
 def record(request: pytest.FixtureRequest, tmp_path: Path) -> Catalogue:
     """A catalogue without runs."""
     if request.param == "postgresql":
-        found = open_catalogue(request.getfixturevalue("postgres_url"))
+        found = open_catalogue(request.getfixturevalue("postgres_url"), NO_STORE)
         with found.session() as session:
             session.query(RunRow).delete()
         return found
-    return open_catalogue(f"sqlite:///{tmp_path}/runs.db")
+    return open_catalogue(f"sqlite:///{tmp_path}/runs.db", NO_STORE)
 
 
 def killed(catalogue: Catalogue, key: str = "key") -> str:
@@ -164,7 +165,9 @@ def test_processes_that_close_a_run_at_once_close_it_once(record: Catalogue) -> 
     url = record.engine.url.render_as_string(hide_password=False)
     closed: list[int] = []
     threads = [
-        threading.Thread(target=lambda: closed.append(open_catalogue(url).close_lost_runs()))
+        threading.Thread(
+            target=lambda: closed.append(open_catalogue(url, NO_STORE).close_lost_runs())
+        )
         for _ in range(4)
     ]
     for thread in threads:

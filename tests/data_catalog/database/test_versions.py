@@ -27,13 +27,15 @@ from data_catalog.database.connection import MIGRATIONS
 from data_catalog.database.schema import ArtifactRow, NameRow, RunRow
 from data_catalog.run import make_job, run_stage, with_previous
 from data_catalog.store import Store
-from tests.data_catalog.helpers import NUMBERS, Settings
+from tests.data_catalog.helpers import NO_STORE, NUMBERS, Settings
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def any_catalogue(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Catalogue]:
+def any_catalogue(
+    request: pytest.FixtureRequest, tmp_path: Path, store: Store
+) -> Iterator[Catalogue]:
     if request.param == "sqlite":
-        yield open_catalogue(f"sqlite:///{tmp_path}/any.db")
+        yield open_catalogue(f"sqlite:///{tmp_path}/any.db", store)
         return
     url: str = request.getfixturevalue("postgres_url")
     engine = sa.create_engine(url, isolation_level="AUTOCOMMIT")
@@ -41,7 +43,7 @@ def any_catalogue(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ca
         connection.execute(sa.text("DROP DATABASE IF EXISTS versions WITH (FORCE)"))
         connection.execute(sa.text("CREATE DATABASE versions"))
     engine.dispose()
-    catalogue = open_catalogue(url.rpartition("/")[0] + "/versions")
+    catalogue = open_catalogue(url.rpartition("/")[0] + "/versions", store)
     yield catalogue
     catalogue.engine.dispose()
 
@@ -62,7 +64,7 @@ def set_clocks(catalogue: Catalogue, moment: datetime) -> None:
 def test_an_artifact_that_is_not_recorded_is_no_version(
     store: Store, any_catalogue: Catalogue, tmp_path: Path
 ) -> None:
-    foreign = make(store, open_catalogue(f"sqlite:///{tmp_path}/foreign.db"), 3)
+    foreign = make(store, open_catalogue(f"sqlite:///{tmp_path}/foreign.db", store), 3)
     with pytest.raises(UnknownReference, match=foreign.digest):
         any_catalogue.publish("corpus", foreign, "2026-11-30")
     assert any_catalogue.names() == []
@@ -140,7 +142,7 @@ def test_writers_at_once_make_one_chain(store: Store, any_catalogue: Catalogue) 
 
     def write(number: int) -> None:
         try:
-            mine = open_catalogue(url)
+            mine = open_catalogue(url, store)
             ready.wait()
             mine.publish("demo", made[number], "2026-11-30")
             mine.publish(f"other{number % 2}", made[number], "2026-11-30")
@@ -224,7 +226,7 @@ def test_an_older_catalogue_is_numbered_along_its_chains(tmp_path: Path) -> None
             "INSERT INTO name (name, version, digest, predecessor, created_at) "
             "VALUES (?, ?, ?, ?, ?)", rows,
         )  # fmt: skip
-    catalogue = open_catalogue(url)
+    catalogue = open_catalogue(url, NO_STORE)
     order = [row.version for row in reversed(catalogue.names()) if row.name == "demo"]
     assert order == ["2026-11-27", "2026-12-09", "2026-11-28", "2026-11-29"]
     newest = catalogue.newest("demo")

@@ -16,7 +16,7 @@ from sqlalchemy.exc import OperationalError
 from data_catalog.artifact import Artifact
 from data_catalog.catalogue import Catalogue
 from data_catalog.database.schema import RunRow
-from data_catalog.provenance.costs import MEASURED, Cost, costs, lineage_costs, totals
+from data_catalog.provenance.costs import MEASURED, ArtifactCost, costs_at, lineage_costs, totals
 from data_catalog.run import run_stage
 from data_catalog.stage import Job, Sealed, Stage, no_parts, no_work
 from data_catalog.store import Store
@@ -72,9 +72,9 @@ def test_an_ancestor_of_two_inputs_counts_once_and_a_cached_stage_as_when_it_was
     assert {cost.digest for cost in found} == {artifact.digest for artifact in made.values()}
     assert totals(found) == {"seconds": 50.0, "gpu_seconds": 0.0, "kwh": 2.5, "kg_co2e": 1.25}
     every = [artifact.digest for artifact in made.values()]
-    assert costs(catalogue.url, every) == found
-    assert len(costs(catalogue.url, [made["chips"].digest])) == 2
-    assert costs("", every) == []
+    assert costs_at(catalogue.url, catalogue.store, every) == found
+    assert len(costs_at(catalogue.url, catalogue.store, [made["chips"].digest])) == 2
+    assert costs_at("", catalogue.store, every) == []
 
 
 def test_sessions_that_failed_or_were_killed_count_but_not_those_of_an_earlier_artifact(
@@ -162,9 +162,9 @@ def test_what_no_run_here_made_is_there_without_numbers(store: Store, catalogue:
     with catalogue.session() as session:
         session.query(RunRow).delete()
     cost = lineage_costs(catalogue, [items.digest])[0]
-    assert cost == Cost("search", items.digest)
+    assert cost == ArtifactCost("search", items.digest)
     assert totals([cost]) == {}
-    assert set(MEASURED) <= set(Cost.__dataclass_fields__)
+    assert set(MEASURED) <= set(ArtifactCost.__dataclass_fields__)
     assert lineage_costs(catalogue, ["0" * 64]) == []
 
 
@@ -187,9 +187,12 @@ def test_a_catalogue_that_does_not_answer_stops_nobody(
 
 
 def test_a_peak_is_the_processs_own() -> None:
-    """One that a large process starts must not be told to be as large."""
+    """The child of a large process must not have the peak of its parent."""
     ballast = b"x" * (400 * 2**20)
-    code = "from data_catalog.run import peak_memory_mib as peak; b'x' * (50 << 20); print(peak())"
+    code = (
+        "from data_catalog.storage.process import peak_memory_mib\n"
+        "b'x' * (50 << 20); print(peak_memory_mib())"
+    )
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     del ballast
     assert 50 < float(told.stdout) < 400

@@ -12,19 +12,18 @@ from hypothesis import strategies as st
 from sqlalchemy import create_engine, text
 
 from data_catalog.artifact import cache_folder
-from data_catalog.catalogue import CatalogueUnreachable, open_catalogue
-from data_catalog.run import run_stage
-from data_catalog.storage.address import (
-    BadAddress,
+from data_catalog.catalogue import open_catalogue
+from data_catalog.database.address import (
     catalogue_address,
-    local_folder,
     shown_address,
     sqlite_address,
     sqlite_path,
-    store_address,
 )
+from data_catalog.database.connection import CatalogueUnreachable
+from data_catalog.run import run_stage
+from data_catalog.storage.address import BadAddress, local_folder, store_address
 from data_catalog.store import NoStore, open_store
-from tests.data_catalog.helpers import NUMBERS, Settings
+from tests.data_catalog.helpers import NO_STORE, NUMBERS, Settings
 
 ODD = ["a b", "a?b", "a#b", "a%20b", "é 日本", "a&b=c", "a::b", "a[1]*", "x?uri=true", "a;b", "a'b"]
 
@@ -119,7 +118,7 @@ def test_reading_a_store_that_is_not_there_makes_nothing(tmp_path: Path, what: s
     with pytest.raises(NoStore, match="mistyped"):
         open_store(place, write=False)
     with pytest.raises(CatalogueUnreachable, match="mistyped"):
-        open_catalogue(sqlite_address(place / "catalogue.db"), write=False)
+        open_catalogue(sqlite_address(place / "catalogue.db"), NO_STORE, write=False)
     assert [*tmp_path.iterdir()] == ([] if what == "nothing" else [place])
     assert not place.is_dir() or not [*place.iterdir()]
 
@@ -146,7 +145,7 @@ def test_a_catalogue_is_read_with_what_is_still_in_its_log(tmp_path: Path) -> No
 
 def test_closing_the_catalogue_leaves_one_file(tmp_path: Path) -> None:
     path = tmp_path / "catalogue.db"
-    catalogue = open_catalogue(sqlite_address(path))
+    catalogue = open_catalogue(sqlite_address(path), NO_STORE)
     assert path.with_name("catalogue.db-wal").exists()
     del catalogue
     assert [file.name for file in tmp_path.iterdir()] == ["catalogue.db"]
@@ -159,10 +158,10 @@ def test_a_role_that_may_only_read_reads_a_catalogue_on_postgresql(postgres_url:
         connection.execute(text("CREATE DATABASE reading"))
         connection.execute(text("CREATE ROLE auditor LOGIN"))
     address = owner.url.set(database="reading")
-    whole = open_catalogue(address.render_as_string(hide_password=False))
+    whole = open_catalogue(address.render_as_string(hide_password=False), NO_STORE)
     with whole.engine.begin() as connection:
         connection.execute(text("GRANT SELECT ON ALL TABLES IN SCHEMA public TO auditor"))
     reader = address.set(username="auditor").render_as_string(hide_password=False)
-    found = open_catalogue(reader, write=False)
+    found = open_catalogue(reader, NO_STORE, write=False)
     assert found.artifacts() == []
     assert found.names() == []

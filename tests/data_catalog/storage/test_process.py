@@ -34,8 +34,8 @@ if __name__ == "__main__":
 #: A module in a process of its own that ignores SIGTERM.
 MODULE = """
 import subprocess, sys, time
-from data_catalog.storage.process import following
-code = following("stubborn", grace_s=float(sys.argv[1]))
+from data_catalog.storage.process import child_command
+code = child_command("stubborn", grace_s=float(sys.argv[1]))
 subprocess.run(code)
 """
 STUBBORN = """

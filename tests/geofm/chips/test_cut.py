@@ -297,8 +297,9 @@ def test_parts_of_a_table_whose_rows_have_moved_are_used_again(run: Run, tmp_pat
     second = run.chips()
     asked = {path.split("/")[2] for path in run.world.asked if path.startswith("/files")}
     assert asked == {"a", "l"}
-    afresh = Run(open_store(tmp_path / "other"), open_catalogue(f"sqlite:///{tmp_path}/o.db"),
-                 run.world).chips()  # fmt: skip
+    other = open_store(tmp_path / "other")
+    catalogue = open_catalogue(f"sqlite:///{tmp_path}/o.db", other)
+    afresh = Run(other, catalogue, run.world).chips()
     frames = [one.table("chips.parquet").drop(columns="geometry") for one in (second, afresh)]
     pd.testing.assert_frame_equal(*frames)
     assert set(good(second).item_id) == {"a", "k", "l", "p"}
@@ -310,8 +311,8 @@ def test_a_passing_failure_heals_when_the_run_seals(run: Run, tmp_path: Any) -> 
 
     overlap_pair(run)
     expected = run.chips().digest
-    other = Run(open_store(tmp_path / "other"), open_catalogue(f"sqlite:///{tmp_path}/o.db"),
-                run.world)  # fmt: skip
+    store = open_store(tmp_path / "other")
+    other = Run(store, open_catalogue(f"sqlite:///{tmp_path}/o.db", store), run.world)
     run.world.faults["/files/a/red.tif"] += [503, 503]  # retries is 1: the probe gives up
     assert other.chips().digest == expected
 

@@ -145,7 +145,8 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[World, Run, Path,
         patch.setattr(socket, "getaddrinfo", resolving)
         world.lists_all, place = True, Path(folder)
         patch.chdir(place)  # a relative path ends where it is noticed
-        run = Run(open_store(place / "store"), open_catalogue(f"sqlite:///{place}/c.db"), world)
+        store = open_store(place / "store")
+        run = Run(store, open_catalogue(f"sqlite:///{place}/c.db", store), world)
         add_scene(world, "good", {"red": RED}, collection="good")
         _written.append([])
         try:

@@ -64,7 +64,7 @@ def entries(nights: Nights, chips: Artifact) -> dict[str, ItemEntry]:
 
 def waiting(nights: Nights, chips: Artifact) -> set[str]:
     found = entries(nights, chips).items()
-    return {name for name, entry in found if entry.state.asked_again}
+    return {name for name, entry in found if entry.state.is_retried}
 
 
 def files_asked(nights: Nights) -> set[str]:

@@ -23,8 +23,8 @@ from tests.geofm.stac.small_world import add_scene, serve, texture
 @pytest.fixture
 def run(tmp_path: Path) -> Iterator[Run]:
     with serve() as world:
-        catalogue = open_catalogue(f"sqlite:///{tmp_path}/c.db")
-        yield Run(open_store(tmp_path / "store"), catalogue, world)
+        store = open_store(tmp_path / "store")
+        yield Run(store, open_catalogue(f"sqlite:///{tmp_path}/c.db", store), world)
 
 
 PATH = "/files/a/red.tif"

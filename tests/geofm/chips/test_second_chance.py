@@ -29,8 +29,8 @@ def run(store: Any, catalogue: Any, world: World) -> Run:
 def elsewhere(run: Run, folder: Path) -> Run:
     """The same world with nothing remembered."""
     folder.mkdir()
-    catalogue = open_catalogue(f"sqlite:///{folder}/c.db")
-    return Run(open_store(folder / "store"), catalogue, run.world)
+    store = open_store(folder / "store")
+    return Run(store, open_catalogue(f"sqlite:///{folder}/c.db", store), run.world)
 
 
 @pytest.mark.parametrize("works", [0, 1], ids=["since the plan", "since the cut"])

@@ -116,7 +116,8 @@ def test_an_estimate_that_heavy_tails_make_too_small_is_mended(tmp_path):
     widened = 0
     for seed in range(2):
         folder = tmp_path / str(seed)
-        store, catalogue = open_store(folder), open_catalogue(f"sqlite:///{folder}/c.db")
+        store = open_store(folder)
+        catalogue = open_catalogue(f"sqlite:///{folder}/c.db", store)
         vectors, ids = exposures(seed), names(2000)
         _, artifact = search(store, catalogue, ids, vectors)
         assert found(artifact) == brute(vectors, ids, 0.95)
@@ -296,7 +297,8 @@ def test_the_stages_find_every_pair_of_a_pool_that_is_audited_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, deviations: float
 ) -> None:
     monkeypatch.setattr(partition, "DEVIATIONS", deviations)
-    store, catalogue = open_store(tmp_path), open_catalogue(f"sqlite:///{tmp_path}/c.db")
+    store = open_store(tmp_path)
+    catalogue = open_catalogue(f"sqlite:///{tmp_path}/c.db", store)
     vectors, ids = pool(kind, 7, 600, 32), names(600)
     _, artifact = search(store, catalogue, ids, vectors)
     assert found(artifact) == brute(vectors, ids, 0.95)

@@ -258,7 +258,11 @@ def test_a_killed_search_goes_on_and_ends_the_same(store, catalogue, tmp_path):
         "calibration": make_calibration(other),
     }
     made["buckets"] = run_stage(
-        buckets.STAGE, other, open_catalogue(f"sqlite:///{tmp_path}/killed.db"), made, SETTINGS
+        buckets.STAGE,
+        other,
+        open_catalogue(f"sqlite:///{tmp_path}/killed.db", other),
+        made,
+        SETTINGS,
     )
     command = [sys.executable, "-c", CHILD, other.url, made["embeddings"].url, made["buckets"].url]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:

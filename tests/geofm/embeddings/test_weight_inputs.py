@@ -19,7 +19,8 @@ from data_catalog.artifact import Artifact
 from data_catalog.catalogue import Catalogue
 from data_catalog.hashing import sha256_file
 from data_catalog.provenance.costs import lineage_costs
-from data_catalog.provenance.lineage import ancestor, ancestry, licence_union, walk
+from data_catalog.provenance.licences import licence_union
+from data_catalog.provenance.lineage import ancestor, ancestry, walk_lineage
 from data_catalog.provenance.verify import verify_chain
 from data_catalog.run import make_job, run_stage
 from data_catalog.stage import Job, Stage
@@ -299,7 +300,7 @@ def test_a_model_teaches_and_its_lineage_is_followed(
     other = make_dataset(store, catalogue.url, samples=10)
     made = train(store, catalogue, other, teacher="small-model")
     assert made.manifest.inputs == {"dataset": other.digest, "teacher": model.digest}
-    found = {node.artifact.digest for node in walk(ancestry(catalogue, made))}
+    found = {node.artifact.digest for node in walk_lineage(ancestry(catalogue, made))}
     assert found >= {made.digest, other.digest, model.digest, model.manifest.inputs["dataset"]}
     assert ancestor(catalogue, made, "dataset").digest == other.digest
     assert {cost.digest for cost in lineage_costs(catalogue, [made.digest])} == found

@@ -104,7 +104,7 @@ FAKE_PACK = Stage("pack", "test", "dataset", (), ("numpy",), no_parts, no_work, 
 def make_dataset(store: Store, catalogue_url: str, **fields: Any) -> Artifact:
     """Make a dataset artifact of procedural chips, through the catalogue like any other."""
     return run_stage(
-        FAKE_PACK, store, open_catalogue(catalogue_url), {}, FakePackSettings(**fields)
+        FAKE_PACK, store, open_catalogue(catalogue_url, store), {}, FakePackSettings(**fields)
     )
 
 

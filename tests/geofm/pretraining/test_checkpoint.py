@@ -8,17 +8,17 @@ from pathlib import Path
 
 import torch
 
+from data_catalog.storage.atomic import atomic_file
 from geofm.pretraining.checkpoint import (
     CHECKPOINT_FILE,
     TrainingProgress,
-    atomic_file,
     load_checkpoint,
     save_checkpoint,
 )
 
 
 def _write_half(folder: str, ready, go) -> None:
-    with atomic_file(Path(folder) / CHECKPOINT_FILE) as file:
+    with atomic_file(Path(folder) / CHECKPOINT_FILE, sync=True, lock=True) as file:
         torch.save({"identity": "job", "step": 7}, file)
         ready.set()
         go.wait(60)

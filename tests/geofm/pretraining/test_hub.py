@@ -20,11 +20,11 @@ from data_catalog.artifact import Artifact
 from data_catalog.catalogue import Catalogue, open_catalogue
 from data_catalog.errors import CheckError, UsageError
 from data_catalog.provenance.costs import lineage_costs
+from data_catalog.provenance.licences import card_licence
 from data_catalog.run import run_stage
 from data_catalog.storage.export import TargetExists
 from data_catalog.store import Store, open_store
 from flows.cli.export import export
-from geofm.formats.cards import terms_of_use
 from geofm.pretraining import features, load_model
 from geofm.pretraining.export.hub import export_model
 from geofm.pretraining.export.mlm import ALWAYS, covered_area, mlm_item, time_span
@@ -36,7 +36,8 @@ from tests.geofm.pretraining.conftest import make_dataset, tiny_settings
 def place(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Catalogue]:
     """A store and a catalogue that hold a dataset and a model."""
     folder = tmp_path_factory.mktemp("place")
-    return open_store(folder / "store"), open_catalogue(f"sqlite:///{folder}/catalogue.db")
+    store = open_store(folder / "store")
+    return store, open_catalogue(f"sqlite:///{folder}/catalogue.db", store)
 
 
 @pytest.fixture(scope="module")
@@ -229,13 +230,13 @@ def test_many_footprints_are_covered_by_few_corners() -> None:
 
 
 def test_the_hubs_own_names_of_licences() -> None:
-    assert terms_of_use(["CC-BY-SA-4.0"]) == {"license": "cc-by-sa-4.0"}
-    assert terms_of_use(["PDDL-1.0"]) == {"license": "pddl"}
-    assert terms_of_use(["CC-BY-SA-3.0-IGO"]) == {
+    assert card_licence(["CC-BY-SA-4.0"]) == {"license": "cc-by-sa-4.0"}
+    assert card_licence(["PDDL-1.0"]) == {"license": "pddl"}
+    assert card_licence(["CC-BY-SA-3.0-IGO"]) == {
         "license": "other", "license_name": "CC-BY-SA-3.0-IGO",
     }  # fmt: skip
-    assert terms_of_use(["CC-BY-4.0", "MIT"])["license_name"] == "CC-BY-4.0 AND MIT"
-    assert terms_of_use([]) == {"license": "unknown"}
+    assert card_licence(["CC-BY-4.0", "MIT"])["license_name"] == "CC-BY-4.0 AND MIT"
+    assert card_licence([]) == {"license": "unknown"}
 
 
 def test_the_command_picks_by_kind(

@@ -27,8 +27,8 @@ from tests.geofm.pretraining.conftest import make_dataset, tiny_settings
 
 
 def _run(folder: Path, dataset: Artifact, seed: int = 3, **fields: object) -> Artifact:
-    catalogue = open_catalogue(f"sqlite:///{folder}/catalogue.db")
     settings, store = tiny_settings(**fields), open_store(folder / "store")
+    catalogue = open_catalogue(f"sqlite:///{folder}/catalogue.db", store)
     return run_stage(STAGE, store, catalogue, {"dataset": dataset}, settings, seed, "cpu")
 
 

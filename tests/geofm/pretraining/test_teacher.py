@@ -109,7 +109,8 @@ def embeddings(
 ) -> tuple[Artifact, Artifact]:
     """Vectors of all chips of the corpus, and of all but one."""
     folder = tmp_path_factory.mktemp("embeddings")
-    store, catalogue = open_store(folder / "store"), open_catalogue(f"sqlite:///{folder}/c.db")
+    store = open_store(folder / "store")
+    catalogue = open_catalogue(f"sqlite:///{folder}/c.db", store)
     chips = [Numbered(picture(n, 4, 40), bands=BANDS) for n in range(len(corpus))]
     return _embedded(store, catalogue, chips), _embedded(store, catalogue, chips[:-1])
 

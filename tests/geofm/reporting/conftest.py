@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from data_catalog.artifact import Artifact
-from data_catalog.provenance.costs import Cost
+from data_catalog.provenance.costs import ArtifactCost
 from data_catalog.store import open_store
 from geofm.config.recipe import ReportSettings
 from geofm.reporting.page import ReportPage, build_page
@@ -40,17 +40,17 @@ def bare_page(tmp_path_factory: pytest.TempPathFactory) -> ReportPage:
     return build_page(made, SMALL, [])
 
 
-def make_costs(made: dict[str, Artifact]) -> list[Cost]:
+def make_costs(made: dict[str, Artifact]) -> list[ArtifactCost]:
     """Costs of the artifacts of a run, and of a stage without an artifact on the page."""
     roles = ("items", "chips", "embeddings", "decisions", "dataset", "model", "scores")
     seconds = dict(zip(roles, (2.1, 14.2, 9.8, 3.3, 1.2, 96.4, 21.7), strict=True))
     training = {"images_per_second": 148.2, "device": "cpu", "teacher_seconds": 31.5}
-    found = [Cost("buckets", "ab" * 32, 0.4, 0.0, 1e-5, 5e-6, 1)]
+    found = [ArtifactCost("buckets", "ab" * 32, 0.4, 0.0, 1e-5, 5e-6, 1)]
     for role, spent in seconds.items():
         if role in made:
             more = training if role == "model" else {}
             found.append(
-                Cost(
+                ArtifactCost(
                     made[role].manifest.stage, made[role].digest, spent, 0.0, spent * 3e-5,
                     spent * 1.4e-5, sessions=2 if role == "model" else 1,
                     metrics={"peak_mib": 812.0, **more},

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from data_catalog.provenance.costs import Cost
+from data_catalog.provenance.costs import ArtifactCost
 from geofm.runtime.cost import PAPER_KG, PAPER_V100_HOURS, as_json, as_markdown, cost_table, remarks
 
 COSTS = [
-    Cost("pretrain", "b", 7200.0, 14400.0, 0.9, 0.4, sessions=3,
+    ArtifactCost("pretrain", "b", 7200.0, 14400.0, 0.9, 0.4, sessions=3,
          metrics={"teacher_seconds": 1800.0, "images_per_second": 99.5, "device": "GPU"}),
-    Cost("cut", "a", 60.0, 0.0, 0.1, 0.05, sessions=1, parts_found=5,
+    ArtifactCost("cut", "a", 60.0, 0.0, 0.1, 0.05, sessions=1, parts_found=5,
          metrics={"parts": 28, "peak_mib": 812.3}),
 ]  # fmt: skip
 
@@ -28,7 +28,7 @@ def test_stages_in_their_order_the_teachers_share_and_a_sum_without_it() -> None
     assert detailed.head[5:] == ("Images/s", "Peak memory, MiB", "Device")
     assert detailed.rows[0][5:] == ("", "812", "")
     assert detailed.rows[1][5:] == ("99.5", "", "GPU")
-    small = cost_table([Cost("cut", "a", 60.0, 0.0, 0.001, 0.0005)])
+    small = cost_table([ArtifactCost("cut", "a", 60.0, 0.0, 0.001, 0.0005)])
     assert small.head[3:] == ("Wh", "g CO2e")
     assert small.rows[0][3:] == ("1.000", "0.500")
 
@@ -48,12 +48,13 @@ def test_remarks_say_what_the_numbers_do_not() -> None:
     assert "cut (5 of 28 parts)" in text
     assert "without" not in text.lower()
     assert text.endswith("train the teacher and the encoder is not counted.")
-    lacking = [Cost("search", "c"), Cost("cut", "a", 5.0, 0.0, sessions=1)]
+    lacking = [ArtifactCost("search", "c"), ArtifactCost("cut", "a", 5.0, 0.0, sessions=1)]
     text = "\n".join(remarks(lacking))
     assert "no run that made them: search." in text
     assert "Without a measurement of energy, so the sum is too low: cut." in text
     assert "V100" not in text
-    assert "Training took 2 hours on processors" in remarks([Cost("pretrain", "m", 7200.0, 0.0)])[0]
+    on_processors = [ArtifactCost("pretrain", "m", 7200.0, 0.0)]
+    assert "Training took 2 hours on processors" in remarks(on_processors)[0]
     assert remarks([]) == []
 
 

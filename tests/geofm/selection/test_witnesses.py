@@ -121,7 +121,7 @@ def test_a_witness_in_a_dense_cell_is_a_stored_pair(
             monkeypatch.setattr(join, "DENSE_PAIRS", 1000)
             monkeypatch.setattr(join, "DENSE_PER_ROW", 2)
         room = open_store(tmp_path / f"store{dense}")
-        where = open_catalogue(f"sqlite:///{tmp_path}/{dense}.db")
+        where = open_catalogue(f"sqlite:///{tmp_path}/{dense}.db", room)
         made = curate_from(room, where, cut, make_embeddings(room, ids, vectors), settings)
         assert (made["pairs"].manifest.facts["dense_cells"] > 0) == dense
         named = made["decisions"].table("dense_pairs.parquet")

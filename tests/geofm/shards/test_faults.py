@@ -63,7 +63,7 @@ print("digest", artifact.digest)
 def clean_digest(folder: Path, chips: int = CHIPS) -> str:
     store = open_store(folder / "clean")
     inputs = make_inputs(store, some_chips(chips))
-    catalogue = open_catalogue(f"sqlite:///{folder}/clean.db")
+    catalogue = open_catalogue(f"sqlite:///{folder}/clean.db", store)
     return run_stage(STAGE, store, catalogue, inputs, SETTINGS).digest
 
 

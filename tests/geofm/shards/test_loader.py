@@ -177,7 +177,8 @@ def resumable(tmp_path_factory):
     store = open_store(folder / "store")
     inputs = make_inputs(store, some_chips(17))
     settings = PackSettings(shard_mib=0.06, name="small")
-    dataset = run_stage(STAGE, store, open_catalogue(f"sqlite:///{folder}/c.db"), inputs, settings)
+    catalogue = open_catalogue(f"sqlite:///{folder}/c.db", store)
+    dataset = run_stage(STAGE, store, catalogue, inputs, settings)
     index = open_index(dataset)
     return index, index.keys.to_pylist()
 

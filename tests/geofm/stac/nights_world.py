@@ -167,7 +167,7 @@ class Nights:
         folder.mkdir(parents=True, exist_ok=True)
         self.world, self.folder = world, folder
         self.store: Store = open_store(folder / "store")
-        self.catalogue: Catalogue = open_catalogue(f"sqlite:///{folder}/catalogue.db")
+        self.catalogue: Catalogue = open_catalogue(f"sqlite:///{folder}/catalogue.db", self.store)
         #: The version of each place that the last night used, and all that were ever cut.
         self.used: dict[int, Item] = {}
         self.cut_once: set[tuple[str, int]] = set()
