@@ -162,7 +162,7 @@ def test_a_file_that_is_replaced_between_look_up_and_read_is_noticed(
     with pytest.raises(WeightsChanged, match="changed after they were looked up"):
         load_encoder(found)
     now = find_weights(f"test_vit@{weights}")
-    original = weight_files._check_bytes
+    original = weight_files._verify
     calls = []
 
     def check_then_replace(path: Path, what: Any) -> None:
@@ -171,7 +171,7 @@ def test_a_file_that_is_replaced_between_look_up_and_read_is_noticed(
         if len(calls) == 1:
             write_weights(weights, 3)  # replaced while the network is built
 
-    monkeypatch.setattr(weight_files, "_check_bytes", check_then_replace)
+    monkeypatch.setattr(weight_files, "_verify", check_then_replace)
     with pytest.raises(WeightsChanged):
         load_encoder(now)
     assert len(calls) == 1
