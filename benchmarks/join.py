@@ -1,9 +1,9 @@
-"""All pairs at cosine 0.95 or above of up to ten million vectors, beside FAISS IVF-Flat.
+"""Find all pairs at cosine 0.95 or above of up to ten million vectors, beside FAISS IVF-Flat.
 
-Each method runs in a process of its own on the same file (float16, 256 numbers per vector); see
-``pools.py`` for what is in it. Recall is over the planted pairs that reach 0.95 in float64, and
-over all pairs of 2,000 random rows by exact search; every pair that was found is checked again in
-float64. The parameters of the search were chosen on seed 7, the pool here has another seed.
+Each method runs in a process of its own on the same file (float16, 256 values per vector);
+``pools.py`` describes its content. Recall is measured over planted pairs that reach 0.95 in
+float64, and over all pairs of 2,000 random rows by exact search. Every found pair is checked again
+in float64. The parameters of the search were chosen on seed 7; this pool has another seed.
 
     python benchmarks/join.py --rows 100000,1000000 --methods geofm,ivf,parts,identical
     python benchmarks/join.py --rows 10000000 --methods geofm --append
@@ -44,7 +44,7 @@ COLUMNS = [
 
 
 def main() -> None:
-    """Make the pools, run each method, write one line each."""
+    """Make the pools, run each method, and write a line for each."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -53,17 +53,17 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--append", action="store_true", help="keep the lines that are there")
     parser.add_argument("--run", help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.run:
-        print(json.dumps(METHODS[json.loads(asked.run)["method"]](**json.loads(asked.run))))
+    options = parser.parse_args()
+    if options.run:
+        print(json.dumps(METHODS[json.loads(options.run)["method"]](**json.loads(options.run))))
         return
-    lines = _before() if asked.append else []
+    lines = _before() if options.append else []
     with tempfile.TemporaryDirectory() as folder:
-        for rows in map(int, asked.rows.split(",")):
+        for rows in map(int, options.rows.split(",")):
             pool = Path(folder) / f"{rows}.npy"
-            _child(method="pool", pool=str(pool), rows=rows, seed=asked.seed)
-            for method in asked.methods.split(","):
-                line = _child(method=method, pool=str(pool), rows=rows, seed=asked.seed)
+            _child(method="pool", pool=str(pool), rows=rows, seed=options.seed)
+            for method in options.methods.split(","):
+                line = _child(method=method, pool=str(pool), rows=rows, seed=options.seed)
                 mine = (line["method"], rows)
                 lines = [old for old in lines if (old["method"], int(old["rows"])) != mine]
                 lines.append({**line, **_machine()})
@@ -85,7 +85,7 @@ def _before() -> list[dict[str, Any]]:
 
 
 def _write(lines: list[dict[str, Any]]) -> None:
-    """Write all lines, with how much slower FAISS was and how time grows with the pool."""
+    """Write all lines, with the ratio of FAISS to geofm and the growth of time with the pool."""
     seconds = {(line["method"], int(line["rows"])): float(line["seconds"]) for line in lines}
     for line in lines:
         rows, mine = int(line["rows"]), float(line["seconds"])
@@ -157,7 +157,7 @@ def geofm(method: str, pool: str, rows: int, seed: int) -> dict[str, Any]:
 
 
 def ivf(method: str, pool: str, rows: int, seed: int) -> dict[str, Any]:
-    """FAISS IVF-Flat: train, add, and ask for the range of every vector."""
+    """Run FAISS IVF-Flat: train, add, and a range search for every vector."""
     import faiss
 
     from geofm.embeddings.vectors import make_space
@@ -193,7 +193,7 @@ def ivf(method: str, pool: str, rows: int, seed: int) -> dict[str, Any]:
 def _truth(
     pool: str, left: NDArray[np.int64], right: NDArray[np.int64], audit: bool, seed: int
 ) -> dict[str, Any]:
-    """Planted pairs found, pairs that are none, and the audit of random rows."""
+    """Count found planted pairs, false pairs, and the audit of random rows."""
     from geofm.dedup.edges import Edges
     from geofm.embeddings.vectors import EmbeddingSpace, make_space, take_rows
     from tests.geofm.dedup.search import audit_edges
@@ -229,7 +229,7 @@ def _truth(
 
 
 def parts(method: str, pool: str, rows: int, seed: int) -> dict[str, Any]:
-    """Sixteen groups of cells, each in a process of its own as on a machine of its own."""
+    """Search sixteen groups of cells, each in a process of its own."""
     from geofm.dedup.edges import Edges, merge_edges
     from geofm.dedup.partition import assign_cells, train_partition
     from geofm.embeddings.vectors import make_space
@@ -243,7 +243,13 @@ def parts(method: str, pool: str, rows: int, seed: int) -> dict[str, Any]:
     place = Path(pool).with_suffix("")
     place.mkdir()
     np.savez(
-        place / "all.npz", **vars(partition), home=cells.home, row=cells.row, begin=cells.begin
+        place / "all.npz",
+        centre=partition.centre,
+        centroids=partition.centroids,
+        margin=partition.margin,
+        home=cells.home,
+        row=cells.row,
+        begin=cells.begin,
     )
     lines = [_child(method="part", pool=pool, rows=rows, seed=number) for number in range(PARTS)]
     merging = time.perf_counter()
@@ -269,7 +275,7 @@ def parts(method: str, pool: str, rows: int, seed: int) -> dict[str, Any]:
 
 
 def part(method: str, pool: str, rows: int, seed: int) -> dict[str, Any]:
-    """One of the sixteen."""
+    """Search one of the sixteen groups."""
     from geofm.dedup.join import join_cells
     from geofm.dedup.partition import Cells, Partition
     from geofm.embeddings.vectors import EmbeddingSpace
@@ -287,7 +293,7 @@ def part(method: str, pool: str, rows: int, seed: int) -> dict[str, Any]:
 
 
 def identical(method: str, pool: str, rows: int, seed: int) -> dict[str, Any]:
-    """As many vectors, all the same, and a hundred others."""
+    """Search a pool of identical vectors and a hundred others."""
     from geofm.dedup.identical import collapse_vectors, hash_vectors
     from geofm.embeddings.vectors import make_space
     from tests.geofm.dedup.search import find_pairs

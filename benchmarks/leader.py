@@ -1,9 +1,9 @@
-"""The leader rule beside connected components and "any earlier item".
+"""Compare the leader rule with connected components and with "drop if similar to any earlier item".
 
-The pool has 20,000 unit vectors of 128 numbers, as in a pool of satellite chips: 400 locations that
-drift over 25 dates, 3,000 chips of open water, 500 scenes four times each, and 5,000 chips without
-a duplicate. A dropped item without a kept neighbour is a loss; two kept items within the threshold
-are a duplicate. The second table is the time of the rounds on random graphs of a million rows.
+The pool has 20,000 unit vectors of 128 values, similar to satellite chips: 400 places that drift
+over 25 dates, 3,000 chips of open water, 500 scenes four times each, 5,000 single chips. A dropped
+item without a kept neighbour is a loss; two kept items within the threshold are a duplicate. The
+second table shows the time of the rounds on random graphs of a million rows.
 
     python benchmarks/leader.py
 """
@@ -37,11 +37,11 @@ THRESHOLD, SEED, WIDTH = 0.95, 2026, 128
 
 
 def main() -> None:
-    """Measure and write."""
+    """Measure and write the tables."""
     draw = np.random.default_rng(SEED)
     vectors = draw.permutation(pool(draw))
     edges = find_edges(make_space(vectors), THRESHOLD)
-    order = np.arange(len(vectors))  # in no particular order, as quality is
+    order = np.arange(len(vectors))  # in random order, like quality
     started = time.perf_counter()
     leaders = choose_leaders(order, edges).kept
     seconds = time.perf_counter() - started
@@ -74,7 +74,7 @@ def _unit(x: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def pool(draw: np.random.Generator) -> NDArray[np.float16]:
-    """The vectors, kind by kind."""
+    """Make the vectors, kind by kind."""
     at = _unit(draw.normal(size=(400, WIDTH)))
     dates = []
     for _ in range(25):
@@ -88,7 +88,7 @@ def pool(draw: np.random.Generator) -> NDArray[np.float16]:
 
 
 def components(edges: Edges, rows: int) -> NDArray[np.bool_]:
-    """Keep the first row of each connected component."""
+    """Keep the first item of each connected component."""
     graph = coo_array((np.ones(len(edges)), (edges.left, edges.right)), shape=(rows, rows))
     _, label = connected_components(graph, directed=False)
     kept = np.zeros(rows, dtype=np.bool_)
@@ -97,14 +97,14 @@ def components(edges: Edges, rows: int) -> NDArray[np.bool_]:
 
 
 def any_earlier(edges: Edges, rows: int) -> NDArray[np.bool_]:
-    """Drop each row that resembles any earlier row (SemDeDup, NeMo Curator)."""
+    """Drop each item that is similar to any earlier one (SemDeDup, NeMo Curator)."""
     kept = np.ones(rows, dtype=np.bool_)
     kept[edges.right] = False
     return kept
 
 
 def score(rule: str, kept: NDArray[np.bool_], edges: Edges) -> dict[str, Any]:
-    """Count the losses of a rule, and the duplicates that it keeps."""
+    """Count losses and remaining duplicates of a rule."""
     near = np.zeros(len(kept), dtype=np.bool_)
     near[edges.left[kept[edges.right]]] = True
     near[edges.right[kept[edges.left]]] = True
@@ -119,7 +119,7 @@ def score(rule: str, kept: NDArray[np.bool_], edges: Edges) -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    """Describe the machine and the versions."""
+    """Return the columns that describe machine and versions."""
     return {
         "machine": platform.machine(), "cores": os.cpu_count(),
         "versions": f"geofm {version('geofm')} numpy {version('numpy')}",

@@ -227,7 +227,7 @@ def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
     cells = _all_cells(prepared_folder, folders, partition, pool, previous)
     space = EmbeddingSpace(open_vectors(job.inputs["embeddings"]), partition.centre)
     audit = _audit(job, prepared_folder, space, cells, previous)
-    np.savez(folder / AUDIT_FILE, asked=audit.asked, low=audit.low, high=audit.high)
+    np.savez(folder / AUDIT_FILE, asked=audit.sample, low=audit.low, high=audit.high)
     covered = is_covered(partition, space, cells.home, audit.low, audit.high)
     left_out = int((~covered).sum())
     if left_out:

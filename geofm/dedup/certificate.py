@@ -39,12 +39,12 @@ class Audit:
     """A sample of rows and all their pairs in the pool.
 
     Attributes:
-        asked: rows of the sample, ascending, shape (queries,).
+        sample: rows of the sample, ascending, shape (queries,).
         low: lower row of each pair, shape (pairs,).
         high: higher row of each pair, shape (pairs,).
     """
 
-    asked: Indices
+    sample: Indices
     low: Indices
     high: Indices
 
@@ -142,7 +142,7 @@ def certify(
     found = int(is_found.sum())
     bound = recall_bound(found, len(low))
     return {
-        "queries": len(audit.asked),
+        "queries": len(audit.sample),
         "pairs": len(low),
         "found": found,
         "missed": len(low) - found,

@@ -287,7 +287,7 @@ def carry_audit(
     Returns:
         The audit that ``certificate.audit_sample`` gives for the same sample.
     """
-    audited_before = np.isin(sample, current[old.asked])
+    audited_before = np.isin(sample, current[old.sample])
     in_sample = np.zeros(len(space), dtype=np.bool_)
     in_sample[sample] = True
     low, high = current[old.low], current[old.high]

@@ -277,8 +277,8 @@ def dense_pair_search(
         right_factors = load_factors(space, right, precision)
         lefts, rights = [], []
         for residents, visitors in members:
-            everyone = np.union1d(residents, visitors)
-            for own, others in ((residents, everyone), (visitors, residents)):
+            members_of_cell = np.union1d(residents, visitors)
+            for own, others in ((residents, members_of_cell), (visitors, residents)):
                 i, j = np.flatnonzero(np.isin(left, own)), np.flatnonzero(np.isin(right, others))
                 if len(i) and len(j):
                     k, m = near_pairs(

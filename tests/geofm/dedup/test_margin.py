@@ -276,7 +276,7 @@ def test_with_the_complete_margin_cells_cover_every_pair(
     if sampled.is_single:
         return
     audited = audit_sample(space, hash_vectors(space.stored), np.arange(rows), threshold, seed)
-    assert len(audited.asked) == rows  # so few are all audited
+    assert len(audited.sample) == rows  # so few are all audited
     wide = replace(sampled, margin=partition.complete_margin(threshold))
     assert wide.margin >= sampled.margin
     for part in (sampled, wide):
