@@ -70,6 +70,17 @@ ASSET_COLUMNS: Columns = {
 }
 
 
+def chip_columns(*names: str) -> list[str]:
+    """Return columns of ``chips.parquet`` by name, for a reader that needs only some of them.
+
+    Raises:
+        KeyError: The table has no such column.
+    """
+    if unknown := [name for name in names if name not in CHIP_COLUMNS]:
+        raise KeyError(f"chips.parquet has no columns {unknown}: see CHIP_COLUMNS")
+    return list(names)
+
+
 def chip_id(
     collection: str, item_id: str, item_sha256: str, cell: str, bands: list[str], size: int
 ) -> str:

@@ -1,4 +1,4 @@
-"""What Hugging Face reads at the top of a card, of datasets and of models."""
+"""Cards of datasets and models, with the YAML head that Hugging Face reads."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ import yaml
 CARD = "README.md"
 
 
-def write_card(folder: Path, about: Mapping[str, Any], text: str) -> None:
-    """Write ``README.md`` with its YAML head; a file that was linked is not written through."""
-    head = yaml.safe_dump(dict(about), sort_keys=False, allow_unicode=True)
+def write_card(folder: Path, front_matter: Mapping[str, Any], text: str) -> None:
+    """Write ``README.md`` with its YAML head.
+
+    An existing file is removed first, because it may be a hard link to a file of an artifact.
+    """
+    head = yaml.safe_dump(dict(front_matter), sort_keys=False, allow_unicode=True)
     (folder / CARD).unlink(missing_ok=True)
     (folder / CARD).write_text(f"---\n{head}---\n\n{text}", encoding="utf-8")

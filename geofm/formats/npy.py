@@ -1,4 +1,7 @@
-"""A chip on disk: a ``.npy`` member of a tar, found by offset, known by its pixels' digest."""
+"""Chips as ``.npy`` members of tars.
+
+A chip is found by the offset of its member and identified by the digest of its pixels.
+"""
 
 from __future__ import annotations
 
@@ -15,42 +18,44 @@ from numpy.typing import NDArray
 
 from data_catalog.artifact import Artifact
 
-#: Bytes before the pixels: numpy fills a short header with spaces to so many.
+#: Suffix of a member that holds pixels.
+SUFFIX = ".npy"
+#: Bytes of the header: numpy pads a short header with spaces to this size.
 HEAD = 128
 
 
 def chip_bytes(pixels: NDArray[np.generic]) -> bytes:
-    """The ``.npy`` encoding (version 1.0, C order), the same bytes for the same pixels."""
-    plain = np.ascontiguousarray(pixels)
-    return b"".join((npy_head(plain.dtype, plain.shape), plain.data))
+    """Encode pixels as ``.npy`` (version 1.0, C order): the same bytes for the same pixels."""
+    contiguous = np.ascontiguousarray(pixels)
+    return b"".join((npy_head(contiguous.dtype, contiguous.shape), contiguous.data))
 
 
 @lru_cache(maxsize=64)
 def npy_head(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
-    """What comes before the numbers of a ``.npy``; chips of an artifact have the same few heads."""
+    """Return the header of a ``.npy``. The chips of an artifact share a few headers."""
     buffer = io.BytesIO()
-    about = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(buffer, about)
+    fields = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(buffer, fields)
     return buffer.getvalue()
 
 
 @lru_cache(maxsize=64)
 def _layout(head: bytes) -> tuple[np.dtype[Any], tuple[int, ...], int]:
-    """Dtype, shape and bytes that a header says; an artifact's chips have the same few headers."""
+    """Read dtype, shape and number of bytes of the pixels from a header."""
     file = io.BytesIO(head)
     if np.lib.format.read_magic(file) != (1, 0):
-        raise ValueError("not a .npy of version 1.0")
+        raise ValueError("the file format is not .npy version 1.0")
     shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
     if fortran or dtype.hasobject or file.tell() != HEAD:
-        raise ValueError("not a .npy of numbers in C order with a short header")
+        raise ValueError("the .npy does not hold numbers in C order after a short header")
     return dtype, shape, dtype.itemsize * math.prod(shape)
 
 
 def chip_from_bytes(data: bytes | memoryview) -> NDArray[Any]:
-    """Pixels [bands, height, width] of a ``.npy`` member: a read-only view, nothing is copied.
+    """Return the pixels of a ``.npy`` member as a read-only view, shape (bands, height, width).
 
     Raises:
-        ValueError: when ``data`` is not a whole ``.npy`` as ``chip_bytes`` writes it.
+        ValueError: ``data`` is not a whole ``.npy`` as ``chip_bytes`` writes it.
     """
     dtype, shape, size = _layout(bytes(data[:HEAD]))
     if len(data) != HEAD + size:
@@ -59,20 +64,20 @@ def chip_from_bytes(data: bytes | memoryview) -> NDArray[Any]:
 
 
 def pixel_sha256(pixels: NDArray[np.generic]) -> str:
-    """Digest over dtype, shape and C-order bytes: independent of the file format."""
+    """Hash dtype, shape and pixels in C order; the digest does not depend on the file format."""
     digest = hashlib.sha256(f"{pixels.dtype.name} {'x'.join(map(str, pixels.shape))}\n".encode())
     digest.update(np.ascontiguousarray(pixels).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 
 def read_chip(chips: Artifact, row: Any) -> NDArray[Any]:
-    """The pixels of one row of ``chips.parquet`` (columns part, offset, size).
+    """Read the pixels of a row of ``chips.parquet``, shape (bands, height, width).
 
     Args:
-        chips: the artifact.
-        row: a named tuple, a mapping or a Series (whose own ``size`` is something else).
+        chips: Chips artifact.
+        row: Named tuple, mapping or Series with ``part``, ``offset`` and ``size``.
     """
-    by_key = isinstance(row, (Mapping, pd.Series))
+    by_key = isinstance(row, (Mapping, pd.Series))  # Series.size is the number of its values
     part, offset, size = (
         row[name] if by_key else getattr(row, name) for name in ("part", "offset", "size")
     )

@@ -173,8 +173,8 @@ def read_unit_pixels(corpus: Corpus, files: ShardFiles, sample: int) -> NDArray[
     pixels = files.pixels(sample)
     if pixels.ndim != 3 or len(pixels) != len(corpus.bands):
         raise DamagedShard(
-            f"{corpus.index.says(sample)} has shape {pixels.shape}, not {len(corpus.bands)} bands; "
-            "pack the dataset again"
+            f"{corpus.index.describe(sample)} has shape {pixels.shape}, not {len(corpus.bands)} "
+            "bands; pack the dataset again"
         )
     return to_unit(pixels, corpus.scales[sample].tolist())
 

@@ -1,4 +1,4 @@
-"""The dataset card: what a stranger needs to use a dataset, in one page of Markdown."""
+"""The card of a dataset: contents, licences, reading and origin, on one page of Markdown."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def write_card(
     sources: Sequence[Mapping[str, Any]],
     inputs: Mapping[str, Artifact],
 ) -> None:
-    """Write ``README.md`` of a dataset from its samples, statistics and inputs."""
+    """Write the card of a dataset from its samples, statistics and inputs."""
     first = next(samples.records(0, 1))
     days = sorted({time[:10] for time in samples.distinct("datetime") if time})
     box = ", ".join(f"{degree:.4f}" for degree in samples.bounds())
@@ -107,35 +107,36 @@ def write_card(
 
 
 def _cell(text: str) -> str:
-    """Text as it may stand in a table."""
+    """Escape a text for a cell of a Markdown table."""
     return " ".join(str(text).split()).replace("|", "\\|")
 
 
 def _splits(samples: Samples) -> str:
-    """Samples by split, and what is between them."""
-    told = [f"{last - first} {split}" for split, (first, last) in samples.splits.items()]
+    """Describe the number of samples of each split."""
+    phrases = [f"{last - first} {split}" for split, (first, last) in samples.splits.items()]
     if HOLDOUT in samples.splits:
-        told.append("drawn by ground cell, no ground is in both")
-    return "; ".join([", ".join(told[:2]), *told[2:]])
+        phrases.append("drawn by ground cell, no ground is in both")
+    return "; ".join([", ".join(phrases[:2]), *phrases[2:]])
 
 
 def _gsd(samples: Samples) -> str:
-    """Pixel sizes in units of the chips' own CRS, smallest and largest."""
-    found = {s for b in samples.batches() for s in pc.list_element(b["transform"], 0).to_pylist()}
-    sizes = np.abs(sorted(found))
+    """Give the smallest and largest pixel size in units of the chips' CRS."""
+    widths = {s for b in samples.batches() for s in pc.list_element(b["transform"], 0).to_pylist()}
+    sizes = np.abs(sorted(widths))
     low, high = f"{sizes.min():.6g}", f"{sizes.max():.6g}"
     unit = "m" if sizes.min() > 0.05 else "degrees"
     return f"{low} {unit}" if low == high else f"{low} to {high} {unit}"
 
 
 def _stage(role: str, artifact: Artifact) -> str:
+    """Make the table row of an input."""
     manifest = artifact.manifest
     settings = digest_of(manifest.settings)[:12]
     return f"| {manifest.stage} | {manifest.version} | `{settings}` | {role} `{artifact.digest}` |"
 
 
 def _made(decisions: Artifact) -> str:
-    """How many candidates there were, and why the others are not here."""
+    """Count the candidates and the reasons for which chips were dropped."""
     manifest = decisions.manifest
     counts = manifest.counts
     dropped = ", ".join(f"{count} by {rule}" for rule, count in sorted(manifest.dropped.items()))

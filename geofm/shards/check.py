@@ -1,8 +1,8 @@
-"""Every bit of a dataset's shards and index: what is damaged, in which shard, of which sample.
+"""Find damage in the shards and the index of a dataset, down to the sample and the byte.
 
-A shard's bytes follow from the index and the members' contents: headers from names and sizes,
-padding and end are zeros. The index follows from the shards. So each tells where the other is
-damaged, and a flipped bit is found and named wherever it is.
+Every byte of a shard follows from the index and the contents of its members: headers from names
+and sizes, padding and end are zeros. The index in turn follows from the shards. Each thus shows
+where the other is damaged, and a flipped bit is found wherever it is.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from data_catalog.progress import tick
 from data_catalog.provenance.verify import first_difference
 from data_catalog.storage.reach import reach
 from data_catalog.tables import records
-from geofm.formats.npy import pixel_sha256
+from geofm.formats.npy import SUFFIX, pixel_sha256
 from geofm.formats.tar import BLOCK, END, DamagedTar, header, padding, tar_size
-from geofm.shards.index import INDEX, find_outside, in_order, index_of_tar, write_index
+from geofm.shards.index import INDEX, find_outside, index_tar, sort_shards, write_index
 from geofm.shards.reader import DamagedShard, NoSuchSplit, ShardFiles, open_index
 
 
 @dataclass(frozen=True)
 class Expected:
-    """One member as the index has it."""
+    """A member as the index lists it."""
 
     key: str
     name: str
@@ -47,21 +47,23 @@ class Expected:
 
 
 def verify_shards(dataset: Artifact, sealed: Manifest | None = None) -> list[str]:
-    """Problems of a dataset's shards and index, in words; empty when every bit is as written.
-
-    Each names the shard, the sample and its member (or the header or padding of it), and the
-    byte where that is known; or the byte, column and samples of the index.
+    """Check every bit of a dataset's shards and index.
 
     Args:
-        dataset: what is verified.
-        sealed: its manifest, known to be undamaged: tells whether it is the index or a shard
-            that is wrong where they differ. Without it the index is believed.
+        dataset: Dataset to verify.
+        sealed: Undamaged manifest of the dataset; it shows whether the index or a shard is wrong
+            where they differ. Without a manifest the index is taken as right.
+
+    Returns:
+        A message per problem: it names the shard, the sample and its member (or the header or
+        padding of the member) and the byte if it is known; or byte, column and samples of the
+        index. Empty if every bit is as written.
     """
     digests = {entry.path: entry.sha256 for entry in sealed.files} if sealed else {}
     tars = {name for name in digests if name.endswith(".tar")} | _tars(dataset)
     wrong = {name for name in sorted(tars) if _is_altered(dataset, name, digests)}
     if sealed and _is_altered(dataset, INDEX, digests):
-        return _verify_index(dataset, in_order(tars), wrong, digests[INDEX])
+        return _verify_index(dataset, sort_shards(tars), wrong, digests[INDEX])
     try:
         index = dataset.table(INDEX)
     except (pa.ArrowException, OSError, ValueError, CheckError) as error:
@@ -74,10 +76,15 @@ def verify_shards(dataset: Artifact, sealed: Manifest | None = None) -> list[str
 
 
 def check_index(dataset: Artifact) -> list[str]:
-    """Problems of an index that was sealed wrong: shards and bytes that the dataset has not.
+    """Check that an index lists only shards and bytes that the dataset has.
+
+    An artifact that somebody else made may be sealed with a wrong index.
+
+    Returns:
+        A message per problem.
 
     Raises:
-        OutOfReach: it could not be read.
+        OutOfReach: The index could not be read.
     """
     try:
         open_index(dataset, "all", digests=True)
@@ -91,14 +98,14 @@ def check_index(dataset: Artifact) -> list[str]:
     except CheckError as error:
         return [str(error)]
     except (pa.ArrowException, ValueError, KeyError, TypeError) as error:
-        return [f"{INDEX}: it is no index of a dataset ({str(error).splitlines()[0]})"]
+        return [f"{INDEX}: it is not an index of a dataset ({str(error).splitlines()[0]})"]
     if wrong is None:
         return []
     return [f"{INDEX}: the JSON of sample {rows['key'][wrong]!r} is not inside its shard"]
 
 
 def _tars(dataset: Artifact) -> set[str]:
-    """The tars that are there."""
+    """List the tars in the folder of the shards."""
     folder = dataset.path("shards")
     try:
         names = reach(folder, lambda: [path.name for path in folder.iterdir()])
@@ -108,7 +115,7 @@ def _tars(dataset: Artifact) -> set[str]:
 
 
 def _is_altered(dataset: Artifact, name: str, digests: Mapping[str, str]) -> bool:
-    """Whether a file is not there, or not as sealed."""
+    """Return whether a file is missing or differs from the sealed one."""
     try:
         path = UPath(dataset.local(name)) if dataset.is_local else dataset.path(name)
         return reach(path, lambda: sha256_file(path)) != digests.get(name)
@@ -117,28 +124,28 @@ def _is_altered(dataset: Artifact, name: str, digests: Mapping[str, str]) -> boo
 
 
 def _verify_index(dataset: Artifact, tars: list[str], wrong: set[str], sha256: str) -> list[str]:
-    """Where the index differs from the one that the shards make."""
+    """Compare the index with the index that is made from the shards."""
     problems = []
     shards = []
     for number, name in enumerate(tars):
         tick("index from shards", number + 1, len(tars), name)
         try:
-            shards.append(index_of_tar(dataset.path(name), name))
+            shards.append(index_tar(dataset.path(name), name))
         except (DamagedTar, OSError) as error:
             problems.append(f"{name}: {error}")
     if wrong or problems:
-        found = [f"{name}: altered" for name in sorted(wrong) if name not in str(problems)]
-        return [*problems, *found, f"{INDEX}: damaged as well; restore it from another copy"]
+        altered = [f"{name}: altered" for name in sorted(wrong) if name not in str(problems)]
+        return [*problems, *altered, f"{INDEX}: damaged as well; restore it from another copy"]
     with tempfile.TemporaryDirectory() as folder:
         again = Path(folder) / INDEX
         write_index(shards, again)
         if sha256_file(again) != sha256:
             return [f"{INDEX}: damaged; this version of pyarrow cannot make it again to compare"]
         try:
-            found_bytes = dataset.path(INDEX).read_bytes()
+            present = dataset.path(INDEX).read_bytes()
         except OSError:
             return [f"{INDEX}: missing; it can be made again from the shards, which are whole"]
-        at = first_difference(found_bytes, again.read_bytes())
+        at = first_difference(present, again.read_bytes())
         return [
             f"{INDEX}: differs at byte {at} ({_column_at(again, at)}) from what the shards, which "
             "are as sealed, say; restore it from another copy, or pack again"
@@ -146,11 +153,11 @@ def _verify_index(dataset: Artifact, tars: list[str], wrong: set[str], sha256: s
 
 
 def _column_at(path: Path, byte: int) -> str:
-    """What a Parquet file holds at a byte, in words."""
-    about = pq.read_metadata(path)
+    """Name the column and rows that a Parquet file holds at a byte."""
+    metadata = pq.read_metadata(path)
     first = 0
-    for number in range(about.num_row_groups):
-        group = about.row_group(number)
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
         last = first + group.num_rows - 1
         for column in map(group.column, range(group.num_columns)):
             start = column.dictionary_page_offset or column.data_page_offset
@@ -161,18 +168,19 @@ def _column_at(path: Path, byte: int) -> str:
 
 
 def expected_members(rows: pd.DataFrame) -> list[Expected]:
-    """Members of one shard by offset, from its rows of the index."""
-    found = []
+    """Return the members of a shard, sorted by offset, from its rows of the index."""
+    members = []
     for row in records(rows):
-        for suffix, prefix in (("npy", ""), ("json", "json_")):
-            found.append(_expected(row, suffix, prefix))
-    return sorted(found, key=lambda member: member.offset)
+        for suffix, prefix in ((SUFFIX, ""), (".json", "json_")):
+            members.append(_expected(row, suffix, prefix))
+    return sorted(members, key=lambda member: member.offset)
 
 
 def _expected(row: dict[str, Any], suffix: str, prefix: str) -> Expected:
+    """Make the entry of one member from a row of the index."""
     return Expected(
         key=str(row["key"]),
-        name=f"{row['key']}.{suffix}",
+        name=f"{row['key']}{suffix}",
         offset=int(row[f"{prefix}offset"]),
         size=int(row[f"{prefix}size"]),
         sha256=str(row[f"{prefix}sha256"]),
@@ -180,55 +188,57 @@ def _expected(row: dict[str, Any], suffix: str, prefix: str) -> Expected:
 
 
 def _verify_shard(dataset: Artifact, shard: str, members: list[Expected]) -> list[str]:
+    """Check a shard against the members that the index lists."""
     try:
         path = UPath(dataset.local(shard)) if dataset.is_local else dataset.path(shard)
-        return reach(path, lambda: _compared(path, shard, members))
+        return reach(path, lambda: _compare_file(path, shard, members))
     except FileNotFoundError:
         return [f"{shard}: missing; restore it from another copy, or pack again"]
     except (OSError, CheckError) as error:
         return [f"{shard}: {error}"]
 
 
-def _compared(path: UPath, shard: str, members: list[Expected]) -> list[str]:
+def _compare_file(path: UPath, shard: str, members: list[Expected]) -> list[str]:
+    """Check an open shard; the messages begin with its name."""
     with path.open("rb") as file:
         return [f"{shard}: {problem}" for problem in compare(file, members)]
 
 
 def packed_pixels(dataset: Artifact, chip_ids: Sequence[str]) -> dict[str, str]:
-    """Digests of samples' pixels as they are in the shards.
+    """Hash the pixels of samples as they are in the shards.
 
     Args:
-        dataset: an artifact of kind ``dataset``.
-        chip_ids: ids of its samples.
+        dataset: Artifact of kind ``dataset``.
+        chip_ids: Chip ids of the samples.
 
     Returns:
-        ``pixel_sha256`` of each; what is wrong in its place where the shard holds no pixels.
+        ``pixel_sha256`` by chip id; for a damaged sample the message in place of the digest.
 
     Raises:
-        OutOfReach: a shard could not be read.
+        OutOfReach: A shard could not be read.
     """
     index = open_index(dataset, "all")
     numbers = {key: number for number, key in enumerate(index.keys.to_pylist())}
-    found = {}
+    digests = {}
     with ShardFiles(index) as files:
         for name in chip_ids:
             try:
-                found[name] = pixel_sha256(files.pixels(numbers[name]))
+                digests[name] = pixel_sha256(files.pixels(numbers[name]))
             except DamagedShard as error:
-                found[name] = str(error)
-    return found
+                digests[name] = str(error)
+    return digests
 
 
 def compare(file: BinaryIO, members: list[Expected]) -> Iterator[str]:
-    """Everything in which a tar differs from its members, in the order of the file."""
+    """Yield a message for each difference between a tar and its members, in file order."""
     length = file.seek(0, os.SEEK_END)
     whole = tar_size(member.size for member in members)
     file.seek(0)
-    place = 0
+    position = 0
     for member in members:
         label = f"sample {member.key}: {member.name}"
-        if member.offset != place + BLOCK:
-            yield f"{label}: the index says byte {member.offset}, it should be {place + BLOCK}"
+        if member.offset != position + BLOCK:
+            yield f"{label}: the index says byte {member.offset}, it should be {position + BLOCK}"
             return
         end = member.offset + member.size + len(padding(member.size))
         if length < end:
@@ -237,7 +247,7 @@ def compare(file: BinaryIO, members: list[Expected]) -> Iterator[str]:
                 "are lost or incomplete"
             )
             return
-        yield from _differences(file.read(BLOCK), header(member.name, member.size), place, label)
+        yield from _differences(file.read(BLOCK), header(member.name, member.size), position, label)
         data = file.read(member.size)
         if hashlib.sha256(data).hexdigest() != member.sha256:
             yield (
@@ -245,20 +255,22 @@ def compare(file: BinaryIO, members: list[Expected]) -> Iterator[str]:
                 "is not that of the index"
             )
         zeros = padding(member.size)
-        found = file.read(len(zeros))
-        if found != zeros:
-            at = member.offset + member.size + first_difference(found, zeros)
+        present = file.read(len(zeros))
+        if present != zeros:
+            at = member.offset + member.size + first_difference(present, zeros)
             yield f"{label}: padding differs at byte {at}"
-        place = end
+        position = end
     rest = file.read()
     if len(rest) < len(END):
         yield f"truncated at byte {length} of {whole}: the end of the tar is missing"
     elif rest != END:
         at = first_difference(rest, END + bytes(max(0, len(rest) - len(END))))
         where = "is longer than written" if len(rest) > len(END) else "differs"
-        yield f"the end of the tar {where} at byte {place + min(at, len(rest))}"
+        yield f"the end of the tar {where} at byte {position + min(at, len(rest))}"
 
 
-def _differences(found: bytes, wanted: bytes, place: int, label: str) -> Iterator[str]:
-    if found != wanted:
-        yield f"{label}: tar header differs at byte {place + first_difference(found, wanted)}"
+def _differences(present: bytes, expected: bytes, position: int, label: str) -> Iterator[str]:
+    """Yield a message if a tar header differs from the expected one."""
+    if present != expected:
+        byte = position + first_difference(present, expected)
+        yield f"{label}: tar header differs at byte {byte}"

@@ -1,7 +1,7 @@
-"""A dataset in Croissant 1.1 (http://mlcommons.org/croissant/1.1): what any tool can load.
+"""Describe a dataset in Croissant 1.1 (http://mlcommons.org/croissant/1.1).
 
-Record sets: ``samples`` (who, where, when, licence), ``index`` (which bytes of which shard) and
-``pixels`` (the ``.npy`` members of the tars).
+The record sets are ``samples`` (scene, location, date and licence of each sample), ``index`` (byte
+ranges in the shards) and ``pixels`` (the ``.npy`` members of the tars).
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ import pyarrow.parquet as pq
 from data_catalog.artifact import Artifact
 from data_catalog.manifest import FileEntry
 from data_catalog.provenance.licences import source_licences
+from geofm.formats.npy import SUFFIX
 from geofm.shards.index import INDEX
 from geofm.types import Json
 
 SAMPLES = "samples.parquet"
-
+#: JSON-LD context of Croissant 1.1.
 CONTEXT: Json = {
     "@language": "en",
     "@vocab": "https://schema.org/",
@@ -65,7 +66,7 @@ CONTEXT: Json = {
     "subField": "cr:subField",
     "transform": "cr:transform",
 }
-#: Columns of ``samples.parquet`` that are described: type and meaning.
+#: Type and meaning of the columns of ``samples.parquet`` that are described.
 FIELDS = {
     "chip_id": ("sc:Text", "Id of the sample: its key in the shards."),
     "split": ("sc:Text", "train or holdout, drawn by ground cell."),
@@ -80,7 +81,8 @@ FIELDS = {
     "valid_fraction": ("sc:Float", "Share of valid pixels."),
     "cloud_fraction": ("sc:Float", "Share of cloudy pixels."),
 }
-PLACES = {
+#: Type and meaning of the columns of the index that are described.
+INDEX_FIELDS = {
     "shard": ("sc:Text", "The tar that holds the sample."),
     "offset": ("sc:Integer", "First byte of the sample's .npy in the tar."),
     "size": ("sc:Integer", "Bytes of the .npy."),
@@ -89,25 +91,25 @@ PLACES = {
 
 
 def croissant(dataset: Artifact, title: str, version: str = "", published: str = "") -> Json:
-    """The description of a dataset, with the digest of every file.
+    """Describe a dataset, with the digest of every file.
 
     Args:
-        dataset: an artifact of kind ``dataset``; paths are relative to its folder.
-        title: its name.
-        version: name of the version; the digest when empty.
-        published: ISO date.
+        dataset: Artifact of kind ``dataset``; paths are relative to its folder.
+        title: Name of the dataset.
+        version: Name of the version; if empty, the digest is used.
+        published: Date of publication (ISO 8601).
     """
     manifest = dataset.manifest
     files = {entry.path: entry for entry in manifest.files}
     tars = [name for name in files if name.endswith(".tar")]
-    about = {
+    description = {
         "@context": CONTEXT,
         "@type": "sc:Dataset",
         "conformsTo": "http://mlcommons.org/croissant/1.1",
         "name": title,
         "description": describe(dataset),
         "license": source_licences(dataset.manifest.facts),
-        "creator": [{"@type": "Organization", "name": who} for who in attributions(dataset)],
+        "creator": [{"@type": "Organization", "name": name} for name in attributions(dataset)],
         "citeAs": f"{title}, version {version or dataset.digest[:12]}, made by geofm "
         f"(SHA-256 of the manifest {dataset.digest}).",
         "version": semantic(version, dataset.digest),
@@ -117,22 +119,22 @@ def croissant(dataset: Artifact, title: str, version: str = "", published: str =
         "distribution": [_file(files[name]) for name in (SAMPLES, INDEX, *tars)],
         "recordSet": [
             _table("samples", SAMPLES, FIELDS, {}),
-            _table("index", INDEX, {"chip_id": ("sc:Text", "The sample."), **PLACES},
+            _table("index", INDEX, {"chip_id": ("sc:Text", "The sample."), **INDEX_FIELDS},
                    {"chip_id": "samples/chip_id"}),
             _pixels(manifest.facts, dataset),
         ],
         **_coverage(dataset),
     }  # fmt: skip
-    about["distribution"].append(
-        {"@type": "cr:FileSet", "@id": "npy", "name": "npy", "includes": "*.npy",
+    description["distribution"].append(
+        {"@type": "cr:FileSet", "@id": "npy", "name": "npy", "includes": f"*{SUFFIX}",
          "description": "Pixels, bands × height × width, without the product's offset.",
          "containedIn": [{"@id": tar} for tar in tars], "encodingFormat": "application/x-npy"}
     )  # fmt: skip
-    return {**about, **({"datePublished": published} if published else {})}
+    return {**description, **({"datePublished": published} if published else {})}
 
 
 def semantic(version: str, digest: str) -> str:
-    """A version as MAJOR.MINOR.PATCH, which Croissant asks for: 2026-11-24 is 2026.11.24."""
+    """Convert a version to MAJOR.MINOR.PATCH for Croissant: 2026-11-24 becomes 2026.11.24."""
     numbers = [str(int(number)) for number in re.findall("[0-9]+", version)]
     first, more = [*numbers, "0", "0", "0"][:3], numbers[3:]
     return ".".join(first) + (
@@ -141,7 +143,7 @@ def semantic(version: str, digest: str) -> str:
 
 
 def describe(dataset: Artifact) -> str:
-    """One sentence on what it is."""
+    """Describe the contents of a dataset in one sentence."""
     counts, facts = dataset.manifest.counts, dataset.manifest.facts
     return (
         f"{counts['rows_out']} image chips, {len(facts['bands'])} bands "
@@ -151,12 +153,13 @@ def describe(dataset: Artifact) -> str:
 
 
 def attributions(dataset: Artifact) -> list[str]:
-    """Who has to be named, sorted."""
-    said = {str(source["attribution"]) for source in dataset.manifest.facts["sources"]}
-    return sorted(said - {""}) or ["unknown"]
+    """Return the attributions that the licences require, sorted."""
+    names = {str(source["attribution"]) for source in dataset.manifest.facts["sources"]}
+    return sorted(names - {""}) or ["unknown"]
 
 
 def _file(entry: FileEntry) -> Json:
+    """Describe a file."""
     tar = entry.path.endswith(".tar")
     return {
         "@type": "cr:FileObject",
@@ -172,9 +175,17 @@ def _file(entry: FileEntry) -> Json:
 def _table(
     name: str, file: str, fields: dict[str, tuple[str, str]], references: dict[str, str]
 ) -> Json:
+    """Describe a table as a record set.
+
+    Args:
+        name: Name of the record set.
+        file: File of the table.
+        fields: Type and meaning by column.
+        references: Field of another record set by column.
+    """
     described: list[Json] = []
     for column, (kind, meaning) in fields.items():
-        one = {
+        entry: Json = {
             "@type": "cr:Field",
             "@id": f"{name}/{column}",
             "name": f"{name}/{column}",
@@ -183,8 +194,8 @@ def _table(
             "source": {"fileObject": {"@id": file}, "extract": {"column": column}},
         }
         if column in references:
-            one["references"] = {"field": {"@id": references[column]}}
-        described.append(one)
+            entry["references"] = {"field": {"@id": references[column]}}
+        described.append(entry)
     return {
         "@type": "cr:RecordSet",
         "@id": name,
@@ -195,6 +206,7 @@ def _table(
 
 
 def _pixels(facts: Json, dataset: Artifact) -> Json:
+    """Describe the pixels as a record set."""
     shape = pq.read_table(dataset.local(SAMPLES), columns=["height", "width"]).slice(0, 1)
     height, width = (shape[name][0].as_py() for name in ("height", "width"))
     kind = {"uint8": "cr:UInt8", "uint16": "cr:UInt16"}[facts["dtype"]]
@@ -206,7 +218,7 @@ def _pixels(facts: Json, dataset: Artifact) -> Json:
             {"@type": "cr:Field", "@id": "pixels/chip_id", "name": "pixels/chip_id",
              "description": "The sample.", "dataType": "sc:Text",
              "source": {"fileSet": {"@id": "npy"}, "extract": {"fileProperty": "filename"},
-                        "transform": {"regex": r"^(.*)\.npy$"}}},
+                        "transform": {"regex": rf"^(.*)\{SUFFIX}$"}}},
             {"@type": "cr:Field", "@id": "pixels/pixels", "name": "pixels/pixels",
              "description": f"NumPy array of {facts['dtype']}: bands, height, width.",
              "dataType": kind, "isArray": True,
@@ -217,7 +229,7 @@ def _pixels(facts: Json, dataset: Artifact) -> Json:
 
 
 def _coverage(dataset: Artifact) -> Json:
-    """Where and when, as schema.org has it: box as south west north east."""
+    """Describe area and dates as schema.org does: a box is south, west, north, east."""
     path = dataset.local(SAMPLES)
     west, south, east, north = _box(pq.read_schema(path))
     times = pc.min_max(
@@ -231,6 +243,6 @@ def _coverage(dataset: Artifact) -> Json:
 
 
 def _box(schema: pa.Schema) -> Sequence[float]:
-    """West, south, east, north of a GeoParquet file."""
+    """Return west, south, east and north of a GeoParquet file."""
     box: Sequence[float] = json.loads(schema.metadata[b"geo"])["columns"]["geometry"]["bbox"]
     return box

@@ -1,4 +1,4 @@
-"""A dataset for others: a folder as Hugging Face lays them out, or its Croissant description."""
+"""Export a dataset: a folder for the Hugging Face hub, or its Croissant description."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from geofm.shards.croissant import croissant
 from geofm.shards.split import HOLDOUT, TRAIN
 
 CROISSANT = "croissant.json"
-#: Hugging Face's classes of size.
+#: Size categories of Hugging Face.
 SIZES = ((1e3, "n<1K"), (1e4, "1K<n<10K"), (1e5, "10K<n<100K"), (1e6, "100K<n<1M"),
          (1e7, "1M<n<10M"), (1e8, "10M<n<100M"), (1e9, "100M<n<1B"))  # fmt: skip
 
 
 class NotADataset(UsageError):
-    """Only datasets are exported like this."""
+    """The artifact is not a dataset."""
 
 
 def require_dataset(dataset: Artifact) -> None:
-    """Raises NotADataset for any other kind."""
+    """Raise NotADataset for an artifact of another kind."""
     if dataset.kind != "dataset":
         raise NotADataset(
             f"{dataset.digest[:12]} is of kind {dataset.kind}: name a dataset (`geofm list`)"
@@ -47,21 +47,21 @@ def export_huggingface(
 ) -> None:  # fmt: skip
     """Write a folder that can be pushed to a dataset repository: files, card and Croissant.
 
-    It appears in one step, after every file was found to be as sealed.
+    The folder appears in one step, after the digest of each file was checked.
 
     Args:
-        dataset: what is exported.
-        folder: where; must not exist.
-        title: name of the dataset.
-        version: name of the version.
-        published: ISO date.
-        hard_links: link the files of a local store instead of copying them. They are then the
-            very files of the store: do not change them in place.
+        dataset: Dataset to export.
+        folder: Target folder; it must not exist.
+        title: Name of the dataset.
+        version: Name of the version.
+        published: Date of publication (ISO 8601).
+        hard_links: Link the files of a local store instead of copying them. They stay files of
+            the store, so they must not be changed in place.
 
     Raises:
-        NotADataset: it is something else.
-        TargetExists: the folder is there already.
-        CheckError: a file is not as sealed.
+        NotADataset: The artifact is of another kind.
+        TargetExists: The folder exists already.
+        CheckError: A file differs from the sealed one.
     """
     require_dataset(dataset)
     with exported_copy(dataset, folder, hard_links, rewritten=(CARD,)) as beside:
@@ -71,7 +71,7 @@ def export_huggingface(
 
 
 def front_matter(dataset: Artifact, title: str) -> dict[str, Any]:
-    """What Hugging Face reads at the top of a dataset's card."""
+    """Return the YAML head of a dataset's card for Hugging Face."""
     manifest = dataset.manifest
     name, count = manifest.facts["name"], manifest.counts["rows_out"]
     shards = [
@@ -85,6 +85,6 @@ def front_matter(dataset: Artifact, title: str) -> dict[str, Any]:
         "size_categories": [next((label for most, label in SIZES if count < most), "n>1T")],
         "task_categories": ["image-feature-extraction"],
         "tags": ["remote-sensing", "earth-observation", "geospatial", "webdataset"],
-        # one format in a repository: the tables are read by load_dataset("parquet", data_files=…)
+        # A configuration has one format; load_dataset("parquet", data_files=…) reads the tables.
         "configs": [{"config_name": "default", "data_files": shards}],
     }

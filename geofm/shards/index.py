@@ -1,6 +1,6 @@
-"""``index.parquet`` of a dataset: where each sample's two members are, and their SHA-256.
+"""``index.parquet`` of a dataset: byte range and SHA-256 of the two members of each sample.
 
-It follows from the tars alone, so a damaged one can be made again from them, byte for byte.
+The index depends only on the tars, so a damaged index can be made again from them, byte for byte.
 """
 
 from __future__ import annotations
@@ -17,15 +17,19 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from upath import UPath
 
-from geofm.formats.tar import DamagedTar, Member, walk
+from geofm.formats.npy import SUFFIX
+from geofm.formats.tar import DamagedTar, Member, read_members
 from geofm.shards.split import HOLDOUT, TRAIN
 
 INDEX = "index.parquet"
+#: Rows of a row group.
 GROUP_ROWS = 2**14
-WHERE = [("offset", pa.int64()), ("size", pa.int64()), ("sha256", pa.string())]
+MEMBER = [("offset", pa.int64()), ("size", pa.int64()), ("sha256", pa.string())]
+#: Columns of the rows of one tar.
 MEMBERS = pa.schema(
-    [("key", pa.string()), *WHERE, *((f"json_{name}", kind) for name, kind in WHERE)]
+    [("key", pa.string()), *MEMBER, *((f"json_{name}", kind) for name, kind in MEMBER)]
 )
+#: Columns of the index.
 COLUMNS = pa.schema(
     [
         ("key", pa.string()),
@@ -39,7 +43,7 @@ COLUMNS = pa.schema(
 
 @dataclass(frozen=True)
 class ShardRows:
-    """The rows of one shard (columns ``MEMBERS``), its name in the dataset, and its split."""
+    """Rows of one shard (columns ``MEMBERS``), with its name in the dataset and its split."""
 
     shard: str
     split: str
@@ -47,7 +51,7 @@ class ShardRows:
 
 
 def index_rows(keys: Sequence[str], written: Sequence[Member]) -> pa.Table:
-    """Rows of the samples of one tar, whose members alternate: pixels, JSON."""
+    """Make the rows of the samples of one tar, whose members alternate: pixels, JSON."""
     columns: dict[str, Sequence[object]] = {"key": keys}
     for prefix, members in (("", written[::2]), ("json_", written[1::2])):
         columns[f"{prefix}offset"] = [member.offset for member in members]
@@ -57,38 +61,40 @@ def index_rows(keys: Sequence[str], written: Sequence[Member]) -> pa.Table:
 
 
 def release_memory() -> None:
-    """Give back what Arrow keeps in case it is needed again; else each step's peak adds up."""
+    """Return memory that Arrow keeps for later to the system; else the peaks of steps add up."""
     pa.default_memory_pool().release_unused()
 
 
 def write_index(shards: Iterable[ShardRows], path: Path) -> int:
-    """Write the index, shards in the order given; returns the number of samples.
+    """Write the index with the shards in the given order; memory holds one row group.
 
-    Only a row group is in memory at a time.
+    Returns:
+        The number of samples.
     """
     count = 0
     with pq.ParquetWriter(path, COLUMNS, compression="zstd") as writer:
         waiting = COLUMNS.empty_table()
-        for one in shards:
-            waiting = pa.concat_tables([waiting, _with_shard(one)])
+        for shard in shards:
+            waiting = pa.concat_tables([waiting, _with_shard(shard)])
             while len(waiting) >= GROUP_ROWS:
                 writer.write_table(waiting.slice(0, GROUP_ROWS).combine_chunks())
                 waiting = waiting.slice(GROUP_ROWS)
                 release_memory()
-            count += len(one.rows)
+            count += len(shard.rows)
         if len(waiting):
             writer.write_table(waiting.combine_chunks())
     return count
 
 
-def _with_shard(one: ShardRows) -> pa.Table:
-    shard, split = (pa.repeat(text, len(one.rows)) for text in (one.shard, one.split))
-    key, *members = one.rows.columns
-    return pa.table([key, key, shard, split, *members], schema=COLUMNS)
+def _with_shard(shard: ShardRows) -> pa.Table:
+    """Add chip id, shard and split to the rows of a shard."""
+    names, splits = (pa.repeat(text, len(shard.rows)) for text in (shard.shard, shard.split))
+    key, *members = shard.rows.columns
+    return pa.table([key, key, names, splits, *members], schema=COLUMNS)
 
 
 def split_of(shard: str) -> str:
-    """The split that a shard's name tells (``shards/NAME-SPLIT-00000.tar``)."""
+    """Return the split in a shard's name (``shards/NAME-SPLIT-00000.tar``)."""
     return HOLDOUT if shard.rsplit("-", 2)[-2:-1] == [HOLDOUT] else TRAIN
 
 
@@ -107,24 +113,24 @@ def find_outside(
     return int(wrong.argmax()) if wrong.any() else None
 
 
-def in_order(shards: Iterable[str]) -> list[str]:
-    """Shards as they come in the index: those of the train split first, by number."""
+def sort_shards(shards: Iterable[str]) -> list[str]:
+    """Sort names of shards as in the index: the train split first, then by number."""
     return sorted(shards, key=lambda name: (split_of(name) != TRAIN, len(name), name))
 
 
-def index_of_tar(path: Path | UPath, shard: str) -> ShardRows:
-    """The rows of a shard as its bytes are.
+def index_tar(path: Path | UPath, shard: str) -> ShardRows:
+    """Make the rows of a shard from its bytes.
 
     Raises:
-        DamagedTar: when it is not a tar of samples as it was written.
-        OSError: when it cannot be read.
+        DamagedTar: The file is not a tar of samples as ``pack`` writes it.
+        OSError: The file cannot be read.
     """
     with path.open("rb") as file:
-        found = [
+        members = [
             Member(name, offset, len(data), hashlib.sha256(data).hexdigest())
-            for name, offset, data in walk(file)
+            for name, offset, data in read_members(file)
         ]
-    keys = [member.name.removesuffix(".npy") for member in found[::2]]
-    if [m.name for m in found] != [f"{key}.{end}" for key in keys for end in ("npy", "json")]:
-        raise DamagedTar(f"{shard}: its members are not pairs of .npy and .json")
-    return ShardRows(shard, split_of(shard), index_rows(keys, found))
+    keys = [member.name.removesuffix(SUFFIX) for member in members[::2]]
+    if [m.name for m in members] != [f"{key}{end}" for key in keys for end in (SUFFIX, ".json")]:
+        raise DamagedTar(f"{shard}: its members are not pairs of {SUFFIX} and .json")
+    return ShardRows(shard, split_of(shard), index_rows(keys, members))

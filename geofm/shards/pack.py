@@ -1,11 +1,16 @@
-"""Stage ``pack``: kept chips as WebDataset tars with an index, statistics and a card.
+"""Stage ``pack``: kept chips -> WebDataset tars with an index, statistics and a card.
+
+plan    join and sort the rows; divide each split into shards   (sample_rows.py, samples.py)
+work    write one shard, and add up its pixels                  (formats/tar.py, stats.py)
+seal    join the shards; write index.parquet, samples.parquet,
+        stats.json and the card                                 (index.py, card.py)
 
 A part is one shard: a range of the hashes by which the samples of a split are ordered. The number
-of shards grows in steps (1, 2, 3, 4, 6, 8, 12, ...), so that between steps a shard is written
-again only when samples of its own come or go.
+of shards grows in steps (1, 2, 3, 4, 6, 8, 12, ...); between two steps a shard is written again
+only if samples of its own are added or removed.
 
-Pixels stay the ``.npy`` members that were cut: chosen by measurement
-(``benchmarks/chip_encodings.py``), recorded in the manifest's facts.
+Pixels stay the ``.npy`` members that were cut, an encoding chosen by measurement
+(``benchmarks/chip_encodings.py``) and recorded in the manifest's facts.
 """
 
 from __future__ import annotations
@@ -29,24 +34,24 @@ from data_catalog.run import read_plan
 from data_catalog.sources import count_sources
 from data_catalog.stage import Job, Part, Sealed, Stage, link
 from geofm.config.recipe import PackSettings
-from geofm.formats.npy import chip_from_bytes, pixel_sha256
+from geofm.formats.npy import SUFFIX, chip_from_bytes, pixel_sha256
 from geofm.formats.tar import BLOCK, END, read_range, write_tar
 from geofm.shards.card import write_card
 from geofm.shards.index import INDEX, ShardRows, index_rows, write_index
 from geofm.shards.samples import load_samples, write_samples
 from geofm.shards.stats import BandSums, finish_stats, merge_sums
 
-#: What a sample's JSON is taken to need when shards are planned.
+#: Bytes assumed for the JSON of a sample when shards are planned.
 JSON_BYTES = 2048
 TAR, ROWS, SUMS = "shard.tar", "index.arrow", "sums.json"
 
 
 class DamagedChip(CheckError):
-    """A chip's pixels are not those that were cut."""
+    """The pixels of a chip differ from those that were cut."""
 
 
 def shard_count(total: int, target: int) -> int:
-    """The smallest of 1, 2, 3, 4, 6, 8, 12, ... with which shards average ``target`` bytes."""
+    """Return the smallest of 1, 2, 3, 4, 6, 8, ... for shards of ``target`` bytes on average."""
     power = 1
     while True:
         for count in (power, power + power // 2):
@@ -56,14 +61,18 @@ def shard_count(total: int, target: int) -> int:
 
 
 def shard_ranges(hashes: NDArray[np.uint64], count: int) -> list[tuple[int, int]]:
-    """Ranges of sorted hashes that fall into equal shares of the 64-bit space, none empty."""
+    """Divide sorted hashes by equal shares of the 64-bit space; empty shares are left out.
+
+    Returns:
+        First and last + 1 row of each range.
+    """
     firsts = np.array([-(-(number << 64) // count) for number in range(count)], dtype=np.uint64)
     edges = [*np.searchsorted(hashes, firsts), len(hashes)]
     return [(int(a), int(b)) for a, b in pairwise(edges) if a < b]
 
 
 def plan(job: Job) -> list[Part]:
-    """One part per shard; its key covers the very documents of its samples."""
+    """Return one part per shard; its key covers the JSON of all its samples."""
     settings: PackSettings = job.settings
     samples = load_samples(job)
     parts = []
@@ -88,7 +97,7 @@ def work(job: Job, part: Part, folder: Path) -> None:
     """Write one shard: the tar, its rows of the index, and the sums of its pixels.
 
     Raises:
-        DamagedChip: when pixels do not have the digest under which they were cut.
+        DamagedChip: The digest of a chip's pixels is not the one from the cutting.
     """
     samples, chips = load_samples(job), job.inputs["chips"]
     local = lru_cache(maxsize=None)(chips.local)
@@ -106,7 +115,7 @@ def work(job: Job, part: Part, folder: Path) -> None:
                 )
             sums.add(pixels, row["scale"], float(row["valid_fraction"]))
             keys.append(key)
-            yield f"{key}.npy", payload
+            yield f"{key}{SUFFIX}", payload
             yield f"{key}.json", canonical(document)
 
     written = write_tar(folder / TAR, members())
@@ -122,11 +131,11 @@ def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
     """Join the shards: tars, ``index.parquet``, ``samples.parquet``, ``stats.json``, the card."""
     settings: PackSettings = job.settings
     samples, parts = load_samples(job), read_plan(job)
-    for part, place in zip(parts, folders, strict=True):
-        link(place / TAR, folder / part.payload["shard"])
+    for part, part_folder in zip(parts, folders, strict=True):
+        link(part_folder / TAR, folder / part.payload["shard"])
     count = write_index(_rows(parts, folders), folder / INDEX)
     write_samples(samples, folder / "samples.parquet")
-    total = merge_sums(json.loads((place / SUMS).read_bytes()) for place in folders)
+    total = merge_sums(json.loads((part_folder / SUMS).read_bytes()) for part_folder in folders)
     _, first = next(samples.documents(0, 1))
     stats = finish_stats(first["bands"], first["dtype"], first["scale"], total)
     (folder / "stats.json").write_bytes(canonical(stats))
@@ -135,7 +144,7 @@ def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
     left_out = len(samples.left_out)
     if left_out:
         pq.write_table(samples.left_out, folder / "left_out.parquet", compression="zstd")
-    samples.file.unlink(missing_ok=True)  # the next version has its own
+    samples.file.unlink(missing_ok=True)  # the next version has other rows
     return Sealed(
         counts={
             "rows_in": len(samples) + left_out,
@@ -150,7 +159,7 @@ def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
             "dtype": first["dtype"],
             "encoding": "npy",
             "sources": sources,
-            # what was checked against which evaluation sets; goes with the scores of every model
+            # the evaluation sets that were checked are reported with the scores of each model
             "decontamination": job.inputs["decisions"].manifest.facts.get("decontamination"),
             "pixels": int(math.prod(int(first["window"][s]) for s in ("width", "height"))),
         },
@@ -158,8 +167,9 @@ def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
 
 
 def _rows(parts: list[Part], folders: list[Path]) -> Iterator[ShardRows]:
-    for part, place in zip(parts, folders, strict=True):
-        with pa.memory_map(str(place / ROWS)) as file:
+    """Yield the index rows of each part."""
+    for part, part_folder in zip(parts, folders, strict=True):
+        with pa.memory_map(str(part_folder / ROWS)) as file:
             rows = pa.ipc.open_file(file).read_all()
         yield ShardRows(part.payload["shard"], part.payload["split"], rows)
 

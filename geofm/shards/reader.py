@@ -1,4 +1,4 @@
-"""Samples by number: where their bytes are, and reading them from local or S3 tars."""
+"""Samples by number: their byte ranges, and reading them from local tars or an object store."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from upath import UPath
 from data_catalog.artifact import Artifact
 from data_catalog.errors import CheckError, UsageError
 from data_catalog.storage.reach import is_away, out_of_reach, read_range
-from geofm.formats.npy import HEAD, chip_from_bytes
+from geofm.formats.npy import chip_from_bytes
 from geofm.shards.index import INDEX, find_outside, release_memory
 
-#: Tars held open: a quarter of what this process may open, within these limits.
+#: Limits of the number of open tars, which is a quarter of the files that a process may open.
 OPEN_FILES = (64, 4096)
-#: A tar that was replaced by a link is not followed, by a pipe not waited for.
+#: Flags to open a tar: links are not followed, and a pipe does not block.
 FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
-#: Samples whose places become Python numbers at a time.
-SCAN = 256
+#: Samples whose offsets and sizes become Python numbers at a time.
+SCAN_ROWS = 256
 
 
 class DamagedShard(CheckError):
-    """A shard does not hold what its index says."""
+    """A shard does not hold the bytes that its index lists."""
 
 
 class NoSuchSplit(UsageError):
@@ -43,9 +43,13 @@ class NoSuchSplit(UsageError):
 
 
 class Sample(NamedTuple):
-    """One sample: its number in the index, the epoch, its key (chip id) and pixels.
+    """A sample.
 
-    ``pixels`` is [bands, height, width], read-only, or the ``.npy`` bytes where not decoded.
+    Attributes:
+        number: Row in the index.
+        epoch: Epoch in which it was read.
+        key: Chip id.
+        pixels: Read-only array (bands, height, width), or the ``.npy`` bytes if not decoded.
     """
 
     number: int
@@ -56,16 +60,16 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class ShardIndex:
-    """Where each sample's pixels are. A sample's number is its row here.
+    """Byte ranges of the pixels of all samples. The number of a sample is its row.
 
     Attributes:
-        digest: of the dataset.
-        files: local paths or addresses of the shards.
-        keys: of the samples (chip ids).
-        shards: number of each sample's file.
-        offsets: of the ``.npy`` in its file, bytes.
-        sizes: of the ``.npy``, bytes.
-        sha256: of the ``.npy``, 32 bytes each; None when it was not asked for.
+        digest: Digest of the dataset.
+        files: Local paths or addresses of the shards.
+        keys: Chip ids.
+        shards: Number of each sample's shard in ``files``.
+        offsets: Offset of each ``.npy`` in its shard, bytes.
+        sizes: Size of each ``.npy``, bytes.
+        sha256: SHA-256 of each ``.npy``, 32 bytes; None if the index was opened without digests.
     """
 
     digest: str
@@ -80,7 +84,7 @@ class ShardIndex:
         return len(self.offsets)
 
     def take(self, numbers: NDArray[np.integer[Any]]) -> ShardIndex:
-        """The same with these samples only, in this order."""
+        """Return an index of these samples, in this order."""
         return replace(
             self,
             keys=self.keys.take(pa.array(numbers)),
@@ -90,8 +94,8 @@ class ShardIndex:
             sha256=None if self.sha256 is None else self.sha256[numbers],
         )
 
-    def says(self, number: int) -> str:
-        """Which sample this is and where, for people."""
+    def describe(self, number: int) -> str:
+        """Name a sample and its location, for messages."""
         file = self.files[int(self.shards[number])]
         return f"sample {self.keys[number].as_py()} at byte {self.offsets[number]} of {file}"
 
@@ -99,19 +103,19 @@ class ShardIndex:
 def open_index(
     dataset: Artifact, split: str = "train", digests: bool = False, fetch: bool = False
 ) -> ShardIndex:
-    """The index of one split of a dataset, in the order of the shards.
+    """Open the index of one split of a dataset, in the order of the shards.
 
     Args:
-        dataset: an artifact of kind ``dataset``, local or on an object store.
-        split: ``train``, ``holdout``, or ``all``.
-        digests: read the SHA-256 of the samples as well, to check them.
-        fetch: copy remote shards to the local cache first, whole, instead of reading ranges.
+        dataset: Artifact of kind ``dataset``, local or on an object store.
+        split: ``train``, ``holdout`` or ``all``.
+        digests: Read the SHA-256 of the samples as well, to check them.
+        fetch: Copy remote shards to the local cache first, instead of reading ranges of them.
 
     Raises:
-        NoSuchSplit: no sample is in it.
-        DamagedShard: the index is no index, or names other shards or bytes than there are.
-        CheckError: it is missing, or a link or special file.
-        OutOfReach: it could not be read.
+        NoSuchSplit: The split has no samples.
+        DamagedShard: The index is missing or damaged, or lists shards or bytes that do not exist.
+        CheckError: The index is a link or a special file.
+        OutOfReach: The index could not be read.
     """
     try:
         return _read_index(dataset, split, digests, fetch)
@@ -126,7 +130,7 @@ def open_index(
 
 
 def _read_index(dataset: Artifact, split: str, digests: bool, fetch: bool) -> ShardIndex:
-    """As ``open_index``, with the errors of Arrow."""
+    """Read the index and check it; raises the errors of Arrow for a damaged file."""
     file = pq.ParquetFile(dataset.local(INDEX), buffer_size=2**20)
     by_split = split != "all" and "split" in file.schema_arrow.names
     if split not in ("train", "all") and not by_split:
@@ -137,7 +141,7 @@ def _read_index(dataset: Artifact, split: str, digests: bool, fetch: bool) -> Sh
     shards = np.empty(most, np.int32)
     offsets, sizes = np.empty(most, np.int64), np.empty(most, np.int64)
     sha256 = np.empty(most if digests else 0, np.dtype("V32"))
-    # of all keys, joined as they come: joined at the end, they would be there twice for a moment
+    # The keys are joined while they are read; joined at the end, they would need twice the memory.
     text, ends = bytearray(), np.zeros(most + 1, np.int64)
     numbers: dict[str, int] = {}
     count = 0
@@ -191,33 +195,33 @@ def _read_index(dataset: Artifact, split: str, digests: bool, fetch: bool) -> Sh
 
 
 def _binary(column: pa.ChunkedArray) -> NDArray[np.void]:
-    """Hex digests as 32 bytes each."""
+    """Convert hexadecimal digests to 32 bytes each."""
     joined = bytes.fromhex("".join(column.to_pylist()))
     return np.frombuffer(joined, dtype=np.dtype("V32"))
 
 
-def most_open() -> int:
-    """How many tars the threads of a process hold open together."""
+def max_open_files() -> int:
+    """Return how many tars the threads of a process may hold open together."""
     allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     least, most = OPEN_FILES
     return most if allowed == resource.RLIM_INFINITY else min(max(allowed // 4, least), most)
 
 
 @dataclass(frozen=True, eq=False)
-class _Held:
-    """What a thread holds open, as something that is known to be gone when the thread is."""
+class _ThreadFiles:
+    """Descriptors of a thread; the object is collected when the thread ends."""
 
     opened: OrderedDict[int, int]
 
 
 class ShardFiles:
-    """The tars of an index, opened when they are first read; threads may share it."""
+    """The tars of an index, opened when they are first read; threads may share the object."""
 
     def __init__(self, index: ShardIndex) -> None:
         self.index = index
         self._local = threading.local()
         self._all: dict[int, OrderedDict[int, int]] = {}
-        self._most = most_open()
+        self._most = max_open_files()
         self.is_remote = "://" in index.files[0]
 
     def __enter__(self) -> ShardFiles:
@@ -230,106 +234,101 @@ class ShardFiles:
         return ShardFiles, (self.index,)
 
     def close(self) -> None:
-        """Close what is open."""
+        """Close all tars."""
         for opened in list(self._all.values()):
             _close(opened)
 
     def _opened(self) -> OrderedDict[int, int]:
-        """Descriptors of the local shards that this thread holds open; they go with it."""
-        held: _Held | None = getattr(self._local, "held", None)
-        if held is None:
-            held = self._local.held = _Held(OrderedDict())
-            self._all[id(held.opened)] = held.opened
-            weakref.finalize(held, _let_go, self._all, held.opened)
-        return held.opened
+        """Return the descriptors of this thread, which are closed when it ends."""
+        own: _ThreadFiles | None = getattr(self._local, "files", None)
+        if own is None:
+            own = self._local.files = _ThreadFiles(OrderedDict())
+            self._all[id(own.opened)] = own.opened
+            weakref.finalize(own, _close_thread, self._all, own.opened)
+        return own.opened
 
     def descriptor(self, shard: int) -> int:
-        """A descriptor of a local shard, this thread's own."""
+        """Return this thread's descriptor of a local shard."""
         opened = self._opened()
-        found = opened.get(shard)
-        if found is None:
-            found = opened[shard] = os.open(self.index.files[shard], FLAGS)
+        descriptor = opened.get(shard)
+        if descriptor is None:
+            descriptor = opened[shard] = os.open(self.index.files[shard], FLAGS)
             while len(opened) > max(1, self._most // len(self._all)):
                 os.close(opened.popitem(last=False)[1])
-        return found
+        return descriptor
 
     def scan(
         self,
         numbers: NDArray[np.integer[Any]],
-        damaged: Callable[[DamagedShard], Any],
+        on_damage: Callable[[DamagedShard], Any],
         epoch: int = 0,
         check: bool = False,
         decode: bool = True,
-        ahead: int = 0,
+        lookahead: int = 0,
     ) -> Iterator[Sample]:
-        """Samples of local shards, in order, each read when it is asked for.
+        """Yield samples of local shards in order; each is read when it is requested.
 
         Args:
-            numbers: of the samples.
-            damaged: gives what comes in the place of a damaged one, or raises. Not called for
-                a sample that is out of reach: that is an error.
-            epoch: what the samples are told.
-            check: compare their SHA-256.
-            decode: give pixels; else the ``.npy`` bytes.
-            ahead: the kernel is told of samples so many places before they are read, as long as
-                some are not in its memory already.
+            numbers: Numbers of the samples.
+            on_damage: Returns what to yield in place of a damaged sample, or raises. It is not
+                called if a sample is out of reach, which is an error.
+            epoch: Epoch that the samples carry.
+            check: Compare the SHA-256 of each sample with the index.
+            decode: Yield pixels; else the ``.npy`` bytes.
+            lookahead: Number of samples that the kernel is asked to load before they are read.
         """
-        index, pread = self.index, os.pread
-        new: Any = tuple.__new__  # as Sample(...), without the call of a Python function
-        view: Any = np.ndarray
-        found: Any
-        # of the sample before: chips of a dataset have the same head, parsed once
-        head, whole, shape, dtype = b"", -1, (), None
-        for start in range(0, len(numbers), SCAN):
-            part = numbers[start : start + SCAN]
-            coming = iter(numbers[start + ahead : start + ahead + len(part)].tolist())
-            opened = self._opened()
-            waits = ahead > 0 and self._has_waited()
+        index = self.index
+        step = min(SCAN_ROWS, lookahead) if lookahead else SCAN_ROWS
+        for start in range(0, len(numbers), step):
+            part = numbers[start : start + step]
+            if lookahead:
+                self._load_ahead(numbers[start + lookahead : start + lookahead + step])
             rows = zip(
-                part.tolist(), index.keys.take(part).to_pylist(), index.shards[part].tolist(),
-                index.offsets[part].tolist(), index.sizes[part].tolist(), strict=True,
-            )  # fmt: skip
+                part.tolist(),
+                index.keys.take(part).to_pylist(),
+                index.shards[part].tolist(),
+                index.offsets[part].tolist(),
+                index.sizes[part].tolist(),
+                strict=True,
+            )
             for number, key, shard, offset, size in rows:
                 try:
-                    file = opened.get(shard)
-                    data = pread(self.descriptor(shard) if file is None else file, size, offset)
+                    data = os.pread(self.descriptor(shard), size, offset)
                     if check or len(data) < size:
                         self._require_whole(number, data, check)
-                    if not decode:
-                        found = data
-                    elif size == whole and data.startswith(head):
-                        found = view(shape, dtype, data, HEAD)
-                    else:
-                        found = chip_from_bytes(data)
-                        head, whole, shape, dtype = data[:HEAD], size, found.shape, found.dtype
-                    found = new(Sample, (number, epoch, key, found))
+                    pixels = chip_from_bytes(data) if decode else data
+                    sample = Sample(number, epoch, key, pixels)
                 except DamagedShard as damage:
-                    found = damaged(damage)
+                    sample = on_damage(damage)
                 except (OSError, ValueError) as error:
-                    found = damaged(_damaged_or_away(index, number, error))
-                if waits:
-                    self._will_need(next(coming, None))
-                yield found
+                    sample = on_damage(_damaged_or_away(index, number, error))
+                yield sample
+
+    def _load_ahead(self, numbers: NDArray[np.integer[Any]]) -> None:
+        """Ask the kernel to load samples into memory, if this thread has waited for a disk.
+
+        Samples that are in memory already cost nothing that way.
+        """
+        if not self._has_waited():
+            return
+        index = self.index
+        for number in numbers.tolist():
+            with suppress(OSError):  # reported when the sample is read
+                os.posix_fadvise(
+                    self.descriptor(int(index.shards[number])),
+                    int(index.offsets[number]),
+                    int(index.sizes[number]),
+                    os.POSIX_FADV_WILLNEED,
+                )
 
     def _has_waited(self) -> bool:
-        """Whether this thread has had to read from a disk since it asked before."""
+        """Return whether this thread has read from a disk since the previous call."""
         before = getattr(self._local, "disk_reads", None)
         self._local.disk_reads = resource.getrusage(resource.RUSAGE_THREAD).ru_inblock
         return bool(self._local.disk_reads != before)
 
-    def _will_need(self, number: int | None) -> None:
-        """Tell the kernel that a sample is read soon, so that it is in memory by then."""
-        if number is None:
-            return
-        index = self.index
-        with suppress(OSError):  # told when it is read
-            os.posix_fadvise(
-                self.descriptor(int(index.shards[number])), int(index.offsets[number]),
-                int(index.sizes[number]), os.POSIX_FADV_WILLNEED,
-            )  # fmt: skip
-
     def _require_whole(self, number: int, data: bytes, check: bool) -> None:
-        """Raises DamagedShard for bytes that are too few or (with ``check``) others."""
+        """Raise DamagedShard if bytes are missing or, with ``check``, differ."""
         if len(data) < self.index.sizes[number]:
             raise _damaged(self.index, number, "the file ends before")
         if check:
@@ -340,11 +339,11 @@ class ShardFiles:
                 raise _damaged(self.index, number, "its SHA-256 is not that of the index")
 
     def read(self, number: int, check: bool = False) -> bytes:
-        """The bytes of one sample.
+        """Read the ``.npy`` bytes of a sample.
 
         Raises:
-            DamagedShard: it is not there, or (with ``check``) its SHA-256 is another.
-            OutOfReach: it could not be read, which says nothing about its content.
+            DamagedShard: The sample is missing or, with ``check``, its SHA-256 differs.
+            OutOfReach: The shard could not be read; it is not known to be damaged.
         """
         index = self.index
         shard, start, size = (
@@ -352,7 +351,7 @@ class ShardFiles:
         )
         try:
             if self.is_remote:
-                # made anew after a fork: fsspec's connections do not survive one, its cache knows
+                # fsspec makes a new file system in a forked process: connections do not survive
                 data = read_range(UPath(index.files[shard]), start, size)
             else:
                 data = os.pread(self.descriptor(shard), size, start)
@@ -362,10 +361,10 @@ class ShardFiles:
         return data
 
     def pixels(self, number: int, check: bool = False) -> NDArray[Any]:
-        """The pixels of one sample [bands, height, width], read-only.
+        """Read the pixels of a sample: a read-only array (bands, height, width).
 
         Raises:
-            DamagedShard: its bytes cannot be read, are no ``.npy``, or as ``read`` says.
+            DamagedShard: As ``read``, or the bytes are not a ``.npy``.
         """
         data = self.read(number, check)
         try:
@@ -376,27 +375,29 @@ class ShardFiles:
     def sample(
         self, number: int, epoch: int = 0, check: bool = False, decode: bool = True
     ) -> Sample:
-        """One sample of a local or remote shard; arguments are those of ``scan``.
+        """Read a sample of a local or remote shard; arguments are those of ``scan``.
 
         Raises:
-            DamagedShard: as ``pixels`` says.
+            DamagedShard: As ``pixels``.
         """
         read = self.pixels if decode else self.read
         return Sample(number, epoch, self.index.keys[number].as_py(), read(number, check))
 
 
-def _let_go(everyone: dict[int, OrderedDict[int, int]], opened: OrderedDict[int, int]) -> None:
-    """A thread has ended, or nobody reads any more."""
-    everyone.pop(id(opened), None)
+def _close_thread(threads: dict[int, OrderedDict[int, int]], opened: OrderedDict[int, int]) -> None:
+    """Close the descriptors of a thread that has ended."""
+    threads.pop(id(opened), None)
     _close(opened)
 
 
 def _close(opened: OrderedDict[int, int]) -> None:
+    """Close all descriptors of a thread."""
     while opened:
         os.close(opened.popitem()[1])
 
 
 def _damaged_index(dataset: Artifact, why: str) -> DamagedShard:
+    """Make the error for a damaged index."""
     return DamagedShard(
         f"{INDEX} of dataset {dataset.digest[:12]} is damaged: {why}; run `geofm verify "
         f"{dataset.digest[:12]}` and restore it from another copy"
@@ -404,15 +405,16 @@ def _damaged_index(dataset: Artifact, why: str) -> DamagedShard:
 
 
 def _damaged_or_away(index: ShardIndex, number: int, error: Exception) -> DamagedShard:
-    """The damage of a sample; raises OutOfReach where it could not be looked at."""
+    """Make the error for a damaged sample; raise OutOfReach if it could not be read."""
     if isinstance(error, OSError) and is_away(error):
-        raise out_of_reach(index.says(number), error) from error
+        raise out_of_reach(index.describe(number), error) from error
     return _damaged(index, number, error)
 
 
 def _damaged(index: ShardIndex, number: int, why: str | Exception) -> DamagedShard:
+    """Make the error for a damaged sample."""
     why = getattr(why, "strerror", None) or why
     return DamagedShard(
-        f"{index.says(number)} is damaged: {why}; run `geofm verify {index.digest[:12]}` and "
+        f"{index.describe(number)} is damaged: {why}; run `geofm verify {index.digest[:12]}` and "
         "restore the shard or pack it again"
     )

@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from geofm.raster.radiometry import WHITE
 from geofm.types import Json
 
-#: Pixels whose squares a float64 adds up without rounding, whatever their order: 2**53 / 65535**2.
+#: Number of squared 16-bit values that a float64 adds up without rounding: 2**53 / 65535**2.
 EXACT = 2**20
 
 
 def unit_factors(dtype: str, scale: Sequence[float]) -> list[float]:
-    """What counts are multiplied with to be in unit space, one factor per band (float64)."""
+    """Return the factor from counts to unit space for each band (float64)."""
     if dtype == "uint8":
         return [1 / 255 for _ in scale]
     return [float(value) / WHITE for value in scale]
@@ -25,9 +25,11 @@ def unit_factors(dtype: str, scale: Sequence[float]) -> list[float]:
 
 @dataclass
 class BandSums:
-    """Pixels, sums and sums of squares of chips: whole numbers, so no order matters.
+    """Number, sums and sums of squares of pixels: integers, so their order does not matter.
 
-    ``by_factors`` has them by the factors that lead to unit space: [pixels, sums, squares].
+    Attributes:
+        samples: Number of chips.
+        by_factors: Pixels, sums and squares by the factors from counts to unit space.
     """
 
     samples: int = 0
@@ -38,12 +40,12 @@ class BandSums:
     def add(
         self, pixels: NDArray[np.generic], scale: Sequence[float], valid_fraction: float
     ) -> None:
-        """Add one chip. If it is not wholly valid, a pixel without any signal is nodata.
+        """Add a chip. If it is not fully valid, pixels that are zero in all bands are nodata.
 
         Args:
-            pixels: [bands, height, width], uint8 or uint16.
-            scale: reflectance per count, one per band.
-            valid_fraction: share of valid pixels, as the chip was cut.
+            pixels: Counts, shape (bands, height, width), uint8 or uint16.
+            scale: Reflectance per count for each band.
+            valid_fraction: Share of valid pixels when the chip was cut.
         """
         flat = pixels.reshape(len(pixels), -1)
         if valid_fraction < 1:
@@ -61,6 +63,7 @@ class BandSums:
     def _add(
         self, factors: tuple[float, ...], count: int, sums: list[int], squares: list[int]
     ) -> None:
+        """Add sums to those with the same factors."""
         nothing = (0, [0] * len(sums), [0] * len(sums))
         before, more_sums, more_squares = self.by_factors.get(factors, nothing)
         self.by_factors[factors] = (
@@ -70,13 +73,13 @@ class BandSums:
         )
 
     def merge(self, content: Json) -> None:
-        """Add what ``to_json`` gave."""
+        """Add sums that ``to_json`` returned."""
         self.samples += content["samples"]
         for factors, count, sums, squares in content["by_factors"]:
             self._add(tuple(factors), count, sums, squares)
 
     def to_json(self) -> Json:
-        """The sums as JSON."""
+        """Return the sums as JSON."""
         return {
             "samples": self.samples,
             "by_factors": [[list(key), *value] for key, value in sorted(self.by_factors.items())],
@@ -84,7 +87,7 @@ class BandSums:
 
 
 def merge_sums(parts: Iterable[Json]) -> BandSums:
-    """The sums of several shards together."""
+    """Add up the sums of several shards."""
     total = BandSums()
     for part in parts:
         total.merge(part)
@@ -92,7 +95,7 @@ def merge_sums(parts: Iterable[Json]) -> BandSums:
 
 
 def finish_stats(bands: Sequence[str], dtype: str, scale: Sequence[float], total: BandSums) -> Json:
-    """The content of ``stats.json``.
+    """Compute the content of ``stats.json``.
 
     Returns:
         ``bands``, ``dtype``, ``scale`` (of the first sample), ``mean`` and ``std`` (population,

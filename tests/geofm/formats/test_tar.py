@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from geofm.formats.tar import DamagedTar, read_ranges, tar_size, walk, write_tar
+from geofm.formats.tar import DamagedTar, read_members, read_ranges, tar_size, write_tar
 
 MEMBERS = [("a.npy", b"x" * 700), ("a.json", b"{}"), ("b.npy", b"y" * 512), ("b.json", b"")]
 
@@ -28,7 +28,7 @@ def test_members_are_where_the_writer_says(tmp_path: Path):
     found = [bytes(data) for data in read_ranges(path, ranges)]
     assert found == [data for _, data in MEMBERS[::-1]]
     with path.open("rb") as file:
-        assert [(name, data) for name, _, data in walk(file)] == MEMBERS
+        assert [(name, data) for name, _, data in read_members(file)] == MEMBERS
 
 
 def test_plain_tar_and_tarfile_read_it_and_see_no_owner_or_time(tmp_path: Path):
@@ -55,7 +55,7 @@ def test_same_members_same_bytes(tmp_path_factory, sizes):
     write_tar(folder / "b.tar", iter(members))
     assert (folder / "a.tar").read_bytes() == (folder / "b.tar").read_bytes()
     with (folder / "a.tar").open("rb") as file:
-        assert [(name, data) for name, _, data in walk(file)] == members
+        assert [(name, data) for name, _, data in read_members(file)] == members
 
 
 def test_damage_is_refused(tmp_path: Path):
@@ -66,7 +66,7 @@ def test_damage_is_refused(tmp_path: Path):
              "two blocks of zeros": whole + b"!", "not as written": b"b" + whole[1:]}  # fmt: skip
     for problem, data in cases.items():
         with pytest.raises(DamagedTar, match="checksum|header" if data[0] == 98 else problem):
-            list(walk(io.BytesIO(data)))
+            list(read_members(io.BytesIO(data)))
     path.write_bytes(whole[:900])
     with pytest.raises(DamagedTar, match="ends inside"):
         list(read_ranges(path, [(written[0].offset, written[0].size)]))

@@ -17,7 +17,7 @@ from data_catalog.provenance.verify import verify_artifact
 from data_catalog.store import Store, list_files
 from geofm.chips.recut import Recut
 from geofm.shards.check import check_index, packed_pixels
-from geofm.shards.index import INDEX, in_order, index_of_tar, write_index
+from geofm.shards.index import INDEX, index_tar, sort_shards, write_index
 from geofm.shards.loader import SampleStream
 from geofm.shards.reader import DamagedShard, ShardFiles, open_index
 from tests.geofm.shards.conftest import some_chips
@@ -142,8 +142,8 @@ def test_a_sample_that_was_blackened_and_sealed_again_is_found(pack) -> None:
         start = int(whole.offsets[4])
         data[start + 128 : start + size] = bytes(size - 128)
         shard.write_bytes(data)
-        names = in_order(f"shards/{path.name}" for path in (folder / "shards").iterdir())
-        write_index((index_of_tar(folder / name, name) for name in names), folder / INDEX)
+        names = sort_shards(f"shards/{path.name}" for path in (folder / "shards").iterdir())
+        write_index((index_tar(folder / name, name) for name in names), folder / INDEX)
 
     forged = reseal(dataset, blacken)
     assert check_index(forged) == []

@@ -25,10 +25,10 @@ from geofm.shards.loader import (
     EpochProgress,
     SampleDataset,
     SampleStream,
-    after,
+    advance,
     deal,
     epoch_order,
-    merge,
+    merge_states,
 )
 from geofm.shards.pack import STAGE
 from geofm.shards.reader import DamagedShard, NoSuchSplit, ShardFiles, open_index
@@ -120,7 +120,7 @@ def test_any_stops_and_any_worlds_read_every_sample_once(data, samples, seed):
     left, seen = EpochProgress(), []
     for _ in range(data.draw(st.integers(0, 4), "stops")):
         world = data.draw(st.integers(1, 5), "world")
-        dealt = [deal(left.places(samples), rank, world) for rank in range(world)]
+        dealt = [deal(left.positions(samples), rank, world) for rank in range(world)]
         taken = [data.draw(st.integers(0, len(places)), "taken") for places in dealt]
         for places, count in zip(dealt, taken, strict=True):
             seen += [int(n) for n in order[places[:count]]]
@@ -129,13 +129,13 @@ def test_any_stops_and_any_worlds_read_every_sample_once(data, samples, seed):
              "rank": rank, "taken": count, "samples": samples}
             for rank, count in enumerate(taken)
         ]  # fmt: skip
-        left = after(left, samples, taken)
+        left = advance(left, samples, taken)
         if world > 1:
-            assert merge(states[::-1]) == left
+            assert merge_states(states[::-1]) == left
         if left.epoch:
             break
     if not left.epoch:
-        seen += [int(n) for n in order[left.places(samples)]]
+        seen += [int(n) for n in order[left.positions(samples)]]
     assert sorted(seen) == list(range(samples))
 
 
@@ -185,7 +185,7 @@ def resumable(tmp_path_factory):
 
 def test_what_is_left_of_an_epoch_is_a_view_of_its_order():
     order = epoch_order(0, 0, 100)
-    assert np.shares_memory(deal(EpochProgress(first=7).of(order), 1, 3), order)
+    assert np.shares_memory(deal(EpochProgress(first=7).remaining(order), 1, 3), order)
     assert EpochProgress(first=2, done=(4,)).of(order).tolist() == [*order[2:4], *order[5:]]
 
 
@@ -211,8 +211,8 @@ def test_states_that_do_not_belong_are_refused(resumable):
     pair = [SampleStream(index, 0, rank, 3).state_dict() for rank in (0, 1)]
     with pytest.raises(BadState, match="3 readers have one each"):
         SampleStream(index, 0).load_state_dict(pair)
-    with pytest.raises(BadState, match="has read 99 samples of 17"):
-        after(EpochProgress(), 17, [99])
+    with pytest.raises(BadState, match="counts 99 samples, but its share is 17"):
+        advance(EpochProgress(), 17, [99])
     other = [{**pair[0], "first": 2}, pair[1], {**pair[1], "rank": 2}]
     with pytest.raises(BadState, match="one and the same run"):
         SampleStream(index, 0).load_state_dict(other)
