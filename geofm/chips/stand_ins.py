@@ -34,6 +34,7 @@ from geofm.chips.items import (
 )
 from geofm.chips.writer import CHIPS_TAR, CutWindows, from_spans, tar_name, write_scene
 from geofm.config.recipe import CutSettings
+from geofm.formats.npy import SUFFIX
 from geofm.formats.tar import read_range, write_tar
 from geofm.raster.grid import Grid
 from geofm.remote.quarantine import Quarantine
@@ -217,7 +218,10 @@ def _copy_pixels(
         return ""
     tar = tar_name(item, settings, windows.spans)
     members = (
-        (f"{row['chip_id']}.npy", read_range(before.local(row["part"]), row["offset"], row["size"]))
+        (
+            f"{row['chip_id']}{SUFFIX}",
+            read_range(before.local(row["part"]), row["offset"], row["size"]),
+        )
         for row in chips
     )
     for row, member in zip(chips, write_tar(out / CHIPS_TAR, members, digests=False), strict=True):

@@ -24,7 +24,7 @@ from geofm.chips.items import ItemRecord
 from geofm.chips.offset_check import OffsetCounter, check_offset, offset_counter_for
 from geofm.chips.schema import ASSET_COLUMNS, CHIP_COLUMNS, chip_id
 from geofm.config.recipe import CutSettings
-from geofm.formats.npy import chip_bytes, pixel_sha256
+from geofm.formats.npy import SUFFIX, chip_bytes, pixel_sha256
 from geofm.formats.tar import write_tar
 from geofm.raster.grid import Cell, Grid, footprints
 from geofm.raster.scene import Scene, open_scene
@@ -180,7 +180,7 @@ def cut_item(
         def members() -> Iterator[tuple[str, bytes]]:
             for cell, strip in cut_cells(scene, windows.spans, counter):
                 chips[cell].update(measure(strip, scene, item.profile))
-                yield f"{chips[cell]['chip_id']}.npy", chip_bytes(strip.counts)
+                yield f"{chips[cell]['chip_id']}{SUFFIX}", chip_bytes(strip.counts)
 
         tar = tar_name(item, settings, windows.spans)
         written = write_tar(out / CHIPS_TAR, members(), digests=False)

@@ -24,6 +24,7 @@ from data_catalog.errors import RunError
 from data_catalog.hashing import digest_of
 from data_catalog.stage import Job, Part, Sealed, Stage
 from data_catalog.tables import write_table
+from geofm.chips.schema import chip_columns
 from geofm.config.recipe import CurateSettings
 from geofm.dedup.describe import load_described
 from geofm.dedup.descriptors import is_monotone
@@ -34,8 +35,20 @@ from geofm.pool.gates import apply_gates, quality
 from geofm.runtime.parts import ok_chips
 from geofm.types import Indices
 
-CHIP_COLUMNS = ["chip_id", "item_id", "collection", "cell", "crs", "transform", "datetime",
-                "geometry", "pixel_sha256", "bands", "scale"]  # fmt: skip
+#: Columns of the chips that a pool is made from.
+GATE_COLUMNS = chip_columns(
+    "chip_id",
+    "item_id",
+    "collection",
+    "cell",
+    "crs",
+    "transform",
+    "datetime",
+    "geometry",
+    "pixel_sha256",
+    "bands",
+    "scale",
+)
 #: Columns of ``pool.parquet``.
 POOL_COLUMNS = ["chip_id", "rule", "reason", "witness_id", "similarity", "quality", "monotone"]
 #: Settings that a pool depends on.
@@ -88,7 +101,7 @@ def load_chips(chips: Artifact, descriptors: Artifact) -> pd.DataFrame:
     Raises:
         RunError: The descriptors are of other chips.
     """
-    table = ok_chips(chips, [*CHIP_COLUMNS, *SHARES]).rename(columns=SHARES)
+    table = ok_chips(chips, [*GATE_COLUMNS, *SHARES]).rename(columns=SHARES)
     for share in SHARES.values():
         table[share] = table[share].astype(np.float64)
     table["saturated"] = table["saturated"].fillna(0.0)

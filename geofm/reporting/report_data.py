@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from data_catalog.artifact import Artifact
 from data_catalog.provenance.costs import ArtifactCost
+from geofm.chips.schema import chip_columns
 
 #: Roles of the artifacts that the page shows, in the order of the stages.
 ROLES = (
@@ -30,7 +31,7 @@ ROLES = (
     "scores",
 )
 
-_CHIP_COLUMNS = (
+_CHIP_COLUMNS = chip_columns(
     "chip_id",
     "item_id",
     "collection",

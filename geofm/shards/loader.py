@@ -374,7 +374,7 @@ class SampleStream(IterableDataset[Any]):
             "dataset": self.index.digest,
             "samples": len(self.index),
             "seed": self.seed,
-            "epoch": self.left.epoch,
+            "epoch": self.progress.epoch,
             "first": self.progress.first,
             "done": list(self.progress.done),
             "world": self.world,

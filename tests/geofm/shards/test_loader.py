@@ -186,7 +186,7 @@ def resumable(tmp_path_factory):
 def test_what_is_left_of_an_epoch_is_a_view_of_its_order():
     order = epoch_order(0, 0, 100)
     assert np.shares_memory(deal(EpochProgress(first=7).remaining(order), 1, 3), order)
-    assert EpochProgress(first=2, done=(4,)).of(order).tolist() == [*order[2:4], *order[5:]]
+    assert EpochProgress(first=2, done=(4,)).remaining(order).tolist() == [*order[2:4], *order[5:]]
 
 
 def test_one_state_speaks_for_ranks_in_lockstep(resumable):
