@@ -197,7 +197,7 @@ def test_an_object_store_copies_shards_by_itself(s3, catalogue, monkeypatch):
     """Bytes of a shard go up once, as a part; a version copies it, and one it shares as well."""
     store = open_store(f"{s3}/versions")
     chips = some_chips(60)
-    copy, copies = Store._copied, []
+    copy, copies = Store._copy_in_store, []
     upload, uploads = stores.upload_file, []
 
     def copied(self, *arguments):
@@ -215,7 +215,7 @@ def test_an_object_store_copies_shards_by_itself(s3, catalogue, monkeypatch):
         copies.clear()
         uploads.clear()
         with monkeypatch.context() as patch:
-            patch.setattr(Store, "_copied", copied)
+            patch.setattr(Store, "_copy_in_store", copied)
             patch.setattr(stores, "upload_file", uploaded)
             datasets.append(run_stage(STAGE, store, catalogue, inputs, SETTINGS))
         tars = [path for path in uploads if path.endswith(".tar")]
