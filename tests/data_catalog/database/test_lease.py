@@ -145,7 +145,7 @@ def test_a_silent_holder_elsewhere_is_followed_after_a_while_and_finds_out(
     assert silent.holder != other.holder
 
 
-def test_a_beating_heart_keeps_the_lease(url: str) -> None:
+def test_a_renewed_lease_is_kept(url: str) -> None:
     catalogue = open_catalogue(url, NO_STORE)
     with hold_lease(catalogue.engine, "corpus", beat_s=0.1):
         elsewhere(catalogue)
@@ -250,7 +250,7 @@ def outage(url: str) -> Iterator[tuple[str, Callable[[float], AbstractContextMan
     def serve() -> None:
         with suppress(OSError):
             while True:
-                client, _ = door.accept()
+                client, _ = listener.accept()
                 if away.is_set():
                     client.close()
                     continue
@@ -273,11 +273,11 @@ def outage(url: str) -> Iterator[tuple[str, Callable[[float], AbstractContextMan
             timer.cancel() if seconds > 30 else timer.join()
             away.clear()
 
-    with socket.create_server(("127.0.0.1", 0)) as door:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
         threading.Thread(target=serve, daemon=True).start()
-        port = door.getsockname()[1]
+        port = listener.getsockname()[1]
         yield target.set(port=port).render_as_string(hide_password=False), cut
-        door.shutdown(socket.SHUT_RDWR)
+        listener.shutdown(socket.SHUT_RDWR)
 
 
 NAMES = ["", "a" * 64, "a" * 65, "a" * 66, "job " + "f" * 400, "ключ 钥匙", "nul \x00",
