@@ -16,6 +16,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+import logging
 import os
 import socket
 import sys
@@ -68,6 +69,16 @@ async def _respond(send: Any, status: int, body: bytes, *headers: tuple[bytes, b
     await send({"type": "http.response.body", "body": body})
 
 
+def hide_headers() -> None:
+    """Drop log lines of uvicorn below INFO: they hold headers, and so the secret.
+
+    Prefect configures logging again when its application starts. That changes levels, but it keeps
+    the filters of loggers.
+    """
+    for name in ("uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi"):
+        logging.getLogger(name).addFilter(lambda record: record.levelno >= logging.INFO)
+
+
 def main(arguments: list[str]) -> None:
     """Serve on an inherited listening socket (``--fd N``), or else on the port of the settings."""
     from prefect.settings import get_current_settings
@@ -88,7 +99,7 @@ def main(arguments: list[str]) -> None:
     import uvicorn
     from prefect.server.api.server import create_app
 
-    # Below the level "info", uvicorn logs headers and web socket frames, which hold the secret.
+    hide_headers()
     level = get_current_settings().server.logging_level.lower()
     config = uvicorn.Config(
         guard(create_app(final=True), secret),

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import inspect
+import logging
+import logging.config
 
 from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from data_catalog.redaction import printable
-from flows import deployments
+from flows import deployments, serve
 from flows.cli.main import app
 from flows.stage_flow import MOST_TASKS, count_tasks
 
@@ -57,3 +59,16 @@ def test_nothing_a_catalogue_says_reaches_the_terminal_as_an_order(text: str) ->
 def test_a_password_is_in_no_deployment() -> None:
     source = inspect.getsource(deployments)
     assert "catalog" not in source
+
+
+def test_headers_of_requests_are_never_logged() -> None:
+    serve.hide_headers()
+    logging.config.dictConfig(
+        {"version": 1, "disable_existing_loggers": False,
+         "loggers": {"uvicorn.error": {"level": "DEBUG"}}}
+    )  # fmt: skip
+    logger = logging.getLogger("uvicorn.error")
+    assert logger.isEnabledFor(logging.DEBUG)
+    for level, is_logged in ((logging.DEBUG, False), (logging.INFO, True)):
+        record = logger.makeRecord(logger.name, level, "", 0, "authorization: …", (), None)
+        assert bool(logger.filter(record)) is is_logged
