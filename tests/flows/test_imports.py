@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from geofm.stages import ALL_STAGES
-from tests.flows.conftest import SMALL
 
 #: Libraries whose import takes seconds.
 NETWORKS = {"faiss", "lightning_fabric", "timm", "torch"}
@@ -48,15 +46,4 @@ def test_the_modules_of_stages_import_no_networks() -> None:
         f"from geofm.stages import get_stage; [get_stage(name) for name in {ALL_STAGES!r}]"
     )
     assert "geofm" in names
-    assert not names & NETWORKS
-
-
-@pytest.mark.slow
-def test_an_unchanged_refresh_imports_no_networks(
-    finished: tuple, environment: dict[str, str], tmp_path: Path
-) -> None:
-    line = ["refresh", "demo", *SMALL, "--store", str(finished[0]), "--json"]
-    run = "from flows.cli.main import main; main()"
-    names = imported_by(run, *line, env=environment, cwd=tmp_path)
-    assert "prefect" in names
     assert not names & NETWORKS

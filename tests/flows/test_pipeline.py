@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 
 from tests.flows.conftest import SMALL, Outcome
+from tests.flows.test_imports import NETWORKS, imported_by
 
 pytestmark = pytest.mark.slow
 Geofm = Callable[..., Outcome]
@@ -68,6 +69,16 @@ def test_an_unchanged_world_is_found_in_the_catalogue(
     assert again.code == 0
     assert again.json["artifacts"] == finished[1].json["artifacts"]
     assert "found in the catalogue" in again.stderr
+
+
+def test_an_unchanged_refresh_imports_no_networks(
+    finished: tuple, environment: dict[str, str], tmp_path: Path
+) -> None:
+    line = ["refresh", "demo", *SMALL, "--store", str(finished[0]), "--json"]
+    run = "from flows.cli.main import main; main()"
+    names = imported_by(run, *line, env=environment, cwd=tmp_path)
+    assert "prefect" in names
+    assert not names & NETWORKS
 
 
 @pytest.mark.parametrize(
