@@ -19,11 +19,11 @@ Stages, in the order in which they run:
 
 The decision, made by stage `curate` in `geofm/selection`:
 
-    evidence     the registry of dedup methods; to add a method, read this file
+    methods      the registry of dedup methods; to add a method, read this file
     edges        pairs of rows with their similarity
     leader       the leader rule: which chips stay
 
-Other rooms use `evidence.METHODS`, `leader.choose_leaders`, `buckets.thresholds_of`,
+Other rooms use `methods.METHODS`, `leader.choose_leaders`, `buckets.thresholds_of`,
 `pairs.read_pair_search`, `describe.load_descriptors`, `descriptors.measure`, `alike.match_hashes`
 and `alike.compare_thumbnails`.
 """

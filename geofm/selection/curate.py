@@ -4,7 +4,7 @@ There are no parts; ``seal`` does everything, in this order:
 
 1. Load the pool. Gates, evaluation sets and identical pixels have been applied (``pool/pool.py``).
 2. Build the graph of duplicates: chips with equal vectors are one node, and each dedup method
-   gives edges between nodes                                   (``dedup/evidence.py``).
+   gives edges between nodes                                   (``dedup/methods.py``).
 3. Apply the leader rule to the edges of all methods           (``dedup/leader.py``).
 4. Fill the budget from the leaders                            (``methods.py``, ``strata.py``).
 5. Find the kept chip that is the witness of each dropped one.
@@ -37,7 +37,6 @@ from data_catalog.tables import write_table
 from geofm.config.recipe import CurateSettings
 from geofm.dedup.buckets import thresholds_of
 from geofm.dedup.edges import Edges, concat_edges, empty_edges, nearest_kept, sort_edges
-from geofm.dedup.evidence import METHODS, DedupMethod
 from geofm.dedup.join import dense_pair_search
 from geofm.dedup.leader import (
     DensePairSearch,
@@ -46,6 +45,7 @@ from geofm.dedup.leader import (
     choose_leaders,
     total_order,
 )
+from geofm.dedup.methods import METHODS, DedupMethod
 from geofm.dedup.pairs import read_pair_search
 from geofm.embeddings.clusters import cluster
 from geofm.embeddings.store import open_vectors, rows_of

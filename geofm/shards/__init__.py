@@ -2,7 +2,8 @@
 
 Writing, in the order of the work:
 
-- ``pack``: the stage; ``sample_rows`` joins and sorts the rows, ``samples`` reads them, ``split``
+- ``pack``: the stage; ``sample_join`` joins and sorts the rows, ``sample_metadata`` reads
+  them, ``split``
   draws the holdout, ``stats`` adds up the pixels, ``index`` and ``card`` describe the result.
 
 Reading and sharing:

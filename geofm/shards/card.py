@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from data_catalog.artifact import Artifact
 from data_catalog.hashing import digest_of
-from geofm.shards.samples import Samples
+from geofm.shards.sample_metadata import Samples
 from geofm.shards.split import HOLDOUT
 
 CARD = """# {name}

@@ -1,6 +1,6 @@
 """Stage ``pack``: kept chips -> WebDataset tars with an index, statistics and a card.
 
-plan    join and sort the rows; divide each split into shards   (sample_rows.py, samples.py)
+plan    join and sort the rows; divide each split into shards   (sample_join.py, sample_metadata.py)
 work    write one shard, and add up its pixels                  (formats/tar.py, stats.py)
 seal    join the shards; write index.parquet, samples.parquet,
         stats.json and the card                                 (index.py, card.py)
@@ -38,7 +38,7 @@ from geofm.formats.npy import SUFFIX, chip_from_bytes, pixel_sha256
 from geofm.formats.tar import BLOCK, END, read_range, write_tar
 from geofm.shards.card import write_card
 from geofm.shards.index import INDEX, ShardRows, index_rows, write_index
-from geofm.shards.samples import load_samples, write_samples
+from geofm.shards.sample_metadata import load_samples, write_samples
 from geofm.shards.stats import BandSums, finish_stats, merge_sums
 
 #: Bytes assumed for the JSON of a sample when shards are planned.

@@ -34,7 +34,7 @@ from data_catalog.stage import Job
 from data_catalog.tables import records
 from geofm.formats.tar import BLOCK
 from geofm.shards.index import release_memory
-from geofm.shards.sample_rows import BATCH_ROWS, FILE, write_sample_rows
+from geofm.shards.sample_join import BATCH_ROWS, FILE, write_sample_rows
 from geofm.shards.split import HOLDOUT, RIM, TRAIN
 from geofm.types import Json
 

@@ -15,7 +15,7 @@ import pytest
 from data_catalog.artifact import Artifact
 from data_catalog.errors import RunError
 from data_catalog.store import Store, open_store
-from geofm.shards.sample_rows import BATCH_ROWS, FILE, write_sample_rows
+from geofm.shards.sample_join import BATCH_ROWS, FILE, write_sample_rows
 from tests.geofm.shards.conftest import make_inputs, some_chips
 
 
@@ -79,7 +79,7 @@ import sys
 from pathlib import Path
 import duckdb
 from data_catalog.store import Store
-from geofm.shards import sample_rows
+from geofm.shards import sample_join
 
 def peak_mib():
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -89,7 +89,7 @@ store, folder = Store(sys.argv[1]), Path(sys.argv[2])
 inputs = {kind: store.locate(digest) for kind, digest in zip(sys.argv[3::2], sys.argv[4::2])}
 duckdb.connect().close()
 before = peak_mib()
-sample_rows.MEMORY_MIB = 256
+sample_join.MEMORY_MIB = 256
 sample_rows.write_sample_rows(inputs, 0, 0.0, folder)
 print(peak_mib() - before)
 """
