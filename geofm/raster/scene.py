@@ -107,14 +107,14 @@ class PendingScene:
         wanted = [*self.bands, self.layer] if self.layer else self.bands
         with ExitStack() as stack:
             rasters = {
-                key: stack.enter_context(open_raster(call.result(), band.href, band.sha256))
-                for key, (band, call) in self.files.items()
+                key: stack.enter_context(open_raster(future.result(), band.href, band.sha256))
+                for key, (band, future) in self.files.items()
             }
-            channels = [
-                Channel(band, read_header(rasters[band.asset], band,
-                                          declared_crs(self.item, band.asset)), rasters[band.asset])
-                for band in wanted
-            ]  # fmt: skip
+            channels = []
+            for band in wanted:
+                raster = rasters[band.asset]
+                header = read_header(raster, band, declared_crs(self.item, band.asset))
+                channels.append(Channel(band, header, raster))
             bands = channels[: len(self.bands)]
             rasters_of_bands = [(c.header.crs, c.header.transform, c.header.shape) for c in bands]
             grid = finest_grid(rasters_of_bands, self.settings, geometry)
@@ -145,9 +145,9 @@ def prefetch_scene(
     with ExitStack() as stack:
         files = {}
         for key, band in first.items():
-            call = prefetch(band.href, access, signing, whole)
-            stack.callback(call.cancel)
-            files[key] = band, call
+            future = prefetch(band.href, access, signing, whole)
+            stack.callback(future.cancel)
+            files[key] = band, future
         yield PendingScene(item, settings, bands, layer, files)
 
 
