@@ -1,6 +1,6 @@
-"""The stages by name, in the order in which each finds its inputs, and the built-in tasks.
+"""The stages by name, in the order of the pipeline, and the built-in evaluation tasks.
 
-Modules are named as text and imported when they are used, so any room may import this one.
+Modules are named as text and imported on use, so every room may import this module.
 """
 
 from __future__ import annotations
@@ -29,30 +29,30 @@ _MODULES = {
     "report": "geofm.reporting.report",
 }
 
-#: Module and function that draw the folder of a built-in evaluation task.
+#: Module and function that draw a built-in evaluation task.
 _TASKS = {"planet": ("geofm.planet.labelled", "planet_task")}
 
-#: The data half: what a scheduled refresh runs.
+#: The stages of a scheduled refresh.
 DATA_STAGES = tuple(_MODULES)[: tuple(_MODULES).index("pack") + 1]
 ALL_STAGES = tuple(_MODULES)
 
 
 @cache
 def get_stage(name: str) -> Stage:
-    """The stage called ``name``; its module (and torch, where it needs it) loads on first use."""
+    """Return a stage by name; its module is imported on first use."""
     stage: Stage = import_module(_MODULES[name]).STAGE
     return stage
 
 
 def section_of(name: str) -> str:
-    """The recipe's section with a stage's settings."""
+    """Return the section of the recipe that holds the settings of a stage."""
     return get_stage(name).section or name
 
 
 def built_in_task(name: str) -> Callable[[Path, Sequence[str]], Path]:
     """Return the function that draws a built-in evaluation task.
 
-    Its arguments are the folder of all tasks and the bands of the model; it returns the task's
+    Its arguments are the parent folder of tasks and the bands of the model. It returns the task's
     folder.
     """
     module, function = _TASKS[name]

@@ -40,12 +40,12 @@ def api(running: Api) -> Api:
 
 
 def listing(api: Api, **more: Any) -> Listing:
-    found = SearchSettings.model_validate({"stac": api.url, **more})
-    return list_catalogue(found, [])
+    search_settings = SearchSettings.model_validate({"stac": api.url, **more})
+    return list_catalogue(search_settings, [])
 
 
-def digests(found: Listing) -> list[tuple[str, str]]:
-    return sorted((one.item_id, one.sha256) for one in found.items)
+def digests(listing: Listing) -> list[tuple[str, str]]:
+    return sorted((item.item_id, item.sha256) for item in listing.items)
 
 
 @given(
@@ -66,7 +66,7 @@ def test_slices_stay_under_the_servers_limit(api: Api) -> None:
     api.deepest = 50
     assert len(listing(api, max_matched=50).items) == 120
     assert all("token" not in query for query in api.asked)
-    # a hundred and fifty items of one moment and place, which no slice parts
+    # 150 items of the same time and place, which no slice separates
     api.items += [an_item(f"same{n}", at=(2.0, 48.0)) for n in range(150)]
     with pytest.raises(RunError, match="search failed"):
         listing(api, max_matched=50, datetime="2020-01-01T00:00:00Z", bbox=(2.1, 48.1, 2.2, 48.2))
@@ -85,7 +85,7 @@ def test_queries_that_tire_the_server_are_halved(api: Api, monkeypatch: pytest.M
     before = len(api.asked)
     with pytest.raises(RunError, match="run again"):
         listing(api, collections=["c"])
-    assert len(api.asked) - before <= 14  # seven halvings, each asked twice
+    assert len(api.asked) - before <= 14  # seven halvings with two requests each
 
 
 def test_an_item_on_the_edge_of_two_slices_counts_once_and_a_repeated_one_twice(api: Api) -> None:
@@ -117,8 +117,8 @@ def test_a_box_across_the_antimeridian(api: Api) -> None:
                  an_item("far", at=(0.0, -18.0))]  # fmt: skip
     for knows in (True, False):
         api.intersects = knows
-        found = digests(listing(api, bbox=(177, -20, -179, -15)))
-        assert [name for name, _ in found] == ["east", "west"]
+        rows = digests(listing(api, bbox=(177, -20, -179, -15)))
+        assert [name for name, _ in rows] == ["east", "west"]
 
 
 def test_too_many_items_over_all_slices(api: Api) -> None:
@@ -129,8 +129,8 @@ def test_too_many_items_over_all_slices(api: Api) -> None:
 def test_halves_cover_the_whole() -> None:
     query = Query(("a", "b", "c"), area=box(0, 0, 4, 2))
     assert [part.collections for part in halve_query(query, (DAY, DAY))] == [("a",), ("b", "c")]
-    one = Query(("a",))
-    first, second = halve_query(one, (DAY, DAY + timedelta(days=2)))
+    query = Query(("a",))
+    first, second = halve_query(query, (DAY, DAY + timedelta(days=2)))
     assert (first.times, second.times) == ("../2020-01-02T00:00:00Z", "2020-01-02T00:00:00Z/..")
     short = Query(("a",), DAY, DAY + timedelta(minutes=9), box(0, 0, 4, 2))
     assert [part.area.bounds for part in halve_query(short, (DAY, DAY)) if part.area] == [
@@ -162,7 +162,7 @@ def test_datetimes_that_are_none() -> None:
 
 
 class Paging:
-    """Spoils how an API pages: a page has two items, whatever is asked for."""
+    """Changes how an API pages: each page has two items, for any limit."""
 
     def __init__(self, api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
         self.api, self.times = api, 10**9
@@ -208,8 +208,8 @@ class Overlap(Paging):
     def spoil(self, query: dict[str, Any], page: dict[str, Any]) -> None:
         token = int(query.get("token", 0))
         if token:
-            found = self.api.matching(query)
-            page["features"] = found[token // 2 : token // 2 + 2]
+            matched = self.api.matching(query)
+            page["features"] = matched[token // 2 : token // 2 + 2]
 
 
 @pytest.fixture
@@ -252,11 +252,12 @@ def test_what_a_listing_skips_is_asked_for_by_id_before_it_is_called_withdrawn(
     five.counts = False
     previous = listing(five).items
     NoNext(five, monkeypatch)
-    found = list_catalogue(SearchSettings(stac=five.url), previous)
-    assert digests(found) == digests(listing_of(previous))
+    repeated = list_catalogue(SearchSettings(stac=five.url), previous)
+    assert digests(repeated) == digests(listing_of(previous))
     withdrawn = five.items.pop()["id"]
-    names = {one.item_id for one in list_catalogue(SearchSettings(stac=five.url), previous).items}
-    assert names == {one.item_id for one in previous} - {withdrawn}
+    current = list_catalogue(SearchSettings(stac=five.url), previous)
+    names = {item.item_id for item in current.items}
+    assert names == {item.item_id for item in previous} - {withdrawn}
 
 
 class ByIds:
@@ -315,6 +316,6 @@ def test_an_item_that_is_updated_while_the_listing_runs_is_there_once(
     for item in five.items:
         item["properties"]["updated"] = "2024-01-01T00:00:00Z"
     Update(five, monkeypatch).times = 2
-    found = {one.item_id: one for one in listing(five, check_counts=False).items}
-    assert len(found) == 5
-    assert "2024-01-02" in found["i0"].text
+    items = {item.item_id: item for item in listing(five, check_counts=False).items}
+    assert len(items) == 5
+    assert "2024-01-02" in items["i0"].text

@@ -37,13 +37,19 @@ def verdicts(items: Artifact) -> dict[str, str]:
 
 
 def catalog(name: str, *links: tuple[str, str], kind: str = "Catalog") -> Json:
-    found = [{"rel": rel, "href": href} for rel, href in links]
-    return {"type": kind, "id": name, "stac_version": "1.0.0", "description": name, "links": found}
+    entries = [{"rel": rel, "href": href} for rel, href in links]
+    return {
+        "type": kind,
+        "id": name,
+        "stac_version": "1.0.0",
+        "description": name,
+        "links": entries,
+    }
 
 
 @pytest.fixture
 def tree(world: World, tmp_path: Path) -> Path:
-    """A catalogue in a folder: a collection with two items, one item that belongs to none."""
+    """A catalogue in a folder: a collection with two items, and an item without a collection."""
     root = tmp_path / "tree"
     for name in ("a", "b", "alone"):
         item = add_scene(world, name, RED)
@@ -219,8 +225,8 @@ def test_assets_are_read_below_the_folder_and_nowhere_else(
     content["links"] += [{"rel": "item", "href": f"a/{name}.json"} for name in late]
     write(tree / "s2/collection.json", content)
     items = search(store, catalogue, tree)
-    found = verdicts(items)
-    assert {found[name] for name in hrefs} == {"bad_scheme"}
+    reasons = verdicts(items)
+    assert {reasons[name] for name in hrefs} == {"bad_scheme"}
     settings = CutSettings(size_px=32, bands=["red"], max_failed=0.9)
     chips = run_stage(cut.STAGE, store, catalogue, {"items": items}, settings)
     frame = chips.table("chips.parquet", ["item_id", "status", "reason"])
