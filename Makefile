@@ -7,6 +7,9 @@ INSTALL := $(UV) pip install --quiet --compile-bytecode --python $(BIN)/python -
 
 #: The host of the advisory service that pip-audit asks.
 ADVISORIES := api.osv.dev
+#: Tests run in one process per core; those of a file stay together, and share its fixtures.
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile
+
 #: Tests of `make check`: quick ones that start no server and train nothing.
 FAST := tests/test_structure.py tests/test_docs.py tests/data_catalog tests/geofm/config \
   tests/geofm/formats tests/geofm/stac tests/geofm/raster tests/geofm/selection
@@ -33,13 +36,13 @@ demo: $(VENV)/.run  ## The whole pipeline on the embedded planet (store: ./geofm
 	$(BIN)/geofm demo
 
 check: $(VENV)/.test lint  ## Before a commit: lint, types, fast tests (2 minutes)
-	$(BIN)/python -m pytest -m "not slow and not long" $(FAST)
+	$(PYTEST) -m "not slow and not long" $(FAST)
 
 test: $(VENV)/.test lint  ## All tests but the long ones; tests whose tools are missing are skipped, with the reason
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-slow: $(VENV)/.test  ## The long tests: faults, matrices, the wheel, random sequences
-	$(BIN)/python -m pytest -m long
+	$(PYTEST) -m long
 
 pgstac: | $(UV)  ## A STAC server for tests in .venv-pgstac (its fastapi is not Prefect's)
 	$(UV) venv --quiet --allow-existing .venv-pgstac
