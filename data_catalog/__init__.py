@@ -1,12 +1,12 @@
 """The record: artifacts, stages and the catalogue of their runs.
 
-The record knows no pixels, no torch and no Prefect. Its modules:
+The record handles no pixels and imports no torch and no Prefect. Its modules:
 
 artifact      a sealed folder: ``Artifact``
-manifest      what determines an artifact's digest: ``Manifest``
+manifest      the properties that determine an artifact's digest: ``Manifest``
 store         artifacts and finished parts on a disk or object store: ``Store``, ``open_store``
 catalogue     the database of artifacts, runs and versions: ``Catalogue``, ``open_catalogue``
-stage         what a stage is: ``Stage``, ``Job``, ``Part``, ``Sealed``
+stage         stages, their jobs and parts: ``Stage``, ``Job``, ``Part``, ``Sealed``
 run           the orchestrator: ``run_stage``, ``run_job``, ``map_in_process``
 sources       source profiles: ``Source``, ``load_sources``, ``source_for``
 tables        Parquet and Arrow tables: ``write_table``, ``read_table``

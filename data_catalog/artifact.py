@@ -1,6 +1,7 @@
 """Artifacts: sealed folders, local or on an object store, that are never changed.
 
-An artifact may come from somebody else, so its manifest, names and files are checked before use.
+An artifact may come from an untrusted source, so its manifest, names and files are checked before
+use.
 """
 
 from __future__ import annotations

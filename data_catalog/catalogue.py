@@ -433,7 +433,7 @@ class Catalogue:
             session.merge(row)
 
     def _beat(self, run_id: str) -> bool:
-        """Note that a run goes on, also if it was marked as lost; False if it has finished."""
+        """Note that a run goes on, even if it is marked as lost; False if it has finished."""
         unfinished = RunRow.id == run_id, RunRow.status.in_(("running", LOST))
         with self.session() as session:
             updated = session.execute(

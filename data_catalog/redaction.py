@@ -109,7 +109,7 @@ def mask(text: str) -> str:
 
 
 def printable(text: str, keep: str = "\n\t") -> str:
-    """Escape the control characters of a text from elsewhere, which a terminal would obey.
+    """Escape the control characters of an untrusted text, which a terminal would obey.
 
     Args:
         text: Text for a log or a terminal.

@@ -51,7 +51,7 @@ class PartProgress(NamedTuple):
 PartMapper = Callable[[Stage, Job, list[Part]], Iterable[PartProgress]]
 
 #: ``meter(name, keep)`` measures a block: it gives a dictionary that is complete at the end of the
-#: block (``seconds``, perhaps energy), and passes what was spent so far to ``keep`` now and then.
+#: block (``seconds``, perhaps energy), and passes the figures so far to ``keep`` from time to time.
 StageMeter = Callable[
     [str, Callable[[dict[str, Any]], None]], AbstractContextManager[dict[str, Any]]
 ]
@@ -62,8 +62,8 @@ class JobResult:
     """The artifact of a job, and the metrics of the run.
 
     Attributes:
-        metrics: times, memory, parts and what the stage reports; ``cached`` is True if the artifact
-            was in the catalogue before.
+        metrics: times, memory, parts and the metrics of the stage; ``cached`` is True if the
+            artifact was in the catalogue before.
     """
 
     artifact: Artifact
@@ -272,7 +272,7 @@ def attempt(
 ) -> Iterator[tuple[RunRow, Artifact | None, Callable[[], None]]]:
     """Record a run of a job while the block runs; keep other processes out of an exclusive stage.
 
-    A process that had to wait finds the artifact of the other one, or goes on where it ended.
+    A process that has waited uses the artifact of the other process, or continues its work.
 
     Yields:
         The run record, the artifact if the job was done before, and a function to call before the
@@ -337,7 +337,8 @@ def work_parts(stage: Stage, job: Job, parts: list[Part]) -> int:
         Number of parts computed.
 
     Raises:
-        Exception: The first that the stage's work raised; parts that have not begun are left out.
+        Exception: The first exception of the stage's work; parts that have not started are not
+            computed.
     """
     missing = [part for part in parts if not job.store.has_part(part.key)]
     threads = min(stage.at_once, len(missing))

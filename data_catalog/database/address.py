@@ -54,7 +54,7 @@ def parse_database(text: str) -> URL:
 
     Raises:
         ValueError: It is not an address, or a character of its password is not percent-encoded. The
-            message has nothing of the address, because the password cannot be told from the rest.
+            message omits the address, because the password in it cannot be identified.
     """
     encode = "percent-encode special characters of a password (@ is %40, : is %3A, / is %2F)"
     try:

@@ -148,7 +148,7 @@ def hold_lease(
 
 @contextmanager
 def heartbeat(beat: Callable[[], bool], what: str, every_s: float = BEAT_S) -> Iterator[None]:
-    """Call a function now and then in a thread while the block runs.
+    """Call a function at regular intervals in a thread while the block runs.
 
     Args:
         beat: Writes to the catalogue; False ends the heartbeat.

@@ -29,7 +29,7 @@ def is_lost(row: RunRow, moment: datetime) -> bool:
 
 
 def last_sign(row: RunRow) -> datetime:
-    """Return the time at which a lost run was last known to go on."""
+    """Return the time at which a lost run was last known to be running."""
     noted = aware(row.started_at) + timedelta(seconds=float(row.metrics.get("seconds", 0)))
     return max(noted, aware(row.beat)) if row.beat else noted
 

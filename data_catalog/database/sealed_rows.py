@@ -1,7 +1,7 @@
 """Rows that the catalogue copies from a sealed artifact: its sources and its scores.
 
 They are checked here, because the manifest's schema does not check ``facts`` and a table may have
-any columns: an artifact from somebody else can hold anything.
+any columns: an artifact from an untrusted source can hold anything.
 """
 
 from __future__ import annotations

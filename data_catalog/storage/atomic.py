@@ -1,7 +1,7 @@
 """Atomic writing of local files and folders: write beside the final place, then rename.
 
 atomic_file      a file that is written in a block
-write_atomic     a file whose bytes are there
+write_atomic     a file whose bytes are in memory
 atomic_folder    a folder that is written in a block
 move_folder      a folder that was written somewhere else on the same file system
 
@@ -37,8 +37,8 @@ def atomic_file(
     Args:
         path: Final path; its folder must exist.
         sync: Wait until the content is on the disk, so that it survives a crash of the machine.
-        lock: Lock the file while it is written, so that ``is_in_use`` tells it from the remains of
-            a killed process, which match ``.NAME.*``.
+        lock: Lock the file while it is written, so that ``is_in_use`` can distinguish it from the
+            remains of a killed process, which match ``.NAME.*``.
         mode: Permission bits, as for ``os.open``.
     """
     temporary = _temporary_name(path)
@@ -91,7 +91,7 @@ def move_folder(
     Args:
         folder: Folder on the same file system.
         target: Final path; the folders above it are created.
-        is_complete: Tells whether the folder at ``target`` is complete. If it is, another process
+        is_complete: Returns whether the folder at ``target`` is complete. If so, another process
             wrote the same content first, and its folder stays. None if that must not happen.
 
     Raises:

@@ -1,6 +1,6 @@
 """Processes: usable cores and peak memory, whether another process lives, ending with a parent.
 
-It is known for certain only on its own machine whether a process lives.
+Only the machine of a process knows for certain whether the process lives.
 """
 
 from __future__ import annotations

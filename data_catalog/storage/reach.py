@@ -176,7 +176,7 @@ def read_range(path: UPath, start: int, size: int) -> bytes:
         if not is_remote(path):
             with path.open("rb") as file:
                 file.seek(start)
-                # A table from somebody else may name a range larger than the memory.
+                # A table from an untrusted source may name a range larger than the memory.
                 return bytes(file.read(min(size, max(0, path.stat().st_size - start))))
         if size <= 0:
             return b""

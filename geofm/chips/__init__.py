@@ -6,7 +6,7 @@
     overlap.py         which scene owns ground that several scenes cover
     fetch_cost.py      estimated requests and bytes
     items.py           the items that may be cut
-    stand_ins.py       chips of an older version, while the newer one can't be read
+    stand_ins.py       chips of an older item version, while the newer version can't be read
     writer.py          one scene: its pixels strip by strip, its tar and its rows
     offset_check.py    whether pixels agree with the offset that the item states
     schema.py          columns of chips.parquet and assets.parquet

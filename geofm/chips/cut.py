@@ -2,7 +2,7 @@
 
 plan    choose the windows of each scene from its metadata        (plan.py, sampling.py, overlap.py)
 work    read one scene, write its chips to one tar and its rows   (writer.py, offset_check.py)
-seal    reconcile the parts with a plan that knows the failures; write chips.parquet,
+seal    cut again until the parts agree with a plan without bad items; write chips.parquet,
         assets.parquet and windows.parquet                        (stand_ins.py, schema.py)
 """
 
@@ -74,8 +74,8 @@ def plan(job: Job) -> list[Part]:
     used have no part; the seal writes their rows.
 
     Raises:
-        RunError: Too many items are bad (``cut.max_failed``), there is none, or none has a window
-            in the plan.
+        RunError: Too many items are bad (``cut.max_failed``), there are no items, or no item has a
+            window in the plan.
     """
     settings: CutSettings = job.settings
     if not current_items(job.inputs["items"]):
@@ -155,7 +155,7 @@ def explain_no_chips(cut_plan: CutPlan, settings: CutSettings) -> str:
 
 
 def work(job: Job, part: Part, out: Path) -> None:
-    """Cut one scene, or write a row that says why it can't be cut."""
+    """Cut one scene, or write a row with the reason why it can't be cut."""
     keep_freed_memory()
     cut_number(job, part.payload["number"], CutWindows.from_json(part.payload["order"]), out)
 
@@ -270,23 +270,24 @@ def item_states_of(job: Job, artifact: Artifact) -> dict[Key, ItemState]:
     return read_states(job.inputs["items"], artifact)
 
 
-# Reconcile: before the seal, the parts are compared with a plan that knows what went wrong. Usually
-# nothing differs. But a failure that may pass is tried once more; the ground of a bad item goes to
-# the next scene that covers it; an older version is cut or copied in its place; and a scene whose
-# file lies elsewhere than its metadata state is planned again where it lies. A failure is never
-# kept as a finished part, so the next run tries the item again.
+# Reconcile: before the seal, the windows are planned again with the failures of this run, and the
+# parts are compared with this plan. Usually nothing differs. Otherwise: a passing failure is tried
+# once more; the ground of a bad item goes to the next scene that covers it; an older version of the
+# item is cut or copied in its place; and a scene whose file has another location than its metadata
+# state is planned at the location of the file. A failure is never kept as a finished part, so the
+# next run tries the item again.
 
 
 def reconcile(job: Job, folders: list[Path]) -> tuple[dict[int, Path], CutPlan]:
     """Cut again until the parts agree with the plan.
 
     Returns:
-        The folder to seal of each item by its number, ascending, and the plan that they follow.
+        The folder to seal of each item by its number, ascending, and the plan of these folders.
     """
     parts = zip(read_plan(job), folders, strict=True)
     current = {int(part.payload["number"]): folder for part, folder in parts}
     failures = {n: state for n, folder in current.items() if (state := read_state(folder))["bad"]}
-    # failures of an earlier attempt that was killed, and failures that may have passed
+    # try again: failures of an earlier, killed attempt, and passing failures
     again = {n for n, s in failures.items() if s["attempt"] != job.attempt or s["state"] == PASSING}
     for number in failures:
         current[number] = take_out(job, current[number])

@@ -66,7 +66,7 @@ class ItemRecord:
 
     @property
     def covers(self) -> list[Any]:
-        """What the pixels of a part depend on, apart from its windows.
+        """Identity of the facts that determine the pixels of a part, apart from its windows.
 
         The licence is left out: chips whose licence changes are not cut again.
         """
@@ -128,7 +128,7 @@ def current_items(items: Artifact) -> dict[int, ItemRecord]:
 
 
 def superseded_items(items: Artifact, bad: Collection[int]) -> list[ItemRecord]:
-    """Find superseded items whose ground is free again, since the newer item can't be used.
+    """Find superseded items that are used again because the newer item can't be used.
 
     Args:
         items: The artifact.

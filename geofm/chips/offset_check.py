@@ -12,13 +12,13 @@ The thresholds allow for the values of correct products:
 - Sen2Cor writes slightly negative reflectance over water and in shadow, and the edge of a swath has
   single low counts: in two real products of baseline 04.00, 0.3 and 0.04 % of the valid pixels of
   B01 are below 900 counts. Noise does not put 10 % of a band below 800 counts (reflectance below
-  -0.02); vegetation alone puts most of the red band there.
+  -0.02). If the offset was subtracted already, vegetation alone puts most of the red band there.
 - Snow, cloud and desert have no dark pixels and allow no conclusion. Haze without the offset may
   begin near 1000 counts in one band, but not in two with no band below. Level-1C is brightened by
   the atmosphere, so a missing offset is rarely detected there.
 
 While a scene is cut, an ``OffsetCounter`` sums ``count_dark`` over its strips; ``check_offset``
-compares at the end. A finding is reported and never changes pixels.
+compares the sums with the item at the end. A finding is reported and never changes pixels.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ TWICE_SHARE, TWICE_BELOW = 0.10, 800
 MISSING_SHARE, MISSING_BELOW = 0.01, 900
 #: ... and at least this share of this many bands is below this count.
 DARK_SHARE, DARK_BELOW, DARK_BANDS = 0.01, 1150, 2
-#: Counts below which pixels are counted.
+#: Limits in counts; the pixels below each limit are counted.
 LIMITS = (TWICE_BELOW, MISSING_BELOW, DARK_BELOW)
 
-#: [len(LIMITS) + 1]: valid pixels of a band below each limit, and all of them.
+#: Numbers of valid pixels of a band: below each limit, then in total; shape (len(LIMITS) + 1,).
 Dark = NDArray[np.int64]
 
 

@@ -109,7 +109,7 @@ def find_owners(
 
 
 def first_days(candidates: Sequence[SceneCandidate]) -> dict[tuple[str, str], str]:
-    """Return the UTC day on which each acquisition began; it has one day if it passes midnight."""
+    """Return the UTC day on which each acquisition began: one day, even if it passes midnight."""
     days: dict[tuple[str, str], str] = {}
     for candidate in candidates:
         key = candidate.collection, candidate.acquisition

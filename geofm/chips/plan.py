@@ -1,4 +1,4 @@
-"""The plan of stage `cut`: which windows to cut, and what they cost, mostly from metadata alone.
+"""The plan of stage `cut`: the windows to cut and their cost, mostly from metadata alone.
 
 An item that states the location and size of its bands (``proj:transform``, ``proj:shape`` and a
 CRS) is planned without a request. For any other item the headers of its files are read, and the
@@ -62,7 +62,7 @@ class CutPlan:
         items: Items that can be planned, by number; candidate ``n`` of ``windows`` is ``items[n]``.
         grids: Grid of each item.
         bad: Problems of the items that can't be planned, by item number.
-        unknown: Items whose metadata don't state a grid, if headers were not to be read.
+        unknown: Items whose metadata don't state a grid, if no headers are read.
         windows: Every window of every item, with the reason if it is not cut.
     """
 
@@ -86,7 +86,7 @@ def plan_windows(
     Args:
         job: Job of the stage ``cut``.
         known: Grids that were read from the files themselves, by item number.
-        bad: Problems that were found while reading, by item number.
+        bad: Problems that occurred while reading, by item number.
         read_headers: Read the headers of files whose item does not state a grid.
     """
     settings: CutSettings = job.settings
@@ -242,7 +242,7 @@ def candidate_of(job: Job, item: ItemRecord, grid: Grid) -> SceneCandidate:
 
 @dataclass(frozen=True)
 class Forecast:
-    """A forecast of what will be cut, of one collection or of all.
+    """A forecast of the cut, for one collection or for all.
 
     Attributes:
         scenes: Scenes with windows in the plan.

@@ -45,7 +45,7 @@ from geofm.types import Json
 
 @dataclass(frozen=True)
 class StandIn:
-    """An item version of which the last run has chips.
+    """A version of an item whose chips exist in the last run.
 
     Attributes:
         item: The item, numbered after the rows of the current ``items.parquet``.
@@ -70,7 +70,7 @@ def is_stand_in(job: Job, number: int) -> bool:
 
 
 def all_stand_ins(job: Job) -> dict[int, StandIn]:
-    """Return every item version of which the last run has chips, by number."""
+    """Return every item version whose chips exist in the last run, by number."""
     if job.previous is None:
         return {}
     return _stand_ins(job.previous, previous_items(job), job.inputs["items"], job.settings.anchor)

@@ -444,7 +444,7 @@ def measure(strip: Strip, scene: Scene, source: Source) -> Json:
 
 
 def check_scene(scene: Scene, counter: OffsetCounter, item: ItemRecord) -> Json:
-    """Return columns of the assets that say how the pixels contradict the item, if they do."""
+    """Return asset columns with a contradiction between pixels and item; empty if they agree."""
     added = {channel.band.name: radiometry(channel).add for channel in scene.channels}
     finding = check_offset(counter.counts, added, item.baseline)
     if finding is None:

@@ -1,4 +1,4 @@
-"""Decontamination: drop chips that show what an evaluation set shows.
+"""Decontamination: drop chips that show the same ground or picture as an evaluation set.
 
 A chip is dropped by the first of three rules that applies.
 
@@ -41,7 +41,7 @@ BUFFER_M = 1000.0
 EMBEDDING = 0.97
 #: Cosine similarity from which pixels are compared, for at most ``NEAREST`` chips of each view.
 PROPOSE, NEAREST = 0.3, 16
-#: Views and chips whose products are held at once, and pairs whose thumbnails are.
+#: Views and chips in one matrix product, and pairs whose thumbnails are in memory at once.
 VIEWS, CHIPS, COMPARED_PAIRS = 32, 8192, 1 << 14
 #: Least ground shared with an evaluation image (intersection over union).
 LEAST_IOU = 0.25
@@ -79,7 +79,8 @@ class Decontamination:
 
     Attributes:
         rows: one row per dropped chip (``hit_rows``).
-        certificate: what was checked against what, and how; evaluation attaches it to its scores.
+        certificate: sets, rules, thresholds and numbers of dropped chips; the stage ``evaluate``
+            attaches it to its scores.
     """
 
     rows: pd.DataFrame
@@ -185,7 +186,7 @@ def decontaminate(
     if embedding is not None and near is not None:
         hits.append(_by_embedding(descriptors, views, near, embedding))
     rows = pd.concat(hits, ignore_index=True)
-    # of several hits of a chip the first rule counts, then the closest witness
+    # If a chip has several hits, the first rule counts, then the closest witness.
     rows["rank"] = rows["rule"].map({rule: rank for rank, rule in enumerate(RULES)})
     rows = rows.sort_values(
         ["row", "rank", "distance_m", "similarity", "set", "witness"],
@@ -411,7 +412,7 @@ def _certificate(
     dropped: pd.DataFrame,
     hits_by_set: pd.DataFrame,
 ) -> dict[str, Any]:
-    """Describe what was checked against what, how, and what was dropped.
+    """Describe the check: sets, rules, thresholds and numbers of dropped chips.
 
     Args:
         chips: number of chips.

@@ -27,7 +27,7 @@ from geofm.pool.registry import EvaluationSet, load_registry, registry_sha256
 
 
 def identity(settings: CurateSettings) -> str | None:
-    """Return the digest of all that chips are checked against; None without evaluation sets."""
+    """Return the digest of the content of all evaluation sets; None without evaluation sets."""
     sets = registered_sets(settings)
     return registry_sha256(sets) if sets else None
 

@@ -1,8 +1,8 @@
-"""Hard gates and the quality of a chip, kept apart: no weight can rescue a cloudy chip.
+"""Hard gates and the quality of a chip. They are separate: no quality rescues a cloudy chip.
 
 A gate is a named rule with a limit from the settings. A chip that fails several gates is dropped by
-the first in the order below. The quality only orders chips: it decides which of several near
-duplicates stays, never how many.
+the first in the order below. The quality only orders chips: the best chip of a group of near
+duplicates is kept, and no chip is dropped because of its quality alone.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from geofm.config.recipe import CurateSettings
 from geofm.types import Floats
 
-#: Entropy beyond which a picture does not gain quality: noise has the most (8 bits).
+#: Entropy above which the quality does not rise further: noise has the highest (8 bits).
 ENOUGH_ENTROPY_BITS = 6.0
 
 
@@ -27,8 +27,9 @@ class Gate:
 
     Attributes:
         rule: value of the column ``rule``.
-        fails: function of a table of chips and the settings, which tells whether each chip fails.
-        reason: function of a failing chip and the settings, for the column ``reason``.
+        fails: function of a table of chips and the settings; returns whether each chip fails.
+        reason: function of a failing chip and the settings; returns the text of the column
+            ``reason``.
     """
 
     rule: str

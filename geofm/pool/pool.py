@@ -4,7 +4,7 @@ plan    one part per evaluation set with images                (evaluation_sets.
 work    describe and embed the images of a set                 (evaluation_sets.py)
 seal    drop chips that fail a gate                            (gates.py),
         chips that an evaluation set shows                     (decontaminate.py),
-        and chips whose pixels are those of a better chip
+        and chips whose pixels equal those of a better chip
 
 The remaining chips are the candidates.
 """
@@ -99,7 +99,7 @@ def load_chips(chips: Artifact, descriptors: Artifact) -> pd.DataFrame:
     """Read the usable chips, sorted by id, with shares, descriptors and quality.
 
     Raises:
-        RunError: The descriptors are of other chips.
+        RunError: The descriptors were computed from other chips.
     """
     table = ok_chips(chips, [*GATE_COLUMNS, *SHARES]).rename(columns=SHARES)
     for share in SHARES.values():
@@ -109,8 +109,8 @@ def load_chips(chips: Artifact, descriptors: Artifact) -> pd.DataFrame:
     described = load_described(descriptors, table["chip_id"].astype(str).tolist())
     if (rows := descriptors.manifest.counts["rows_out"]) != len(table):
         raise RunError(
-            f"descriptors {descriptors.digest[:12]} are not of these chips ({rows} rows, "
-            f"{len(table)} chips); describe these chips"
+            f"descriptors {descriptors.digest[:12]} were computed from other chips ({rows} rows, "
+            f"{len(table)} chips); run the describe stage again to describe these chips"
         )
     described = described.drop(columns="chip_id").reset_index(drop=True)
     table[described.columns] = described
@@ -133,7 +133,7 @@ def _drop_shown(table: pd.DataFrame, hits: pd.DataFrame) -> None:
 
 
 def _drop_identical(table: pd.DataFrame) -> None:
-    """Mark the chips (rule ``identical``) whose pixels are those of a better one that passed.
+    """Mark the chips (rule ``identical``) whose pixels equal those of a better chip.
 
     Args:
         table: usable chips; written in place.
@@ -153,7 +153,7 @@ def _drop_identical(table: pd.DataFrame) -> None:
 
 
 def _content_digests(chips: pd.DataFrame) -> list[str]:
-    """Compute a digest of each chip's pixels and of what they mean: bands and scale."""
+    """Compute a digest of each chip's pixels, bands and scale."""
     columns = (chips[name].tolist() for name in ("pixel_sha256", "bands", "scale"))
     return [
         digest_of([str(pixels), [str(band) for band in bands], [float(value) for value in scale]])
@@ -190,13 +190,13 @@ def load_pool(inputs: dict[str, Artifact]) -> Pool:
     """Read a pool with its chips and their descriptors.
 
     Raises:
-        RunError: The pool is of other chips.
+        RunError: The pool was made from other chips.
     """
     table = load_chips(inputs["chips"], inputs["descriptors"])
     pool = inputs["pool"].table("pool.parquet").drop(columns="quality")
     if pool["chip_id"].astype(str).tolist() != table["chip_id"].astype(str).tolist():
         raise RunError(
-            f"pool {inputs['pool'].digest[:12]} is not of these chips; run the pool stage again"
+            f"pool {inputs['pool'].digest[:12]} was made from other chips; run the pool stage again"
         )
     for column in ("rule", "reason", "witness_id", "similarity"):
         table[column] = pool[column]

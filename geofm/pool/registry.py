@@ -77,7 +77,7 @@ class EvaluationSet:
         images: files by id (path below the set's folder).
         bands: bands of a raster that are red, green and blue, from 1.
         scale: reflectance per count of images that are not 8-bit.
-        sha256: digest of all that chips are checked against.
+        sha256: digest of the areas, the images, bands and scale.
     """
 
     name: str
@@ -125,7 +125,7 @@ def check_registry(path: str | Path) -> None:
 
 
 def registry_sha256(sets: list[EvaluationSet]) -> str:
-    """Compute the digest of all that chips are checked against, for keys and certificates."""
+    """Compute the digest of the content of all sets, for keys and certificates."""
     return digest_of([[evaluation.name, evaluation.sha256] for evaluation in sets])
 
 

@@ -50,15 +50,15 @@ from geofm.remote.url_policy import (
 MAX_REDIRECTS = 5
 #: Timeout for connecting (seconds), if the read timeout is not shorter.
 CONNECT_TIMEOUT_S = 10.0
-#: An answer has to begin within so many read timeouts.
+#: An answer has to begin within this many read timeouts.
 ANSWER_TIMEOUTS = 2.0
-#: How often the watching thread looks for answers that are overdue (seconds).
+#: Seconds between two checks for overdue answers by the watching thread.
 WATCH_INTERVAL_S = 0.5
-#: A body may take the read timeout, and one second more for each so many bytes.
+#: Lowest speed of a body (bytes per second), after a grace period of one read timeout.
 MIN_BYTES_PER_S = 10_000
 #: Bytes read from a connection in one call.
 READ_SIZE = 2**20
-#: Unread rest of a body (bytes) up to which it is read, so that the connection can be reused.
+#: Largest unread rest of a body (bytes) that is read so that the connection can be reused.
 MAX_DRAIN = 16 * 1024
 #: Idle connections kept for each host.
 MAX_IDLE = 96
@@ -404,7 +404,7 @@ def _await_answer(connection: HTTPConnection, getresponse: Callable[[], Any]) ->
 
 
 # Deadlines: a socket's timeout restarts with every byte, so a server that sends a head byte by byte
-# never meets it.
+# never exceeds it.
 
 
 @dataclass
@@ -416,7 +416,7 @@ class _Wait:
 
 @contextmanager
 def deadline(sock: socket.socket | None, seconds: float | None) -> Iterator[None]:
-    """Shut a connection down if the block takes longer than so many seconds.
+    """Shut a connection down if the block takes longer than a number of seconds.
 
     Raises:
         TimeoutError: The deadline has passed.
@@ -449,5 +449,5 @@ def _watch(waits: dict[int, _Wait]) -> None:
         for wait in list(waits.values()):
             if now > wait.until:
                 wait.expired = True
-                with suppress(OSError):  # the plain socket's: TLS would send a farewell
+                with suppress(OSError):  # of the plain socket: TLS would first send a message
                     socket.socket.shutdown(wait.sock, socket.SHUT_RDWR)

@@ -21,7 +21,7 @@ from geofm.remote.quarantine import Quarantine
 T = TypeVar("T")
 #: Longest pause before the first retry (seconds); it doubles with each further retry.
 FIRST_PAUSE = 0.25
-#: Longest pause (seconds), whatever a Retry-After header asks for.
+#: Longest pause (seconds), even if a Retry-After header requests a longer pause.
 MAX_PAUSE = 30.0
 #: After this many requests in a row that failed for good, a host is left alone for some time.
 MAX_FAILURES, REST_S = 5, 60.0
@@ -33,9 +33,9 @@ class Fault(Exception):
     """A failure that another attempt may cure.
 
     Attributes:
-        pause: Seconds that the server asks to wait.
-        host_failed: The host did not answer, or asked to be left alone. False if it answered
-            wrongly, which says something about one asset rather than about the host.
+        pause: Pause in seconds that the server requested.
+        host_failed: The host did not answer, or requested a pause. False after a wrong answer,
+            which concerns one asset and not the host.
         status: HTTP status, if there was an answer with one.
     """
 
@@ -162,7 +162,7 @@ def is_passing(status: int) -> bool:
 
 
 def retry_after(text: str) -> float:
-    """Return the seconds that a Retry-After header (a number or an HTTP date) asks for.
+    """Return the seconds that a Retry-After header (a number or an HTTP date) requests.
 
     The result is 0 for any other text, and at most `MAX_PAUSE`.
     """

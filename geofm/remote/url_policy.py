@@ -35,7 +35,7 @@ PORTS = {"http": 80, "https": 443}
 #: Longest address that is requested (characters).
 MAX_URL = 8192
 _AUTHORITY = re.compile(r"(https?)://([^/?#]*)", re.IGNORECASE)
-#: What makes parsers disagree about the host: a backslash, a space, a second ``@``.
+#: Characters that parsers of the host read differently: a backslash, a space, a second ``@``.
 _AMBIGUOUS = re.compile(r"[\\\s]|@.*@")
 #: A host with letters beyond ASCII consists of letters, digits and hyphens once it is encoded.
 _LDH_HOST = re.compile(r"([a-z0-9]([a-z0-9-]*[a-z0-9])?\.?)+")

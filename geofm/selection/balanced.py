@@ -1,10 +1,13 @@
 """Balanced k-means (Vo et al. 2024): a rank per chip from a hierarchy of clusters.
 
-Clusters of level 1 have about 20 chips. Each further level clusters the centres of the level below,
-which evens out the density of the pool, until few clusters are left. Going down, a budget is shared
-equally among the children of a cluster, and what a small child cannot use goes to its siblings. The
-rank serves all budgets at once: a leaf ranks its chips by their similarity to the centre, and a
-cluster takes the chips of its children in turn.
+Clusters of level 1 (leaves) have about 20 chips. Each further level clusters the centres of the
+level below, until at most 50 clusters are left. Repeated clustering evens out the density of the
+pool. Each cluster divides its budget equally among its children; if a child has too few chips, its
+siblings share the rest.
+
+The rank gives the selection for every budget. A leaf ranks its chips by their similarity to its
+centre. A cluster of a higher level takes the first chip of each child, then the second of each, and
+so on.
 """
 
 from __future__ import annotations
@@ -19,20 +22,20 @@ from geofm.types import Indices
 
 #: Chips per leaf, and children per cluster of a higher level.
 LEAF_ROWS, CHILDREN = 20, 10
-#: Number of clusters at which the hierarchy ends.
+#: The hierarchy ends at the first level with at most this many clusters.
 TOP = 50
 #: Largest number of rows that are clustered at once.
 GROUP_ROWS = 2048
 
 
 def balanced_rank(space: EmbeddingSpace, rows: Indices, seed: int) -> Indices:
-    """Compute the turn in which each row is taken from its top cluster; 0 for the first.
+    """Compute the rank of each row within its cluster of the highest level.
 
-    To keep the rows of lowest rank is the same as to search the cap per top cluster that fills a
-    budget.
+    To fill a budget, keep the rows with the lowest ranks. All clusters of the highest level then
+    give the same number of rows, as far as they have them.
 
     Returns:
-        Ranks, shape (rows,).
+        Ranks from 0, shape (rows,).
     """
     if not len(rows):
         return np.empty(0, dtype=np.int64)
@@ -52,11 +55,11 @@ def balanced_rank(space: EmbeddingSpace, rows: Indices, seed: int) -> Indices:
 def _cluster_by_group(
     space: EmbeddingSpace, rows: Indices, size: int, seed: int
 ) -> tuple[list[Indices], Quantized]:
-    """Make clusters of about ``size`` rows, group by group, so that time is linear in the rows.
+    """Cluster rows, about ``size`` in each cluster, group by group: time is linear in the rows.
 
     Returns:
-        The positions in ``rows`` of each cluster, closest to the centre first; the centres, shape
-        (clusters, d).
+        Positions in ``rows`` of the members of each cluster, closest to the centre first; and the
+        centres, shape (clusters, d).
     """
     clusters, cluster_centres = [], []
     for group in divide_into_groups(space, rows, GROUP_ROWS, seed):

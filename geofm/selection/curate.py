@@ -7,16 +7,17 @@ There are no parts; ``seal`` does everything, in this order:
    gives edges between nodes                                   (``dedup/methods.py``).
 3. Apply the leader rule to the edges of all methods           (``dedup/leader.py``).
 4. Fill the budget from the leaders                            (``methods.py``, ``strata.py``).
-5. Find the kept chip that is the witness of each dropped one.
+5. Find the witness of each dropped chip, a kept chip.
 6. Write the decisions, the survivors by stratum, and the measures of the selection
                                                                (``rarity.py``, ``metrics.py``).
 
-A chip that is dropped as a duplicate names a kept chip as its witness, and the two are a pair that
-a dedup method compared and that is stored: in ``pairs``, in ``alike``, or in
-``dense_pairs.parquet`` of the decisions. Every other chip that is dropped here lost to the budget
-(rule ``selection``). This includes a leader that happens to be similar to a kept chip, and a
-duplicate whose leader was not selected. Such a chip has no witness; ``nearest_id`` is the kept chip
-that it is most similar to. The location of chips plays no part, only their content.
+A chip that is dropped as a duplicate has a kept chip as its witness. The two chips have equal
+pixels or equal vectors, or they are a pair that a dedup method has stored: in ``pairs``, in
+``alike``, or in ``dense_pairs.parquet`` of the decisions. Every other chip that is dropped here was
+not chosen within the budget (rule ``selection``): a leader, or a duplicate whose leader was not
+chosen and that forms no pair with a kept chip. Such a chip has no witness; ``nearest_id`` is the
+most similar kept chip. The location of a chip affects the budget only (strata, ``per-tile``), never
+whether the chip is a duplicate.
 """
 
 from __future__ import annotations
@@ -72,11 +73,12 @@ CLUSTER_CHIPS = 200
 
 
 def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
-    """Decide about each chip of the pool.
+    """Decide which chips of the pool are kept, and write the tables of the decisions.
 
-    Writes ``decisions.parquet``; ``dense_pairs.parquet`` (pairs of dense cells that name a
-    witness); ``survival.parquet`` (chips left after each step, by stratum); ``measures.parquet``
-    (the selection beside a random one and balanced k-means).
+    The tables are ``decisions.parquet``; ``dense_pairs.parquet`` (pairs of dense cells between a
+    dropped chip and its witness); ``survival.parquet`` (chips left after each step, by stratum);
+    and ``measures.parquet`` (the selection compared with a random selection and with balanced
+    k-means).
     """
     settings: CurateSettings = job.settings
     pool = load_pool(job.inputs)
@@ -130,7 +132,7 @@ def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
 
 @dataclass(frozen=True)
 class Evidence:
-    """Edges between nodes that one dedup method gives."""
+    """The edges between nodes that come from one dedup method."""
 
     method: DedupMethod
     edges: Edges
@@ -140,8 +142,8 @@ class Evidence:
 class DuplicateGraph:
     """Nodes and edges of the candidates.
 
-    Candidates with equal vectors are one node; the best of them represents it. All arrays but
-    ``nodes`` are by node, which is a position in ``nodes``.
+    Candidates with equal vectors are one node; the best of them represents it. A node is numbered
+    by its position in ``nodes``.
 
     Attributes:
         nodes: row of the pool of each node's representative, ascending, shape (nodes,).
@@ -149,10 +151,10 @@ class DuplicateGraph:
             in an evaluation set.
         order: nodes, best first.
         space: space of the nodes' embeddings.
-        least: similarity from which a node has duplicates, shape (nodes,). A pair must reach the
-            larger of its two.
+        least: calibrated threshold of each node, shape (nodes,). A pair must reach the larger
+            threshold of its two nodes.
         evidence: edges of each dedup method, in the order of ``METHODS``.
-        dense_search: finds pairs of dense cells, which are not listed; None without such cells.
+        dense_search: finds the pairs of dense cells, which no table lists; None without such cells.
         dense_nodes: nodes in dense cells; None without such cells.
     """
 
@@ -207,7 +209,7 @@ def build_graph(inputs: dict[str, Artifact], pool: Pool, least: Floats) -> Dupli
             search.dense,
             search.threshold,
         )
-        # of equal vectors only the first was searched; it stands in for the node's representative
+        # Of equal vectors, the search compared only the first row. It represents the node here.
         searched = rows_of(inputs["embeddings"], [ids[row] for row in same_vector[nodes]])
         dense_search = _by_node(search_rows, searched, node_least)
         dense_nodes = np.flatnonzero(np.isin(searched, dense_rows)).astype(np.int64)
@@ -232,7 +234,10 @@ def _candidates_in_order(pool: Pool) -> Indices:
 
 
 def _first_with_vector(inputs: dict[str, Artifact], row_of: pd.Index) -> Indices:
-    """Find the row whose vector was searched in place of each row's, shape (rows,)."""
+    """Find the first row with the same vector as each row, shape (rows,).
+
+    The search compared only this row.
+    """
     first = np.arange(len(row_of))
     identical = inputs["pairs"].table("identical.parquet")
     first[_rows_of_chips(row_of, identical["chip_id"])] = _rows_of_chips(
@@ -246,8 +251,8 @@ def _representatives(
 ) -> Indices:
     """Find the row that represents each row's node, shape (rows,); -1 for rows without a node.
 
-    The best of the candidates with one vector represents them. A chip with identical pixels belongs
-    to the node of its witness.
+    The best candidate represents all candidates with the same vector. A chip that was dropped for
+    identical pixels belongs to the node of its witness.
     """
     candidates, rows = pool.candidates, len(row_of)
     rank = np.full(rows, rows)
@@ -263,7 +268,7 @@ def _representatives(
 
 
 def _rows_of_chips(row_of: pd.Index, chip_ids: pd.Series) -> Indices:
-    """Find the rows of the pool of some chips."""
+    """Find the row of each chip in the pool, shape (chips,)."""
     return row_of.get_indexer(pd.Index(chip_ids)).astype(np.int64)
 
 
@@ -276,7 +281,8 @@ def _edges_between_nodes(
         table: columns left, right, similarity.
         row_of: chip ids by row of the pool.
         node_of: node of each row, shape (rows,).
-        nodes: representatives; only pairs of two representatives are used. None: all pairs are.
+        nodes: row of each node's representative; only pairs of two representatives are used. None:
+            all pairs are used.
     """
     if not len(table):
         return empty_edges()
@@ -298,7 +304,7 @@ def _by_node(search: DensePairSearch, searched: Indices, least: Floats) -> Dense
 
     Args:
         search: search by row.
-        searched: row of the embeddings that was searched for each node, shape (nodes,).
+        searched: row of the embeddings that the search compared for each node, shape (nodes,).
         least: threshold of each node, shape (nodes,).
     """
     node = np.full(int(searched.max(initial=0)) + 1, -1, dtype=np.int64)
@@ -321,10 +327,10 @@ class Decisions:
 
     Attributes:
         table: one row per chip of the pool, in its order.
-        dense_pairs: pairs (left, right, similarity) of dense cells that name a witness. Those of
-            other cells are in the artifact ``pairs``.
+        dense_pairs: pairs (left, right, similarity) of dense cells between a dropped chip and its
+            witness. The artifact ``pairs`` has the pairs of other cells.
         leaders: whether the leader rule keeps each node, shape (nodes,).
-        kept: whether the budget keeps it as well, shape (nodes,).
+        kept: whether the leader rule and the budget keep each node, shape (nodes,).
         largest_group: number of chips of the largest group of duplicates.
         strata: columns by which the budget was divided.
     """
@@ -350,7 +356,7 @@ def apply_curation_rules(
 
     Raises:
         UsageError: The budget is larger than the pool.
-        CheckError: The result of the leader rule lacks one of its properties.
+        CheckError: The result of the leader rule lacks one of its two properties (a defect).
     """
     edges = concat_edges([evidence.edges for evidence in graph.evidence])
     leaders = choose_leaders(graph.order, edges, graph.dense_search, graph.dense_nodes)
@@ -376,7 +382,7 @@ def apply_curation_rules(
 
 
 class Selected(NamedTuple):
-    """Rows of a space that are selected, and the columns by which the strata were made."""
+    """Selected rows of a space, and the columns that define the strata."""
 
     rows: Indices
     strata: tuple[str, ...]
@@ -389,7 +395,7 @@ def fill_budget(
     settings: CurateSettings,
     seed: int,
 ) -> Selected:
-    """Select as many rows as the budget says; all rows if there is no budget.
+    """Select the rows that fill the budget; all rows if there is no budget.
 
     Args:
         chips: chips of the space, by row.
@@ -431,14 +437,14 @@ def fill_budget(
 
 @dataclass(frozen=True)
 class _Witnesses:
-    """The kept node that each dropped node is most similar to.
+    """A kept node for each dropped node: its witness, or the most similar kept node.
 
     Attributes:
         row: the kept node, shape (nodes,); -1 for nodes that are kept.
-        similarity: cosine, or similarity of pixels, shape (nodes,).
-        evidence: number of the evidence that made the two a pair, shape (nodes,); -1 if they are
-            no pair and the kept node is merely the most similar.
-        dense: whether the pair is one of a dense cell, shape (nodes,).
+        similarity: cosine, or similarity of pixels, shape (nodes,); NaN for nodes that are kept.
+        evidence: position in ``DuplicateGraph.evidence`` of the edges with this pair, shape
+            (nodes,); -1 if the two nodes are not a pair.
+        dense: whether the pair is in a dense cell, shape (nodes,).
     """
 
     row: Indices
@@ -448,10 +454,11 @@ class _Witnesses:
 
 
 def find_witnesses(graph: DuplicateGraph, kept: Mask) -> _Witnesses:
-    """Find the witness of each dropped node: by its pairs, else the most similar kept node.
+    """Find the witness of each dropped node, or the most similar kept node if it has none.
 
-    A similarity above the threshold does not make a pair: the embeddings of monotone chips are all
-    similar and are not compared.
+    The witness is the most similar kept node among the pairs of the first dedup method that has
+    such a pair. Two nodes above the threshold are not always a pair: the embeddings of monotone
+    chips are all similar, so the search does not compare them.
     """
     count = len(kept)
     witnesses = _Witnesses(
@@ -480,7 +487,7 @@ def find_witnesses(graph: DuplicateGraph, kept: Mask) -> _Witnesses:
 
 
 def _dense_witness_pairs(pool: Pool, graph: DuplicateGraph, witnesses: _Witnesses) -> pd.DataFrame:
-    """List the witness pairs of dense cells by chip id, the lower id left, sorted."""
+    """List the dense-cell pairs of dropped chip and witness by id, sorted; the lower id is left."""
     ids = np.array(pool.ids, dtype=object)[graph.nodes]
     dropped = np.flatnonzero(witnesses.dense)
     pairs = [sorted(pair) for pair in zip(ids[dropped], ids[witnesses.row[dropped]], strict=True)]
@@ -514,7 +521,7 @@ def _describe_decisions(
     group_sizes: Indices,
     settings: CurateSettings,
 ) -> pd.DataFrame:
-    """Write one row per chip of the pool: decision, rule and reason.
+    """Make the table of decisions: one row per chip of the pool.
 
     Args:
         pool: chips of the pool.
@@ -524,13 +531,13 @@ def _describe_decisions(
         leader: leader of each node's group, shape (nodes,).
         witnesses: witness of each dropped node.
         group_sizes: number of chips of each leader's group, shape (nodes,).
-        settings: the budget, for the reason.
+        settings: settings with the budget, which the reason names.
     """
     ids = pool.ids
     names = [ids[row] for row in graph.nodes]
 
     def dropped(node: int, is_copy: bool) -> _Decision:
-        """Describe a chip whose node is not kept."""
+        """Make the decision on a chip of a node that is not kept."""
         other, number = int(witnesses.row[node]), int(witnesses.evidence[node])
         witness, similarity = names[other], float(witnesses.similarity[node])
         group = names[leader[node]]
@@ -584,7 +591,7 @@ def _survival(pool: Pool, nodes: Indices, leaders: Mask, kept: Mask) -> pd.DataF
 
 
 def stratum_labels(chips: pd.DataFrame) -> dict[str, list[str]]:
-    """Return the collection, ground region and season of each chip, by name of the column."""
+    """Return the strata columns (collection, region, season) with the label of each chip."""
     return {
         "collection": chips["collection"].astype(str).tolist(),
         "region": [
@@ -602,7 +609,7 @@ def spectral_moments(chips: pd.DataFrame) -> list[list[float]]:
 
 
 def _measures_as_json(measures: pd.DataFrame) -> dict[str, dict[str, Any]]:
-    """Convert the table of measures; a value that could not be measured is null."""
+    """Convert the table of measures to JSON; a missing value is null."""
     return {
         str(row.pop("choice")): {
             str(name): None if pd.isna(value) else value for name, value in row.items()

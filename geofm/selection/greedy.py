@@ -1,4 +1,4 @@
-"""Two greedy orders of a group of chips, exact: facility location and farthest first."""
+"""Two exact greedy orders of a group of chips: facility location and farthest first."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from geofm.embeddings.neighbours import NEIGHBOUR
 from geofm.embeddings.vectors import QUANTIZED_ONE, EmbeddingSpace, quantize
 from geofm.types import Floats, Indices
 
-#: Steps in which ``rare_weights`` are whole numbers.
+#: ``rare_weights`` are whole numbers of 1 / ``WEIGHT_STEPS``.
 WEIGHT_STEPS = 256
 
 
 def similarity_matrix(space: EmbeddingSpace, rows: Indices) -> Floats:
-    """Compute the similarity of every two rows in whole numbers, shape (n, n).
+    """Compute the similarities of all pairs of rows as whole numbers, shape (n, n).
 
     Values are in 0..``QUANTIZED_ONE``, with ``QUANTIZED_ONE`` on the diagonal. A negative
-    similarity counts as 0: a chip gains nothing from one that is unlike it, and loses nothing.
+    similarity counts as 0.
     """
     vectors = quantize(space, rows)
     similarity = np.clip((vectors @ vectors.T).astype(np.float64), 0, QUANTIZED_ONE)
@@ -47,10 +47,9 @@ def facility_order(similarity: Floats, weights: Floats, count: int) -> tuple[Ind
 
     The value of a set S is f(S) = sum over rows i of weight_i * max over j in S of similarity_ij.
     Each step adds the row with the largest gain; ties go to the lower row. The order is that of
-    lazy greedy (Minoux 1978). Lazy greedy recomputes gains that may be out of date. Here all gains
-    are kept up to date instead: a choice changes them only through the rows that it serves better
-    than the choices before it, which soon are few. All sums are of whole numbers below 2**53, so
-    they are exact.
+    lazy greedy (Minoux 1978), but all gains are updated after each step. An update is cheap: it
+    needs only the rows that are more similar to the new choice than to all earlier choices, and
+    these soon are few. All sums are whole numbers below 2**53, so they are exact.
 
     Args:
         similarity: symmetric whole numbers, shape (n, n).
@@ -58,7 +57,7 @@ def facility_order(similarity: Floats, weights: Floats, count: int) -> tuple[Ind
         count: number of choices, at most n.
 
     Returns:
-        Chosen rows and their gains, which never rise, each of shape (count,).
+        Chosen rows, shape (count,); their gains, shape (count,), which never rise.
     """
     gains, served_by = similarity @ weights, np.zeros(len(similarity))
     order, gained = np.empty(count, dtype=np.int64), np.empty(count)
@@ -79,17 +78,17 @@ def facility_order(similarity: Floats, weights: Floats, count: int) -> tuple[Ind
 
 
 def farthest_order(similarity: Floats, count: int) -> tuple[Indices, Floats]:
-    """Order rows farthest first: each step takes the row least similar to those chosen so far.
+    """Order rows farthest first: each step takes the row least similar to the chosen rows.
 
-    Source: k-centre greedy, Gonzalez 1985. The first row comes first; ties go to the lower row.
+    The order begins with row 0; ties go to the lower row. Source: k-centre greedy, Gonzalez 1985.
 
     Args:
         similarity: whole numbers, shape (n, n).
         count: number of choices, at most n.
 
     Returns:
-        Chosen rows, and the distance of each from the choices before it (``QUANTIZED_ONE`` -
-        similarity; ``QUANTIZED_ONE`` for the first), each of shape (count,).
+        Chosen rows, shape (count,); distance of each row (``QUANTIZED_ONE`` - similarity) from the
+        nearest row chosen before it, shape (count,), ``QUANTIZED_ONE`` for the first.
     """
     order, distance = np.empty(count, dtype=np.int64), np.empty(count)
     nearest = np.zeros(len(similarity))
@@ -97,5 +96,5 @@ def farthest_order(similarity: Floats, count: int) -> tuple[Indices, Floats]:
         best = int(nearest.argmin())
         order[number], distance[number] = best, QUANTIZED_ONE - nearest[best]
         nearest = np.maximum(nearest, similarity[best])
-        nearest[best] = 2 * QUANTIZED_ONE  # above rows with an equal vector: never chosen again
+        nearest[best] = 2 * QUANTIZED_ONE  # larger than any similarity: the row is not chosen again
     return order, distance

@@ -1,25 +1,25 @@
-"""Selection of a number of chips: seven methods behind one interface.
+"""Select a given number of chips: seven methods with one interface.
 
-A method gives each candidate a priority. ``strata.take_best`` keeps the best up to the budget,
-after each stratum has taken its guaranteed share. So all methods share budgets, quotas, inputs and
-the rule for ties (lower chip id), and no result depends on the order of the input or on the number
-of threads.
+A method gives each candidate a priority. ``strata.take_best`` first gives each stratum its
+guaranteed share, then fills the rest of the budget with the chips of highest priority. Ties go to
+the lower chip id. No result depends on the order of the input or on the number of threads.
 
-- ``facility-location`` (default): the gain in the sum, over all chips, of the similarity to their
-  most similar kept chip, in greedy order (at least 1 - 1/e of the best value; Nemhauser et al.
-  1978). Rare chips weigh more (``rarity``).
-- ``k-centre``: farthest first (Gonzalez 1985). It favours outliers.
+- ``facility-location`` (default): greedy choice of the chips that most increase the sum, over all
+  chips of the group, of the similarity to the most similar kept chip. Rare chips weigh more
+  (``rarity``). Without strata, the sum is at least 1 - 1/e of the best possible sum (Nemhauser et
+  al. 1978).
+- ``k-centre``: farthest first (Gonzalez 1985). It prefers outliers.
 - ``balanced-kmeans``: the same number from each cluster of a hierarchy (Vo et al. 2024).
 - ``density``: random, with probability proportional to 1 / density^power, where the density is
   1 / kNN radius.
-- ``entropy``: the highest grey-level entropy. It serves comparisons: pure noise has the most.
+- ``entropy``: the highest grey-level entropy. It is for comparison only: noise has the highest.
 - ``per-tile``: random, with probability proportional to 1 / number of chips of the same tile.
 - ``random``: random, with equal probabilities.
 
-Facility location and k-centre work in groups: clusters of at most 2,048 chips, with all
-similarities within a group. So memory and time are linear in the pool. The gains of a greedy order
-never rise, so the orders of all groups merge into one by their gains. Strata are quotas on the
-merged order; they do not divide the groups. Water of one tile is worth less if water of the next
+Facility location and k-centre divide the pool into groups: clusters of at most 2,048 chips. They
+use the similarities within a group only, so memory and time are linear in the pool. The gains of a
+greedy order never rise, so the orders of all groups are merged by gain. Strata are quotas on the
+merged order and do not divide the groups: a chip of water gains less if similar water of another
 tile is kept.
 """
 
@@ -51,7 +51,7 @@ from geofm.types import Floats, Indices
 Method = Literal[
     "facility-location", "k-centre", "balanced-kmeans", "density", "entropy", "per-tile", "random"
 ]
-#: Largest number of chips of a group: its similarities take 32 MB.
+#: Largest number of chips in a group; the similarities of a group take 32 MiB.
 GROUP_ROWS = 2048
 
 
@@ -63,8 +63,8 @@ class Candidates:
         space: space in which chips are compared.
         rows: rows of the space, shape (n,).
         chip_ids: chip id of each row.
-        entropy: grey-level entropy (bits) of each row, for ``entropy``.
-        tiles: tile of each row, for example its ground region, for ``per-tile``.
+        entropy: grey-level entropy (bits) of each row, for the method ``entropy``.
+        tiles: tile of each row, for example its ground region, for the method ``per-tile``.
     """
 
     space: EmbeddingSpace
@@ -98,14 +98,14 @@ def select(
 
     Args:
         candidates: chips to select from.
-        method: method, see the module's docstring.
+        method: name of the method (see the module's docstring).
         count: number of chips to select.
         strata: number of each candidate's stratum, from 0 (``strata.divide_into_strata``); None:
             one stratum.
         min_share: share of the budget that is guaranteed to the strata.
         equal: whether that share is divided equally instead of by size.
-        rarity: exponent of a chip's kNN radius, by which facility location weighs it; 0: all equal.
-        power: exponent of the density, for ``density``.
+        rarity: exponent of the weight of rare chips in facility location; 0: equal weights.
+        power: exponent of the density, for the method ``density``.
         seed: seed of random methods and of the clustering.
 
     Raises:
@@ -143,10 +143,10 @@ def select(
 
 
 def _require(values: Any, method: str, name: str) -> Any:
-    """Return an optional column of the candidates.
+    """Return an optional column of the candidates that the method needs.
 
     Raises:
-        UsageError: The candidates lack it.
+        UsageError: The candidates do not have the column.
     """
     if values is None:
         raise UsageError(f"curate.method {method} needs the {name} of every candidate")
@@ -156,7 +156,7 @@ def _require(values: Any, method: str, name: str) -> Any:
 def _random_priority(ids: NDArray[np.str_], weights: Floats, seed: int) -> Floats:
     """Draw priorities for weighted sampling without replacement: log(u) / weight.
 
-    The number u is a hash of seed and chip id, so a chip's number does not depend on other chips.
+    The number u is a hash of seed and chip id, so it does not depend on other chips.
     Source: Efraimidis and Spirakis 2006.
     """
     digests = [hashlib.sha256(f"{seed} select {chip_id}".encode()).digest()[:8] for chip_id in ids]
@@ -167,7 +167,7 @@ def _random_priority(ids: NDArray[np.str_], weights: Floats, seed: int) -> Float
 def _greedy_priority(
     space: EmbeddingSpace, rows: Indices, rarity: float | None, seed: int
 ) -> Floats:
-    """Compute gains in facility location, or distances in farthest first (``rarity`` None)."""
+    """Compute the gains of facility location; if ``rarity`` is None, distances of k-centre."""
     priority = np.empty(len(rows))
     done = 0
     for group in divide_into_groups(space, rows, GROUP_ROWS, seed):

@@ -1,4 +1,4 @@
-"""How well a selection represents its pool, beside other selections of the same size."""
+"""Measure how well a selection represents its pool, compared with selections of the same size."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from geofm.types import Floats, Indices
 
 #: Chips of the pool on which coverage is measured.
 MEASURED = 20_000
-#: Largest number of clusters of the Gini coefficient, and least average number of chips in each.
+#: Gini coefficient: largest number of clusters, and least average number of chips per cluster.
 GINI_CLUSTERS, CLUSTER_CHIPS = 100, 20
 #: Normal quantile of a 95 % interval.
 Z_95 = 1.96
@@ -38,23 +38,23 @@ def compare_selections(
     seed: int = 0,
     others: Sequence[Method] = ("random", "balanced-kmeans"),
 ) -> pd.DataFrame:
-    """Measure a selection beside those that other methods make of the same pool.
+    """Measure a selection, and the selections of other methods from the same pool.
 
     Args:
-        candidates: the pool.
+        candidates: chips of the pool.
         kept: selected rows of the space.
         moments: spectral moments (or band means) of each candidate.
         seed: seed of the other selections, the clusters and the sample.
-        others: methods to compare with, without strata.
+        others: methods to compare with; they select without strata.
 
     Returns:
         One row per selection (``kept`` first, then the methods): ``choice``; ``chips``;
         ``facility_location`` (mean over the pool of the similarity to the most similar selected
         chip, at least 0) with ``low`` and ``high`` (95 % interval; the value itself if the whole
         pool was measured); ``covering_radius`` (1 - the least of these similarities);
-        ``measured_on`` (chips of the pool that were measured: all, or a random 20,000, and then the
-        radius is that of the sample); ``spectral_log_volume``; ``cluster_gini`` (inequality of
-        selected chips per cluster of the pool; 0 is even).
+        ``measured_on`` (number of measured chips: the whole pool, or a random sample of 20,000; the
+        covering radius is then that of the sample); ``spectral_log_volume``; ``cluster_gini``
+        (inequality of the numbers of selected chips per cluster of the pool; 0 is even).
     """
     space, pool = candidates.space, np.sort(candidates.rows)
     if not len(pool) or not len(kept):
@@ -94,7 +94,7 @@ def compare_selections(
 def coverage(space: EmbeddingSpace, pool: Indices, selected: Indices) -> Floats:
     """Compute the similarity of each row of a pool to its most similar selected row.
 
-    Vectors are quantized: the result is the same for any number of threads, and exact to about
+    Vectors are quantized, so the result is the same for any number of threads. Its error is about
     1e-4.
 
     Returns:
@@ -113,7 +113,7 @@ def coverage(space: EmbeddingSpace, pool: Indices, selected: Indices) -> Floats:
 
 
 def gini(counts: Floats) -> float:
-    """Compute the Gini coefficient of counts: 0 if all are equal, near 1 if one has all."""
+    """Compute the Gini coefficient of counts: 0 if all are equal, near 1 if all but one are 0."""
     ordered = np.sort(counts)
     if not ordered.sum():
         return 0.0
@@ -122,7 +122,7 @@ def gini(counts: Floats) -> float:
 
 
 def spectral_volume(moments: Sequence[Sequence[float]], rows: Indices) -> float | None:
-    """Compute ``log_volume`` of some chips' moments; None if chips have different bands."""
+    """Compute ``log_volume`` of the moments of some chips; None if chips have different bands."""
     if len({len(values) for values in moments}) != 1:
         return None
     table = np.array([list(values) for values in moments], dtype=np.float64)
@@ -132,8 +132,9 @@ def spectral_volume(moments: Sequence[Sequence[float]], rows: Indices) -> float 
 def log_volume(features: Floats) -> float | None:
     """Compute half of the log-determinant of the covariance of features, shape (n, m).
 
-    This is the log of the volume of the ellipsoid that the features fill, up to a constant. A tiny
-    ridge keeps it finite. None for fewer than two rows.
+    This is the log of the volume of the ellipsoid that the features fill, up to a constant. The
+    covariance gets 1e-9 on its diagonal, so the result is finite. It is None for fewer than two
+    rows.
     """
     if len(features) < 2:
         return None

@@ -1,8 +1,9 @@
-"""Soft scores: how unlike the rest of its pool a chip is. They explain and order; they never drop.
+"""Soft scores of chips: how much a chip differs from the rest of its pool.
 
-Together with ``entropy`` (bits of the grey-level histogram, the measure by which GFM compares
-pretraining sets; Mendieta et al. 2023) they are columns of the decisions. None is a reason to keep
-a chip by itself: noise has the highest entropy, and a broken chip is novel.
+The scores are columns of the decisions, for inspection; no rule uses them. ``entropy`` (bits of the
+grey-level histogram, the measure by which GFM compares pretraining sets; Mendieta et al. 2023) is a
+further column. No single score is a reason to keep a chip: noise has the highest entropy, and a
+broken chip is novel.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from geofm.embeddings.vectors import BLOCK, EmbeddingSpace, use_all_cores
 from geofm.runtime.native import faiss
 from geofm.types import Floats, Floats32, Indices
 
-#: Least radius from which density is computed: chips closer than this count as equal.
+#: Smallest radius in the computation of the density: smaller radii are raised to this value.
 LEAST_RADIUS = 1e-3
-#: Chips that spectra are compared with.
+#: Largest number of chips with which the spectral moments of a chip are compared.
 COMPARED_WITH = 20_000
-#: Steps per standard deviation, and largest deviation.
+#: Steps per standard deviation, and the largest deviation (in standard deviations).
 STEPS, MOST_DEVIATIONS = 32, 8
 #: Decimals of the scores.
 DECIMALS = 6
@@ -35,21 +36,21 @@ def soft_scores(
     targets: NDArray[np.floating] | None = None,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Compute the scores of some rows among each other.
+    """Compute the soft scores of the rows of a pool.
 
     Args:
         space: space in which chips are compared.
         rows: rows of the pool, in the order of their chip ids, shape (n,).
         moments: spectral moments (band means, standard deviations) of each row.
-        targets: embeddings, by the same encoder, of images of the tasks that the model is for,
-            shape (m, d).
+        targets: embeddings of images of the tasks for which the model is trained, by the same
+            encoder, shape (m, d).
         seed: seed of the samples.
 
     Returns:
         One row per row of the pool: ``novelty``, 1 - similarity to the 16th nearest chip (0..1);
-        ``density``, median novelty of the pool / novelty of the chip (1 is usual, more is crowded);
-        ``spectral_rarity`` (see there); with ``targets`` also ``affinity``, the mean similarity to
-        them (-1..1).
+        ``density``, median novelty of the pool / novelty of the chip (above 1: more similar chips
+        than usual); ``spectral_rarity`` (see the function); with ``targets`` also ``affinity``, the
+        mean similarity to the targets (-1..1).
     """
     novelty = knn_radius(space, rows, seed=seed)
     radius = np.maximum(novelty, LEAST_RADIUS)
@@ -66,7 +67,7 @@ def soft_scores(
 def affinity(space: EmbeddingSpace, rows: Indices, targets: NDArray[np.floating]) -> Floats:
     """Compute the mean cosine similarity of each row to target vectors, shape (m, d).
 
-    The targets are centred as the space is.
+    The centre of the space is subtracted from the targets as well.
     """
     vectors = targets.astype(np.float64) - space.centre
     lengths = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
@@ -81,13 +82,13 @@ def affinity(space: EmbeddingSpace, rows: Indices, targets: NDArray[np.floating]
 def spectral_rarity(moments: Sequence[Sequence[float]], seed: int = 0) -> Floats:
     """Compute the distance to the 16th nearest chip in the space of band moments.
 
-    Moments are standardised over the pool, with at most 8 deviations either way. Chips with another
-    number of moments (other sensors) are compared among themselves, and a pool of more than 20,000
-    with a random 20,000 of them. Deviations are in whole 32nds, so that distances are exact for any
-    number of threads.
+    Moments are standardised over the pool and clipped at 8 standard deviations. Only chips with the
+    same number of moments (the same sensor) are compared. More than 20,000 chips are compared with
+    a random sample of 20,000. Deviations are rounded to 1/32, so distances are exact for any number
+    of threads.
 
     Returns:
-        Distances in standard deviations, shape (n,); 0 where there is no other chip.
+        Distances in standard deviations, shape (n,); 0 if there is no other chip to compare with.
     """
     rarity = np.zeros(len(moments))
     widths = np.array([len(values) for values in moments], dtype=np.int64)
@@ -102,7 +103,7 @@ def spectral_rarity(moments: Sequence[Sequence[float]], seed: int = 0) -> Floats
 
 
 def _knn_distance(points: Floats32, seed: int) -> Floats:
-    """Compute the distance of points, shape (n, m), to the 16th nearest of a sample of them."""
+    """Compute the distance of each point, shape (n, m), to the 16th nearest in a sample of them."""
     draw = np.random.default_rng([seed, len(points)])
     sample = np.sort(draw.permutation(len(points))[:COMPARED_WITH])
     k = min(NEIGHBOUR, len(sample) - 1)

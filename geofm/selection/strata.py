@@ -1,11 +1,11 @@
-"""Budgets, strata and quotas: the guaranteed share of each stratum, and the survivors of each.
+"""Budgets, strata and quotas, and counts of the chips that survive in each stratum.
 
 Chips are divided into strata by the configured columns (collection, ground region, season,
-cluster), the coarsest first. Columns are left out, the last first, until there are no more strata
-than chips to keep. A share of the budget (``min_share``) is divided among the strata, in proportion
-to their sizes or equally, at least one chip each, so that no stratum vanishes. Each stratum keeps
-its best chips up to its quota. The rest of the budget goes to the best chips of any stratum. With
-``min_share`` 1 every stratum gets its quota and no more.
+cluster), the coarsest first. If there are more strata than chips to keep, the last columns are left
+out. A share of the budget (``min_share``) is divided among the strata, in proportion to their sizes
+or equally, with at least one chip each, so that no stratum vanishes. Each stratum keeps its best
+chips up to its quota. The rest of the budget goes to the best chips of any stratum. If
+``min_share`` is 1, there is no rest.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from pyproj import CRS
 from data_catalog.errors import UsageError
 from geofm.types import Floats, Indices
 
-#: Edge of a ground region: 100 km as in the military grid (MGRS), or one degree.
+#: Edge of a ground region: 100 km as in the military grid (MGRS), or one degree if the unit of the
+#: CRS is degrees.
 REGION_M, REGION_DEGREES = 100_000.0, 1.0
-#: Meteorological seasons, named by their months, so that they suit both hemispheres.
+#: Meteorological seasons, named by the initials of their months, for both hemispheres.
 SEASONS = ("DJF", "MAM", "JJA", "SON")
 
 
@@ -32,7 +33,7 @@ def budget_count(budget: float | None, pool: int) -> int:
     """Convert a budget to a number of chips.
 
     Args:
-        budget: None for all, a share up to 1, or a number of chips.
+        budget: share (up to 1) or number of chips to keep; None keeps all.
         pool: number of chips to select from.
 
     Raises:
@@ -59,12 +60,12 @@ def budget_count(budget: float | None, pool: int) -> int:
 
 @lru_cache(maxsize=1024)
 def _is_geographic(crs: str) -> bool:
-    """Whether the coordinates of a CRS are degrees."""
+    """Return whether the coordinates of a CRS are degrees."""
     return bool(CRS.from_user_input(crs).is_geographic)
 
 
 def ground_region(crs: str, transform: Sequence[float]) -> str:
-    """Name the 100 km (or one degree) square of its CRS in which a chip's corner lies."""
+    """Name the square (100 km, or one degree) of a CRS that contains the corner of a chip."""
     edge = REGION_DEGREES if _is_geographic(crs) else REGION_M
     x, y = (int(np.floor(transform[i] / edge)) for i in (2, 5))
     return f"{crs} {x} {y}"
@@ -79,10 +80,10 @@ def meteorological_season(datetime: str | None) -> str:
 def divide_into_strata(
     columns: Mapping[str, Sequence[str]], most: int
 ) -> tuple[Indices, tuple[str, ...]]:
-    """Divide rows by as many columns, in their order, as give at most ``most`` strata.
+    """Divide rows into at most ``most`` strata by the first columns, as many as possible.
 
     Returns:
-        The stratum of each row (numbered in the order of their names), and the columns in use.
+        The stratum of each row, numbered in the order of the labels; and the columns in use.
     """
     names = tuple(columns)
     rows = len(columns[names[0]]) if names else 0
@@ -107,7 +108,7 @@ def take_best(
 
     Args:
         priority: priority of each row, shape (n,); ties go to the earlier row.
-        strata: stratum of each row, from 0, shape (n,); at most ``count`` different ones.
+        strata: number of each row's stratum, from 0, shape (n,); at most ``count`` strata.
         count: number of rows to take.
         min_share: share of ``count`` that is guaranteed to the strata, at least one row each.
         equal: whether that share is divided equally instead of by size.
@@ -131,14 +132,15 @@ def take_best(
 
 
 def quotas(sizes: Sequence[int], budget: int, equal: bool = False) -> list[int]:
-    """Divide a budget among strata: at least 1 each, at most the size, else in proportion.
+    """Divide a budget among strata in proportion, with at least 1 row and at most the size each.
 
-    The largest remainders are served first; ties go by position.
+    Rows that remain after rounding go to the largest remainders; ties go to the earlier stratum.
 
     Args:
         sizes: number of rows of each stratum.
         budget: rows to divide, with len(sizes) <= budget <= sum(sizes).
-        equal: whether all shares are equal; the rest of a small stratum goes to the others.
+        equal: whether all shares are equal. If a stratum is smaller than its share, the other
+            strata get the difference.
     """
     weights = [1] * len(sizes) if equal else list(sizes)
     total = sum(weights)
@@ -169,11 +171,11 @@ def quotas(sizes: Sequence[int], budget: int, equal: bool = False) -> list[int]:
 def count_survivors(
     columns: Mapping[str, Sequence[str]], steps: Mapping[str, NDArray[np.bool_]]
 ) -> pd.DataFrame:
-    """Count the chips of each stratum that were left after each step: the bias of a filter.
+    """Count the chips of each stratum that are left after each step, which shows a filter's bias.
 
     Args:
         columns: labels of all candidates, by column (``collection``, ``region``, ``season``, ...).
-        steps: whether each candidate was left after a step, by name of the step (``passed``,
+        steps: whether each candidate is left after a step, by name of the step (``passed``,
             ``distinct``, ``kept``, ...), in the order of the steps.
 
     Returns:
