@@ -76,7 +76,7 @@ class _Service(NamedTuple):
 
 
 class ObjectRange(NamedTuple):
-    """Bytes of an object, with the size and the ETag of the whole that came with them."""
+    """Bytes of an object, with the size and the ETag of the whole object from the same answer."""
 
     data: bytes
     total: int
@@ -123,7 +123,7 @@ def read_object(
 
     part = _translate_errors(read, address)
     if len(part.data) != min(end, part.total) - start:
-        raise TimeoutError(f"the answer was cut short: {len(part.data)} bytes from {start} came")
+        raise TimeoutError(f"the answer was cut short: {len(part.data)} bytes from {start}")
     return part
 
 
@@ -147,7 +147,7 @@ def _read_by_s3fs(files: Any, bucket: str, key: str, start: int, end: int) -> Ob
     data = sync(files.loop, body)
     total = answer.get("ContentRange", "").rpartition("/")[2]
     if not total.isdigit() or len(data) != min(end, int(total)) - start:
-        raise TimeoutError(f"the answer was cut short: {len(data)} bytes from {start} came")
+        raise TimeoutError(f"the answer was cut short: {len(data)} bytes from {start}")
     return ObjectRange(data, int(total), answer.get("ETag", ""))
 
 

@@ -135,6 +135,8 @@ def _drop_shown(table: pd.DataFrame, hits: pd.DataFrame) -> None:
 def _drop_identical(table: pd.DataFrame) -> None:
     """Mark the chips (rule ``identical``) whose pixels equal those of a better chip.
 
+    Only chips that passed the gates and the evaluation sets are compared.
+
     Args:
         table: usable chips; written in place.
     """

@@ -167,7 +167,7 @@ def _entries_of_yaml(file: Path) -> list[RegistryEntry]:
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise UsageError(f"registry {file} is no YAML: {error}") from error
+        raise UsageError(f"registry {file} is not valid YAML: {error}") from error
     except (OSError, UnicodeError) as error:
         raise UsageError(f"registry {file} cannot be read: {error}") from error
     entries = content.get("sets") if isinstance(content, dict) else None

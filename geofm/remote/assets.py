@@ -135,7 +135,7 @@ class HttpAsset:
             if len(data) > most:
                 return None
             if (length is None and not data) or (length is not None and len(data) != length):
-                raise Fault(f"{len(data)} of {length} bytes came")
+                raise Fault(f"received {len(data)} of {length} bytes")
             return Piece(data, len(data), answer.headers.get("etag", ""))
 
     @property
@@ -261,10 +261,10 @@ def _piece(answer: Answer, start: int, end: int) -> Piece:
     first, total = _content_range(span)
     expected = min(end, total) - start
     if first != start or expected < 0:
-        raise Fault(f"bytes from {first} of {total} came, not from {start}")
+        raise Fault(f"received bytes from {first} of {total}, requested from {start}")
     data = answer.read(expected + 1)
     if len(data) != expected:
-        raise Fault(f"{len(data)} of {expected} bytes came")
+        raise Fault(f"received {len(data)} of {expected} bytes")
     return Piece(data, total, answer.headers.get("etag", ""))
 
 
@@ -320,7 +320,7 @@ class S3Asset:
         return self._retry(attempt)
 
     def part(self, start: int, end: int) -> Piece:
-        """Read a range, with the size and the ETag that came with these bytes."""
+        """Read a range, with the size and the ETag of the same answer."""
         return self._retry(lambda files: self._read(files, start, end))
 
     def _read(self, files: Any, start: int, end: int) -> Piece:

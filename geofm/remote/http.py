@@ -131,7 +131,7 @@ def check_speed(size: int, started: float, timeout_s: float) -> None:
     """
     elapsed = time.monotonic() - started
     if elapsed > timeout_s + size / MIN_BYTES_PER_S:
-        raise Fault(f"only {size} bytes came in {elapsed:.0f} s")
+        raise Fault(f"received only {size} bytes in {elapsed:.0f} s")
 
 
 @contextmanager

@@ -73,7 +73,7 @@ class RangeSource:
         """Fetch ranges in the background; a read of one of them waits for it."""
         pool = shared_pool("geofm-prefetch", PREFETCH_THREADS)
         for start, end in ranges:
-            if end > len(self.head):  # else it came with the beginning
+            if end > len(self.head):  # other ranges were read with the beginning of the file
                 self.segments.append(_Segment(start, end, pool.submit(self._bytes, start, end)))
         self.segments.sort(key=lambda segment: segment.start)
 
