@@ -5,8 +5,9 @@ obstore needs a fifth of its processor time and a tenth of its memory.
 
 obstore must not be used in a forked process whose parent has used it: its threads do not survive
 the fork, and the call would never return. It also can't address some keys that S3 allows (an empty
-step as in ``a//b``, or the steps ``.`` and ``..``). ``read_object`` and ``upload_file`` then use
-s3fs, which gives the same bytes and the same errors.
+step as in ``a//b``, or the steps ``.`` and ``..``), and can't replace the public certificates by
+those of ``AWS_CA_BUNDLE``. ``read_object`` and ``upload_file`` then use s3fs, which gives the same
+bytes and the same errors.
 
 obstore does not read profiles of ``~/.aws``. Endpoint, region and credentials are therefore those
 that botocore resolves for the s3fs client.
@@ -43,6 +44,8 @@ REQUEST_S = 3600.0
 CREDENTIALS_S = 300.0
 #: A regional or global address of S3 itself; all others are used as they are.
 _AWS_HOST = re.compile(r"s3(?:\.[a-z0-9-]+)?\.amazonaws\.com")
+#: obstore's messages about a server that does not serve ranges.
+_NO_RANGES = re.compile("non-partial response|Content-Range header|CONTENT_RANGE header")
 _ERROR_CODE = re.compile(r"<Code>(\w+)</Code>")
 #: Codes of refusals, with whatever status they come.
 _DENIED = ("AccessDenied", "ExpiredToken", "InvalidAccessKeyId", "SignatureDoesNotMatch")
@@ -87,6 +90,10 @@ class OutsideObject(OSError):
     """A range begins at the end of the object or after it."""
 
 
+class NoRanges(OSError):
+    """The server ignores ranges, or does not say which one its answer is."""
+
+
 def is_s3(path: UPath) -> bool:
     """Return whether a path is in an S3 bucket."""
     return path.protocol in ("s3", "s3a")
@@ -109,6 +116,7 @@ def read_object(
         PermissionError: The credentials do not allow it, or are not valid.
         botocore.exceptions.NoCredentialsError: There are no credentials.
         OutsideObject: The object ends before ``start``.
+        NoRanges: The server does not serve ranges.
         OSError, botocore.exceptions.BotoCoreError: All other failures, which may pass.
     """
     bucket, key, _ = files.split_path(address)
@@ -139,14 +147,16 @@ def _read_by_s3fs(files: Any, bucket: str, key: str, start: int, end: int) -> Ob
             raise OutsideObject(f"{bucket}/{key} ends before byte {start}") from error
         raise
 
-    async def body() -> bytes:
-        async with answer["Body"] as stream:
-            data: bytes = await stream.read()
+    async def body() -> bytes | None:
+        async with answer["Body"] as stream:  # which closes the connection
+            data: bytes | None = await stream.read() if total.isdigit() else None
             return data
 
-    data = sync(files.loop, body)
     total = answer.get("ContentRange", "").rpartition("/")[2]
-    if not total.isdigit() or len(data) != min(end, int(total)) - start:
+    data = sync(files.loop, body)
+    if data is None:
+        raise NoRanges(f"{bucket}/{key}: the answer to a range does not state the object's size")
+    if len(data) != min(end, int(total)) - start:
         raise TimeoutError(f"the answer was cut short: {len(data)} bytes from {start}")
     return ObjectRange(data, int(total), answer.get("ETag", ""))
 
@@ -193,7 +203,7 @@ def _addressable(key: str) -> bool:
 
 
 def _bucket(files: Any, bucket: str, retries: int, timeout_s: float) -> S3Store | None:
-    """Return obstore's client of a bucket; None in a process where it can't be used."""
+    """Return obstore's client of a bucket; None where it can't be used."""
     global _owner  # noqa: PLW0603
     if _owner not in (None, os.getpid()):
         return None
@@ -219,12 +229,15 @@ def _bucket(files: Any, bucket: str, retries: int, timeout_s: float) -> S3Store 
 
 
 @lru_cache(maxsize=64)
-def _open_bucket(bucket: str, service: _Service, retries: int, timeout_s: float) -> S3Store:
-    """Make obstore's client of a bucket."""
+def _open_bucket(bucket: str, service: _Service, retries: int, timeout_s: float) -> S3Store | None:
+    """Make obstore's client of a bucket; None if it can't use the configured certificates."""
     import botocore.session  # loads slowly, and local stores do not need it
     from obstore.store import S3Store
 
     session = botocore.session.Session(profile=service.profile)
+    if not service.endpoint.startswith("http://") and session.get_config_variable("ca_bundle"):
+        # The bundle is to replace the public certificates. obstore would still accept those.
+        return None
     config: S3Config = {"request_payer": service.requester_pays}
     config["region"] = service.region if service.region not in ("", "aws-global") else "us-east-1"
     endpoint = service.endpoint
@@ -239,8 +252,6 @@ def _open_bucket(bucket: str, service: _Service, retries: int, timeout_s: float)
         "read_timeout": timedelta(seconds=timeout_s),
         "timeout": timedelta(seconds=REQUEST_S),
     }
-    if authority := session.get_config_variable("ca_bundle"):
-        client["root_certificate"] = Path(authority).read_bytes()
     if service.anonymous:
         config["skip_signature"] = True
     return S3Store(
@@ -280,7 +291,7 @@ def _credentials(service: _Service, session: Any) -> Callable[[], S3Credential]:
 
 
 def _region_of(files: Any, bucket: str, configured: str) -> str:
-    """Ask S3 once for the region of a bucket; the configured region if S3 does not say.
+    """Ask S3 for the region of a bucket, once if it says; else return the configured region.
 
     botocore follows S3 to the bucket's region by itself; obstore does not.
     """
@@ -291,7 +302,10 @@ def _region_of(files: Any, bucket: str, configured: str) -> str:
         except OSError as error:  # a refusal names the region as well
             answer = getattr(error.__cause__, "response", None) or {}
         headers = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {})
-        region = _regions[bucket] = str(headers.get("x-amz-bucket-region") or configured)
+        region = str(headers.get("x-amz-bucket-region") or "")
+        if not region:  # the request failed: the next one may not
+            return configured
+        _regions[bucket] = region
     return region
 
 
@@ -308,6 +322,8 @@ def _translate_errors(call: Callable[[], T], address: str) -> T:
         reason = str(error).partition("\n")[0]
         if code is not None and code[1] == "InvalidRange":
             raise OutsideObject(f"{address} ends before the range") from error
+        if code is None and _NO_RANGES.search(reason):
+            raise NoRanges(f"{address}: {reason}") from error
         denied = isinstance(
             error, exceptions.PermissionDeniedError | exceptions.UnauthenticatedError
         )

@@ -22,7 +22,7 @@ from typing import Any, Protocol, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
 from data_catalog.redaction import without_secrets
-from data_catalog.storage.s3 import read_object
+from data_catalog.storage.s3 import NoRanges, read_object
 from geofm.remote.http import Answer, CredentialsRequired, open_response, record_of
 from geofm.remote.quarantine import Quarantine
 from geofm.remote.retry import Fault, host_record, read_with_retries
@@ -353,6 +353,10 @@ class S3Asset:
                 raise Quarantine("forbidden", f"{self.href}: access denied; {remedy}") from error
             except (ParamValidationError, ValueError) as error:
                 raise Quarantine("bad_href", f"no bucket and key: {self.href!a:.80}") from error
+            except NoRanges as error:
+                raise Quarantine(
+                    "no_ranges", f"{self.href}: its endpoint does not serve byte ranges"
+                ) from error
             except (OSError, BotoCoreError) as error:
                 raise Fault(f"{type(error).__name__}: {error}"[:120], host_failed=True) from error
             host.answered()

@@ -39,6 +39,14 @@ SCENE_COLUMNS = ["collection", "item_id", "source", "licence"]
 FILE = "sample-rows.arrow"
 #: Rows of a batch of the file.
 BATCH_ROWS = 1024
+#: Texts of DuckDB's errors about a full disk, and their numbers. It runs out of memory only if there
+#: is no room for the spilled rows; by default they take at most 90 % of the disk's free space.
+NO_ROOM = {
+    "Out of Memory Error": errno.ENOSPC,
+    "No space left": errno.ENOSPC,
+    "Disk quota exceeded": errno.EDQUOT,
+    "File too large": errno.EFBIG,
+}
 #: Memory that DuckDB may use, MiB. A million rows need between 128 and 256, four million no more.
 MEMORY_MIB = 512
 
@@ -69,6 +77,7 @@ def write_sample_rows(
         NothingKept: The decisions keep no chip, or none for training.
         MixedPixels: Kept chips differ in bands or dtype.
         RunError: A kept chip is not exactly once in the chips, or its scene is not in the items.
+        OSError: The folder's disk is full (``ENOSPC``, ``EDQUOT``, ``EFBIG``), or it fails.
     """
     import duckdb
 
@@ -83,6 +92,7 @@ def write_sample_rows(
     }
     try:
         with duckdb.connect(config=settings) as database:
+            database.execute("SET enable_progress_bar = false")  # it would be on stdout
             database.read_parquet(_literal(chips), file_row_number=True).create_view("chips")
             scores = _load_kept(database, decisions)
             _require_once(database, inputs["chips"])
@@ -92,10 +102,13 @@ def write_sample_rows(
             rows = _join(database, scores, seed)
             schema = _schema(chips, decisions, scores)
             _write(rows, schema, inputs, holdout, folder / FILE)
-    except (duckdb.IOException, duckdb.OutOfMemoryException) as error:
-        full = "No space left" in str(error)
-        code = errno.ENOSPC if full else errno.EIO
-        raise OSError(code, str(error).partition("\n")[0], str(folder)) from error
+    except (duckdb.IOException, duckdb.OutOfMemoryException, OSError) as error:
+        code = next((NO_ROOM[text] for text in NO_ROOM if text in str(error)), None)
+        # while rows are fetched, DuckDB's errors are OSErrors without a number
+        if isinstance(error, OSError) and (error.errno is not None or code is None):
+            raise
+        reason = str(error).partition("\n")[0]
+        raise OSError(code or errno.EIO, reason, str(folder)) from error
 
 
 def _load_kept(database: DuckDBPyConnection, decisions: Path) -> list[str]:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import certifi
 import pytest
 import s3fs
 from botocore.exceptions import EndpointConnectionError, NoCredentialsError
@@ -200,6 +201,50 @@ def test_the_region_of_a_bucket_is_asked_once(monkeypatch: pytest.MonkeyPatch) -
     for bucket in ("mine", "mine", "theirs", "theirs"):
         assert objects._region_of(Files(), bucket, "eu-central-1") == "us-west-2"
     assert asked == [("head_bucket", "mine"), ("head_bucket", "theirs")]
+
+
+def test_a_region_that_was_not_named_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Files:
+        up = False
+
+        def call_s3(self, method: str, **arguments: str) -> Any:
+            if not self.up:
+                raise OSError("Service Unavailable")
+            return {"ResponseMetadata": {"HTTPHeaders": {"x-amz-bucket-region": "us-west-2"}}}
+
+    monkeypatch.setattr(objects, "_regions", {})
+    files = Files()
+    assert objects._region_of(files, "mine", "eu-central-1") == "eu-central-1"
+    files.up = True
+    assert objects._region_of(files, "mine", "eu-central-1") == "us-west-2"
+
+
+@pytest.mark.parametrize(
+    ("status", "headers"), [(200, {}), (206, {}), (206, {"content-range": "bytes 0-8/*"})]
+)
+def test_a_server_without_ranges_has_its_own_error(
+    way: str, monkeypatch: pytest.MonkeyPatch, status: int, headers: dict[str, str]
+) -> None:
+    with watch() as seen:
+        about = {"etag": '"e"', "last-modified": "Wed, 21 Oct 2015 07:28:00 GMT"}
+        seen.answers["/mine/x.tif"] = (status, about | headers, DATA[:9])
+        with pytest.raises(objects.NoRanges):
+            objects.read_object(connect(endpoint_url=seen.url, anon=True), "s3://mine/x.tif", 0, 9)
+
+
+def test_certificates_of_the_user_replace_the_public_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def store(url: str) -> object:
+        objects._open_bucket.cache_clear()
+        return objects._bucket(connect(endpoint_url=url, anon=True), "mine", 0, 1.0)
+
+    monkeypatch.delenv("AWS_CA_BUNDLE", raising=False)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    assert store("https://127.0.0.1:1") is not None
+    monkeypatch.setenv("AWS_CA_BUNDLE", certifi.where())
+    assert store("https://127.0.0.1:1") is None  # s3fs; obstore would accept the public ones too
+    assert store("http://127.0.0.1:1") is not None
 
 
 #: Uploads a file and prints how many MiB of memory that took.

@@ -15,6 +15,7 @@ from geofm.remote import url_policy as hosts
 from geofm.remote.assets import HttpAsset, S3Asset
 from geofm.remote.quarantine import Quarantine
 from geofm.remote.url_policy import Access, Signing, check_host, is_public, locate
+from tests.geofm.remote.seen import watch
 from tests.geofm.stac.small_world import World, serve, texture, tiff
 
 PIXELS = texture(256, 256)
@@ -215,3 +216,15 @@ def test_buckets_that_cannot_be_read_are_told_apart(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("AWS_NO_SIGN_REQUEST", "YES")
     with pytest.raises(Quarantine, match="unreachable"):
         S3Asset("s3://bucket/red.tif", access).part(0, 10)
+
+
+def test_an_endpoint_without_ranges_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    access = Access(stac="http://example.com", retries=3)
+    with watch() as seen:
+        about = {"etag": '"e"', "last-modified": "Wed, 21 Oct 2015 07:28:00 GMT"}
+        seen.answers["/bucket/red.tif"] = (200, about, b"0123456789")
+        monkeypatch.setenv("AWS_ENDPOINT_URL", seen.url)
+        monkeypatch.setenv("AWS_NO_SIGN_REQUEST", "YES")
+        with pytest.raises(Quarantine, match="no_ranges"):
+            S3Asset("s3://bucket/red.tif", access).part(0, 5)
+    assert seen.paths == ["/bucket/red.tif"]

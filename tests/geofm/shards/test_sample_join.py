@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import subprocess
 import sys
@@ -14,7 +15,8 @@ import pytest
 
 from data_catalog.artifact import Artifact
 from data_catalog.errors import RunError
-from data_catalog.store import Store, open_store
+from data_catalog.store import Store, StoreFull, open_store
+from geofm.shards import sample_join
 from geofm.shards.sample_join import BATCH_ROWS, FILE, write_sample_rows
 from tests.geofm.shards.conftest import make_inputs, some_chips
 
@@ -73,6 +75,48 @@ def test_rows_are_in_batches_of_one_size_and_in_order(tmp_path: Path):
     assert keys == sorted(keys)
 
 
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (duckdb.OutOfMemoryException("Out of Memory Error: failed to offload"), errno.ENOSPC),
+        (duckdb.IOException('IO Error: Could not write file "x": No space left'), errno.ENOSPC),
+        (duckdb.IOException("IO Error: Disk quota exceeded"), errno.EDQUOT),
+        (duckdb.IOException("IO Error: File too large"), errno.EFBIG),
+        (OSError("IO Error: File too large"), errno.EFBIG),
+        (duckdb.IOException("IO Error: Input/output error"), errno.EIO),
+        (OSError(errno.EACCES, "Permission denied"), errno.EACCES),
+    ],
+)
+def test_errors_of_the_join_have_the_number_of_their_cause(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error, code
+):
+    def fail(*_: object):
+        raise error
+        yield
+
+    monkeypatch.setattr(sample_join, "_join", fail)
+    with pytest.raises(OSError) as caught:
+        write_sample_rows(make_inputs(store, some_chips(2)), 0, 0.0, tmp_path)
+    assert caught.value.errno == code
+
+
+def test_no_room_to_spill_is_a_full_disk(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    connect = duckdb.connect
+
+    def small(**options):
+        database = connect(**options)
+        database.execute("SET max_temp_directory_size = '1KiB'")
+        return database
+
+    inputs = make_inputs(store, some_chips(20))
+    monkeypatch.setattr(duckdb, "connect", small)
+    monkeypatch.setattr(sample_join, "MEMORY_MIB", 1)
+    with pytest.raises(StoreFull, match="free some space"), store.staging() as folder:
+        write_sample_rows(inputs, 0, 0.0, folder)
+
+
 #: Joins the tables of a store and prints the rise of peak memory, MiB.
 JOIN = """
 import sys
@@ -90,7 +134,7 @@ inputs = {kind: store.locate(digest) for kind, digest in zip(sys.argv[3::2], sys
 duckdb.connect().close()
 before = peak_mib()
 sample_join.MEMORY_MIB = 256
-sample_rows.write_sample_rows(inputs, 0, 0.0, folder)
+sample_join.write_sample_rows(inputs, 0, 0.0, folder)
 print(peak_mib() - before)
 """
 
