@@ -39,8 +39,8 @@ SCENE_COLUMNS = ["collection", "item_id", "source", "licence"]
 FILE = "sample-rows.arrow"
 #: Rows of a batch of the file.
 BATCH_ROWS = 1024
-#: Texts of DuckDB's errors about a full disk, and their numbers. It runs out of memory only if there
-#: is no room for the spilled rows; by default they take at most 90 % of the disk's free space.
+#: Texts of DuckDB's errors about a full disk, and their numbers. It is out of memory only if
+#: spilled rows have no room; by default they take at most 90 % of the disk's free space.
 NO_ROOM = {
     "Out of Memory Error": errno.ENOSPC,
     "No space left": errno.ENOSPC,
