@@ -63,7 +63,9 @@ def driver_of(head: bytes, where: str) -> str:
     raise Quarantine("not_a_tiff", f"{where} is neither TIFF nor JPEG 2000 but {kind}")
 
 
-def fetch(href: str, access: Access, signing: Signing, whole: bool = True) -> Piece | RangeSource:
+def fetch(
+    href: str, access: Access, signing: Signing, whole: bool = True, stated_size: int = 0
+) -> Piece | RangeSource:
     """Read an asset's bytes, or its beginning.
 
     Args:
@@ -71,20 +73,24 @@ def fetch(href: str, access: Access, signing: Signing, whole: bool = True) -> Pi
         access: Which hosts may be read, and the timeouts.
         signing: How the source signs addresses.
         whole: Read files up to ``access.whole_max`` whole; False reads ranges only.
+        stated_size: Size that the item states, bytes; 0 if unknown. A file that is too large to be
+            read whole is then not requested whole first.
 
     Raises:
         Quarantine: The asset can't be read.
     """
     asset = remote(href, access, signing)
-    piece = asset.whole(access.whole_max) if whole and access.whole_max else None
+    whole = whole and 0 < access.whole_max >= stated_size
+    piece = asset.whole(access.whole_max) if whole else None
     return piece or RangeSource(asset, access.retries, where_is(href))
 
 
 def prefetch(
-    href: str, access: Access, signing: Signing, whole: bool = True
+    href: str, access: Access, signing: Signing, whole: bool = True, stated_size: int = 0
 ) -> Future[Piece | RangeSource]:
     """Begin to `fetch` in the background; errors are raised by the future's result."""
-    return shared_pool("geofm-open", OPEN_THREADS).submit(fetch, href, access, signing, whole)
+    pool = shared_pool("geofm-open", OPEN_THREADS)
+    return pool.submit(fetch, href, access, signing, whole, stated_size)
 
 
 def where_is(href: str) -> str:

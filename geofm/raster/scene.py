@@ -145,7 +145,7 @@ def prefetch_scene(
     with ExitStack() as stack:
         files = {}
         for key, band in first.items():
-            future = prefetch(band.href, access, signing, whole)
+            future = prefetch(band.href, access, signing, whole, band.bytes)
             stack.callback(future.cancel)
             files[key] = band, future
         yield PendingScene(item, settings, bands, layer, files)

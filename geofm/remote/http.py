@@ -322,9 +322,13 @@ def pools(timeout_s: float, proxy: str, public_only: bool, process: int) -> urll
 
 
 def _ssl_context(public_only: bool) -> ssl.SSLContext:
-    """Return a context that trusts the system's, certifi's and the environment's certificates."""
-    context = (_PublicSslContext if public_only else ssl.SSLContext)(ssl.PROTOCOL_TLS_CLIENT)
-    context.load_default_certs()  # these include SSL_CERT_FILE
+    """Return a context that trusts the system's, certifi's and the environment's certificates.
+
+    Verification and SSLKEYLOGFILE are those of Python's default context.
+    """
+    context = ssl.create_default_context()  # loads the default certificates, SSL_CERT_FILE included
+    if public_only:
+        context.__class__ = _PublicSslContext  # Python makes no default context of a subclass
     context.load_verify_locations(certifi.where())
     for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
         if os.environ.get(name):

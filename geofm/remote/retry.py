@@ -105,7 +105,12 @@ def _host_record(name: str, process: int) -> Host:
     return Host()
 
 
-def call_with_retries(attempt: Callable[[], T], retries: int, host: Host | None = None) -> T:
+def call_with_retries(
+    attempt: Callable[[], T],
+    retries: int,
+    host: Host | None = None,
+    before_retry: Callable[[Fault, float], None] | None = None,
+) -> T:
     """Call a function until it raises no Fault, with pauses in between.
 
     The pauses have full jitter: their length is uniform between 0 and a bound that doubles.
@@ -114,6 +119,7 @@ def call_with_retries(attempt: Callable[[], T], retries: int, host: Host | None 
         attempt: Function to call.
         retries: Attempts after the first.
         host: Record of the host; no more retries once it has failed too often.
+        before_retry: Called with the fault and the pause in seconds before each pause.
 
     Raises:
         Fault: That of the last attempt; its text states the number of attempts.
@@ -126,7 +132,10 @@ def call_with_retries(attempt: Callable[[], T], retries: int, host: Host | None 
                 fault.args = (f"{fault} ({number + 1} attempts)",)
                 raise
             pause = fault.pause + _jitter.uniform(0.0, FIRST_PAUSE * 2**number)
-            time.sleep(min(pause, MAX_PAUSE))
+            pause = min(pause, MAX_PAUSE)
+            if before_retry is not None:
+                before_retry(fault, pause)
+            time.sleep(pause)
     raise AssertionError("unreachable")
 
 

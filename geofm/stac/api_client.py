@@ -10,8 +10,10 @@ import json
 import logging
 import math
 import os
+import ssl
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -24,7 +26,13 @@ from pystac_client.errors import ClientTypeError
 from pystac_client.exceptions import APIError
 from pystac_client.stac_api_io import StacApiIO
 from urllib3 import BaseHTTPResponse
-from urllib3.exceptions import HTTPError, ProtocolError
+from urllib3.exceptions import (
+    ConnectTimeoutError,
+    HTTPError,
+    NewConnectionError,
+    ProxyError,
+    SSLError,
+)
 
 from data_catalog.errors import RunError, UsageError
 from data_catalog.hashing import canonical
@@ -43,10 +51,16 @@ log = logging.getLogger("geofm.search")
 
 #: Retries of a request that fails for a passing reason.
 RETRIES = 5
-#: Seconds to connect, and between two bytes. An address without a server is reported soon.
+#: Retries if no connection can be made: a wrong address is reported soon.
+CONNECT_RETRIES = 2
+#: Not retried although it is a 5xx: the server does not know a parameter of the query.
+NOT_IMPLEMENTED = 501
+#: Seconds to connect, and between two bytes.
 TIMEOUT = (5.0, 60.0)
 #: Largest answer (bytes).
 MAX_BYTES = 512 * 2**20
+#: Bytes that are read of an answer with an error status.
+MAX_ERROR_BYTES = 64 * 1024
 MAX_PAGES = 1000
 #: Most empty pages in a row; a server with more would page without an end.
 MAX_EMPTY = 20
@@ -92,8 +106,9 @@ class StacRequests(StacApiIO):  # type: ignore[misc, unused-ignore]
     """Sends the requests of pystac-client by geofm's own HTTP client.
 
     The host policy checks each address and each redirect, and host names again when a connection is
-    made. Neither ``~/.netrc`` nor cookies are used. Status 429 and 5xx, lost connections and
-    truncated answers are retried.
+    made. Neither ``~/.netrc`` nor cookies are used. Status 408, 425, 429 and 5xx except 501, lost
+    connections and truncated answers are retried; a connection that can't be made is retried less
+    often, and a failed TLS handshake is not.
 
     Attributes:
         access: Rules for reading.
@@ -127,9 +142,8 @@ class StacRequests(StacApiIO):  # type: ignore[misc, unused-ignore]
         """
         try:
             request = self._request(href, method or "GET", headers or {}, parameters or {})
-            status, text = call_with_retries(
-                partial(self._attempt, request, without_secrets(href)), RETRIES
-            )
+            attempt = partial(self._attempt, request, without_secrets(href), [])
+            status, text = call_with_retries(attempt, RETRIES, before_retry=_log_retry)
         except Quarantine as problem:
             raise RunError(
                 f"the STAC API {self.access.base} leads to an address that is not allowed "
@@ -146,22 +160,37 @@ class StacRequests(StacApiIO):  # type: ignore[misc, unused-ignore]
         failure.status_code = status
         raise failure
 
-    def _attempt(self, request: Request, label: str) -> tuple[int, str]:
+    def _attempt(
+        self, request: Request, label: str, unconnected: list[HTTPError]
+    ) -> tuple[int, str]:
         """Send a request once and read the answer.
+
+        Args:
+            request: The request.
+            label: Its address in error messages.
+            unconnected: Errors of this request's attempts to connect; a further one is appended.
 
         Raises:
             Fault: There is no answer, it is truncated, or its status may pass.
+            APIError: There is no answer, and another attempt is of no use.
         """
         self.count += 1
         try:
             response, _ = send_request(request, self.access, label)
-            text = _read(response)
+            status = response.status
+            text = _read_text(response) if 200 <= status < 300 else _read_error(response)
         except HTTPError as error:
-            raise Fault(f"{type(error).__name__}: {error}") from error
-        if is_passing(response.status):
+            detail = f"{type(error).__name__}: {error}"
+            cause = error.original_error if isinstance(error, ProxyError) else error
+            if isinstance(cause, (ConnectTimeoutError, NewConnectionError)):
+                unconnected.append(error)
+            if _is_refusal_of_tls(cause) or len(unconnected) > CONNECT_RETRIES:
+                raise APIError(mask(detail)) from error
+            raise Fault(detail) from error
+        if is_passing(status) and status != NOT_IMPLEMENTED:
             pause = retry_after(response.headers.get("retry-after", ""))
-            raise Fault(text[:500], pause, status=response.status)
-        return response.status, text
+            raise Fault(text[:500], pause, status=status)
+        return status, text
 
     def _request(
         self, href: str, method: str, headers: dict[str, str], parameters: dict[str, Any]
@@ -231,27 +260,60 @@ class StacRequests(StacApiIO):  # type: ignore[misc, unused-ignore]
             page = self.read_json(Link.from_dict(link), parameters=parameters)
 
 
-def _read(response: BaseHTTPResponse) -> str:
-    """Read and decompress the body of an answer; the connection returns to its pool.
+def _log_retry(fault: Fault, pause: float) -> None:
+    log.info("search: requesting again in %.1f s (%s)", pause, short(fault))
+
+
+def _is_refusal_of_tls(error: BaseException) -> bool:
+    """Check for a failed TLS handshake, e.g. by a certificate; a lost connection is none."""
+    cause = error.args[0] if isinstance(error, SSLError) and error.args else None
+    lost = isinstance(cause, (ssl.SSLEOFError, ssl.SSLZeroReturnError))
+    return isinstance(error, SSLError) and not lost
+
+
+def _read_text(response: BaseHTTPResponse) -> str:
+    """Read the body of an answer.
 
     Raises:
-        ProtocolError: The body ends too early.
+        HTTPError: The body is damaged or ends too early.
         Fault: The body arrives too slowly.
         ValueError: The body is too long, or is no UTF-8.
     """
-    started, blocks, size = time.monotonic(), [], 0
+    body = _read(response, MAX_BYTES)
+    if len(body) > MAX_BYTES:
+        raise ValueError(f"an answer of more than {MAX_BYTES} bytes")
+    return body.decode("utf-8")
+
+
+def _read_error(response: BaseHTTPResponse) -> str:
+    """Read the beginning of an answer with an error status; damage does not hide the status."""
+    body = b""
+    with suppress(HTTPError, Fault):
+        body = _read(response, MAX_ERROR_BYTES)[:MAX_ERROR_BYTES]
+    return body.decode("utf-8", errors="replace") or f"HTTP {response.status}"
+
+
+def _read(response: BaseHTTPResponse, limit: int) -> bytes:
+    """Read and decompress a body, up to ``limit`` + 1 bytes.
+
+    The connection returns to its pool if the body was read to its end, and is closed otherwise.
+    """
+    started, size = time.monotonic(), 0
+    blocks: list[bytes] = []
     try:
-        while block := response.read(READ_SIZE, decode_content=True):
+        while size <= limit:
+            block = response.read(min(READ_SIZE, limit + 1 - size), decode_content=True)
+            if not block:
+                response.release_conn()
+                return b"".join(blocks)
             blocks.append(block)
             size += len(block)
-            if size > MAX_BYTES:
-                raise ValueError(f"an answer of more than {MAX_BYTES} bytes")
             check_speed(size, started, TIMEOUT[1])
-    except (ProtocolError, ValueError, Fault):
+    except (HTTPError, Fault):
         response.close()
         raise
-    response.release_conn()
-    return b"".join(blocks).decode("utf-8")
+    response.close()
+    return b"".join(blocks)
 
 
 def _parse_integer(text: str) -> int | float:

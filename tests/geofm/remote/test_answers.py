@@ -196,3 +196,7 @@ def test_an_opening_in_the_background_raises_in_its_result(world: World, asset: 
     source = prefetch(asset.href, few, Signing()).result()
     assert isinstance(source, RangeSource)
     assert source.size == len(DATA)
+    world.sent.clear()
+    source = prefetch(asset.href, few, Signing(), stated_size=len(DATA)).result()
+    assert isinstance(source, RangeSource)
+    assert world.sent == [BLOCK], "the item states that the file is large: one small request"

@@ -10,7 +10,9 @@ import ssl
 import subprocess
 import threading
 import time
+from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 from urllib.parse import urlsplit
 
 import pytest
@@ -215,3 +217,61 @@ def test_a_private_address_gets_not_a_byte(monkeypatch: pytest.MonkeyPatch, sche
         with connection:
             connection.settimeout(5)
             assert connection.recv(100) == b""  # neither a request nor a TLS hello
+
+
+@pytest.mark.parametrize("public_only", [True, False])
+def test_tls_is_set_as_python_sets_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, public_only: bool
+) -> None:
+    create = ssl.create_default_context
+
+    def strict() -> ssl.SSLContext:
+        """Return the default context of Python 3.13."""
+        context = create()
+        context.verify_flags |= ssl.VERIFY_X509_STRICT
+        return context
+
+    monkeypatch.setattr(ssl, "create_default_context", strict)
+    monkeypatch.setenv("SSLKEYLOGFILE", str(tmp_path / "keys"))
+    context = connections._ssl_context(public_only)
+    assert context.verify_flags == strict().verify_flags
+    assert context.keylog_filename == str(tmp_path / "keys")
+    assert (context.verify_mode, context.check_hostname) == (ssl.CERT_REQUIRED, True)
+    assert isinstance(context, connections._PublicSslContext) == public_only
+
+
+@pytest.mark.parametrize(
+    ("head", "reason"),
+    [
+        (b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nContent-Range: bytes 0-3/4\r\n",
+         "http_error"),
+        (b"HTTP/1.1 206 P\r\nContent-Range: bytes 0-3/4\r\nContent-Length: 4\r\n"
+         b"Content-Length: 5\r\n", "unreachable"),
+        ("HTTP/1.1 302 F\r\nLocation: /é\r\nContent-Length: 0\r\n".encode(), "not_found"),
+        (b"HTTP/1.1 302 F\r\nLocation: /\xff\r\nContent-Length: 0\r\n", "not_found"),
+    ],
+    ids=["another protocol", "two lengths", "redirect in UTF-8", "redirect in Latin-1"],
+)  # fmt: skip
+def test_an_answer_with_a_strange_head_gives_no_pixels(
+    world: World, head: bytes, reason: str
+) -> None:
+    def write(out: BinaryIO) -> None:
+        out.write(head + b"\r\ndata!")
+
+    world.raw["/a"] = write
+    asset = remote(world.url + "/a", Access(stac=world.url, retries=1, timeout_s=2.0))
+    began = time.monotonic()
+    for read in (partial(asset.part, 0, 4), partial(asset.whole, 4)):
+        with pytest.raises(Quarantine, match=reason):
+            read()
+    assert time.monotonic() - began < 5
+    assert all(path.isascii() for path in world.asked)
+
+
+@pytest.mark.parametrize("path", ["/é", "/\u212b", "/a?\xff", "/\udc80"])
+def test_a_target_is_sent_in_ascii(world: World, path: str) -> None:
+    asset = remote(world.url + path, Access(stac=world.url, retries=0, timeout_s=2.0))
+    with pytest.raises(Quarantine, match="not_found"):
+        asset.part(0, 4)
+    assert len(world.asked) == 1
+    assert world.asked[0].isascii()

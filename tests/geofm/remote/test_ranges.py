@@ -172,6 +172,18 @@ def test_only_the_blocks_that_windows_touch_are_fetched_and_once(
     assert len(world.asked) < 40
 
 
+def test_a_file_that_its_item_states_to_be_large_is_opened_by_a_small_request(
+    world: World,
+) -> None:
+    item = big_scene(world)
+    for asset in item["assets"].values():
+        asset["file:size"] = 10**9
+    settings = CutSettings(size_px=128, bands=["red", "green"])
+    access = Access(world.url, whole_max=2**20)
+    with open_scene(item, shape(item["geometry"]), source_named("sentinel-2"), settings, access):
+        assert world.sent == [ranges.BLOCK] * 2
+
+
 def test_a_single_cell_leaves_nothing_behind(world: World) -> None:
     """As many chips of a scene may be cut again; their blocks don't stay until it is closed."""
     item = big_scene(world)
