@@ -211,7 +211,7 @@ def test_collections_without_a_plain_name_are_skipped(
 
 @pytest.mark.parametrize(
     ("there", "said"),
-    [("/collections", "was there before"), ("http://127.0.0.2:9/collections", "another server")],
+    [("/collections", "was read before"), ("http://127.0.0.2:9/collections", "another server")],
 )
 def test_pages_that_lead_elsewhere(world: World, there: str, said: str) -> None:
     href = there if there.startswith("http") else world.url + there
