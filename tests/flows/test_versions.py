@@ -19,7 +19,7 @@ from tests.data_catalog.helpers import NUMBERS, Settings
 
 @pytest.fixture
 def first(store: Store, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch) -> Artifact:
-    monkeypatch.setattr(versions, "_against", lambda *_: None)  # these are no datasets
+    monkeypatch.setattr(versions, "_difference_to", lambda *_: None)  # these are no datasets
     return run_stage(NUMBERS, store, catalogue, {}, Settings(count=1))
 
 
@@ -64,7 +64,7 @@ def test_a_version_of_another_run_in_the_meantime_is_followed(
         if others:  # another run publishes while this one compares
             catalogue.publish("demo", others.pop(), "2026-11-30")
 
-    monkeypatch.setattr(versions, "_against", against)
+    monkeypatch.setattr(versions, "_difference_to", against)
     published = versions.publish(catalogue, "demo", first)
     assert seen == [None, "2026-11-30", "2026-11-30.2"]
     assert published.row.predecessor == "2026-11-30.2"
