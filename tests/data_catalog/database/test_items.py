@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from data_catalog.catalogue import Catalogue, open_catalogue
-from data_catalog.database import items as item_record
+from data_catalog.database import items
 from data_catalog.database.item_states import WAITING, ItemState
 from data_catalog.database.items import note_items, postponed_items, read_items
 from tests.data_catalog.helpers import NO_STORE
@@ -24,7 +24,7 @@ def catalogue(tmp_path: Path) -> Catalogue:
 
 
 def at(monkeypatch: pytest.MonkeyPatch, moment: datetime) -> None:
-    monkeypatch.setattr(item_record, "now", lambda: moment)
+    monkeypatch.setattr(items, "now", lambda: moment)
 
 
 def test_an_item_that_falls_due_while_a_run_lasts_was_not_asked_for(

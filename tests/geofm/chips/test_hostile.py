@@ -15,13 +15,11 @@ from data_catalog.errors import RunError
 from geofm.config.recipe import SearchSettings
 from geofm.formats.npy import read_chip
 from geofm.raster.grid import make_grid
-from geofm.remote import assets as remote
-from geofm.remote import http as http_client
-from geofm.remote import retry
+from geofm.remote import assets, http, retry
 from geofm.remote.assets import HttpAsset
 from geofm.remote.quarantine import PASSING, Quarantine
 from geofm.remote.url_policy import Access, Signing, is_public, locate
-from geofm.stac import api_client as catalogue_api
+from geofm.stac import api_client
 from geofm.stac.api_client import list_collections, open_api
 from geofm.stac.canonical_item import canonicalize
 from geofm.stac.item import check_geometry, is_number
@@ -222,7 +220,7 @@ def test_pages_that_lead_elsewhere(world: World, there: str, said: str) -> None:
 
 
 def test_endless_pages_end(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(catalogue_api, "MAX_PAGES", 3)
+    monkeypatch.setattr(api_client, "MAX_PAGES", 3)
     pages = [{"collections": [{"id": f"c{n}"}]} for n in range(9)]
     io = open_api(world.url).io
     monkeypatch.setattr(io, "get_pages", lambda url: iter(pages))
@@ -249,19 +247,19 @@ def test_an_endless_signing_answer_is_not_read_to_its_end(
     world.add("/sign", b" " * 50_000_000)
     world.faults["/red.tif"] += [403]
     taken = []
-    whole = http_client.Answer.read
+    whole = http.Answer.read
 
-    def watch(answer: http_client.Answer, most: int) -> bytes:
+    def watch(answer: http.Answer, most: int) -> bytes:
         data = whole(answer, most)
         taken.append((len(data), answer.response.tell()))
         return data
 
-    monkeypatch.setattr(http_client.Answer, "read", watch)
+    monkeypatch.setattr(http.Answer, "read", watch)
     began = time.monotonic()
     with pytest.raises(Quarantine, match="forbidden"):
         HttpAsset(href, Access(world.url), Signing("{api}/sign?href={href}")).whole(10)
     assert time.monotonic() - began < 5
-    assert (remote.MAX_SIGNED, remote.MAX_SIGNED) in taken
+    assert (assets.MAX_SIGNED, assets.MAX_SIGNED) in taken
     assert max(size for _, size in taken) < 1_000_000
 
 

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data_catalog.artifact import Artifact
-from data_catalog.database import items as item_record
+from data_catalog.database import items
 from data_catalog.database.items import ItemEntry, read_items
 from data_catalog.errors import RunError
 from data_catalog.provenance.diff import record_of
@@ -189,10 +189,10 @@ def test_pauses_between_attempts_grow_and_digests_stay(
     nights: Nights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     late = nights.world.add(1, files=ABSENT)
-    start = item_record.now()
+    start = items.now()
     digests, asked = set(), []
     for day in range(60):
-        monkeypatch.setattr(item_record, "now", lambda day=day: start + timedelta(days=day))
+        monkeypatch.setattr(items, "now", lambda day=day: start + timedelta(days=day))
         if day in (0, 1, 7, 8) or day > 8:
             nights.world.serve()
             nights.world.server.asked.clear()
@@ -210,11 +210,11 @@ def test_a_clock_that_was_ahead_postpones_nothing(
     nights: Nights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     late = nights.world.add(1, files=ABSENT)
-    now = item_record.now()
+    now = items.now()
     for days in (0, 300, 600):
-        monkeypatch.setattr(item_record, "now", lambda days=days: now + timedelta(days=days))
+        monkeypatch.setattr(items, "now", lambda days=days: now + timedelta(days=days))
         night(nights)
-    monkeypatch.setattr(item_record, "now", lambda: now)
+    monkeypatch.setattr(items, "now", lambda: now)
     late.files = HERE
     assert len(held(night(nights))) == 8
 

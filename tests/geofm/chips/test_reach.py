@@ -14,7 +14,7 @@ from data_catalog.run import run_stage
 from data_catalog.store import Store
 from geofm.chips import cut
 from geofm.config.recipe import CutSettings, SearchSettings
-from geofm.remote import http as connections
+from geofm.remote import http
 from geofm.remote.assets import S3Asset, remote
 from geofm.remote.quarantine import Quarantine
 from geofm.remote.url_policy import (
@@ -130,7 +130,7 @@ def test_names_that_only_a_proxy_resolves_are_refused(
     seen: Seen, monkeypatch: pytest.MonkeyPatch, name: str, upper: bool, host: str
 ) -> None:
     monkeypatch.setenv(name.upper() if upper else name, seen.url)
-    connections.proxy_for.cache_clear()
+    http.proxy_for.cache_clear()
 
     def unknown(*_: object, **__: object) -> None:
         raise socket.gaierror(-2, "unknown")

@@ -15,7 +15,7 @@ from data_catalog.catalogue import open_catalogue
 from data_catalog.store import open_store
 from geofm.chips import items as listed
 from geofm.chips.recut import recut
-from geofm.remote import url_policy as hosts
+from geofm.remote import url_policy
 from tests.geofm.chips.test_cut import Run, good
 from tests.geofm.stac.small_world import add_scene, serve, texture
 
@@ -87,7 +87,7 @@ def test_a_file_that_is_read_in_ranges_is_named_by_etag_or_size(
 ) -> None:
     right = listed.access_of
 
-    def ranges_only(*args: Any) -> hosts.Access:
+    def ranges_only(*args: Any) -> url_policy.Access:
         return replace(right(*args), whole_max=0)
 
     for module in ("cut", "recut", "plan"):

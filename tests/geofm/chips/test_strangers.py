@@ -17,8 +17,7 @@ from data_catalog.run import run_stage
 from data_catalog.store import Store
 from geofm.config.credentials import credentials_of
 from geofm.config.recipe import SearchSettings
-from geofm.remote import http as connections
-from geofm.remote import url_policy as hosts
+from geofm.remote import http, url_policy
 from geofm.remote.assets import HttpAsset, remote
 from geofm.remote.quarantine import Quarantine
 from geofm.remote.url_policy import Access, Signing, check_redirect
@@ -35,11 +34,11 @@ def _direct(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in PROXIES:
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
-    connections.proxy_for.cache_clear()
-    connections.pools.cache_clear()
+    http.proxy_for.cache_clear()
+    http.pools.cache_clear()
     yield
-    connections.proxy_for.cache_clear()
-    connections.pools.cache_clear()
+    http.proxy_for.cache_clear()
+    http.pools.cache_clear()
 
 
 @pytest.fixture
@@ -72,7 +71,7 @@ def test_the_stac_client_follows_no_redirect_to_a_private_host(
             "/collections": text({"collections": [{"type": "Collection", "id": "c"}]}),
         }
         seen.answers[path] = (status, {"location": private.url + path}, b"")
-        with pytest.raises(RunError, match=r"not asked .*search\.allow_hosts"):
+        with pytest.raises(RunError, match=r"is not allowed .*search\.allow_hosts"):
             search(store, catalogue, seen.url)
         assert private.asked == []
         port = private.url.rpartition(":")[2]
@@ -138,7 +137,7 @@ def test_a_static_catalogue_follows_no_redirect_to_a_private_host(
     with serve() as private:
         address = private.add(f"/{name}", b'{"type": "Catalog", "id": "x", "links": []}')
         seen.answers[f"/{name}"] = (302, {"location": address}, b"")
-        with pytest.raises(RunError, match=r"not asked|host_refused|private network"):
+        with pytest.raises(RunError, match=r"is not allowed|host_refused|private network"):
             search(store, catalogue, f"{seen.url}/{name}")
         assert private.asked == []
 
@@ -186,7 +185,7 @@ def test_a_name_that_turns_private_after_its_check_is_refused_to_the_stac_client
     store: Store, catalogue: Catalogue, seen: Seen, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     port = seen.url.rpartition(":")[2]
-    monkeypatch.setattr(hosts, "addresses", lambda host: ["93.184.216.34"])
+    monkeypatch.setattr(url_policy, "addresses", lambda host: ["93.184.216.34"])
     resolve = socket.getaddrinfo
     monkeypatch.setattr(
         socket, "getaddrinfo", lambda host, *more, **named: resolve("127.0.0.1", *more, **named)

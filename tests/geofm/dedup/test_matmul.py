@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from geofm.dedup import matmul as products
+from geofm.dedup import matmul
 from geofm.dedup.matmul import BFLOAT16, FLOAT32, as_factors, map_on_cores, near_pairs
 
 EXAMPLES = int(os.environ.get("GEOFM_EXAMPLES", "25"))
@@ -33,8 +33,8 @@ def test_no_pair_is_missed_and_none_is_far_below(seed, shape, threshold, precisi
     rows, columns, width = shape
     left, right = units(seed, rows, width), units(seed + 1, columns, width)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(products, "TILE_ROWS", 64)
-        patch.setattr(products, "TILE_COLUMNS", 512)
+        patch.setattr(matmul, "TILE_ROWS", 64)
+        patch.setattr(matmul, "TILE_COLUMNS", 512)
         i, j = near_pairs(
             as_factors(left, precision), as_factors(right, precision), threshold, precision
         )
@@ -64,7 +64,7 @@ def test_the_upper_half_has_each_pair_once():
 
 def test_too_many_proposals_end_early():
     factors = as_factors(np.ones((64, 1), dtype=np.float32), FLOAT32)
-    with pytest.raises(products.TooManyProposals, match="more than 100"):
+    with pytest.raises(matmul.TooManyProposals, match="more than 100"):
         near_pairs(factors, factors, 0.5, FLOAT32, most=100)
 
 

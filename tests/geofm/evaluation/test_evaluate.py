@@ -26,18 +26,9 @@ from geofm.evaluation.scores import paired_differences
 from geofm.evaluation.tasks import TaskError
 from geofm.formats.npy import pixel_sha256
 from geofm.pretraining.student import random_backbone
+from tests.geofm.pretraining.conftest import SWIN
 
 TIMM = "swin_tiny_patch4_window7_224"
-ARGS: dict[str, Any] = {
-    "embed_dim": 24,
-    "depths": [1, 1, 1, 1],
-    "num_heads": [1, 2, 2, 4],
-    "window_size": 2,
-    "patch_size": 2,
-    "img_size": 32,
-    "in_chans": 4,
-    "num_classes": 0,
-}
 COLOURS = {"field": (200, 190, 120), "forest": (30, 80, 40), "water": (20, 60, 140)}
 
 
@@ -63,10 +54,10 @@ def put(store: Store, folder: Path, kind: str, settings: dict[str, Any], **more:
 def make_inputs(store: Store, work: Path, digests: list[str], **changed: Any) -> dict[str, Any]:
     folder = work / "model"
     folder.mkdir(parents=True)
-    weights = random_backbone(TIMM, ARGS, 99).state_dict()
+    weights = random_backbone(TIMM, SWIN, 99).state_dict()
     save_file({k: v.contiguous() for k, v in weights.items()}, folder / "model.safetensors")
     config = {
-        "architecture": TIMM, "model_args": ARGS,
+        "architecture": TIMM, "model_args": SWIN,
         "pretrained_cfg": {"input_size": [4, 32, 32], "mean": [0.4] * 4, "std": [0.2] * 4},
         "geofm": {"bands": ["red", "green", "blue", "nir"], "distill_stage": 3},
     }  # fmt: skip

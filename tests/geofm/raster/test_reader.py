@@ -11,7 +11,7 @@ import pytest
 from rasterio.windows import Window
 
 from geofm.raster.reader import Raster, fetch, open_raster
-from geofm.remote import url_policy as hosts
+from geofm.remote import url_policy
 from geofm.remote.assets import HttpAsset, S3Asset
 from geofm.remote.quarantine import Quarantine
 from geofm.remote.url_policy import Access, Signing, check_host, is_public, locate
@@ -196,7 +196,7 @@ def test_what_is_refused_is_signed(world: World) -> None:
 
 def test_the_planet_is_found_by_its_variable(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.add("/assets/red.tif", DATA)
-    monkeypatch.setenv(hosts.PLANET_ENV, world.url)
+    monkeypatch.setenv(url_policy.PLANET_ENV, world.url)
     with open_asset("planet:/assets/red.tif", Access(stac="planet")) as raster:
         assert np.array_equal(raster.read(1, ALL), PIXELS)
     with pytest.raises(Quarantine, match="bad_scheme"):

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from rasterio.io import MemoryFile
 from rasterio.windows import Window
 
-from geofm.raster import reader as reading
+from geofm.raster import reader
 from geofm.raster.reader import open_raster
 from geofm.raster.tiff import TileCache, Unsure, parse
 from geofm.remote.assets import Piece
@@ -86,7 +86,7 @@ def outcome(data: bytes, by_gdal: bool, *windows: tuple[int, int, int, int]) -> 
     results: list[Any] = []
     with pytest.MonkeyPatch.context() as patch:
         if by_gdal:
-            patch.setattr(reading, "parse", lambda *_: None)
+            patch.setattr(reader, "parse", lambda *_: None)
         try:
             with open_raster(Piece(data, len(data), ""), "here") as raster:
                 results += [raster.layout, str(raster.crs)]

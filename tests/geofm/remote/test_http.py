@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from geofm.remote import http as connections
-from geofm.remote import url_policy as hosts
+from geofm.remote import url_policy
 from geofm.remote.assets import remote
 from geofm.remote.quarantine import Quarantine
 from geofm.remote.url_policy import Access, check_redirect, parse_http_url
@@ -178,7 +178,7 @@ def test_a_name_that_turns_private_after_its_check_is_refused(
     port = world.url.rpartition(":")[2]
     world.add("/a", b"data")
     resolve = socket.getaddrinfo
-    monkeypatch.setattr(hosts, "addresses", lambda host: ["93.184.216.34"])
+    monkeypatch.setattr(url_policy, "addresses", lambda host: ["93.184.216.34"])
     monkeypatch.setattr(
         socket, "getaddrinfo", lambda host, *more, **named: resolve("127.0.0.1", *more, **named)
     )
@@ -205,7 +205,7 @@ def test_a_private_address_gets_not_a_byte(monkeypatch: pytest.MonkeyPatch, sche
     ):
         monkeypatch.delenv(name, raising=False)
     resolve = socket.getaddrinfo
-    monkeypatch.setattr(hosts, "addresses", lambda host: ["93.184.216.34"])
+    monkeypatch.setattr(url_policy, "addresses", lambda host: ["93.184.216.34"])
     monkeypatch.setattr(
         socket, "getaddrinfo", lambda host, *more, **named: resolve("127.0.0.1", *more, **named)
     )

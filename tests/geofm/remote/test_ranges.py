@@ -19,7 +19,7 @@ from rasterio.windows import Window
 from shapely.geometry import shape
 
 from data_catalog.sources import source_named
-from geofm.chips import writer as strips
+from geofm.chips import writer
 from geofm.chips.writer import cut_cell, cut_cells, to_spans
 from geofm.config.recipe import CutSettings
 from geofm.raster.reader import fetch, open_raster
@@ -144,8 +144,8 @@ def big_scene(world: World) -> dict[str, Any]:
 def test_only_the_blocks_that_windows_touch_are_fetched_and_once(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(strips, "BATCH_BYTES", 2**21)
-    monkeypatch.setattr(strips, "STRIP_PX", 700)  # strips in pieces of 5 cells
+    monkeypatch.setattr(writer, "BATCH_BYTES", 2**21)
+    monkeypatch.setattr(writer, "STRIP_PX", 700)  # strips in pieces of 5 cells
     item = big_scene(world)
     settings = CutSettings(size_px=128, bands=["red", "green"])
     access = Access(world.url, whole_max=0)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from threadpoolctl import threadpool_limits
 
 from data_catalog.errors import UsageError
-from geofm.selection import methods as selection
+from geofm.selection import methods
 from geofm.selection.methods import Candidates, Method, select
 from geofm.selection.metrics import coverage
 from geofm.selection.strata import quotas
@@ -21,7 +21,7 @@ METHODS = get_args(Method)
 
 @pytest.mark.parametrize("method", METHODS)
 def test_same_choice_for_any_input_order_and_number_of_threads(method, monkeypatch):
-    monkeypatch.setattr(selection, "GROUP_ROWS", 128)  # several groups
+    monkeypatch.setattr(methods, "GROUP_ROWS", 128)  # several groups
     pool, modes = skewed_pool()
     strata = (modes % 3).astype(np.int64)
     with threadpool_limits(1):

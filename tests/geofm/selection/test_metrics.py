@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from geofm.selection import metrics as measures
+from geofm.selection import metrics
 from geofm.selection.methods import select
 from geofm.selection.metrics import compare_selections, coverage, gini, log_volume
 from tests.geofm.dedup.pools import skewed_pool
@@ -44,7 +44,7 @@ def test_compare_shows_a_choice_beside_others_of_the_same_size(monkeypatch):
     volume = table["spectral_log_volume"]
     assert volume["kept"] > volume["random"]
 
-    monkeypatch.setattr(measures, "MEASURED", 200)
+    monkeypatch.setattr(metrics, "MEASURED", 200)
     sampled = compare_selections(pool, kept, None, seed=5).set_index("choice")
     assert sampled.loc["kept", "measured_on"] == 200
     assert sampled.loc["kept", "low"] < value["kept"] < sampled.loc["kept", "high"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from shapely.geometry import box, mapping, shape
 
 from geofm.types import Json
 from tests.geofm.stac.small_world import landing
+from tests.servers import serving
 
 FILTER = [
     "https://api.stacspec.org/v1.0.0/item-search#filter",
@@ -152,15 +152,8 @@ def serve_api() -> Iterator[Api]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
-    api.url = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-    try:
+    with serving(server) as api.url:
         yield api
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join(5)
 
 
 def an_item(name: str, **properties: Any) -> Json:

@@ -26,8 +26,7 @@ from geofm.chips import cut
 from geofm.config.recipe import CutSettings, SearchSettings
 from geofm.formats.npy import pixel_sha256
 from geofm.remote import retry
-from geofm.stac import api_client as catalogue_api
-from geofm.stac import api_listing, search
+from geofm.stac import api_client, api_listing, search
 from geofm.types import Json
 from tests.geofm.stac.filter_api import Api, serve_api
 from tests.geofm.stac.small_world import NORTH, WEST, World, identity, polygon, serve, texture, tiff
@@ -152,7 +151,7 @@ def changing_world(quick: bool = True) -> Iterator[Changing]:
     """
     with serve() as server, serve_api() as api, pytest.MonkeyPatch.context() as patch:
         patch.setattr(api_listing, "LISTING_PAUSE_S", 0.0)
-        patch.setattr(catalogue_api, "RETRIES", 0)
+        patch.setattr(api_client, "RETRIES", 0)
         patch.setattr(retry, "MAX_FAILURES", 10**9)
         if quick:
             patch.setattr(search, "write_items", lambda texts, path: True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -20,6 +19,7 @@ from pyproj import Transformer
 from rasterio.io import MemoryFile
 
 from geofm.types import Json
+from tests.servers import serving
 
 #: Left and upper edge of the scenes (EPSG:32631), on the grid of 32-pixel cells of 10 m.
 WEST, NORTH = 448_000.0, 5_411_200.0
@@ -159,15 +159,8 @@ def serve() -> Iterator[World]:
                 super().handle_error(request, client_address)
 
     server = Server(("127.0.0.1", 0), Handler)
-    world.url = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-    try:
+    with serving(server) as world.url:
         yield world
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join(5)
 
 
 def landing(url: str) -> Json:

@@ -11,8 +11,7 @@ from shapely.geometry import box
 
 from data_catalog.errors import RunError, UsageError
 from geofm.config.recipe import SearchSettings
-from geofm.stac import api_client as catalogue_api
-from geofm.stac import api_listing
+from geofm.stac import api_client, api_listing
 from geofm.stac.api_listing import halve_query, matched_count, time_extent
 from geofm.stac.canonical_item import CanonicalItem
 from geofm.stac.query import Query, parse_interval
@@ -78,7 +77,7 @@ def test_a_server_that_refuses_deep_pages_without_a_count(api: Api) -> None:
 
 
 def test_queries_that_tire_the_server_are_halved(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(catalogue_api, "RETRIES", 0)
+    monkeypatch.setattr(api_client, "RETRIES", 0)
     api.tires = 20
     assert len(listing(api, collections=["c"]).items) == 60
     api.tires = -1
@@ -265,8 +264,8 @@ class ByIds:
 
     def __init__(self, api: Api, monkeypatch: pytest.MonkeyPatch, status: int) -> None:
         self.whole, self.status = api.answer, status
-        monkeypatch.setattr(catalogue_api, "TIMEOUT", (0.3, 0.3))
-        monkeypatch.setattr(catalogue_api, "RETRIES", 0)
+        monkeypatch.setattr(api_client, "TIMEOUT", (0.3, 0.3))
+        monkeypatch.setattr(api_client, "RETRIES", 0)
         monkeypatch.setattr(api, "answer", self.answer, raising=False)
 
     def answer(self, query: dict[str, Any]) -> tuple[int, dict[str, Any]]:
