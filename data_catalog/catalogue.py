@@ -31,7 +31,7 @@ from data_catalog.database.lease import Lease, call_catalogue, database_time, he
 from data_catalog.database.runs import LOST, describe_loss, is_lost, last_sign
 from data_catalog.database.schema import ArtifactRow, EdgeRow, NameRow, RunRow, ScoreRow, SourceRow
 from data_catalog.database.sealed_rows import sealed_scores, sealed_sources
-from data_catalog.errors import CheckError, RunError, UsageError
+from data_catalog.errors import CheckError, RunError, UsageError, first_line
 from data_catalog.manifest import Manifest
 from data_catalog.redaction import mask
 from data_catalog.storage.process import process_mark
@@ -453,7 +453,7 @@ class Catalogue:
             with self.session() as session:
                 session.execute(update(RunRow).where(RunRow.id == row.id).values(metrics=metrics))
         except SQLAlchemyError as error:
-            reason = mask(str(error).splitlines()[0])
+            reason = mask(first_line(error))
             log.warning("the catalogue could not note a run's cost: %s", reason)
 
     def runs(self, digests: list[str] | None = None) -> list[RunRow]:

@@ -35,3 +35,8 @@ class CheckError(GeofmError):
     """A check (``verify``, a release gate) found a problem."""
 
     exit_code = 4
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text, or its class if it has no text."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

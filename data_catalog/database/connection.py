@@ -29,7 +29,7 @@ from data_catalog.database.address import (
     shown_address,
     sqlite_path,
 )
-from data_catalog.errors import CheckError, UsageError
+from data_catalog.errors import CheckError, UsageError, first_line
 from data_catalog.storage.address import BadAddress
 
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -77,7 +77,7 @@ def connect(address: str, write: bool = True) -> tuple[str, Engine]:
             return absolute, _open(absolute)
         return absolute, _open_for_reading(absolute, path)
     except (SQLAlchemyError, sqlite3.Error, ModuleNotFoundError, ValueError, BadAddress) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         shown = hide_password(reason, parsed)
         raise CatalogueUnreachable(
             f"cannot open the catalogue {shown_address(address)} ({shown}); "
@@ -99,7 +99,7 @@ def readable_rows(address: str) -> Iterator[None]:
     try:
         yield
     except (JSONDecodeError, UnicodeDecodeError, DatabaseError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         if isinstance(error, DatabaseError) and not _DAMAGED.search(reason):
             raise
         raise CheckError(

@@ -79,7 +79,7 @@ def collapse_vectors(stored: NDArray[np.float16], hashes: VectorHashes) -> Indic
         hashes: their hashes, shape (n,) (``hash_vectors``).
 
     Returns:
-        Rows, shape (n,). Vectors with equal hashes and different bytes are told apart.
+        Rows, shape (n,). Vectors with equal hashes and different bytes are kept apart.
     """
     representative = _first_with_hash(hashes)
     copies = np.flatnonzero(representative != np.arange(len(stored)))

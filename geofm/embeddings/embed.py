@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from data_catalog.errors import RunError, UsageError
+from data_catalog.errors import RunError, UsageError, first_line
 from data_catalog.hashing import canonical
 from data_catalog.stage import Job, Part, Sealed, Stage
 from data_catalog.tables import write_table
@@ -197,10 +197,9 @@ def check_encoder(settings: EmbedSettings, weights: Weights) -> None:
         encoder = chip_encoder(weights, settings.size_px, "cpu")
         vectors = features(encoder, blank.contiguous(memory_format=torch.channels_last))
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
-        first_line = (str(error) or type(error).__name__).splitlines()[0]
         raise UsageError(
             f"embed.encoder: {weights.network} cannot see images of embed.size_px "
-            f"{settings.size_px} ({first_line}); choose another size or encoder"
+            f"{settings.size_px} ({first_line(error)}); choose another size or encoder"
         ) from error
     if tuple(vectors.shape) != (1, encoder.width):
         raise UsageError(

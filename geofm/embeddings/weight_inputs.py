@@ -131,7 +131,7 @@ def check_model_title(name: str) -> None:
     if is_network(name) or name.endswith(".safetensors"):
         raise TakenName(
             f"pretrain.name: {name!r} is a network of timm or of a package, so a model of this "
-            f"name could not be told from it; give another one, e.g. my-{name.partition('.')[0]}"
+            f"name could be confused with it; give another one, e.g. my-{name.partition('.')[0]}"
         )
 
 

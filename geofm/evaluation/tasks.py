@@ -20,7 +20,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from data_catalog.errors import UsageError
+from data_catalog.errors import UsageError, first_line
 from data_catalog.hashing import digest_of, sha256_file
 
 #: Name of the planet's built-in task in the settings.
@@ -130,7 +130,7 @@ def _read_card(folder: Path) -> TaskCard:
         return TaskCard.model_validate(json.loads(path.read_bytes()))
     except (ValidationError, ValueError) as error:
         raise TaskError(
-            f"evaluate.tasks: {path} is not a task card ({str(error).splitlines()[0]}); it is a "
+            f"evaluate.tasks: {path} is not a task card ({first_line(error)}); it is a "
             'JSON object such as {"name": "...", "bands": ["red", "green", "blue"]}'
         ) from error
 

@@ -12,7 +12,7 @@ import faiss  # noqa: F401  before torch: both bring an OpenMP
 import numpy as np
 import torch
 
-from data_catalog.errors import UsageError
+from data_catalog.errors import UsageError, first_line
 from geofm.config.recipe import PretrainSettings
 from geofm.embeddings.weight_inputs import select_input_bands
 from geofm.embeddings.weights import Weights, WeightsMismatch
@@ -67,7 +67,7 @@ def check_training(
     except (RuntimeError, ValueError, TypeError, AttributeError, AssertionError) as error:
         raise BadStudent(
             f"pretrain.student: {settings.student} cannot be trained on images of pretrain.size_px "
-            f"{settings.size_px} ({_first_line(error)}); choose another size or network"
+            f"{settings.size_px} ({first_line(error)}); choose another size or network"
         ) from error
     if student is not None and not all(torch.isfinite(p).all() for p in module.parameters()):
         raise WeightsMismatch(
@@ -85,7 +85,7 @@ def _try_teacher(settings: PretrainSettings, weights: Weights) -> tuple[int, tor
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
         raise UsageError(
             f"pretrain.teacher: {weights.network} cannot see images of pretrain.teacher_size_px "
-            f"{settings.teacher_size_px} ({_first_line(error)}); choose another size or teacher"
+            f"{settings.teacher_size_px} ({first_line(error)}); choose another size or teacher"
         ) from error
     if tuple(feature.shape) != (1, teacher.width):
         raise UsageError(
@@ -98,7 +98,3 @@ def _try_teacher(settings: PretrainSettings, weights: Weights) -> tuple[int, tor
             "fetch the file again"
         )
     return teacher.width, feature
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]

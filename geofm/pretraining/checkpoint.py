@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from data_catalog.errors import RunError
+from data_catalog.errors import RunError, first_line
 from data_catalog.storage.atomic import atomic_file
 from data_catalog.storage.lock import is_in_use
 
@@ -81,7 +81,7 @@ def save_checkpoint(
         previous = "the one before is intact" if exists else "there is none yet"
         raise CheckpointNotWritten(
             f"the checkpoint of step {progress.step} could not be written to {folder} "
-            f"({str(error).splitlines()[0]}); {previous}. Make room and start the same run again"
+            f"({first_line(error)}); {previous}. Make room and start the same run again"
         ) from error
 
 
@@ -105,7 +105,7 @@ def load_checkpoint(folder: Path, identity: str) -> dict[str, Any] | None:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         found_identity = content["identity"]
     except (RuntimeError, KeyError, ValueError, EOFError, pickle.UnpicklingError) as error:
-        raise unusable_checkpoint(folder, str(error).splitlines()[0]) from error
+        raise unusable_checkpoint(folder, first_line(error)) from error
     if found_identity != identity:
         reason = "it belongs to another dataset, other settings or another seed"
         raise unusable_checkpoint(folder, reason)

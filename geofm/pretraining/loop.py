@@ -37,7 +37,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from data_catalog.errors import RunError, UsageError
+from data_catalog.errors import RunError, UsageError, first_line
 from data_catalog.hashing import digest_of
 from data_catalog.progress import tick
 from geofm.config.recipe import EXECUTION, PretrainSettings
@@ -300,7 +300,7 @@ def _restore(
         if average is not None:
             average.load(checkpoint["mean"])
     except (RuntimeError, KeyError, ValueError) as error:
-        raise unusable_checkpoint(folder, str(error).splitlines()[0]) from error
+        raise unusable_checkpoint(folder, first_line(error)) from error
     return read_progress(checkpoint)
 
 

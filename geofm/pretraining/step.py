@@ -18,7 +18,7 @@ from lightning_fabric import Fabric
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data_catalog.errors import RunError
+from data_catalog.errors import RunError, first_line
 from geofm.config.recipe import PretrainSettings
 from geofm.pretraining.augment import crop_and_resize
 from geofm.pretraining.data import Batch, Corpus
@@ -118,7 +118,7 @@ class TrainingStep:
             if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
                 raise NotCompiled(
                     f"{self.settings.student} cannot be compiled here "
-                    f"({str(error).strip().splitlines()[0]}); set pretrain.compile=false"
+                    f"({first_line(error)}); set pretrain.compile=false"
                 ) from error
             if "can't allocate memory" not in str(error):
                 raise
@@ -128,7 +128,7 @@ class TrainingStep:
         images = self.settings.microbatch_size(self.world_size)
         return OutOfMemory(
             f"step {step}: no memory left for {images} images at a time on {self.device} "
-            f"({str(error).splitlines()[0]}). Set pretrain.microbatch below {images}, or "
+            f"({first_line(error)}). Set pretrain.microbatch below {images}, or "
             "pretrain.activation_checkpointing=true: the run goes on from its last checkpoint. "
             "pretrain.precision=bf16 or a smaller pretrain.batch begin a new one"
         )

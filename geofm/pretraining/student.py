@@ -22,7 +22,7 @@ from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from data_catalog.errors import UsageError
+from data_catalog.errors import UsageError, first_line
 from data_catalog.hashing import digest_of
 from geofm.config.recipe import PretrainSettings
 from geofm.embeddings.encoders import check_model_name, load_file, pretrained_file
@@ -367,7 +367,7 @@ def _check_feature_maps(backbone: nn.Module, settings: PretrainSettings, bands: 
         fits = tokens.shape[-1] == stage_width(backbone, stage)
         fits = fits and final is not None and tuple(final.shape) == expected
     except (AttributeError, TypeError, ValueError, RuntimeError) as error:
-        fits, reason = False, f" ({str(error).splitlines()[0]})"
+        fits, reason = False, f" ({first_line(error)})"
     else:
         reason = ""
     backbone.train()

@@ -12,7 +12,9 @@ has the same one.
 
 from __future__ import annotations
 
+from functools import cached_property
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 __all__ = ["faiss", "timm", "torch"]
@@ -30,11 +32,14 @@ else:
             """Keep the names of the modules to import, in order; the last one is represented."""
             self._names = names
 
+        @cached_property
+        def _module(self) -> ModuleType:
+            """Import the modules in order, and return the last."""
+            return [import_module(name) for name in self._names][-1]
+
         def __getattr__(self, attribute: str) -> Any:
-            """Import the modules, then look the attribute up."""
-            for name in self._names:
-                module = import_module(name)
-            return getattr(module, attribute)
+            """Look the attribute up in the module, which is imported if it is not yet."""
+            return getattr(self._module, attribute)
 
     faiss = LazyModule("faiss")
     torch = LazyModule("faiss", "torch")

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from upath import UPath
 
 from data_catalog.artifact import Artifact
-from data_catalog.errors import CheckError
+from data_catalog.errors import CheckError, first_line
 from data_catalog.hashing import sha256_file
 from data_catalog.manifest import Manifest
 from data_catalog.progress import tick
@@ -98,7 +98,7 @@ def check_index(dataset: Artifact) -> list[str]:
     except CheckError as error:
         return [str(error)]
     except (pa.ArrowException, ValueError, KeyError, TypeError) as error:
-        return [f"{INDEX}: it is not an index of a dataset ({str(error).splitlines()[0]})"]
+        return [f"{INDEX}: it is not an index of a dataset ({first_line(error)})"]
     if wrong is None:
         return []
     return [f"{INDEX}: the JSON of sample {rows['key'][wrong]!r} is not inside its shard"]

@@ -9,8 +9,9 @@
 Samples are read by offset, so the order of an epoch is a random permutation of all samples,
 independent of the layout of the shards. Memory holds only the samples that are read ahead.
 
-An epoch's order follows from (seed, epoch). Its positions 0, 1, 2, ... are dealt to the readers of
-all ranks in turn, so the rest of an epoch can be dealt again to any other number of readers.
+An epoch's order follows from (seed, epoch). Its positions 0, 1, 2, ... are distributed to the
+readers of all ranks in turn, so the rest of an epoch can be distributed again to any other number
+of readers.
 """
 
 from __future__ import annotations

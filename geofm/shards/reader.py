@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from upath import UPath
 
 from data_catalog.artifact import Artifact
-from data_catalog.errors import CheckError, UsageError
+from data_catalog.errors import CheckError, UsageError, first_line
 from data_catalog.storage.reach import is_away, out_of_reach, read_range
 from geofm.formats.npy import chip_from_bytes
 from geofm.shards.index import INDEX, find_outside, release_memory
@@ -122,7 +122,7 @@ def open_index(
     except FileNotFoundError as error:
         raise _damaged_index(dataset, "it is missing") from error
     except (pa.ArrowException, ValueError, KeyError, TypeError, OverflowError) as error:
-        raise _damaged_index(dataset, str(error).splitlines()[0]) from error
+        raise _damaged_index(dataset, first_line(error)) from error
     except OSError as error:
         if is_away(error):
             raise out_of_reach(dataset.path(INDEX), error) from error

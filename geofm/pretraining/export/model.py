@@ -18,7 +18,7 @@ from safetensors.torch import save_file as save_tensors
 from torch import Tensor, nn
 
 from data_catalog.artifact import Artifact
-from data_catalog.errors import CheckError, UsageError
+from data_catalog.errors import CheckError, UsageError, first_line
 from data_catalog.hashing import canonical
 from geofm.config.recipe import PretrainSettings
 from geofm.pretraining.backbone import final_width, forward_stages, stage_width, token_mean
@@ -139,7 +139,7 @@ def load_model(artifact: Artifact) -> tuple[nn.Module, dict[str, Any]]:
     except RuntimeError as error:
         raise DamagedModel(
             f"model {artifact.digest[:12]}: its weights do not fit its config "
-            f"({str(error).splitlines()[0]}); run `geofm verify {artifact.digest[:12]}`"
+            f"({first_line(error)}); run `geofm verify {artifact.digest[:12]}`"
         ) from error
     return model.eval(), config
 
