@@ -70,6 +70,8 @@ _written: list[list[str]] = []
 def _audit(event: str, details: tuple[Any, ...]) -> None:
     if not _written:
         return
+    if event == "open" and isinstance(details[0], int):
+        return  # a descriptor: the event of its path came before
     if event == "os.mkdir" or (event == "open" and details[2] & WRITING):
         _written[-1].append(str(details[0]))
 

@@ -417,7 +417,7 @@ def test_what_follows_the_at_is_a_file_or_a_version(
         "small-model@2025-01-01": "geofm list",
         "smal-model": "geofm list",
         dataset.digest[:12]: "kind dataset",
-        "": "names nothing",
+        "": "names no artifact",
     }
     for name, words in cases.items():
         with pytest.raises((UnknownEncoder, WeightsMismatch), match=words):

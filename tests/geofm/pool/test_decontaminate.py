@@ -160,7 +160,7 @@ def test_registry_as_yaml_and_its_identity(tmp_path):
         ("sets: [{name: x, footprints: nowhere.geojson}]", "no footprints in"),
         ("sets: [{name: ../x, images: y}]", "name"),
         ("sets: [{name: x, images: y}, {name: x, images: y}]", "x is listed twice"),
-        ("sets: [", "no YAML"),
+        ("sets: [", "not valid YAML"),
     ],
 )
 def test_a_bad_registry_says_what_is_wrong(tmp_path, text, problem):

@@ -71,20 +71,20 @@ import sys
 from pathlib import Path
 from data_catalog.artifact import Artifact
 from data_catalog.progress import listen
-from geofm.pretraining.launch import train_together
-from geofm.pretraining.loop import Team
+from geofm.pretraining.launch import train_in_workers
+from geofm.pretraining.loop import WorkerGroup
 from tests.geofm.pretraining.conftest import tiny_settings
 
 url, folder = sys.argv[1:]
 with listen(lambda what, done, total, note: print(done, flush=True)):
-    train_together(
+    train_in_workers(
         # the only checkpoint is that of workers whose parent has ended
         Artifact(url),
         tiny_settings(epochs=10, checkpoint_steps=1000),
         3,
         "cpu",
         Path(folder),
-        Team(2, "fsdp"),
+        WorkerGroup(2, "fsdp"),
     )
 """
 
