@@ -8,7 +8,8 @@ INSTALL := $(UV) pip install --quiet --compile-bytecode --python $(BIN)/python -
 #: The host of the advisory service that pip-audit asks.
 ADVISORIES := api.osv.dev
 #: Tests run in one process per core; those of a file stay together, and share its fixtures.
-PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile
+#: They start many processes, so compiled modules are kept even if the environment forbids it.
+PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 #: Tests of `make check`: quick ones that start no server and train nothing.
 FAST := tests/test_structure.py tests/test_docs.py tests/data_catalog tests/geofm/config \

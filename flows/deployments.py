@@ -14,7 +14,6 @@ from prefect.exceptions import ObjectAlreadyExists
 from prefect.flows import Flow
 from prefect.schedules import Cron
 
-from flows.pipeline import pretrain_flow, refresh_flow
 from geofm.config.recipe_book import load_recipe, recipe_names
 
 #: Name of the work pool, whose worker `geofm up` starts.
@@ -40,6 +39,7 @@ def deploy_all(store: str) -> list[str]:
     """
     with get_client(sync_client=True) as client, suppress(ObjectAlreadyExists):
         client.create_work_pool(WorkPoolCreate(name=POOL, type="process"))
+    pretrain, refresh = _with_source("pretrain_flow"), _with_source("refresh_flow")
     names = []
     for name in recipe_names():
         recipe = load_recipe(name)
@@ -57,12 +57,12 @@ def deploy_all(store: str) -> list[str]:
         }
         nightly = Cron(NIGHTLY, active=False)
         with redirect_stdout(sys.stderr):  # Prefect prints; stdout is for results
-            _with_source(pretrain_flow, "pretrain_flow").deploy(**common)
-            _with_source(refresh_flow, "refresh_flow").deploy(**common, schedule=nightly)
+            pretrain.deploy(**common)
+            refresh.deploy(**common, schedule=nightly)
         names += [f"geofm-pretrain/{name}", f"geofm-refresh/{name}"]
     return names
 
 
-def _with_source(flow: Flow[..., Any], name: str) -> Any:
-    """Return a flow that workers load from the folder of this installation."""
-    return flow.from_source(source=str(ROOT), entrypoint=f"flows/pipeline.py:{name}")
+def _with_source(name: str) -> Any:
+    """Return a flow of ``flows.pipeline`` that workers load from this installation."""
+    return Flow.from_source(source=str(ROOT), entrypoint=f"flows/pipeline.py:{name}")

@@ -270,6 +270,7 @@ def test_the_ui_works_after_one_paste(
         page.run("document.querySelector('input[type=password]').focus()")
         page.type(secret)
         page.click("Login")
+        page.wait("!document.querySelector('input[type=password]')")
         page.open(f"{ui}/deployments/deployment/{deployment}")  # no second paste
         page.click("Run")
         page.click("Quick run")

@@ -1,12 +1,10 @@
-"""The pipeline as a user runs it: whole, again, killed, on other runners, audited, misused."""
+"""The pipeline as a user runs it: whole, again, audited, misused."""
 
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -79,44 +77,6 @@ def test_an_unchanged_refresh_imports_no_networks(
     names = imported_by(run, *line, env=environment, cwd=tmp_path)
     assert "prefect" in names
     assert not names & NETWORKS
-
-
-@pytest.mark.parametrize(
-    "how",
-    [
-        pytest.param(("processes", "2"), id="processes-2"),
-        pytest.param(("threads", "1"), id="threads-1", marks=pytest.mark.long),
-        pytest.param(("dask", "2"), id="dask-2", marks=pytest.mark.long),
-    ],
-)
-def test_runners_and_workers_give_the_same_dataset(
-    finished: tuple, geofm: Geofm, how: tuple[str, str]
-) -> None:
-    runner, workers = how
-    done = geofm("refresh", "demo", *SMALL, "--json", "--runner", runner, "--workers", workers)
-    assert done.code == 0, done.stderr[-3000:]
-    assert done.json["artifacts"]["pack"] == finished[1].json["artifacts"]["pack"]
-
-
-@pytest.mark.long
-def test_killed_at_random_points_it_ends_with_the_same_dataset(
-    finished: tuple, geofm: Geofm, environment: dict[str, str], tmp_path: Path
-) -> None:
-    draw = random.Random(2023)
-    command = [sys.executable, "-m", "flows.cli", "refresh", "demo", *SMALL]
-    for _ in range(3):
-        process = subprocess.Popen(
-            command, cwd=tmp_path, env=environment,
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-        )  # fmt: skip
-        time.sleep(draw.uniform(6, 16))
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    done = geofm("refresh", "demo", *SMALL, "--json")
-    assert done.code == 0, done.stderr[-3000:]
-    assert done.json["artifacts"]["pack"] == finished[1].json["artifacts"]["pack"]
-    assert not list((tmp_path / "geofm-store" / "staging").iterdir())
 
 
 def test_samples_lead_back_to_asset_and_licence(geofm: Geofm, store: str) -> None:

@@ -99,7 +99,8 @@ def wait_for_work(world: World, process: subprocess.Popen[str], log: Path) -> li
     return children(process.pid)
 
 
-@pytest.mark.parametrize("runner", ["processes", pytest.param("dask", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("runner", ["processes", "dask"])
 def test_no_worker_outlives_its_parent(
     runner: str, world: World, begin: Callable[[str], subprocess.Popen[str]], tmp_path: Path
 ) -> None:

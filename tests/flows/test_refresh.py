@@ -130,6 +130,7 @@ def wait_for_lease(store: Path) -> int:
     raise AssertionError("nobody holds the lease")
 
 
+@pytest.mark.long
 def test_two_refreshes_at_once_take_turns(
     world: World, recipe: str, geofm: Geofm, environment: dict[str, str], tmp_path: Path
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from datetime import timedelta
 from itertools import pairwise
@@ -32,6 +33,8 @@ from tests.geofm.stac.nights_world import (
 )
 
 FAULTS = [ABSENT, DOWN, WRONG]
+#: Sequences of up to eight nights.
+EXAMPLES = int(os.environ.get("GEOFM_EXAMPLES", "60"))
 
 
 @pytest.fixture
@@ -317,8 +320,8 @@ def test_random_nights(tmp_path_factory: pytest.TempPathFactory, history: list[A
 
 @pytest.mark.long
 @given(st.lists(NIGHTS, min_size=4, max_size=8))
-@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
-def test_two_hundred_random_sequences(
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
+def test_long_random_sequences(
     tmp_path_factory: pytest.TempPathFactory, history: list[Any]
 ) -> None:
     play(history, tmp_path_factory.mktemp("nights"))

@@ -89,6 +89,7 @@ with listen(lambda what, done, total, note: print(done, flush=True)):
 """
 
 
+@pytest.mark.long
 def test_shards_of_a_killed_run_go_on_in_one_process(
     one: TrainingResult, dataset: Artifact, tmp_path: Path
 ) -> None:
@@ -108,6 +109,7 @@ def test_shards_of_a_killed_run_go_on_in_one_process(
     assert_close(one, train_single(dataset, tmp_path, epochs=10))
 
 
+@pytest.mark.long
 def test_one_process_goes_on_as_two_with_shards(dataset: Artifact, tmp_path: Path) -> None:
     fields = {"ema": 0.9, "mim_weight": 0, "checkpoint_steps": 3}
     straight = train_single(dataset, tmp_path / "straight", **fields)
@@ -128,6 +130,7 @@ def test_one_process_goes_on_as_two_with_shards(dataset: Artifact, tmp_path: Pat
         torch.testing.assert_close(state[name], value, rtol=0, atol=1e-4, msg=name)
 
 
+@pytest.mark.long
 def test_parts_that_never_learn_and_pieces_of_a_batch(dataset: Artifact, tmp_path: Path) -> None:
     fields = {"mim_weight": 0, "microbatch": 1, "ema": 0.9}
     first = train_single(dataset, tmp_path / "one", mim_weight=0, ema=0.9)
@@ -159,6 +162,7 @@ def test_the_stage_seals_what_two_processes_trained(
         torch.testing.assert_close(one, two, rtol=0, atol=1e-4, msg=name)
 
 
+@pytest.mark.long
 def test_what_goes_wrong_in_a_process_is_said_in_its_words(
     dataset: Artifact, tmp_path: Path
 ) -> None:
