@@ -7,9 +7,13 @@ INSTALL := $(UV) pip install --quiet --compile-bytecode --python $(BIN)/python -
 
 #: The host of the advisory service that pip-audit asks.
 ADVISORIES := api.osv.dev
-#: Tests run in one process per core; those of a file stay together, and share its fixtures.
-#: They start many processes, so compiled modules are kept even if the environment forbids it.
-PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses auto --dist loadfile
+#: Processes of the tests: one more than cores, because tests wait for servers.
+WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
+#: The tests of a file stay together, and share its fixtures. Files keep their order: those of flows
+#: take longest, and come early. Tests start many processes, so compiled modules are kept even if
+#: the environment forbids it.
+PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses $(WORKERS) \
+  --dist loadfile --no-loadscope-reorder
 
 #: Tests of `make check`: quick ones that start no server and train nothing.
 FAST := tests/test_structure.py tests/test_docs.py tests/data_catalog tests/geofm/config \

@@ -232,7 +232,11 @@ class ServedWorld:
             self._socket.close()
             raise RunError(f"port {port} can't be used ({error.strerror}); give another") from error
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
-        config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off")
+        # A logging configuration of uvicorn's would close all handlers of the process. That can wait
+        # for ever for Prefect's handler, which sends its log lines from another thread.
+        config = uvicorn.Config(
+            app, log_config=None, log_level="warning", access_log=False, lifespan="off"
+        )
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(
             target=self._server.run, kwargs={"sockets": [self._socket]}, daemon=True,

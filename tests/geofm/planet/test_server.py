@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 import httpx
@@ -30,6 +31,21 @@ def test_paging_finds_every_item_once(client: pystac_client.Client, small_world:
     assert {c.id for c in client.get_collections()} == {"planet-s2", "planet-hr"}
     listed = [item.id for c in client.get_collections() for item in c.get_items()]
     assert sorted(listed) == sorted(ids)
+
+
+def test_serving_closes_no_log_handler_of_the_process(small_world: Path) -> None:
+    closed = []
+
+    class Watched(logging.NullHandler):
+        def close(self) -> None:
+            closed.append("the planet's server")
+            super().close()
+
+    handler = Watched()
+    with serve_world(small_world):
+        pass
+    assert closed == []
+    handler.close()
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
