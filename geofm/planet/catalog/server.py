@@ -232,8 +232,8 @@ class ServedWorld:
             self._socket.close()
             raise RunError(f"port {port} can't be used ({error.strerror}); give another") from error
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
-        # A logging configuration of uvicorn's would close all handlers of the process. That can wait
-        # for ever for Prefect's handler, which sends its log lines from another thread.
+        # uvicorn's own logging configuration would close all handlers of the process. Prefect's
+        # handler sends its lines from another thread, and closing it can wait for ever.
         config = uvicorn.Config(
             app, log_config=None, log_level="warning", access_log=False, lifespan="off"
         )
