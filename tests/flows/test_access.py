@@ -69,6 +69,7 @@ def routes() -> tuple[dict[str, set[str]], set[str]]:
     return http, sockets
 
 
+@pytest.mark.long
 def test_no_route_answers_without_the_secret(root: str, api: httpx.Client) -> None:
     before = rows(api)
     http, sockets = routes()

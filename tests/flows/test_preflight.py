@@ -92,6 +92,7 @@ WEIGHTS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("field", ["embed.encoder", "pretrain.teacher", "pretrain.student"])
 @pytest.mark.parametrize("case", WEIGHTS)
 def test_weights_are_opened(

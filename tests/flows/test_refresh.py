@@ -163,6 +163,7 @@ def test_two_refreshes_at_once_take_turns(
     assert np.sum([row.kind == "dataset" for row in catalogue.artifacts()]) == 1
 
 
+@pytest.mark.long
 def test_a_store_on_s3_gives_the_digests_of_a_local_one(
     world: World, recipe: str, geofm: Geofm, s3: str
 ) -> None:

@@ -173,6 +173,7 @@ def check(run: Run, world: World, folder: Path, asked: set[Any]) -> None:
     assert {path.name.partition(".db")[0] for path in folder.iterdir()} == {"store", "c"}
 
 
+@pytest.mark.long
 @FEW
 @given(spoiled=st.lists(items, min_size=8, max_size=8))
 def test_any_json(spoiled: list[Any]) -> None:
@@ -183,6 +184,7 @@ def test_any_json(spoiled: list[Any]) -> None:
         check(run, world, folder, asked)
 
 
+@pytest.mark.long
 @FEW
 @given(spoiled=st.lists(files(), min_size=8, max_size=8), whole=st.booleans())
 def test_any_bytes(spoiled: list[bytes], whole: bool) -> None:

@@ -168,6 +168,7 @@ def test_the_page_lists_what_is_tested() -> None:
     assert len(CASES) >= 20
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("whole_max_mib", [64, 0])
 def test_each_ends_as_the_page_says(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole_max_mib: float

@@ -74,6 +74,7 @@ def files_asked(nights: Nights) -> set[str]:
     return {path.split("/")[2] for path in nights.world.server.asked if path.startswith("/files")}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("told", [True, False], ids=["told", "looked at"])
 @pytest.mark.parametrize("fault", FAULTS)
 def test_what_is_announced_before_it_is_there_is_fetched_when_it_is(
@@ -96,6 +97,7 @@ def test_what_is_announced_before_it_is_there_is_fetched_when_it_is(
     assert not files_asked(nights)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("told", [True, False], ids=["told", "looked at"])
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_first_night_without_any_file_is_not_the_last_word(
@@ -110,6 +112,7 @@ def test_a_first_night_without_any_file_is_not_the_last_word(
         night(nights)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_reprocessed_item_whose_files_come_later_takes_over_then(
     nights: Nights, fault: str
@@ -127,6 +130,7 @@ def test_a_reprocessed_item_whose_files_come_later_takes_over_then(
     assert chips.digest == nights.fresh("scratch").digest
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("way", ["updated", "reprocessed", "replaced"])
 def test_the_chips_of_the_version_before_stand_in_for_any_number_of_nights(
@@ -188,6 +192,7 @@ def test_a_changed_licence_reads_nothing_again(nights: Nights) -> None:
     assert chips.digest == nights.fresh("scratch").digest
 
 
+@pytest.mark.long
 def test_pauses_between_attempts_grow_and_digests_stay(
     nights: Nights, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -247,6 +247,7 @@ for number, part in enumerate(plan_parts(pairs.STAGE, job)):
 """
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("cells")
 def test_a_killed_search_goes_on_and_ends_the_same(store, catalogue, tmp_path):
     vectors, ids = clusters(2000), names(2000)

@@ -141,6 +141,7 @@ def test_parts_that_never_learn_and_pieces_of_a_batch(dataset: Artifact, tmp_pat
         torch.testing.assert_close(state[name], value, rtol=0, atol=1e-4)
 
 
+@pytest.mark.long
 def test_the_stage_seals_what_two_processes_trained(
     dataset: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -125,6 +125,7 @@ def test_distillation_alone_leaves_the_late_layers_as_they_began(
     assert trained.history["mim"].isna().all()
 
 
+@pytest.mark.long
 def test_bf16_runs_and_stays_near_fp32(
     whole: TrainingResult, corpus: Corpus, tmp_path: Path
 ) -> None:
@@ -144,6 +145,7 @@ class _Stopped(Exception):
     """Raised instead of a crash."""
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("crash", [1, 4, 9])
 def test_a_run_that_crashed_ends_with_the_same_bits(
     whole: TrainingResult, corpus: Corpus, tmp_path: Path, crash: int
@@ -163,6 +165,7 @@ def test_a_run_that_crashed_ends_with_the_same_bits(
     _same(whole, resumed)
 
 
+@pytest.mark.long
 def test_random_layers_resume_exactly_too(corpus: Corpus, tmp_path: Path) -> None:
     arguments = {**tiny_settings().student_args, "drop_path_rate": 0.5}
     straight = _train(corpus, tmp_path / "straight", student_args=arguments)
@@ -191,6 +194,7 @@ with listen(lambda what, done, total, note: print(done, flush=True)):
 """
 
 
+@pytest.mark.long
 def test_sigkill_at_a_random_moment_costs_no_bit(
     whole: TrainingResult, dataset: Artifact, tmp_path: Path
 ) -> None:
@@ -209,6 +213,7 @@ def test_sigkill_at_a_random_moment_costs_no_bit(
     _same(whole, _train(open_corpus(dataset), folder))
 
 
+@pytest.mark.long
 def test_sigterm_keeps_the_state_and_says_how_to_go_on(
     whole: TrainingResult, dataset: Artifact, tmp_path: Path
 ) -> None:
@@ -329,6 +334,7 @@ def test_alpha_follows_its_schedule(corpus: Corpus, tmp_path: Path) -> None:
     np.testing.assert_allclose(alphas, expected, atol=1e-4)
 
 
+@pytest.mark.long
 def test_compiled_it_learns_the_same(corpus: Corpus, tmp_path: Path) -> None:
     if shutil.which("g++") is None:
         pytest.skip("needs a C++ compiler: torch.compile translates for the CPU with one")

@@ -59,6 +59,7 @@ def read_all(dataset: Artifact, **how: bool) -> tuple[int, list[str]]:
     return count, stream.skipped
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("fault", AWAY)
 def test_a_store_that_is_away_damages_no_sample(
     proxy: FaultProxy, packed: Artifact, fault: str
@@ -73,6 +74,7 @@ def test_a_store_that_is_away_damages_no_sample(
         assert "not known to be damaged" in str(caught.value)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("fault", [*AWAY, "cut", "404 NoSuchKey"])
 def test_what_passes_is_asked_for_again(proxy: FaultProxy, packed: Artifact, fault: str) -> None:
     proxy.always(fault, times=1)
