@@ -16,8 +16,9 @@ PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses $(WORK
   --dist loadfile --no-loadscope-reorder
 
 #: Tests of `make check`: quick ones that start no server and train nothing.
-FAST := tests/test_structure.py tests/test_docs.py tests/data_catalog tests/geofm/config \
-  tests/geofm/formats tests/geofm/stac tests/geofm/raster tests/geofm/selection
+FAST := tests/test_structure.py tests/test_docs.py tests/data_catalog/provenance \
+  $(patsubst %,tests/data_catalog/test_%.py,catalogue stage redaction sources) \
+  $(patsubst %,tests/geofm/%,config formats runtime remote raster pool evaluation)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo check test test-slow pgstac interop lint audit format docs bench constraints clean
