@@ -15,7 +15,7 @@ WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses $(WORKERS) \
   --dist loadfile --no-loadscope-reorder
 
-#: Tests of `make check`: quick ones that start no server and train nothing.
+#: Tests of `make check`: quick ones that train nothing.
 FAST := tests/test_structure.py tests/test_docs.py tests/data_catalog/provenance \
   $(patsubst %,tests/data_catalog/test_%.py,catalogue stage redaction sources) \
   $(patsubst %,tests/geofm/%,config formats runtime remote raster pool evaluation)

@@ -211,9 +211,10 @@ def test_what_was_asked_for_ahead_ends_with_the_scene(
         cells = cut_cells(scene, to_spans(scene.grid.cells()))
         next(cells)
         sources = [raster for channel in scene.channels if (raster := channel.raster.source)]
-        shared_pool("geofm-prefetch", 1).submit(release.wait)  # what comes next does not begin
-        sources[0].prefetch([(sources[0].size - 10, sources[0].size)])
         calls = [segment.data for one in sources for segment in one.segments]
+        assert calls
+        shared_pool("geofm-prefetch", 1).submit(release.wait, 10)  # what comes next does not begin
+        sources[0].prefetch([(sources[0].size - 10, sources[0].size)])
         waiting = next(s.data for s in sources[0].segments if s.start == sources[0].size - 10)
     assert not any(one.segments for one in sources)
     release.set()
