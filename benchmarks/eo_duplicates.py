@@ -194,13 +194,15 @@ def share(hits: Any) -> float | str:
 
 
 def ours(pool: list[Window], scenes: list[Scene], water: set[str], place: Path) -> list[Json]:
-    """Run the stages describe and embed, then pixel pairs with and without neighbours."""
+    """Run the stages describe and embed, and find pairs by each evidence."""
     from data_catalog.catalogue import open_catalogue
     from data_catalog.run import run_stage
     from data_catalog.store import open_store
     from geofm.config.recipe import EmbedSettings, RecipeSection
     from geofm.dedup import describe
-    from geofm.dedup.alike import find_pixel_duplicates, near_by_embedding, propose_pairs
+    from geofm.dedup.alike import find_pixel_duplicates, load_signatures
+    from geofm.dedup.perceptual_hash import near_by_hash, unique_pairs
+    from geofm.dedup.signature import near_signatures
     from geofm.embeddings import embed
     from geofm.embeddings.vectors import make_space
     from tests.geofm.dedup.search import find_edges
@@ -211,29 +213,31 @@ def ours(pool: list[Window], scenes: list[Scene], water: set[str], place: Path) 
     made = [Chip(w.pixels, bands=BANDS, scale=SCALE[0]) for w in pool]
     chips = {"chips": make_chips(store, made, per_part=64)}
     ids = [chip.chip_id(n) for n, chip in enumerate(made)]
-    marks = [time.perf_counter()]
+    began = time.perf_counter()
     found = run_stage(describe.STAGE, store, catalogue, chips, RecipeSection())
-    marks.append(time.perf_counter())
-    vectors = run_stage(embed.STAGE, store, catalogue, chips, EmbedSettings())
-    marks.append(time.perf_counter())
+    described = time.perf_counter() - began
     table, thumbnails = describe.load_descriptors(found, ids)
-    assert vectors.table("ids.parquet")["chip_id"].tolist() == ids
-    space = make_space(np.load(vectors.local("embeddings.npy")))
+    signatures = load_signatures(found)[describe.load_described(found, ids).index]
+    contrast = table[["thumbnail_low", "thumbnail_high"]].to_numpy(np.float32)
+    nothing = np.empty(0, np.int64), np.empty(0, np.int64)
     rows = []
-    for count in (0, 16, 32):
+    for setting in ("hash", "signature", "hash and signature"):
         began = time.perf_counter()
-        nothing = np.empty(0, np.int64), np.empty(0, np.int64)
-        near = near_by_embedding(space, count) if count else nothing
-        left, right = propose_pairs(table, near)
-        duplicates = find_pixel_duplicates(table, thumbnails, left, right)
+        hashes = table["hash"].to_numpy(np.uint64)
+        by_hash = near_by_hash(hashes) if "hash" in setting else nothing
+        agreed = near_signatures(signatures, signatures) if "signature" in setting else nothing
+        sides = (np.concatenate(side) for side in zip(by_hash, agreed, strict=True))
+        left, right = unique_pairs(*sides, len(pool))
+        duplicates = find_pixel_duplicates(thumbnails, contrast, left, right)
         took = time.perf_counter() - began
-        before = marks[1] - marks[0] + (marks[2] - marks[1] if count else 0)
-        setting = f"hash and {count} neighbours" if count else "hash alone"
         rows.append({**about("geofm pixels", setting),
                      **judge((duplicates.left, duplicates.right), pool, scenes, water),
-                     "seconds": round(before + took, 2),
-                     "chips_per_s": round(len(pool) / (before + took), 1),
+                     "seconds": round(described + took, 2),
+                     "chips_per_s": round(len(pool) / (described + took), 1),
                      "note": f"{len(left)} pairs compared in {took:.1f} s"})  # fmt: skip
+    vectors = run_stage(embed.STAGE, store, catalogue, chips, EmbedSettings())
+    assert vectors.table("ids.parquet")["chip_id"].tolist() == ids
+    space = make_space(np.load(vectors.local("embeddings.npy")))
     for threshold in (0.8, 0.9, 0.95):
         edges = find_edges(space, threshold)
         rows.append({**about("geofm embedding alone", f"cosine {threshold:g}"),

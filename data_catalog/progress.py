@@ -1,17 +1,30 @@
 """Progress: stages report their progress, a terminal or a server shows it.
 
-A stage calls ``tick`` and does not depend on how progress is shown.
+tick, advance     report steps of a piece of work, and finished rows of a part
+StageProgress     sums up the reports on one stage: rows, parts, rate, time left
+listen            hear every report
+follow            hear at most one line about each stage every few seconds
+
+A stage does not depend on how its progress is shown. A stage is never silent: its line is repeated
+even if nothing was finished meanwhile.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 Listener = Callable[[str, int, int, str], None]
 _listeners: list[Listener] = []
+_followers: list[Listener] = []
 _lock = threading.Lock()
+
+#: Seconds between two lines about a stage.
+EVERY_S = 5.0
+#: Parts that are looked up in the store before each line.
+LOOKED_UP = 64
 
 
 def tick(what: str, done: int, total: int, note: str = "") -> None:
@@ -25,15 +38,188 @@ def tick(what: str, done: int, total: int, note: str = "") -> None:
     """
     for listener in tuple(_listeners):
         listener(what, done, total, note)
+    if _stages:
+        _stages[-1].step(what, done, total, note)
+    else:
+        _tell(what, done, total, note)
+
+
+def advance(rows: int) -> None:
+    """Report that rows of a part are finished, while the part is being worked on."""
+    if _stages:
+        _stages[-1].advance(rows)
+
+
+def _tell(what: str, done: int, total: int, note: str) -> None:
+    """Pass a line to the followers."""
+    for follower in tuple(_followers):
+        follower(what, done, total, note)
 
 
 @contextmanager
 def listen(listener: Listener) -> Iterator[None]:
     """Call ``listener(what, done, total, note)`` on every tick while the block runs."""
+    with _registered(_listeners, listener):
+        yield
+
+
+@contextmanager
+def follow(follower: Listener) -> Iterator[None]:
+    """Call ``follower(what, done, total, note)`` on lines of progress while the block runs.
+
+    Of a stage, ``done`` never falls, and there is at most one line every ``EVERY_S`` seconds.
+    """
+    with _registered(_followers, follower):
+        yield
+
+
+@contextmanager
+def _registered(listeners: list[Listener], listener: Listener) -> Iterator[None]:
     with _lock:
-        _listeners.append(listener)
+        listeners.append(listener)
     try:
         yield
     finally:
         with _lock:
-            _listeners.remove(listener)
+            listeners.remove(listener)
+
+
+class StageProgress:
+    """Progress of one stage, from its plan to its seal.
+
+    Args:
+        name: Name of the stage.
+        unit: What the rows of its parts are, in the plural.
+    """
+
+    def __init__(self, name: str, unit: str) -> None:
+        self._name, self._unit = name, unit
+        self._lock = threading.Lock()
+        self._started = self._phase_started = time.monotonic()
+        self._phase = "planning"
+        self._step = ""
+        self._rows: list[int] = []
+        self._pending: list[tuple[str, int]] = []
+        self._is_finished: Callable[[str], bool] = lambda _: False
+        self._rows_before = self._rows_of_parts = self._advanced = 0
+        self._parts_done = 0
+        self._shown = 0
+
+    def begin(self, parts: Sequence[tuple[str, int]], is_finished: Callable[[str], bool]) -> None:
+        """Start the work on the parts.
+
+        Args:
+            parts: Key and number of rows of each part.
+            is_finished: ``is_finished(key)`` tells whether a part is in the store, whichever
+                process has worked on it.
+        """
+        pending = [part for part in parts if not is_finished(part[0])]
+        with self._lock:
+            self._rows = [max(rows, 1) for _, rows in parts]
+            self._pending, self._is_finished = (
+                [(k, max(rows, 1)) for k, rows in pending],
+                is_finished,
+            )
+            self._parts_done = len(parts) - len(pending)
+            self._rows_before = sum(self._rows) - sum(rows for _, rows in self._pending)
+            self._phase, self._step = "", ""
+            self._phase_started = time.monotonic()
+
+    def seal(self) -> None:
+        """Start the seal: all parts are finished."""
+        with self._lock:
+            self._rows_of_parts = sum(self._rows) - self._rows_before
+            self._parts_done, self._pending = len(self._rows), []
+            self._phase, self._step = "sealing", ""
+            self._phase_started = time.monotonic()
+
+    def step(self, what: str, done: int, total: int, note: str) -> None:
+        """Note a tick within the stage; the last tick of a stage is shown at once."""
+        name = "" if what == self._name else f"{what} "
+        with self._lock:
+            self._step = f"{name}{done:,} of {total:,} {note}".rstrip()
+
+    def advance(self, rows: int) -> None:
+        """Note rows of a part that is being worked on in this process."""
+        with self._lock:
+            self._advanced += rows
+
+    def tell(self) -> None:
+        """Pass a line to the followers."""
+        self._look_up_parts()
+        with self._lock:
+            line = self._line()
+        _tell(self._name, *line)
+
+    def _look_up_parts(self) -> None:
+        """Look up the next parts: other processes may have finished them."""
+        with self._lock:
+            pending = self._pending[:LOOKED_UP]
+        finished = {key for key, _ in pending if self._is_finished(key)}
+        with self._lock:
+            self._parts_done += len(finished)
+            self._rows_of_parts += sum(rows for key, rows in self._pending if key in finished)
+            self._pending = [part for part in self._pending if part[0] not in finished]
+
+    def _line(self) -> tuple[int, int, str]:
+        """Return finished rows, all rows, and the rest of the line."""
+        in_phase = time.monotonic() - self._phase_started
+        total, parts = sum(self._rows), len(self._rows)
+        since = max(self._rows_of_parts, self._advanced)
+        self._shown = max(self._shown, min(self._rows_before + since, total))
+        notes = []
+        if parts:
+            counts_rows = total > parts
+            notes = [self._unit if counts_rows else "parts"]
+            notes += [f"{self._parts_done:,} of {parts:,} parts"] if counts_rows else []
+        if self._phase:
+            notes.append(f"{self._phase} for {_minutes(in_phase)}")
+        elif since and in_phase > 0:
+            rate = since / in_phase
+            notes.append(f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.1f}/s")
+            notes.append(f"{_minutes((total - self._shown) / rate)} left")
+        notes += [self._step] if self._step and (self._phase or not since) else []
+        return self._shown, max(total, 1), ", ".join(notes)
+
+    def end(self) -> None:
+        """Pass the last line to the followers."""
+        total = max(sum(self._rows), 1)
+        took = f"done in {_minutes(time.monotonic() - self._started)}"
+        unit = [self._unit] if sum(self._rows) > len(self._rows) else []
+        _tell(self._name, total, total, ", ".join([*unit, took]))
+
+
+#: Stages of this process that are running, the innermost last.
+_stages: list[StageProgress] = []
+
+
+@contextmanager
+def report_stage(name: str, unit: str) -> Iterator[StageProgress]:
+    """Report on a stage while the block runs, at least every ``EVERY_S`` seconds."""
+    progress = StageProgress(name, unit)
+    ended = threading.Event()
+
+    def repeat() -> None:
+        while not ended.wait(EVERY_S):
+            progress.tell()
+
+    with _lock:
+        _stages.append(progress)
+    reporter = threading.Thread(target=repeat, name="geofm-progress", daemon=True)
+    reporter.start()
+    try:
+        yield progress
+        progress.end()
+    finally:
+        ended.set()
+        reporter.join()
+        with _lock:
+            _stages.remove(progress)
+
+
+def _minutes(seconds: float) -> str:
+    """Write a duration: 8 s, 3 min 20 s, 2 h 5 min."""
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 1:
+        return f"{rest} s"
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

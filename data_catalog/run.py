@@ -31,9 +31,9 @@ from data_catalog.database.schema import RunRow
 from data_catalog.errors import RunError
 from data_catalog.hashing import canonical
 from data_catalog.manifest import Manifest, software_versions
-from data_catalog.progress import tick
+from data_catalog.progress import report_stage, tick
 from data_catalog.stage import Job, Part, Stage
-from data_catalog.storage.process import peak_memory_mib
+from data_catalog.storage.process import one_blas_thread, peak_memory_mib
 from data_catalog.store import Store, list_files, part_files_by_inode
 
 log = logging.getLogger("geofm.run")
@@ -153,8 +153,8 @@ def run_job(
             artifact, run.metrics = existing, {"cached": True}
         note_states(stage, job, artifact, catalogue, existing is None)
         run.artifact = artifact.digest
-    unchanged = "unchanged" if existing is None else "found in the catalogue"
-    tick(stage.name, 1, 1, unchanged if run.metrics.get("cached") else "done")
+    if run.metrics.get("cached"):
+        tick(stage.name, 1, 1, "unchanged" if existing is None else "found in the catalogue")
     log.info("%s: %s %s", stage.name, stage.kind, artifact.digest[:12])
     return JobResult(artifact, run.metrics)
 
@@ -167,14 +167,16 @@ def _compute(
     keep: Callable[[dict[str, Any]], None],
 ) -> tuple[Artifact, dict[str, Any]]:
     """Plan, map and seal a job; returns the artifact and the metrics of the run."""
-    with meter(stage.name, keep) as spent:
+    with meter(stage.name, keep) as spent, report_stage(stage.name, stage.unit) as progress:
         parts = plan_parts(stage, job)
         spent.update(parts=len(parts), parts_worked=0)
+        progress.begin([(part.key, part.rows) for part in parts], job.store.has_part)
         finished = 0
-        for progress in mapper(stage, job, parts):
-            finished += progress.finished
-            spent["parts_worked"] += progress.computed
+        for done in mapper(stage, job, parts):
+            finished += done.finished
+            spent["parts_worked"] += done.computed
             tick(stage.name, finished, len(parts) + 1, "parts")
+        progress.seal()
         artifact, reported = seal(stage, job, parts)
     metrics = {
         "gpu_seconds": spent["seconds"] * gpus_held(stage, job),
@@ -319,7 +321,7 @@ def find(stage: Stage, job: Job, catalogue: Catalogue) -> Artifact | None:
 def plan_parts(stage: Stage, job: Job) -> list[Part]:
     """Plan a job's parts, and keep the plan in the store, where workers read it."""
     parts = stage.plan(job)
-    plan = canonical([{"key": p.key, "payload": p.payload} for p in parts])
+    plan = canonical([{"key": p.key, "payload": p.payload, "rows": p.rows} for p in parts])
     job.store.write_whole(job.store.plan_file(job.key), plan)
     return parts
 
@@ -327,11 +329,13 @@ def plan_parts(stage: Stage, job: Job) -> list[Part]:
 def read_plan(job: Job) -> list[Part]:
     """Read the parts that were planned for a job."""
     plan = json.loads(job.store.plan_file(job.key).read_bytes())
-    return [Part(p["key"], p["payload"]) for p in plan]
+    return [Part(p["key"], p["payload"], p["rows"]) for p in plan]
 
 
 def work_parts(stage: Stage, job: Job, parts: list[Part]) -> int:
     """Compute the missing parts, ``stage.at_once`` of them at a time.
+
+    Workers share the cores of a machine, so BLAS computes with one thread meanwhile.
 
     Returns:
         Number of parts computed.
@@ -342,17 +346,16 @@ def work_parts(stage: Stage, job: Job, parts: list[Part]) -> int:
     """
     missing = [part for part in parts if not job.store.has_part(part.key)]
     threads = min(stage.at_once, len(missing))
-    if threads < 2:
-        for part in missing:
-            _work_on_part(stage, job, part)
-        return len(missing)
-    with ThreadPoolExecutor(threads, thread_name_prefix="geofm-part") as pool:
-        try:
-            calls = [pool.submit(_work_on_part, stage, job, part) for part in missing]
-            for call in as_completed(calls):
-                call.result()
-        finally:  # also when a user interrupts
-            pool.shutdown(cancel_futures=True)
+    with one_blas_thread(), ExitStack() as stack:
+        if threads < 2:
+            for part in missing:
+                _work_on_part(stage, job, part)
+            return len(missing)
+        pool = ThreadPoolExecutor(threads, thread_name_prefix="geofm-part")
+        stack.callback(pool.shutdown, cancel_futures=True)  # also when a user interrupts
+        calls = [pool.submit(_work_on_part, stage, job, part) for part in missing]
+        for call in as_completed(calls):
+            call.result()
     return len(missing)
 
 

@@ -31,10 +31,17 @@ class NotExclusive(RunError):
 
 @dataclass(frozen=True)
 class Part:
-    """A share of a stage's work: its key, and a small JSON payload with the input of ``work``."""
+    """A share of a stage's work.
+
+    Attributes:
+        key: Cache key.
+        payload: Input of ``work`` as small JSON.
+        rows: Number of rows that it covers, for progress; 0 if it is not known.
+    """
 
     key: str
     payload: dict[str, Any]
+    rows: int = 0
 
 
 @dataclass(frozen=True)
@@ -120,7 +127,11 @@ class Job:
         return digest_of([self.stage, self.identity["settings"], inputs])
 
     def part(
-        self, payload: dict[str, Any], covers: Any, fields: Sequence[str] | None = None
+        self,
+        payload: dict[str, Any],
+        covers: Any,
+        fields: Sequence[str] | None = None,
+        rows: int = 0,
     ) -> Part:
         """Make a part. Its key depends on the stage's identity and on the rows it covers.
 
@@ -128,8 +139,10 @@ class Job:
             payload: Input of ``work`` as JSON; it does not change the key.
             covers: Content identity of the rows, as JSON (digests, ids).
             fields: Names of the settings that the part depends on; None for all.
+            rows: Number of rows, for progress; it does not change the key.
         """
-        return Part(digest_of({**self.identity_by(fields), "covers": covers}), payload)
+        key = digest_of({**self.identity_by(fields), "covers": covers})
+        return Part(key, payload, rows)
 
     def identity_by(self, fields: Sequence[str] | None) -> dict[str, Any]:
         """Return the identity with some of the settings only."""
@@ -188,6 +201,7 @@ class Stage:
             work waits for the network.
         device: ``device(requested)`` returns the device of its work, ``cpu`` or ``cuda``; None for
             a stage that never uses a GPU.
+        unit: What the rows of its parts are, in the plural.
     """
 
     name: str
@@ -210,6 +224,7 @@ class Stage:
     states: Callable[[Job, Artifact], dict[Key, ItemState]] | None = None
     at_once: int = 1
     device: Callable[[str], str] | None = None
+    unit: str = "chips"
 
 
 def prepare_part(job: Job, key: str, make: Callable[[Path], None]) -> Path:

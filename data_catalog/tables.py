@@ -11,14 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import geopandas as gpd
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import shapely
+from numpy.typing import NDArray
 from shapely.geometry.base import BaseGeometry
 
 #: Columns of a part's table: Arrow type, and the value of a row that lacks the column.
 Columns = Mapping[str, tuple[Any, Any]]
+#: Rows of a row group: a reader that needs some rows reads only their groups.
+GROUP_ROWS = 32_768
 #: Key of the note in the metadata of a schema.
 NOTE = b"note"
 
@@ -32,10 +36,10 @@ def write_table(frame: pd.DataFrame, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     plain = frame.reset_index(drop=True)
     if isinstance(plain, gpd.GeoDataFrame):
-        plain.to_parquet(path, index=False, compression="zstd")
+        plain.to_parquet(path, index=False, compression="zstd", row_group_size=GROUP_ROWS)
     else:
         table = pa.Table.from_pandas(plain, preserve_index=False)
-        pq.write_table(table, path, compression="zstd")
+        pq.write_table(table, path, compression="zstd", row_group_size=GROUP_ROWS)
 
 
 def read_table(path: str | Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
@@ -152,6 +156,24 @@ def read_rows(paths: Iterable[Path], number: int = 0) -> pd.DataFrame:
     areas = shapely.from_wkb(frame["geometry"].to_numpy())
     joined: pd.DataFrame = gpd.GeoDataFrame(frame.assign(geometry=areas), crs=4326)
     return joined
+
+
+def map_rows(paths: Iterable[Path]) -> list[pa.Table]:
+    """Map the first table of each part from its file, without reading it into memory."""
+    return [pa.ipc.open_stream(pa.memory_map(str(path))).read_all().replace_schema_metadata()
+            for path in paths]  # fmt: skip
+
+
+def write_sorted(table: pa.Table, order: NDArray[np.int64], path: Path) -> None:
+    """Write the rows of a table in some order as Parquet, one row group at a time.
+
+    The bytes depend on the rows and their order alone, not on the chunks of the table.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with pq.ParquetWriter(path, table.schema, compression="zstd") as file:
+        for first in range(0, len(order), GROUP_ROWS):
+            rows = table.take(order[first : first + GROUP_ROWS]).combine_chunks()
+            file.write_table(rows, row_group_size=GROUP_ROWS)
 
 
 def _table(path: Path, number: int) -> pa.Table:

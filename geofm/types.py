@@ -14,3 +14,5 @@ Indices = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Floats32 = NDArray[np.float32]
 Bools = NDArray[np.bool_]
+#: Left and right rows of pairs, each of shape (pairs,).
+Pairs = tuple[Indices, Indices]

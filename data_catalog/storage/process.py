@@ -1,4 +1,4 @@
-"""Processes: usable cores and peak memory, whether another process lives, ending with a parent.
+"""Processes: cores, threads of BLAS, peak memory, which processes live, ending with a parent.
 
 Only the machine of a process knows for certain whether the process lives.
 """
@@ -13,9 +13,13 @@ import signal
 import sys
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
+from typing import Any
+
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 _PROC = Path("/proc")
 #: Seconds between two checks of the parent.
@@ -28,6 +32,31 @@ def cores() -> int:
     """Return the number of cores that this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+_lock = threading.Lock()
+#: Blocks of ``one_blas_thread`` that run now, and the limits that the first of them has set.
+_blocks: dict[str, Any] = {"count": 0, "limits": None}
+
+
+@contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """Let BLAS (numpy, scipy, faiss) compute with one thread; the last block to end restores it.
+
+    Work that is divided among threads or processes needs this: otherwise each of them would start
+    as many BLAS threads as there are cores, which wait for each other.
+    """
+    with _lock:
+        if _blocks["count"] == 0:
+            _blocks["limits"] = threadpool_limits(1, user_api="blas")
+        _blocks["count"] += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _blocks["count"] -= 1
+            if _blocks["count"] == 0:
+                _blocks["limits"].restore_original_limits()
 
 
 def peak_memory_mib() -> float:

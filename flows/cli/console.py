@@ -24,7 +24,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from data_catalog.progress import listen
+from data_catalog.progress import follow
 from data_catalog.redaction import mask, printable
 
 out = Console(soft_wrap=True)
@@ -77,21 +77,22 @@ def _bars() -> Iterator[None]:
                     bars[stage], completed=done, total=total, note=escape(printable(note))
                 )
 
-        with listen(show):
+        with follow(show):
             yield
 
 
 @contextmanager
-def _lines(every_s: float = 5.0) -> Iterator[None]:
+def _lines(every_s: float = 4.0) -> Iterator[None]:
     last: dict[str, float] = {}
 
     def show(stage: str, done: int, total: int, note: str) -> None:
         now = time.monotonic()
         if done == total or now - last.get(stage, -every_s) >= every_s:
             last[stage] = now
-            print(f"{stage:>10}  {done}/{total}  {printable(note)}", file=sys.stderr, flush=True)
+            line = f"{stage:>10}  {done:,} of {total:,} {printable(note)}"
+            print(line.rstrip(), file=sys.stderr, flush=True)
 
-    with listen(show):
+    with follow(show):
         yield
 
 

@@ -109,7 +109,8 @@ def part_of(job: Job, number: int, windows: CutWindows) -> Part:
     """Return the part of an item's windows as it is planned."""
     payload = {"number": number, "order": windows.to_json()}
     covers = [*item_of(job, number).covers, windows.spans, windows.lost]
-    return job.part(payload, covers, PIXEL_SETTINGS)
+    cells = sum(end - first for _, first, end in windows.spans)
+    return job.part(payload, covers, PIXEL_SETTINGS, rows=cells)
 
 
 def check_failed(bad: Iterable[Quarantine], item_count: int, settings: CutSettings) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_catalog.hashing import canonical, digest_of
+from data_catalog.progress import advance
 from data_catalog.sources import Source
 from data_catalog.tables import write_rows
 from geofm.chips.items import ItemRecord
@@ -181,6 +182,7 @@ def cut_item(
             for cell, strip in cut_cells(scene, windows.spans, counter):
                 chips[cell].update(measure(strip, scene, item.profile))
                 yield f"{chips[cell]['chip_id']}{SUFFIX}", chip_bytes(strip.counts)
+                advance(1)
 
         tar = tar_name(item, settings, windows.spans)
         written = write_tar(out / CHIPS_TAR, members(), digests=False)

@@ -85,7 +85,7 @@ def plan(job: Job) -> list[Part]:
     for first in range(0, count, PART_ROWS):
         last = min(first + PART_ROWS, count)
         payload = {"frame": key, "first": first, "last": last}
-        parts.append(job.part(payload, [key, first, last]))
+        parts.append(job.part(payload, [key, first, last], rows=last - first))
     return parts
 
 

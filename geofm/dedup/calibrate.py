@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from data_catalog.errors import RunError
 from data_catalog.hashing import canonical
+from data_catalog.progress import advance
 from data_catalog.stage import Job, Part, Sealed, Stage
 from data_catalog.tables import write_table
 from geofm.config.recipe import CalibrateSettings
@@ -40,7 +41,7 @@ from geofm.embeddings.store import load_vectors
 from geofm.embeddings.vectors import EmbeddingSpace, make_space
 from geofm.embeddings.weight_inputs import inherit_weights, load_inherited
 from geofm.runtime.native import torch
-from geofm.runtime.parts import ChipRef, chips_by_part, covers, ok_chips, read_pixels
+from geofm.runtime.parts import ChipRef, chip_parts, covers, ok_chips, part_chips, read_pixels
 from geofm.runtime.threads import one_torch_thread
 
 #: Renderings of a chip, in the order of ``renderings``.
@@ -75,11 +76,12 @@ def plan(job: Job) -> list[Part]:
     sampled = _sampled_ids(job)
     encoder = [facts["weights_sha256"], facts["encoder"], facts["size_px"]]
     parts = []
-    for part, refs in chips_by_part(chips).items():
+    for part, refs in chip_parts(chips):
         sampled_refs = [ref for ref in refs if ref.chip_id in sampled]
         if sampled_refs:
             content = [encoder, covers(chips, part, sampled_refs)]
-            parts.append(job.part({"part": part}, content, ["sample"]))
+            payload = {"part": part, "chips": [ref.chip_id for ref in sampled_refs]}
+            parts.append(job.part(payload, content, ["sample"], rows=len(sampled_refs)))
     return parts
 
 
@@ -103,8 +105,8 @@ def work(job: Job, part: Part, folder: Path) -> None:
     """
     chips, name = job.inputs["chips"], part.payload["part"]
     facts = job.inputs["embeddings"].manifest.facts
-    sampled = _sampled_ids(job)
-    refs = [ref for ref in chips_by_part(chips)[name] if ref.chip_id in sampled]
+    sampled = set(part.payload["chips"])
+    refs = [ref for ref in part_chips(chips, name) if ref.chip_id in sampled]
     size_px = int(facts["size_px"])
     encoder = chip_encoder(load_inherited(job, "embeddings", "encoder"), size_px, "cpu")
     if encoder.weights_sha256 != facts["weights_sha256"]:
@@ -121,6 +123,7 @@ def work(job: Job, part: Part, folder: Path) -> None:
         images = torch.stack(views).contiguous(memory_format=torch.channels_last)
         with one_torch_thread():
             vectors.append(features(encoder, images).float().numpy().astype(np.float16))
+        advance(1)
     np.save(folder / "renderings.npy", np.stack(vectors))
     (folder / "ids.json").write_bytes(canonical([ref.chip_id for ref in refs]))
 

@@ -1,7 +1,7 @@
-"""Stage ``describe``: descriptors, perceptual hash and thumbnail of every usable chip.
+"""Stage ``describe``: descriptors, hash, signature and thumbnail of every usable chip.
 
 plan    one part per tar of chips
-work    describe the chips of a tar                       (descriptors.py, perceptual_hash.py)
+work    describe the chips of a tar       (descriptors.py, perceptual_hash.py, signature.py)
 seal    join the parts in the order of ``chips.parquet``
 
 Later stages find here what they need of the pixels, so no tar is opened twice. Nothing depends on a
@@ -17,20 +17,36 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from numpy.typing import NDArray
+import pyarrow.compute as pc
+from numpy.typing import DTypeLike, NDArray
 
 from data_catalog.artifact import Artifact
 from data_catalog.errors import RunError
+from data_catalog.progress import advance
 from data_catalog.stage import Job, Part, Sealed, Stage
-from data_catalog.tables import read_rows, write_columns, write_table
+from data_catalog.tables import map_rows, write_columns, write_sorted
 from geofm.dedup.descriptors import THUMBNAIL, measure_all
 from geofm.dedup.perceptual_hash import canonical_hash, hash_thumbnails
-from geofm.formats.npy import npy_head
-from geofm.runtime.parts import chips_by_part, covers, ok_chips, read_pixels
+from geofm.dedup.signature import WIDTH, signatures
+from geofm.formats.npy import write_npy_rows
+from geofm.runtime.parts import (
+    chip_parts,
+    covers,
+    ok_chip_ids,
+    part_chips,
+    read_pixels,
+    rows_of_chips,
+)
 
-VERSION = "5"
+VERSION = "6"
 #: Files of the artifact, and the rows of a part.
-TABLE, THUMBNAILS, ROWS = "descriptors.parquet", "thumbnails.npy", "rows.arrow"
+TABLE, ROWS = "descriptors.parquet", "rows.arrow"
+THUMBNAILS, SIGNATURES = "thumbnails.npy", "signatures.npy"
+#: Arrays of the artifact, with the shape and type of a chip's values.
+ARRAYS: dict[str, tuple[tuple[int, ...], DTypeLike]] = {
+    THUMBNAILS: ((THUMBNAIL, THUMBNAIL), np.uint8),
+    SIGNATURES: ((WIDTH,), np.int8),
+}
 #: Chips that are described together: their band thumbnails are in memory at once.
 TOGETHER = 16
 _REAL, _REALS, _HASH = pa.float64(), pa.list_(pa.float64()), pa.uint64()
@@ -55,15 +71,15 @@ def plan(job: Job) -> list[Part]:
     """List one part per tar; its key covers the tar and its usable chips."""
     chips = job.inputs["chips"]
     return [
-        job.part({"part": part}, covers(chips, part, refs))
-        for part, refs in chips_by_part(chips).items()
+        job.part({"part": part}, covers(chips, part, refs), rows=len(refs))
+        for part, refs in chip_parts(chips)
     ]
 
 
 def work(job: Job, part: Part, folder: Path) -> None:
-    """Describe the chips of one tar: ``rows.arrow`` and ``thumbnails.npy``."""
+    """Describe the chips of one tar: ``rows.arrow``, ``thumbnails.npy`` and ``signatures.npy``."""
     chips, name = job.inputs["chips"], part.payload["part"]
-    refs = chips_by_part(chips)[name]
+    refs = part_chips(chips, name)
     pixels = read_pixels(chips, name, refs)
     columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
     thumbnails = np.empty((len(refs), THUMBNAIL, THUMBNAIL), np.uint8)
@@ -75,48 +91,43 @@ def work(job: Job, part: Part, folder: Path) -> None:
             columns["chip_id"] += [ref.chip_id for ref in group]
             for column, values in measured.items():
                 columns[column] += values
+            advance(len(group))
     hashes = hash_thumbnails(thumbnails)
     write_columns(
         folder / ROWS,
         {**columns, "hash": hashes, "hash_canonical": canonical_hash(hashes)},
         COLUMNS,
     )
+    low, high = (np.array(columns[f"thumbnail_{end}"], np.float32) for end in ("low", "high"))
     np.save(folder / THUMBNAILS, thumbnails)
+    np.save(folder / SIGNATURES, signatures(thumbnails, high - low))
 
 
 def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
-    """Join the parts in the order of ``chips.parquet``: row r of both files is the same chip."""
-    ids = ok_chips(job.inputs["chips"], ["chip_id"])["chip_id"].astype(str)
-    row_of = {chip_id: row for row, chip_id in enumerate(ids)}
-    if not len(ids):
-        np.save(folder / THUMBNAILS, np.empty((0, THUMBNAIL, THUMBNAIL), np.uint8))
-        write_table(pd.DataFrame({"chip_id": ids}), folder / TABLE)
-        return Sealed(counts={"rows_in": 0, "rows_out": 0}, facts={"thumbnail_px": THUMBNAIL})
-    joined = read_rows(part / ROWS for part in folders)
-    rows = [row_of[chip_id] for chip_id in joined["chip_id"]]
-    _join_thumbnails(folders, rows, folder / THUMBNAILS)
-    write_table(joined.iloc[np.argsort(rows, kind="stable")], folder / TABLE)
-    return Sealed(
-        counts={"rows_in": len(ids), "rows_out": len(joined)},
-        facts={"thumbnail_px": THUMBNAIL, "constant": int(joined["constant"].sum())},
-    )
+    """Join the parts in the order of ``chips.parquet``: row r of all files is the same chip.
 
-
-def _join_thumbnails(folders: list[Path], rows: list[int], target: Path) -> None:
-    """Write the thumbnails of all parts as one array, each at its row, part by part.
-
-    The file is written, not mapped: a mapped file ends the process if the disk is full.
+    Raises:
+        RunError: A chip is missing in the parts (a defect).
     """
-    row = iter(rows)
-    head = npy_head(np.dtype(np.uint8), (len(rows), THUMBNAIL, THUMBNAIL))
-    with target.open("wb") as file:
-        file.write(head)
-        for part in folders:
-            for thumbnail in np.load(part / THUMBNAILS):
-                offset = len(head) + next(row) * THUMBNAIL**2
-                if file.tell() != offset:
-                    file.seek(offset)
-                file.write(thumbnail)
+    ids = ok_chip_ids(job.inputs["chips"])
+    joined = pa.concat_tables(
+        [pa.schema(list(COLUMNS.items())).empty_table(), *map_rows(part / ROWS for part in folders)]
+    )
+    rows = rows_of_chips(ids, joined.column("chip_id"))
+    if len(rows) != len(ids) or (rows < 0).any():
+        raise RunError(f"{len(rows)} of {len(ids)} chips are described; run the stage again")
+    ends = np.cumsum([len(np.load(part / SIGNATURES, mmap_mode="r")) for part in folders])
+    of_parts = np.split(rows, ends[:-1]) if folders else []
+    for name, (shape, kind) in ARRAYS.items():
+        arrays = (np.load(part / name) for part in folders)
+        write_npy_rows(folder / name, (len(ids), *shape), kind, zip(of_parts, arrays, strict=True))
+    order = np.argsort(rows, kind="stable")
+    write_sorted(joined, order, folder / TABLE)
+    constant = int(pc.sum(joined.column("constant")).as_py() or 0)
+    return Sealed(
+        counts={"rows_in": len(ids), "rows_out": len(ids)},
+        facts={"thumbnail_px": THUMBNAIL, "constant": constant},
+    )
 
 
 def load_descriptors(
@@ -154,7 +165,7 @@ STAGE = Stage(
     version=VERSION,
     kind="descriptors",
     inputs=("chips",),
-    software=("numpy",),
+    software=("numpy", "scipy"),
     plan=plan,
     work=work,
     seal=seal,

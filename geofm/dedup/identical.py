@@ -8,8 +8,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from geofm.dedup.matmul import map_on_cores
 from geofm.embeddings.vectors import READ_ROWS, read_rows, take_rows
+from geofm.runtime.threads import map_on_cores
 from geofm.types import Indices
 
 #: 64-bit hashes of the bytes of vectors.

@@ -43,13 +43,12 @@ from geofm.dedup.matmul import (
     best_precision,
     for_each_block,
     gather_rows,
-    map_on_cores,
     near_pairs,
 )
 from geofm.dedup.partition import Cells, Partition, sort_visits, visit_keys
 from geofm.embeddings.vectors import EmbeddingSpace
 from geofm.runtime.native import torch
-from geofm.runtime.threads import one_torch_thread
+from geofm.runtime.threads import map_on_cores, one_torch_thread
 from geofm.types import Floats32, Indices
 
 #: Numbers of a sketch. Vectors with fewer than twice as many numbers are compared as they are.

@@ -30,12 +30,12 @@ from geofm.dedup.matmul import (
     as_factors,
     best_precision,
     gather_rows,
-    map_on_cores,
     near_pairs,
 )
 from geofm.dedup.partition import Cells, Partition, is_covered
 from geofm.embeddings.vectors import BLOCK, READ_ROWS, EmbeddingSpace, take_rows, unit_rows
 from geofm.runtime.native import torch
+from geofm.runtime.threads import map_on_cores
 from geofm.types import Indices
 
 #: Rows that are converted to unit vectors at once: they stay in the cache of a core.

@@ -10,8 +10,7 @@ processor.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
@@ -22,10 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_catalog.errors import RunError
-from data_catalog.storage.process import cores
 from geofm.embeddings.vectors import FLOAT32_ERROR, READ_ROWS, EmbeddingSpace
 from geofm.runtime.native import torch
-from geofm.runtime.threads import Item, Result, map_ordered, one_torch_thread
+from geofm.runtime.threads import map_on_cores
 from geofm.types import Floats32, Indices
 
 #: Rows and columns of a tile of products: it stays in the cache of a core while it is compared.
@@ -44,8 +42,8 @@ BF16_SUM = 2.0**-9 + 2.0**-11
 BF16_ERROR = 2.0**-7 + 2.0**-16 + BF16_SUM
 #: Rows that ``for_each_block`` passes on at once: with fewer, calls cost more than the cache saves.
 BLOCK_ROWS = 4096
-#: Items per thread that are started before the oldest result is taken; some take far longer.
-LOOKAHEAD = 32
+#: Numbers of the largest block whose memory a thread keeps.
+MOST_KEPT = 1 << 24
 #: Flags of processors that multiply bfloat16.
 BF16_FLAGS = ("avx512_bf16", "amx_bf16")
 
@@ -118,10 +116,12 @@ def multiply(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 
 
 def _reuse_memory(name: str, shape: tuple[int, int], dtype: torch.dtype) -> torch.Tensor:
-    """Return memory of this thread by name, with its last content."""
+    """Return memory of this thread by name, with its last content; new memory for a large block."""
     blocks: dict[tuple[str, torch.dtype], torch.Tensor]
     blocks = _thread_memory.__dict__.setdefault("blocks", {})
     size = shape[0] * shape[1]
+    if size > MOST_KEPT:  # threads live as long as the process
+        return torch.empty(shape, dtype=dtype)
     block = blocks.get((name, dtype))
     if block is None or block.shape[0] < size:
         block = blocks[name, dtype] = torch.empty(size, dtype=dtype)
@@ -260,24 +260,6 @@ def _at_least(tile: torch.Tensor, lowest: np.float32) -> tuple[Indices, Indices]
     candidates = np.flatnonzero(values.max(axis=1) >= limit)
     i, j = np.divmod(np.flatnonzero(values[candidates] >= limit), values.shape[1])
     return candidates[i], j
-
-
-def map_on_cores(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
-    """Apply a function to items, with one thread per core, and yield the results in order.
-
-    Products of small blocks and the work around them keep a core busy. The threads of torch itself
-    would wait for each other after every block.
-    """
-    threads = cores()
-    if threads == 1 or len(items) == 1:
-        yield from map(function, items)
-        return
-    # MKL keeps a number of threads for each thread, so each sets its own
-    with (
-        one_torch_thread(),
-        ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool,
-    ):
-        yield from map_ordered(pool, function, items, LOOKAHEAD * threads)
 
 
 def for_each_block(space: EmbeddingSpace, visit: Callable[[int, Floats32], None]) -> None:

@@ -32,12 +32,12 @@ from data_catalog.progress import tick
 from geofm.dedup.matmul import (
     as_factors,
     best_precision,
-    map_on_cores,
     multiply,
     near_pairs,
 )
 from geofm.embeddings.vectors import BLOCK, EmbeddingSpace, take_rows, use_all_cores
 from geofm.runtime.native import faiss, torch
+from geofm.runtime.threads import map_on_cores
 from geofm.types import Floats, Floats32, Indices
 
 #: Pools up to this size are searched exhaustively: n² d / 2 products, a second or two.

@@ -19,20 +19,30 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from data_catalog.errors import RunError, UsageError, first_line
 from data_catalog.hashing import canonical
+from data_catalog.progress import advance
 from data_catalog.stage import Job, Part, Sealed, Stage
-from data_catalog.tables import write_table
+from data_catalog.tables import write_sorted
 from geofm.config.recipe import EmbedSettings
 from geofm.embeddings.encoders import CPU_BATCH, Encoder, features, fuse_for_cpu, load_encoder
 from geofm.embeddings.images import prepare_chip
 from geofm.embeddings.weight_inputs import load_resolved, resolve_weights, weights_facts
 from geofm.embeddings.weights import Weights, WeightsMismatch
+from geofm.formats.npy import write_npy_rows
 from geofm.runtime.native import torch
-from geofm.runtime.parts import ChipRef, chips_by_part, covers, ok_chips, read_pixels
+from geofm.runtime.parts import (
+    ChipRef,
+    chip_parts,
+    covers,
+    ok_chip_ids,
+    part_chips,
+    read_pixels,
+    rows_of_chips,
+)
 from geofm.runtime.threads import keep_freed_memory, map_ordered, one_torch_thread
 
 #: How chips become images; a fact of the artifact.
@@ -54,8 +64,8 @@ def plan(job: Job) -> list[Part]:
     """List one part per tar; its key covers the tar, its usable chips and the weights."""
     chips, weights = job.inputs["chips"], _encoder(job).weights_sha256
     return [
-        job.part({"part": part}, [weights, *covers(chips, part, refs)])
-        for part, refs in chips_by_part(chips).items()
+        job.part({"part": part}, [weights, *covers(chips, part, refs)], rows=len(refs))
+        for part, refs in chip_parts(chips)
     ]
 
 
@@ -97,7 +107,7 @@ def work(job: Job, part: Part, folder: Path) -> None:
         RunError: The encoder gives numbers that float16 cannot hold.
     """
     chips, settings, name = job.inputs["chips"], _settings(job), part.payload["part"]
-    refs = chips_by_part(chips)[name]
+    refs = part_chips(chips, name)
     device = encoder_device(job.device)
     encoder = _encoder(job)
     pixels = read_pixels(chips, name, refs)
@@ -115,7 +125,10 @@ def work(job: Job, part: Part, folder: Path) -> None:
         batches: Iterator[torch.Tensor] = map(prepare_batch, starts)
         if device == "cuda":
             batches = map_ordered(reader, prepare_batch, starts, lookahead=1)
-        vectors = np.concatenate([_encode_batch(encoder, images, device) for images in batches])
+        vectors = np.empty((len(refs), encoder.width), np.float16)
+        for first, images in zip(starts, batches, strict=True):
+            vectors[first : first + size] = _encode_batch(encoder, images, device)
+            advance(len(images))
     if not np.isfinite(vectors).all():
         raise RunError(
             f"encoder {settings.encoder} gave values beyond float16 for chips of {name}; "
@@ -149,20 +162,24 @@ def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
     """Write ``embeddings.npy`` and ``ids.parquet`` in the order of ``chips.parquet``."""
     settings = _settings(job)
     encoder = _encoder(job)
-    ids = ok_chips(job.inputs["chips"], ["chip_id"])["chip_id"].astype(str)
-    row_of = {chip_id: row for row, chip_id in enumerate(ids)}
-    vectors = np.zeros((len(ids), encoder.width), dtype=np.float16)
-    devices = set()
-    embedded = 0
-    for part in folders:
-        part_ids = json.loads((part / "ids.json").read_bytes())
-        vectors[[row_of[chip_id] for chip_id in part_ids]] = np.load(part / "embeddings.npy")
-        devices.add(json.loads((part / "made.json").read_bytes())["device"])
-        embedded += len(part_ids)
-    np.save(folder / "embeddings.npy", vectors)
-    write_table(pd.DataFrame({"chip_id": ids}), folder / "ids.parquet")
+    ids = ok_chip_ids(job.inputs["chips"])
+    ids_of_parts = [json.loads((part / "ids.json").read_bytes()) for part in folders]
+    ends = np.cumsum([len(part_ids) for part_ids in ids_of_parts])
+    joined = pa.chunked_array([pa.array(part_ids, ids.type) for part_ids in ids_of_parts], ids.type)
+    del ids_of_parts
+    rows = rows_of_chips(ids, joined)
+    of_parts = np.split(rows, ends[:-1]) if folders else []
+    vectors = (np.load(part / "embeddings.npy") for part in folders)
+    write_npy_rows(
+        folder / "embeddings.npy",
+        (len(ids), encoder.width),
+        np.float16,
+        zip(of_parts, vectors, strict=True),
+    )
+    write_sorted(pa.table({"chip_id": ids}), np.arange(len(ids)), folder / "ids.parquet")
+    devices = {json.loads((part / "made.json").read_bytes())["device"] for part in folders}
     return Sealed(
-        counts={"rows_in": len(ids), "rows_out": embedded},
+        counts={"rows_in": len(ids), "rows_out": len(joined)},
         facts={
             "encoder": settings.encoder,
             "weights_sha256": encoder.weights_sha256,

@@ -1,4 +1,4 @@
-"""Chips as ``.npy`` members of tars.
+"""Chips as ``.npy`` members of tars, and large ``.npy`` files that are written row by row.
 
 A chip is found by the offset of its member and identified by the digest of its pixels.
 """
@@ -8,15 +8,18 @@ from __future__ import annotations
 import hashlib
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from data_catalog.artifact import Artifact
+from geofm.types import Indices
 
 #: Suffix of a member that holds pixels.
 SUFFIX = ".npy"
@@ -82,3 +85,33 @@ def read_chip(chips: Artifact, row: Any) -> NDArray[Any]:
         row[name] if by_key else getattr(row, name) for name in ("part", "offset", "size")
     )
     return chip_from_bytes(chips.read_range(part, int(offset), int(size)))
+
+
+def write_npy_rows(
+    path: Path,
+    shape: tuple[int, ...],
+    dtype: DTypeLike,
+    blocks: Iterable[tuple[Indices, NDArray[Any]]],
+) -> None:
+    """Write an array whose rows come in blocks, in any order; only a block is in memory.
+
+    The file is written, not mapped: a mapped file ends the process if the disk is full.
+
+    Args:
+        path: The file.
+        shape: Shape of the array.
+        dtype: Type of the array.
+        blocks: Row numbers, shape (n,), and values, shape (n, ...), of each block; together all
+            rows of the array.
+    """
+    head = npy_head(np.dtype(dtype), shape)
+    size = math.prod(shape[1:]) * np.dtype(dtype).itemsize
+    with path.open("wb") as file:
+        file.write(head)
+        for rows, values in blocks:
+            order = np.argsort(rows, kind="stable")
+            starts = np.flatnonzero(np.diff(rows[order], prepend=-2) != 1)
+            sorted_values = np.ascontiguousarray(values[order], dtype=dtype)
+            for first, last in pairwise([*starts.tolist(), len(order)]):
+                file.seek(len(head) + int(rows[order[first]]) * size)
+                file.write(sorted_values[first:last].data)

@@ -21,9 +21,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from data_catalog.progress import tick
-from geofm.dedup.alike import SAME_VIEW, compare_thumbnails, match_hashes
+from geofm.dedup.alike import SAME_VIEW, compare_thumbnails
 from geofm.dedup.descriptors import THUMBNAIL, is_monotone, measure
-from geofm.dedup.perceptual_hash import ORIENTATIONS, hash_thumbnails, orient
+from geofm.dedup.perceptual_hash import ORIENTATIONS, hash_thumbnails, match_hashes, orient
 from geofm.embeddings.encoders import Encoder, encode
 from geofm.embeddings.vectors import FLOAT32_ERROR, EmbeddingSpace
 from geofm.pool.proximity import near_areas
@@ -318,8 +318,8 @@ def _by_pixels(
             descriptors[GREY_RANGE].iloc[chip_rows],
             views.descriptors[GREY_RANGE].iloc[view_rows],
         ]
-        low, high = pd.concat(grey).to_numpy(np.float32).T
-        result = compare_thumbnails(both, low, high, left, len(chip_rows) + right)
+        contrast = pd.concat(grey).to_numpy(np.float32)
+        result = compare_thumbnails(both, contrast, left, len(chip_rows) + right)
         same[part] = (result.similarity >= same_view) & (result.iou >= LEAST_IOU)
         similarity[part] = result.similarity
     reason = (

@@ -1,4 +1,4 @@
-"""Threads: ordered work in a pool, kept memory, and torch's global state.
+"""Threads: ordered work in a pool, work on all cores, kept memory, and torch's global state.
 
 Torch has one number of threads and one random state per process. The context managers at the end
 let threads of a process use them without disturbing each other.
@@ -10,12 +10,13 @@ import ctypes
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
 from typing import TypeVar
 
+from data_catalog.storage.process import cores, one_blas_thread
 from geofm.runtime.native import torch
 
 #: Largest block (bytes) that is allocated from kept memory, and most memory that is kept.
@@ -43,8 +44,10 @@ def keep_freed_memory() -> bool:
 
 @cache
 def _pool(name: str, threads: int, process: int) -> ThreadPoolExecutor:
-    """Make the pool of a name and a process."""
-    return ThreadPoolExecutor(threads, thread_name_prefix=name)
+    """Make the pool of a name and a process; torch keeps a number of threads for each thread."""
+    return ThreadPoolExecutor(
+        threads, thread_name_prefix=name, initializer=torch.set_num_threads, initargs=(1,)
+    )
 
 
 def shared_pool(name: str, threads: int) -> ThreadPoolExecutor:
@@ -85,6 +88,28 @@ def map_ordered(
             future.cancel()
 
 
+#: Items per thread that are started before the oldest result is taken; some take far longer.
+LOOKAHEAD = 32
+#: Name of the pool that computes on all cores.
+CORES = "geofm-cores"
+
+
+def map_on_cores(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+    """Apply a function to items, with one thread per core, and yield the results in order.
+
+    All callers of a process share the threads, so parts that are worked on at once do not start
+    more threads than there are cores. Products of small blocks and the work around them keep a core
+    busy; the threads of torch and BLAS themselves would wait for each other after every block.
+    """
+    threads = cores()
+    is_nested = threading.current_thread().name.startswith(CORES)
+    if threads == 1 or len(items) == 1 or is_nested:
+        yield from map(function, items)
+        return
+    with one_torch_thread():
+        yield from map_ordered(shared_pool(CORES, threads), function, items, LOOKAHEAD * threads)
+
+
 _lock = threading.Lock()
 #: Number of blocks that run now, and the number of threads before the first.
 _blocks = {"count": 0, "threads_before": 0}
@@ -92,14 +117,15 @@ _blocks = {"count": 0, "threads_before": 0}
 
 @contextmanager
 def one_torch_thread() -> Iterator[None]:
-    """Let torch compute with one thread; the last block that ends restores the number."""
+    """Let torch and BLAS compute with one thread; the last block that ends restores the number."""
     with _lock:
         if _blocks["count"] == 0:
             _blocks["threads_before"] = torch.get_num_threads()
         _blocks["count"] += 1
         torch.set_num_threads(1)
     try:
-        yield
+        with one_blas_thread():
+            yield
     finally:
         with _lock:
             _blocks["count"] -= 1

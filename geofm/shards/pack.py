@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from data_catalog.errors import CheckError
 from data_catalog.hashing import canonical, digest_of
-from data_catalog.progress import tick
+from data_catalog.progress import advance, tick
 from data_catalog.run import read_plan
 from data_catalog.sources import count_sources
 from data_catalog.stage import Job, Part, Sealed, Stage, link
@@ -88,8 +88,8 @@ def plan(job: Job) -> list[Part]:
             ]
             name = f"shards/{settings.name}-{split}-{number:05d}.tar"
             payload = {"first": first, "last": last, "split": split, "shard": name}
-            parts.append(job.part(payload, covers, fields=()))
-            tick("pack plan", last, len(samples), "samples")
+            parts.append(job.part(payload, covers, fields=(), rows=last - first))
+            tick("planning", last, len(samples), "samples")
     return parts
 
 
@@ -117,6 +117,7 @@ def work(job: Job, part: Part, folder: Path) -> None:
             keys.append(key)
             yield f"{key}{SUFFIX}", payload
             yield f"{key}.json", canonical(document)
+            advance(1)
 
     written = write_tar(folder / TAR, members())
     with pa.OSFile(str(folder / ROWS), "wb") as file:
@@ -124,7 +125,6 @@ def work(job: Job, part: Part, folder: Path) -> None:
         with pa.ipc.new_file(file, rows.schema) as writer:
             writer.write_table(rows)
     (folder / SUMS).write_bytes(canonical(sums.to_json()))
-    tick("pack", len(keys), len(keys), "samples")
 
 
 def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
@@ -185,4 +185,5 @@ STAGE = Stage(
     seal=seal,
     seeded=True,
     exclusive=True,
+    unit="samples",
 )

@@ -9,13 +9,15 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from geofm.dedup.alike import PixelDuplicates, find_pixel_duplicates, propose_pairs
+from geofm.dedup.alike import PixelDuplicates, find_pixel_duplicates
 from geofm.dedup.certificate import QUERIES, audit_sample, certify
 from geofm.dedup.edges import Edges, merge_edges
 from geofm.dedup.identical import hash_vectors
 from geofm.dedup.join import MOST_EDGES, join_cells, too_many_pairs
 from geofm.dedup.pairs import group_cells
 from geofm.dedup.partition import Cells, Partition, assign_cells, train_partition
+from geofm.dedup.perceptual_hash import near_by_hash, unique_pairs
+from geofm.dedup.signature import near_signatures, signatures
 from geofm.embeddings.vectors import EmbeddingSpace
 from geofm.types import Indices
 
@@ -68,12 +70,11 @@ def audit_edges(
     return certify(audit, edges, len(space))
 
 
-def find_alike(
-    descriptors: pd.DataFrame,
-    thumbnails: NDArray[np.uint8],
-    near: tuple[Indices, Indices] | None = None,
-) -> PixelDuplicates:
-    """Find the pixel duplicates among candidates by hash and other candidates."""
-    nothing = np.empty(0, np.int64), np.empty(0, np.int64)
-    left, right = propose_pairs(descriptors, nothing if near is None else near)
-    return find_pixel_duplicates(descriptors, thumbnails, left, right)
+def find_alike(descriptors: pd.DataFrame, thumbnails: NDArray[np.uint8]) -> PixelDuplicates:
+    """Find the pixel duplicates among all pairs with near hashes or signatures."""
+    contrast = descriptors[["thumbnail_low", "thumbnail_high"]].to_numpy(np.float32)
+    of_chips = signatures(thumbnails, contrast[:, 1] - contrast[:, 0])
+    by_hash = near_by_hash(descriptors["hash"].to_numpy(np.uint64))
+    by_signature = near_signatures(of_chips, of_chips)
+    left, right = (np.concatenate(side) for side in zip(by_hash, by_signature, strict=True))
+    return find_pixel_duplicates(thumbnails, contrast, *unique_pairs(left, right, len(descriptors)))

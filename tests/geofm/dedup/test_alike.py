@@ -9,17 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter, shift
 
-from geofm.dedup.alike import (
+from geofm.dedup.alike import KINDS, compare_thumbnails
+from geofm.dedup.descriptors import measure
+from geofm.dedup.perceptual_hash import (
     BUCKET,
-    KINDS,
-    compare_thumbnails,
-    near_by_embedding,
+    hamming_distance,
+    hash_orientations,
+    hash_thumbnails,
     near_by_hash,
+    orient,
     slice_bits,
 )
-from geofm.dedup.descriptors import measure
-from geofm.dedup.perceptual_hash import hamming_distance, hash_orientations, hash_thumbnails, orient
-from geofm.embeddings.vectors import make_space
 from tests.geofm.dedup.search import find_alike
 
 EXAMPLES = int(os.environ.get("GEOFM_EXAMPLES", "25"))
@@ -50,8 +50,11 @@ def _describe(chips: list[np.ndarray]) -> tuple[pd.DataFrame, np.ndarray]:
 
 def _compare(chips: list[np.ndarray], left: list[int], right: list[int]):
     table, thumbnails = _describe(chips)
-    low, high = (table[f"thumbnail_{end}"].to_numpy(np.float32) for end in ("low", "high"))
-    return compare_thumbnails(thumbnails, low, high, np.array(left), np.array(right))
+    return compare_thumbnails(thumbnails, _contrast(table), np.array(left), np.array(right))
+
+
+def _contrast(table: pd.DataFrame) -> np.ndarray:
+    return table[["thumbnail_low", "thumbnail_high"]].to_numpy(np.float32)
 
 
 @given(st.integers(0, 10_000), st.integers(0, 7), st.integers(-15, 15), st.integers(-15, 15),
@@ -95,9 +98,8 @@ def test_pairs_do_not_depend_on_their_company():
     left, right = np.triu_indices(6, 1)
     together = _compare(chips, list(left), list(right))
     table, thumbnails = _describe(chips)
-    ends = [table[f"thumbnail_{end}"].to_numpy(np.float32) for end in ("low", "high")]
     for n in (0, 7, 14):
-        alone = compare_thumbnails(thumbnails, *ends, left[n : n + 1], right[n : n + 1])
+        alone = compare_thumbnails(thumbnails, _contrast(table), left[n : n + 1], right[n : n + 1])
         assert alone.similarity[0] == together.similarity[n]
         assert (alone.shift[0] == together.shift[n]).all()
 
@@ -130,23 +132,18 @@ def test_a_flood_of_like_hashes_stays_linear():
     assert 0 < len(left) <= 1800 * BUCKET * 8
 
 
-def test_find_alike_names_the_kind_and_needs_neighbours_for_overlaps():
+def test_find_alike_names_the_kind():
     ground = [_ground(seed) for seed in range(5)]
     chips = [_cut(g) for g in ground]
     chips += [np.ascontiguousarray(orient(_cut(ground[0]), 5)), _cut(ground[1] * 1.2)]
     chips += [_cut(ground[2], 80, 70), _cut(ground[3], 124, 64), _cut(ground[4], 66, 64)]
-    table, thumbnails = _describe(chips)
-    alone = find_alike(table, thumbnails)
-    kinds = {(a, b): KINDS[k] for a, b, k in zip(alone.left, alone.right, alone.kind, strict=True)}
-    assert kinds[0, 5] == "turned"
-    assert kinds[1, 6] == "same view"
-    assert (2, 7) not in kinds
-    near = (np.array([7, 8, 0, 2]), np.array([2, 3, 4, 7]))
-    found = find_alike(table, thumbnails, near)
+    found = find_alike(*_describe(chips))
     kinds = {(a, b): KINDS[k] for a, b, k in zip(found.left, found.right, found.kind, strict=True)}
+    # 3 and 8 share too little ground; 4 and 9 are one thumbnail pixel apart
+    assert set(kinds) == {(0, 5), (1, 6), (2, 7), (4, 9)}
+    assert kinds[0, 5] == "turned"
+    assert kinds[1, 6] == kinds[4, 9] == "same view"
     assert kinds[2, 7] == "overlap"
-    assert (3, 8) not in kinds  # they share too little ground
-    assert set(kinds) == {(0, 5), (1, 6), (2, 7), *([(4, 9)] if (4, 9) in kinds else [])}
     assert (found.left < found.right).all()
     assert list(zip(found.left, found.right, strict=True)) == sorted(kinds)
 
@@ -155,13 +152,3 @@ def test_nothing_to_compare():
     table, thumbnails = _describe([_cut(_ground(1))])
     assert len(find_alike(table, thumbnails)) == 0
     assert len(find_alike(table[:0], thumbnails[:0])) == 0
-
-
-def test_neighbours_by_embedding_are_pairs_once():
-    draw = np.random.default_rng(0)
-    vectors = np.repeat(draw.normal(size=(20, 16)), 3, axis=0) + draw.normal(0, 0.05, (60, 16))
-    left, right = near_by_embedding(make_space(vectors.astype(np.float16)), 2)
-    assert (left < right).all()
-    assert {(a, b) for a, b in zip(left, right, strict=True) if a // 3 == b // 3} == {
-        (3 * g + a, 3 * g + b) for g in range(20) for a, b in ((0, 1), (0, 2), (1, 2))
-    }

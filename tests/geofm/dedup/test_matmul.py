@@ -10,7 +10,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from geofm.dedup import matmul
-from geofm.dedup.matmul import BFLOAT16, FLOAT32, as_factors, map_on_cores, near_pairs
+from geofm.dedup.matmul import BFLOAT16, FLOAT32, as_factors, near_pairs
+from geofm.runtime.threads import map_on_cores
 
 EXAMPLES = int(os.environ.get("GEOFM_EXAMPLES", "25"))
 
