@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from data_catalog.storage.process import cores
 from geofm.runtime.native import faiss, torch
+from geofm.runtime.threads import is_core_thread, map_on_cores
 from geofm.types import Floats, Floats32, Indices
 
 #: Pools smaller than this are not centred: the mean of a few chips is mostly the chips themselves.
@@ -161,9 +162,12 @@ def quantize(space: EmbeddingSpace, rows: Indices) -> Quantized:
 
 def quantized_blocks(space: EmbeddingSpace, rows: Indices) -> Iterator[tuple[slice, Quantized]]:
     """Yield the quantized vectors of ``BLOCK`` rows at a time, with their positions in ``rows``."""
-    for first in range(0, len(rows), BLOCK):
+
+    def quantize_part(first: int) -> tuple[slice, Quantized]:
         part = slice(first, first + BLOCK)
-        yield part, quantize_units(space.exact_units(rows[part]))
+        return part, quantize_units(space.exact_units(rows[part]))
+
+    yield from map_on_cores(quantize_part, range(0, len(rows), BLOCK), lookahead=1)
 
 
 # Reading stored vectors. The pages of a mapped file count as memory of the process until another
@@ -219,8 +223,8 @@ def _read_single_rows(stored: np.memmap[Any, np.dtype[np.float16]], rows: Indice
 
 
 def use_all_cores() -> None:
-    """Let faiss use as many threads as this process may use cores."""
-    faiss.omp_set_num_threads(cores())
+    """Let faiss use all cores, unless each core has a thread of ``map_on_cores`` already."""
+    faiss.omp_set_num_threads(1 if is_core_thread() else cores())
 
 
 def nearest_rows(

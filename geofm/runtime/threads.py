@@ -94,20 +94,31 @@ LOOKAHEAD = 32
 CORES = "geofm-cores"
 
 
-def map_on_cores(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+def is_core_thread() -> bool:
+    """Tell whether the caller is a thread of ``map_on_cores``; then other cores are busy too."""
+    return threading.current_thread().name.startswith(CORES)
+
+
+def map_on_cores(
+    function: Callable[[Item], Result], items: Sequence[Item], lookahead: int = LOOKAHEAD
+) -> Iterator[Result]:
     """Apply a function to items, with one thread per core, and yield the results in order.
 
     All callers of a process share the threads, so parts that are worked on at once do not start
     more threads than there are cores. Products of small blocks and the work around them keep a core
     busy; the threads of torch and BLAS themselves would wait for each other after every block.
+
+    Args:
+        function: The function.
+        items: The items.
+        lookahead: Items per thread that are started before the oldest result is taken.
     """
     threads = cores()
-    is_nested = threading.current_thread().name.startswith(CORES)
-    if threads == 1 or len(items) == 1 or is_nested:
+    if threads == 1 or len(items) == 1 or is_core_thread():
         yield from map(function, items)
         return
     with one_torch_thread():
-        yield from map_ordered(shared_pool(CORES, threads), function, items, LOOKAHEAD * threads)
+        yield from map_ordered(shared_pool(CORES, threads), function, items, lookahead * threads)
 
 
 _lock = threading.Lock()

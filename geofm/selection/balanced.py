@@ -18,7 +18,8 @@ import numpy as np
 
 from geofm.embeddings.clusters import cluster, divide_into_groups, rows_by_label
 from geofm.embeddings.vectors import STEPS, EmbeddingSpace, Quantized
-from geofm.types import Indices
+from geofm.runtime.threads import map_on_cores
+from geofm.types import Floats, Indices
 
 #: Chips per leaf, and children per cluster of a higher level.
 LEAF_ROWS, CHILDREN = 20, 10
@@ -62,8 +63,13 @@ def _cluster_by_group(
         centres, shape (clusters, d).
     """
     clusters, cluster_centres = [], []
-    for group in divide_into_groups(space, rows, GROUP_ROWS, seed):
-        labels, centres, similarity = cluster(space, rows[group], -(-len(group) // size), seed)
+    groups = divide_into_groups(space, rows, GROUP_ROWS, seed)
+
+    def cluster_group(group: Indices) -> tuple[Indices, Quantized, Floats]:
+        return cluster(space, rows[group], -(-len(group) // size), seed)
+
+    clustered = map_on_cores(cluster_group, groups)
+    for group, (labels, centres, similarity) in zip(groups, clustered, strict=True):
         for number, members in enumerate(rows_by_label(labels, len(centres))):
             if len(members):
                 closest_first = np.argsort(-similarity[members], kind="stable")

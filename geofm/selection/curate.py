@@ -49,8 +49,9 @@ from geofm.dedup.leader import (
 from geofm.dedup.methods import METHODS, DedupMethod
 from geofm.dedup.pairs import read_pair_search
 from geofm.embeddings.clusters import cluster
+from geofm.embeddings.neighbours import most_similar
 from geofm.embeddings.store import open_vectors, rows_of
-from geofm.embeddings.vectors import EmbeddingSpace, nearest_rows
+from geofm.embeddings.vectors import EmbeddingSpace
 from geofm.pool.pool import Pool, load_pool
 from geofm.selection.methods import Candidates, select
 from geofm.selection.metrics import compare_selections
@@ -481,8 +482,8 @@ def find_witnesses(graph: DuplicateGraph, kept: Mask) -> _Witnesses:
     unpaired = np.flatnonzero(~kept & (witnesses.row < 0)).astype(np.int64)
     if len(unpaired):
         kept_nodes = np.flatnonzero(kept).astype(np.int64)
-        rows, similarity = nearest_rows(graph.space, unpaired, kept_nodes, 1)
-        witnesses.row[unpaired], witnesses.similarity[unpaired] = rows[:, 0], similarity[:, 0]
+        nearest = most_similar(graph.space, unpaired, kept_nodes)
+        witnesses.row[unpaired], witnesses.similarity[unpaired] = nearest
     return witnesses
 
 

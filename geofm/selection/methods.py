@@ -38,6 +38,7 @@ from data_catalog.progress import tick
 from geofm.embeddings.clusters import divide_into_groups
 from geofm.embeddings.neighbours import knn_radius
 from geofm.embeddings.vectors import EmbeddingSpace
+from geofm.runtime.threads import map_on_cores
 from geofm.selection.balanced import balanced_rank
 from geofm.selection.greedy import (
     facility_order,
@@ -169,15 +170,18 @@ def _greedy_priority(
 ) -> Floats:
     """Compute the gains of facility location; if ``rarity`` is None, distances of k-centre."""
     priority = np.empty(len(rows))
-    done = 0
-    for group in divide_into_groups(space, rows, GROUP_ROWS, seed):
+    groups = divide_into_groups(space, rows, GROUP_ROWS, seed)
+
+    def order_group(group: Indices) -> tuple[Indices, Floats]:
         similarity = similarity_matrix(space, rows[group])
         if rarity is None:
-            order, gained = farthest_order(similarity, len(group))
-        else:
-            weights = rare_weights(similarity, rarity)
-            order, gained = facility_order(similarity, weights, len(group))
+            return farthest_order(similarity, len(group))
+        return facility_order(similarity, rare_weights(similarity, rarity), len(group))
+
+    done = 0
+    ordered = map_on_cores(order_group, groups)
+    for group, (order, gained) in zip(groups, ordered, strict=True):
         priority[group[order]] = gained
         done += len(group)
-        tick("selection", done, len(rows))
+        tick("selection", done, len(rows), "chips")
     return priority

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from data_catalog.progress import tick
 from geofm.embeddings.clusters import cluster
 from geofm.embeddings.vectors import (
     QUANTIZED_ONE,
@@ -103,12 +104,15 @@ def coverage(space: EmbeddingSpace, pool: Indices, selected: Indices) -> Floats:
     if not len(pool) or not len(selected):
         return np.zeros(len(pool))
     use_all_cores()
+    similarity = np.ones(len(pool))
+    others = np.flatnonzero(~np.isin(pool, selected))
+    if not len(others):
+        return similarity
     base = quantize(space, selected)
-    similarity = np.empty(len(pool))
-    for part, vectors in quantized_blocks(space, pool):
+    for part, vectors in quantized_blocks(space, pool[others]):
         best, _ = faiss.knn(vectors, base, 1, metric=faiss.METRIC_INNER_PRODUCT)
-        similarity[part] = np.clip(best[:, 0].astype(np.float64) / QUANTIZED_ONE, -1, 1)
-    similarity[np.isin(pool, selected)] = 1.0
+        similarity[others[part]] = np.clip(best[:, 0].astype(np.float64) / QUANTIZED_ONE, -1, 1)
+        tick("coverage", part.stop, len(others), "chips")
     return similarity
 
 

@@ -13,10 +13,11 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy.spatial import cKDTree
 
+from data_catalog.storage.process import cores
 from geofm.embeddings.neighbours import NEIGHBOUR, knn_radius
-from geofm.embeddings.vectors import BLOCK, EmbeddingSpace, use_all_cores
-from geofm.runtime.native import faiss
+from geofm.embeddings.vectors import BLOCK, EmbeddingSpace
 from geofm.types import Floats, Floats32, Indices
 
 #: Smallest radius in the computation of the density: smaller radii are raised to this value.
@@ -109,8 +110,9 @@ def _knn_distance(points: Floats32, seed: int) -> Floats:
     k = min(NEIGHBOUR, len(sample) - 1)
     if k < 1:
         return np.zeros(len(points))
-    use_all_cores()
-    squares, position = faiss.knn(points, points[sample], k + 1, metric=faiss.METRIC_L2)
-    found_itself = (sample[position[:, :k]] == np.arange(len(points))[:, None]).any(axis=1)
-    kth = np.where(found_itself, squares[:, k], squares[:, k - 1])
-    return np.asarray(np.sqrt(np.maximum(kth.astype(np.float64), 0)) / STEPS)
+    distances, _ = cKDTree(points[sample]).query(points, k + 1, workers=cores())
+    # a point of the sample finds itself: its distance 0 takes the place of one neighbour
+    in_sample = np.zeros(len(points), np.bool_)
+    in_sample[sample] = True
+    kth = np.where(in_sample, distances[:, k], distances[:, k - 1])
+    return np.asarray(kth / STEPS)
