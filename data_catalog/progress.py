@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 
 Listener = Callable[[str, int, int, str], None]
@@ -105,23 +105,27 @@ class StageProgress:
         self._parts_done = 0
         self._shown = 0
 
-    def begin(self, parts: Sequence[tuple[str, int]], is_finished: Callable[[str], bool]) -> None:
+    def begin(
+        self,
+        parts: Sequence[tuple[str, int]],
+        found: Container[str],
+        is_finished: Callable[[str], bool],
+    ) -> None:
         """Start the work on the parts.
 
         Args:
             parts: Key and number of rows of each part.
-            is_finished: ``is_finished(key)`` tells whether a part is in the store, whichever
+            found: Keys of the parts that were finished before.
+            is_finished: ``is_finished(key)`` tells whether a part is in the store now, whichever
                 process has worked on it.
         """
-        pending = [part for part in parts if not is_finished(part[0])]
+        counted = [(key, max(rows, 1)) for key, rows in parts]
+        pending = [part for part in counted if part[0] not in found]
         with self._lock:
-            self._rows = [max(rows, 1) for _, rows in parts]
-            self._pending, self._is_finished = (
-                [(k, max(rows, 1)) for k, rows in pending],
-                is_finished,
-            )
+            self._rows = [rows for _, rows in counted]
+            self._pending, self._is_finished = pending, is_finished
             self._parts_done = len(parts) - len(pending)
-            self._rows_before = sum(self._rows) - sum(rows for _, rows in self._pending)
+            self._rows_before = sum(self._rows) - sum(rows for _, rows in pending)
             self._phase, self._step = "", ""
             self._phase_started = time.monotonic()
 

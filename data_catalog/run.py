@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 from data_catalog.artifact import Artifact
 from data_catalog.catalogue import Catalogue
 from data_catalog.database.items import note_items, postponed_items
+from data_catalog.database.part_costs import note_parts, reused_costs
 from data_catalog.database.schema import RunRow
 from data_catalog.errors import RunError
 from data_catalog.hashing import canonical
@@ -37,6 +38,9 @@ from data_catalog.storage.process import one_blas_thread, peak_memory_mib
 from data_catalog.store import Store, list_files, part_files_by_inode
 
 log = logging.getLogger("geofm.run")
+
+#: Parts that are looked up at once in an object store.
+LOOKUPS = 16
 
 
 class PartProgress(NamedTuple):
@@ -142,7 +146,7 @@ def run_job(
     with attempt(stage, job, catalogue, wait) as (run, existing, confirm):
         if existing is None:
             artifact, run.metrics = _compute(
-                stage, job, mapper, meter, partial(catalogue.keep, run)
+                stage, job, catalogue, mapper, meter, partial(catalogue.keep, run)
             )
             if catalogue.knows(artifact.digest):
                 # a live stage found the outside world unchanged
@@ -162,28 +166,71 @@ def run_job(
 def _compute(
     stage: Stage,
     job: Job,
+    catalogue: Catalogue,
     mapper: PartMapper,
     meter: StageMeter,
     keep: Callable[[dict[str, Any]], None],
 ) -> tuple[Artifact, dict[str, Any]]:
     """Plan, map and seal a job; returns the artifact and the metrics of the run."""
-    with meter(stage.name, keep) as spent, report_stage(stage.name, stage.unit) as progress:
-        parts = plan_parts(stage, job)
-        spent.update(parts=len(parts), parts_worked=0)
-        progress.begin([(part.key, part.rows) for part in parts], job.store.has_part)
-        finished = 0
-        for done in mapper(stage, job, parts):
-            finished += done.finished
-            spent["parts_worked"] += done.computed
-            tick(stage.name, finished, len(parts) + 1, "parts")
-        progress.seal()
-        artifact, reported = seal(stage, job, parts)
+    parts: list[Part] = []
+    found: set[str] = set()
+    spent: dict[str, Any] = {}
+    mapped_seconds = 0.0
+    try:
+        with meter(stage.name, keep) as spent, report_stage(stage.name, stage.unit) as progress:
+            parts = plan_parts(stage, job)
+            found = finished_parts(job, parts)
+            spent.update(parts=len(parts), parts_worked=0)
+            progress.begin([(part.key, part.rows) for part in parts], found, job.store.has_part)
+            finished, started = 0, time.perf_counter()
+            try:
+                for done in mapper(stage, job, parts):
+                    finished += done.finished
+                    spent["parts_worked"] += done.computed
+                    tick(stage.name, finished, len(parts) + 1, "parts")
+            finally:
+                mapped_seconds = time.perf_counter() - started
+            progress.seal()
+            artifact, reported = seal(stage, job, parts)
+    finally:  # parts of a failed run are used by the next one
+        _note_part_costs(stage, job, catalogue, parts, found, spent, mapped_seconds)
     metrics = {
         "gpu_seconds": spent["seconds"] * gpus_held(stage, job),
         "workers": job.how.get("workers", 1),
         "peak_mib": peak_memory_mib(),
     }
+    if found:
+        metrics["reused"] = reused_costs(catalogue, job.key, sorted(found))
     return artifact, {**spent, **metrics, **reported}
+
+
+def finished_parts(job: Job, parts: Sequence[Part]) -> set[str]:
+    """Return the keys of the parts that are in the store."""
+    keys = list({part.key for part in parts})
+    if job.store.is_local:
+        return {key for key in keys if job.store.has_part(key)}
+    with ThreadPoolExecutor(LOOKUPS, thread_name_prefix="geofm-lookup") as pool:
+        found = pool.map(job.store.has_part, keys)
+        return {key for key, is_there in zip(keys, found, strict=True) if is_there}
+
+
+def _note_part_costs(
+    stage: Stage,
+    job: Job,
+    catalogue: Catalogue,
+    parts: Sequence[Part],
+    found: set[str],
+    spent: Mapping[str, Any],
+    mapped_seconds: float,
+) -> None:
+    """Record the cost of the parts that this run computed, for later runs that use them."""
+    if not spent.get("parts_worked") or not spent.get("seconds"):
+        return
+    computed = [part for part in parts if part.key not in found and job.store.has_part(part.key)]
+    share = min(1.0, mapped_seconds / spent["seconds"])
+    costs = {name: spent[name] * share if name in spent else None for name in ("kwh", "kg_co2e")}
+    costs |= {"seconds": mapped_seconds, "gpu_seconds": mapped_seconds * gpus_held(stage, job)}
+    note_parts(catalogue, job.key, computed, costs)
 
 
 def make_job(

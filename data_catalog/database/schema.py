@@ -79,6 +79,23 @@ class RunRow(Base):
     number: Mapped[int] = _numbered("run")
 
 
+class PartCostRow(Base):
+    """The cost of one part of a stage's work: its share of the run that computed it.
+
+    A part that is damaged and computed again has the cost of the last time.
+    """
+
+    __tablename__ = "part_cost"
+
+    part: Mapped[str] = mapped_column(String(64), primary_key=True)
+    #: Key of the job that computed it.
+    job: Mapped[str] = mapped_column(String(64))
+    seconds: Mapped[float] = mapped_column(Float)
+    gpu_seconds: Mapped[float | None] = mapped_column(Float)
+    kwh: Mapped[float | None] = mapped_column(Float)
+    kg_co2e: Mapped[float | None] = mapped_column(Float)
+
+
 class NameRow(Base):
     """A published version of a named dataset or model."""
 

@@ -2,7 +2,8 @@
 
 A job may have been stopped and started again. All its sessions count, including killed ones: a run
 notes what it has spent as it goes. An artifact that was found in the catalogue has the cost of the
-run that made it. In a lineage each artifact counts once.
+run that made it, with the cost of the parts that earlier runs of other jobs had computed. In a
+lineage each artifact and each part counts once.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ class ArtifactCost:
         kwh: Energy; None if it was not measured.
         kg_co2e: Carbon; None if it was not measured.
         sessions: Number of times the job was started until it was done.
-        parts_found: Parts that existed before, from runs that made something else.
+        parts_reused: Parts that runs of other jobs had computed; their cost is counted.
+        parts_unknown: Parts that existed before and whose cost is not recorded.
         metrics: Metrics of the last session (rates, memory, device, shares).
     """
 
@@ -44,7 +46,8 @@ class ArtifactCost:
     kwh: float | None = None
     kg_co2e: float | None = None
     sessions: int = 0
-    parts_found: int = 0
+    parts_reused: int = 0
+    parts_unknown: int = 0
     metrics: dict[str, Any] = field(default_factory=dict)
 
 
@@ -92,19 +95,30 @@ def _cost(stage: str, run: RunRow, sessions: list[RunRow]) -> ArtifactCost:
     # The checkpoint of a training run covers more of a killed session than its last note does.
     seconds = max(sum(_seconds(session) for session in sessions), reported)
     gpus = float(metrics.get("gpu_seconds", 0)) / reported if reported else 0.0
-    worked = sum(int(session.metrics.get("parts_worked", 0)) for session in sessions)
-    parts_found = int(metrics.get("parts", 0)) - worked if "parts_worked" in metrics else 0
+    reused = metrics.get("reused", {})
     return ArtifactCost(
         stage=stage,
         digest=str(run.artifact),
-        seconds=seconds,
-        gpu_seconds=seconds * gpus,  # a killed session held as many GPUs as the last one
-        kwh=_sum(sessions, "kwh"),
-        kg_co2e=_sum(sessions, "kg_co2e"),
+        seconds=seconds + reused.get("seconds", 0.0),
+        # a killed session held as many GPUs as the last one
+        gpu_seconds=seconds * gpus + reused.get("gpu_seconds", 0.0),
+        kwh=_sum(sessions, "kwh", reused),
+        kg_co2e=_sum(sessions, "kg_co2e", reused),
         sessions=len(sessions),
-        parts_found=max(parts_found, 0),
+        parts_reused=int(reused.get("parts", 0)),
+        parts_unknown=_unknown_parts(sessions),
         metrics=metrics,
     )
+
+
+def _unknown_parts(sessions: list[RunRow]) -> int:
+    """Count the parts that existed before the first session and whose cost is not recorded."""
+    metrics = sessions[-1].metrics
+    if "parts_worked" not in metrics:
+        return 0
+    worked = sum(int(session.metrics.get("parts_worked", 0)) for session in sessions)
+    known = int(metrics.get("reused", {}).get("parts", 0))
+    return max(int(metrics.get("parts", 0)) - worked - known, 0)
 
 
 def _seconds(run: RunRow) -> float:
@@ -112,7 +126,8 @@ def _seconds(run: RunRow) -> float:
     return float(run.seconds if run.seconds is not None else run.metrics.get("seconds", 0))
 
 
-def _sum(sessions: list[RunRow], name: str) -> float | None:
-    values = [session.metrics.get(name) for session in sessions]
+def _sum(sessions: list[RunRow], name: str, reused: dict[str, Any]) -> float | None:
+    """Add up a figure over sessions and reused parts; None if it was never measured."""
+    values = [*(session.metrics.get(name) for session in sessions), reused.get(name)]
     measured = [float(value) for value in values if value is not None]
     return sum(measured) if measured else None

@@ -209,17 +209,22 @@ def verify_pairs(
     part = EmbeddingSpace(stored, space.centre)
     i, j = position[: len(left)], position[len(left) :]
     similarity = np.full(len(left), -1.0)
+    home_of_rows = None if home is None else home[rows]
 
-    def compare(first: int) -> None:
+    def compare(first: int) -> int:
         end = min(first + BLOCK, len(left))
         likely = np.arange(first, end)[part.can_reach(i[first:end], j[first:end], threshold)]
-        similarity[likely] = part.similarity(i[likely], j[likely])
+        values = part.similarity(i[likely], j[likely])
+        found = likely[values >= threshold]
+        similarity[found] = values[values >= threshold]
+        if partition is not None and home_of_rows is not None:
+            covered = is_covered(partition, part, home_of_rows, i[found], j[found])
+            similarity[found[~covered]] = -1.0
+        return end
 
-    for _ in map_on_cores(compare, range(0, len(left), BLOCK)):
-        pass
+    for end in map_on_cores(compare, range(0, len(left), BLOCK)):
+        tick("verifying", end, len(left), "pairs")
     near = similarity >= threshold
-    if partition is not None and home is not None:
-        near[near] = is_covered(partition, part, home[rows], i[near], j[near])
     return sort_edges(left[near], right[near], similarity[near])
 
 

@@ -35,7 +35,14 @@ from geofm.dedup.matmul import (
     multiply,
     near_pairs,
 )
-from geofm.embeddings.vectors import BLOCK, EmbeddingSpace, take_rows, use_all_cores
+from geofm.embeddings.vectors import (
+    BLOCK,
+    PAIRS,
+    SHARED_PAIRS,
+    EmbeddingSpace,
+    take_rows,
+    use_all_cores,
+)
 from geofm.runtime.native import faiss, torch
 from geofm.runtime.threads import map_on_cores
 from geofm.types import Floats, Floats32, Indices
@@ -412,12 +419,17 @@ def is_covered(
     if partition.is_single:
         return covered
     cross = np.flatnonzero(home[left] != home[right])
-    for first in range(0, len(cross), BLOCK):
-        part = cross[first : first + BLOCK]
-        x, y = left[part], right[part]
-        normal = partition.centroids[home[x]].astype(np.float64) - partition.centroids[home[y]]
-        normal /= np.sqrt(np.einsum("ij,ij->i", normal, normal))[:, None]
-        from_x = np.einsum("ij,ij->i", space.exact_units(x), normal)
-        from_y = -np.einsum("ij,ij->i", space.exact_units(y), normal)
-        covered[part] = np.minimum(from_x, from_y) <= partition.margin
+    for first in range(0, len(cross), SHARED_PAIRS):
+        part = cross[first : first + SHARED_PAIRS]
+        both = np.concatenate([left[part], right[part]])
+        rows, position = np.unique(both, return_inverse=True)
+        units = space.exact_units(rows)  # a row that is in many pairs is converted once
+        for begin in range(0, len(part), PAIRS):
+            some = np.arange(begin, min(begin + PAIRS, len(part)))
+            x, y = left[part[some]], right[part[some]]
+            normal = partition.centroids[home[x]].astype(np.float64) - partition.centroids[home[y]]
+            normal /= np.sqrt(np.einsum("ij,ij->i", normal, normal))[:, None]
+            from_x = np.einsum("ij,ij->i", units[position[some]], normal)
+            from_y = -np.einsum("ij,ij->i", units[position[len(part) + some]], normal)
+            covered[part[some]] = np.minimum(from_x, from_y) <= partition.margin
     return covered

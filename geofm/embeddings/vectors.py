@@ -16,7 +16,7 @@ Three precisions serve three purposes:
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -34,6 +34,8 @@ from geofm.types import Floats, Floats32, Indices
 CENTRE_FROM = 32
 #: Rows that are converted at once, and pairs that are compared at once (they stay in the cache).
 BLOCK, PAIRS = 8192, 128
+#: Pairs whose rows are converted together, each once.
+SHARED_PAIRS = 2048
 #: Rows that are read at once from a file.
 READ_ROWS = 16_384
 #: Part of such a block below which reading single rows is faster than reading the block.
@@ -88,20 +90,39 @@ class EmbeddingSpace:
 
     def can_reach(self, left: Indices, right: Indices, threshold: float) -> NDArray[np.bool_]:
         """Tell for pairs of rows, by float32, whether their similarity can reach a threshold."""
-        a, b = (unit_rows(self.stored[side], self.centre) for side in (left, right))
-        return np.asarray(np.einsum("ij,ij->i", a, b) >= threshold - FLOAT32_ERROR)
+        similarity = _similarities(
+            lambda rows: unit_rows(self.stored[rows], self.centre), left, right
+        )
+        return np.asarray(similarity >= threshold - FLOAT32_ERROR)
 
     def similarity(self, left: Indices, right: Indices) -> Floats:
         """Compute the cosine similarity of pairs of rows in float64, rounded to 12 decimals."""
-        similarity = np.empty(len(left))
-        for first in range(0, len(left), PAIRS):
-            part = slice(first, first + PAIRS)
-            # pairs often come grouped by their left row: each of those is converted once
-            rows, position = np.unique(left[part], return_inverse=True)
-            similarity[part] = np.einsum(
-                "ij,ij->i", self.exact_units(rows)[position], self.exact_units(right[part])
-            )
+        similarity = _similarities(self.exact_units, left, right)
         return np.asarray(np.round(np.clip(similarity, -1.0, 1.0), DECIMALS), dtype=np.float64)
+
+
+def _similarities(
+    units_of: Callable[[Indices], NDArray[Any]], left: Indices, right: Indices
+) -> Floats:
+    """Compute the products of pairs of unit vectors, one pair at a time.
+
+    A row that is in many pairs of a block is converted once.
+
+    Args:
+        units_of: ``units_of(rows)`` computes the unit vectors of rows.
+        left: rows, shape (pairs,).
+        right: rows, shape (pairs,).
+    """
+    similarity = np.empty(len(left))
+    for first in range(0, len(left), SHARED_PAIRS):
+        both = np.concatenate([side[first : first + SHARED_PAIRS] for side in (left, right)])
+        rows, position = np.unique(both, return_inverse=True)
+        units, count = units_of(rows), len(both) // 2
+        for begin in range(0, count, PAIRS):
+            end = min(begin + PAIRS, count)
+            a, b = units[position[begin:end]], units[position[count + begin : count + end]]
+            similarity[first + begin : first + end] = np.einsum("ij,ij->i", a, b)
+    return similarity
 
 
 def make_space(stored: NDArray[np.float16], rows: Indices | None = None) -> EmbeddingSpace:

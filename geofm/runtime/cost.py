@@ -105,21 +105,27 @@ def remarks(costs: Sequence[ArtifactCost]) -> list[str]:
         sentences.append(
             f"Without a measurement of energy, so the sum is too low: {', '.join(unmeasured)}."
         )
-    shared = [
-        f"{c.stage} ({c.parts_found} of {c.metrics.get('parts', 0)} parts)"
-        for c in ordered
-        if c.parts_found
-    ]
-    if shared:
+    reused = [_parts(c, c.parts_reused) for c in ordered if c.parts_reused]
+    if reused:
         sentences.append(
-            "Made in part by earlier runs for other datasets or models, which count the cost: "
-            f"{', '.join(shared)}."
+            f"Parts that earlier runs had computed are counted, each once: {', '.join(reused)}."
+        )
+    unknown_parts = [_parts(c, c.parts_unknown) for c in ordered if c.parts_unknown]
+    if unknown_parts:
+        sentences.append(
+            "Not in the sum, because no run recorded what these parts have cost: "
+            f"{', '.join(unknown_parts)}."
         )
     if any(c.stage in ("embed", "pretrain") for c in ordered):
         sentences.append(
             "Energy used elsewhere to train the teacher and the encoder is not counted."
         )
     return [text for text in sentences if text]
+
+
+def _parts(cost: ArtifactCost, count: int) -> str:
+    """Write a number of a stage's parts."""
+    return f"{cost.stage} ({count} of {cost.metrics.get('parts', 0)} parts)"
 
 
 def _comparison_with_paper(costs: Sequence[ArtifactCost]) -> str:

@@ -15,7 +15,7 @@ from sqlalchemy.exc import OperationalError
 
 from data_catalog.artifact import Artifact
 from data_catalog.catalogue import Catalogue
-from data_catalog.database.schema import RunRow
+from data_catalog.database.schema import PartCostRow, RunRow
 from data_catalog.provenance.costs import MEASURED, ArtifactCost, costs_at, lineage_costs, totals
 from data_catalog.run import run_stage
 from data_catalog.stage import Job, Sealed, Stage, no_parts, no_work
@@ -115,14 +115,58 @@ def test_an_interrupted_run_leaves_word_of_what_it_spent_and_the_next_one_adds_t
     last = catalogue.runs()[-1]
     cost = lineage_costs(catalogue, [chips.digest])[-1]
     assert last.metrics["parts_worked"] == 2
-    assert (cost.sessions, cost.parts_found) == (2, 0)
+    assert (cost.sessions, cost.parts_reused, cost.parts_unknown) == (2, 0, 0)
     assert cost.seconds == pytest.approx(failed.seconds + last.seconds)
 
 
-def test_parts_of_earlier_runs_are_told(store: Store, catalogue: Catalogue) -> None:
-    _diamond(store, catalogue)
+def test_parts_of_earlier_runs_are_counted_each_once(store: Store, catalogue: Catalogue) -> None:
+    first = _diamond(store, catalogue)
+    spent = _spent_on_parts(catalogue)
+    assert len(spent) == 6
+    assert sum(spent.values()) <= _cost_of(catalogue, first["chips"]).seconds
     made = _diamond(store, catalogue, count=8)  # six squares were there
-    assert [c.parts_found for c in lineage_costs(catalogue, [made["chips"].digest])] == [0, 6]
+    cost = _cost_of(catalogue, made["chips"])
+    own = next(run for run in catalogue.runs() if run.artifact == made["chips"].digest)
+    assert (cost.parts_reused, cost.parts_unknown) == (6, 0)
+    assert cost.seconds == pytest.approx(own.seconds + sum(spent.values()))
+    again = _diamond(store, catalogue, count=9)  # of the eight, two are of the second run
+    cost = _cost_of(catalogue, again["chips"])
+    own = next(run for run in catalogue.runs() if run.artifact == again["chips"].digest)
+    parts = _spent_on_parts(catalogue)
+    assert len(parts) == 9
+    assert cost.parts_reused == 8
+    assert cost.seconds <= own.seconds + sum(parts.values())
+
+
+def test_parts_that_no_run_recorded_are_told(store: Store, catalogue: Catalogue) -> None:
+    _diamond(store, catalogue)
+    with catalogue.session() as session:
+        session.query(PartCostRow).delete()
+    made = _diamond(store, catalogue, count=8)
+    cost = _cost_of(catalogue, made["chips"])
+    assert (cost.parts_reused, cost.parts_unknown) == (0, 6)
+
+
+def test_parts_of_a_failed_run_of_another_job_are_counted(
+    store: Store, catalogue: Catalogue
+) -> None:
+    items = run_stage(NUMBERS, store, catalogue, {}, Settings())
+    (store.local_root / "stop-at").write_text("4")
+    with pytest.raises(InterruptedError):
+        run_stage(SQUARES, store, catalogue, {"items": items}, Settings())
+    (store.local_root / "stop-at").unlink()
+    made = _diamond(store, catalogue, count=8)
+    cost = _cost_of(catalogue, made["chips"])
+    assert (cost.parts_reused, cost.parts_unknown) == (4, 0)
+
+
+def _cost_of(catalogue: Catalogue, artifact: Artifact) -> ArtifactCost:
+    return lineage_costs(catalogue, [artifact.digest])[-1]
+
+
+def _spent_on_parts(catalogue: Catalogue) -> dict[str, float]:
+    with catalogue.session() as session:
+        return {row.part: row.seconds for row in session.query(PartCostRow)}
 
 
 def test_gpus_are_those_the_last_session_held_for_all_sessions(

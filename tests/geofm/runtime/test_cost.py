@@ -10,7 +10,7 @@ from geofm.runtime.cost import PAPER_KG, PAPER_V100_HOURS, as_json, as_markdown,
 COSTS = [
     ArtifactCost("pretrain", "b", 7200.0, 14400.0, 0.9, 0.4, sessions=3,
          metrics={"teacher_seconds": 1800.0, "images_per_second": 99.5, "device": "GPU"}),
-    ArtifactCost("cut", "a", 60.0, 0.0, 0.1, 0.05, sessions=1, parts_found=5,
+    ArtifactCost("cut", "a", 60.0, 0.0, 0.1, 0.05, sessions=1, parts_reused=5, parts_unknown=2,
          metrics={"parts": 28, "peak_mib": 812.3}),
 ]  # fmt: skip
 
@@ -45,7 +45,8 @@ def test_remarks_say_what_the_numbers_do_not() -> None:
     assert "held GPUs for 4 hours" in text
     assert "0.1425 kg CO2e per V100-hour (93.3 hours, 13.3 kg for GFM)" in text
     assert "pretrain (3)" in text
-    assert "cut (5 of 28 parts)" in text
+    assert "are counted, each once: cut (5 of 28 parts)." in text
+    assert "Not in the sum, because no run recorded what these parts have cost: cut (2 of" in text
     assert "without" not in text.lower()
     assert text.endswith("train the teacher and the encoder is not counted.")
     lacking = [ArtifactCost("search", "c"), ArtifactCost("cut", "a", 5.0, 0.0, sessions=1)]
