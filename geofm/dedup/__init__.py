@@ -2,9 +2,10 @@
 
 Stages, in the order in which they run:
 
-    describe     descriptors, perceptual hash and thumbnail of each chip
+    describe     descriptors, perceptual hash, signature and thumbnail of each chip
                    descriptors      entropy, gradient, band moments, thumbnail
-                   perceptual_hash  a hash with known flips and rotations
+                   perceptual_hash  a hash with known flips and rotations, and its search
+                   signature        what stays of a spectrum when a view is shifted or turned
     calibrate    the similarity from which two chips are duplicates
                    known_pairs      pairs whose truth is known from metadata
     buckets      cells in which near vectors are searched, and an audited sample
@@ -15,7 +16,7 @@ Stages, in the order in which they run:
                    matmul           products of blocks that propose pairs
                    certificate      the audited sample and the bound on the recall
                    incremental      a refresh searches only new vectors
-    alike        pixel duplicates, by thumbnails
+    alike        pixel duplicates, by thumbnails of pairs whose hashes or signatures agree
 
 The decision, made by stage `curate` in `geofm/selection`:
 
@@ -24,6 +25,6 @@ The decision, made by stage `curate` in `geofm/selection`:
     leader       the leader rule: which chips stay
 
 Other rooms use `methods.METHODS`, `leader.choose_leaders`, `buckets.thresholds_of`,
-`pairs.read_pair_search`, `describe.load_descriptors`, `descriptors.measure`, `alike.match_hashes`
-and `alike.compare_thumbnails`.
+`pairs.read_pair_search`, `describe.load_descriptors`, `descriptors.measure`,
+`perceptual_hash.match_hashes` and `alike.compare_thumbnails`.
 """

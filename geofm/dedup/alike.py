@@ -3,7 +3,7 @@
 plan    collect the candidates of the pool, and divide them into parts    (``_prepare``)
 work    find pairs that may show the same view, and compare their thumbnails
                                                     (signature.py, ``compare_thumbnails``)
-seal    join the pairs of all parts, and those of the previous run
+seal    join the pairs of all parts, and the known verdicts on some of them
 
 A pair is compared only with evidence that it shows the same view. Either the two chips lie in near
 cells of ``buckets`` (so their embeddings are near) and their spectral signatures agree: this finds
@@ -15,15 +15,16 @@ plays no part.
 A chip without contrast shows nothing and is in no pair. Monotone chips, such as open water, have no
 cell, because their embeddings are all alike: they are compared with each other.
 
-A refresh takes over the verdicts of the previous run on pairs of chips that are still there, and
-compares only pairs with a new chip. The result is that of a run without a previous one.
+The verdict on a pair depends on the pixels of its two chips alone. So a refresh collects evidence
+anew, which is cheap, and compares only pairs that the previous run did not compare. The result is
+that of a run without a previous one.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -38,18 +39,16 @@ from data_catalog.hashing import digest_of
 from data_catalog.progress import advance, tick
 from data_catalog.stage import Job, Part, Sealed, Stage, link, prepare_part
 from data_catalog.tables import read_table, write_table
-from geofm.dedup.buckets import partition_identity, read_partition
+from geofm.dedup.buckets import read_partition
 from geofm.dedup.describe import SIGNATURES, TABLE, THUMBNAILS
 from geofm.dedup.perceptual_hash import (
     ORIENTATIONS,
     near_by_hash,
     orient,
-    unique_pairs,
 )
 from geofm.dedup.signature import (
     Signatures,
-    agree,
-    near_signatures,
+    best_agreeing,
     orientations_that_agree,
     signatures,
 )
@@ -57,12 +56,15 @@ from geofm.runtime.parts import file_digests, ok_chips
 from geofm.types import Bools, Floats, Floats32, Indices, Pairs
 
 VERSION = "2"
-#: Pairs of signatures that one part multiplies, about, and pairs of near hashes that it compares.
-PART_PRODUCTS, PART_PAIRS = 1 << 24, 1 << 13
+#: Chips for which one part looks for agreeing signatures, about, and pairs of near hashes that it
+#: compares.
+PART_CHIPS, PART_PAIRS = 4096, 1 << 13
 #: Pairs whose thumbnails are compared before progress is reported.
 HELD_PAIRS = 1 << 12
-#: Rows of a cell that are multiplied at once.
+#: Chips of a cell that are multiplied at once with those of the near cells.
 ROWS = 512
+#: Largest number of pairs that a chip proposes: those whose signatures agree best.
+MOST_PROPOSED = 16
 #: Rows with which a row is compared: a cell is compared with as many near cells as have these.
 REACH_ROWS = 4096
 #: A cell with more rows is not compared by signatures, which would take quadratic time.
@@ -84,32 +86,21 @@ CANDIDATES, COMPARED = "candidates.parquet", "compared.npz"
 
 
 def plan(job: Job) -> list[Part]:
-    """List the parts: ranges of blocks of rows to multiply, and ranges of pairs of near hashes."""
+    """List the parts: ranges of chips whose signatures are compared, and of near hashes."""
     if not job.settings.pixel_duplicates:
         return []
     key = _preparation_key(job)
     prepared = read_candidates(prepare_part(job, key, lambda out: _prepare(job, out)))
     parts = []
-    work_of_blocks = prepared.work_of_blocks
-    for first, last in _ranges(work_of_blocks, PART_PRODUCTS):
-        products = int(work_of_blocks[first:last].sum())
-        payload = {"key": key, "blocks": [first, last]}
-        parts.append(job.part(payload, [key, "blocks", first, last], rows=products))
-    count = len(prepared.near_hashes[0])
-    for first in range(0, count, PART_PAIRS):
-        last = min(first + PART_PAIRS, count)
-        payload = {"key": key, "hashes": [first, last]}
-        parts.append(job.part(payload, [key, "hashes", first, last], rows=last - first))
+    for kind, count, size in (
+        ("chips", len(prepared.row), PART_CHIPS),
+        ("hashes", len(prepared.hash_codes), PART_PAIRS),
+    ):
+        for first in range(0, count, size):
+            last = min(first + size, count)
+            payload = {"key": key, kind: [first, last]}
+            parts.append(job.part(payload, [key, kind, first, last], rows=last - first))
     return parts
-
-
-def _ranges(work: Indices, per_part: int) -> list[tuple[int, int]]:
-    """Divide a list of work into ranges of about ``per_part``."""
-    if not len(work):
-        return []
-    group = (np.cumsum(work) - work) // per_part
-    ends = np.flatnonzero(np.diff(group)) + 1
-    return list(pairwise([0, *(int(end) for end in ends), len(work)]))
 
 
 def _preparation_key(job: Job) -> str:
@@ -118,8 +109,7 @@ def _preparation_key(job: Job) -> str:
     covers = [
         descriptors,
         file_digests(job.inputs["pool"])["pool.parquet"],
-        [buckets[name] for name in ("home.npy", "same.npy")],
-        partition_identity(job.inputs["buckets"]),
+        [buckets[name] for name in ("home.npy", "same.npy", "centroids.npy")],
         reach_of(job.inputs["buckets"]),
         None if job.previous is None else job.previous.digest,
     ]
@@ -141,25 +131,27 @@ def reach_of(buckets: Artifact) -> int:
 
 @dataclass(frozen=True)
 class CandidateChips:
-    """The chips that are compared, sorted by cell, and the pairs of near hashes.
+    """The chips that are compared, sorted by cell, and what is known of their pairs.
+
+    A pair of chips at the positions a < b has the code a * n + b.
 
     Attributes:
         row: row of each chip in the files of the descriptors, shape (n,).
         rank: position of each chip in the order of the ids, shape (n,).
         cell: cell of each chip, shape (n,); monotone chips are in a cell of their own, the last.
-        is_new: whether the previous run did not compare the chip, shape (n,).
         contrast: lowest and highest unit grey of each chip's thumbnail, shape (n, 2).
         reach: near cells of each cell, itself included, shape (cells, reach).
-        near_hashes: positions of the pairs with near hashes that have to be compared.
+        hash_codes: codes of the pairs with near hashes, ascending.
+        known_codes: codes of the pairs that the previous run compared, ascending.
     """
 
     row: Indices
     rank: Indices
     cell: NDArray[np.int32]
-    is_new: Bools
     contrast: Floats32
     reach: NDArray[np.int32]
-    near_hashes: Pairs
+    hash_codes: Indices
+    known_codes: Indices
 
     @cached_property
     def begin(self) -> Indices:
@@ -167,68 +159,54 @@ class CandidateChips:
         return np.searchsorted(self.cell, np.arange(len(self.reach) + 1)).astype(np.int64)
 
     @cached_property
-    def compared_cells(self) -> Bools:
-        """Whether the chips of each cell are compared by signatures, shape (cells,)."""
-        return np.asarray(np.diff(self.begin) <= MOST_IN_CELL)
+    def crowded(self) -> Bools:
+        """Whether each cell has too many chips to compare their signatures, shape (cells,)."""
+        return np.asarray(np.diff(self.begin) > MOST_IN_CELL)
 
     @cached_property
     def near_cells(self) -> list[Indices]:
-        """Of each cell, the cells from itself on with which it is compared.
-
-        Each pair of cells is in one of the two lists.
-        """
+        """Of each cell, the cells with which it is compared: near to it, or it is near to them."""
         count = len(self.reach)
         near = np.zeros((count, count), np.bool_)
         near[np.arange(count)[:, None], self.reach] = True
         near |= near.T
-        near &= self.compared_cells[:, None] & self.compared_cells[None, :]
-        return [cell + np.flatnonzero(near[cell, cell:]) for cell in range(count)]
+        near &= ~(self.crowded[:, None] | self.crowded[None, :])
+        return [np.flatnonzero(row) for row in near]
 
-    @cached_property
-    def blocks(self) -> Indices:
-        """Blocks of at most ``ROWS`` chips of a cell: first and last, shape (blocks, 2)."""
-        blocks = [
-            (first, min(first + ROWS, int(end)))
-            for begin, end in pairwise(self.begin)
-            for first in range(int(begin), int(end), ROWS)
-        ]
-        return np.array(blocks, dtype=np.int64).reshape(-1, 2)
+    def blocks(self, first: int, last: int) -> Iterator[tuple[Indices, Indices]]:
+        """Yield blocks of chips of one cell, and the chips with which they are compared."""
+        for cell in range(int(self.cell[first]), int(self.cell[last - 1]) + 1):
+            begin, end = max(first, self.begin[cell]), min(last, self.begin[cell + 1])
+            if begin >= end:
+                continue
+            ranges = [np.arange(self.begin[c], self.begin[c + 1]) for c in self.near_cells[cell]]
+            others = np.concatenate([np.empty(0, np.int64), *ranges])
+            for start in range(begin, end, ROWS):
+                yield np.arange(start, min(start + ROWS, end)), others
 
-    @cached_property
-    def work_of_blocks(self) -> Indices:
-        """Number of pairs of chips that are multiplied for each block, shape (blocks,)."""
-        sizes = np.diff(self.begin)
-        new_before = np.concatenate([[0], np.cumsum(self.is_new)])
-        new = np.diff(new_before[self.begin])
-        later = np.array([[sizes[c].sum(), new[c].sum()] for c in self.near_cells]).reshape(-1, 2)
-        first, last = self.blocks.T
-        with_all, with_new = later[self.cell[first]].T
-        new_rows = new_before[last] - new_before[first]
-        return np.asarray(new_rows * with_all + (last - first - new_rows) * with_new)
+    def codes(self, left: Indices, right: Indices) -> Indices:
+        """Compute the codes of pairs of positions, ascending, each once."""
+        low, high = np.minimum(left, right), np.maximum(left, right)
+        return np.unique((low * len(self.row) + high)[low < high])
 
-    def partners(self, block: int) -> Indices:
-        """List the chips with which a block is compared, from its own first chip on."""
-        first = int(self.blocks[block, 0])
-        cells = self.near_cells[self.cell[first]]
-        ranges = [np.arange(self.begin[cell], self.begin[cell + 1]) for cell in cells]
-        chips = np.concatenate([np.empty(0, np.int64), *ranges])
-        return chips[chips >= first]
+    def pairs(self, codes: Indices) -> Pairs:
+        """Return the positions of pairs; the chip with the lower id is left."""
+        a, b = np.divmod(codes, max(len(self.row), 1))
+        swapped = self.rank[a] > self.rank[b]
+        return np.where(swapped, b, a), np.where(swapped, a, b)
 
 
 def read_candidates(folder: Path) -> CandidateChips:
     """Read what ``_prepare`` wrote."""
     with np.load(folder / "candidates.npz", allow_pickle=False) as data:
-        hashes = data["hash_left"], data["hash_right"]
-        names = ("row", "rank", "cell", "is_new", "contrast", "reach")
-        return CandidateChips(**{name: data[name] for name in names}, near_hashes=hashes)
+        return CandidateChips(**data)
 
 
 def _prepare(job: Job, out: Path) -> None:
     """Write the candidates, and what is known of their pairs from the previous run.
 
-    ``candidates.npz``: see ``CandidateChips``. ``candidates.parquet``: chip id, digest of the
-    pixels and cell of each, in the same order. ``known.npz``: positions of the pairs that the
-    previous run compared and that a run without it would compare too.
+    ``candidates.npz``: see ``CandidateChips``. ``candidates.parquet``: chip id and digest of the
+    pixels of each, in the same order. ``known.parquet``: the duplicates among the known pairs.
     """
     described = job.inputs["descriptors"].table(
         TABLE, ["chip_id", "hash", "thumbnail_low", "thumbnail_high"]
@@ -236,47 +214,72 @@ def _prepare(job: Job, out: Path) -> None:
     chips = ok_chips(job.inputs["chips"], ["chip_id", "pixel_sha256"])
     pool = job.inputs["pool"].table("pool.parquet", ["chip_id", "rule", "monotone"])
     pool = pool[pool["rule"] == ""]
-    row_of = pd.Index(described["chip_id"])
-    row = row_of.get_indexer(pd.Index(pool["chip_id"])).astype(np.int64)
+    row = _positions(described["chip_id"], pool["chip_id"])
     cell = _cells(job.inputs["buckets"], row, pool["monotone"].to_numpy(np.bool_))
-    has_contrast = described["hash"].to_numpy()[row] != 0
-    rank = np.flatnonzero(has_contrast)  # the pool is sorted by id
-    order = np.lexsort((rank, cell[rank]))
-    rank = rank[order]
+    hashes = described["hash"].to_numpy(np.uint64)
+    rank = np.flatnonzero(hashes[row] != 0)  # the pool is sorted by id
+    rank = rank[np.argsort(cell[rank], kind="stable")]
     row, cell = row[rank], cell[rank]
+    low, high = (described[f"thumbnail_{end}"].to_numpy(np.float32) for end in ("low", "high"))
     names = pd.DataFrame(
         {
             "chip_id": described["chip_id"].to_numpy()[row],
             "pixel_sha256": chips["pixel_sha256"].to_numpy()[row],
-            "cell": cell,
         }
     )
     write_table(names, out / CANDIDATES)
-    low, high = (described[f"thumbnail_{end}"].to_numpy(np.float32) for end in ("low", "high"))
-    prepared = CandidateChips(
-        row=row,
-        rank=rank,
-        cell=cell,
-        is_new=np.ones(len(row), np.bool_),
-        contrast=np.stack([low[row], high[row]], axis=1),
-        reach=_near_cells(job.inputs["buckets"]),
-        near_hashes=near_by_hash(described["hash"].to_numpy(np.uint64)[row]),
-    )
-    known = _known_pairs(job, prepared, names)
-    np.savez(out / "known.npz", left=known.left, right=known.right, by_hash=known.by_hash)
-    write_table(known.duplicates, out / "known.parquet")
-    left, right = known.to_compare
+    known_codes, duplicates = _known_pairs(job, names)
+    write_table(duplicates, out / "known.parquet")
+    near = near_by_hash(hashes[row])
     np.savez(
         out / "candidates.npz",
         row=row,
         rank=rank,
         cell=cell,
-        is_new=known.is_new,
-        contrast=prepared.contrast,
-        reach=prepared.reach,
-        hash_left=left,
-        hash_right=right,
+        contrast=np.stack([low[row], high[row]], axis=1),
+        reach=_near_cells(job.inputs["buckets"]),
+        hash_codes=near[0] * len(row) + near[1],
+        known_codes=known_codes,
     )
+
+
+def _positions(ids: pd.Series, wanted: pd.Series) -> Indices:
+    """Find the position of each wanted chip id; -1 if it is missing."""
+    return np.asarray(pd.Index(ids).get_indexer(pd.Index(wanted)), dtype=np.int64)
+
+
+def _known_pairs(job: Job, names: pd.DataFrame) -> tuple[Indices, pd.DataFrame]:
+    """Find the candidates' pairs that the previous run compared.
+
+    Args:
+        job: the job.
+        names: chip id and digest of the pixels of each candidate.
+
+    Returns:
+        Codes of the pairs, ascending; the rows of the previous ``alike.parquet`` among them.
+    """
+    nothing = np.empty(0, np.int64), _empty_table()
+    if job.previous is None:
+        return nothing
+    previous = job.previous.manifest
+    old = job.store.artifact("descriptors", previous.inputs["descriptors"])
+    if not previous.facts["compared"] or not job.store.has(old):
+        return nothing
+    if old.manifest.version != job.inputs["descriptors"].manifest.version:
+        return nothing  # the thumbnails may differ
+    old_names = read_table(job.previous.local(CANDIDATES))
+    position = _positions(names["chip_id"], old_names["chip_id"])
+    there = position >= 0
+    pixels = names["pixel_sha256"].to_numpy()[position]
+    position[~there | (pixels != old_names["pixel_sha256"].to_numpy())] = -1
+    with np.load(job.previous.local(COMPARED), allow_pickle=False) as data:
+        a, b = position[data["left"]], position[data["right"]]
+    low, high = np.minimum(a, b), np.maximum(a, b)
+    codes = np.unique((low * len(names) + high)[low >= 0])
+    duplicates = read_table(job.previous.local("alike.parquet"))
+    i, j = (_positions(names["chip_id"], duplicates[side]) for side in ("left", "right"))
+    code = np.minimum(i, j) * len(names) + np.maximum(i, j)
+    return codes, duplicates[(np.minimum(i, j) >= 0) & np.isin(code, codes)]
 
 
 def _cells(buckets: Artifact, row: Indices, monotone: Bools) -> NDArray[np.int32]:
@@ -298,120 +301,6 @@ def _near_cells(buckets: Artifact) -> NDArray[np.int32]:
     return np.concatenate([near, monotone]).astype(np.int32)
 
 
-@dataclass(frozen=True)
-class _KnownPairs:
-    """What the previous run knows of the candidates' pairs.
-
-    Attributes:
-        is_new: whether it did not compare the chip, shape (n,).
-        left: positions of the pairs whose verdict is known, shape (known,).
-        right: positions, shape (known,).
-        by_hash: whether only the hashes proposed the pair, shape (known,).
-        duplicates: rows of the previous ``alike.parquet`` among these pairs.
-        to_compare: pairs of near hashes whose verdict is not known, and that are not found by
-            signatures.
-    """
-
-    is_new: Bools
-    left: Indices
-    right: Indices
-    by_hash: Bools
-    duplicates: pd.DataFrame
-    to_compare: Pairs
-
-
-def _known_pairs(job: Job, prepared: CandidateChips, names: pd.DataFrame) -> _KnownPairs:
-    """Find the pairs whose verdict the previous run knows, and the hash pairs to compare.
-
-    A pair that signatures proposed is proposed again, because that depends on the two chips and
-    their cells alone. A pair that only hashes proposed counts if they propose it now.
-    """
-    rows = len(names)
-    left, right = prepared.near_hashes
-    by_signature = _proposed_by_signatures(job, prepared, left, right)
-    left, right = left[~by_signature], right[~by_signature]
-    previous = _followed(job, prepared)
-    if previous is None:
-        nothing = np.empty(0, np.int64)
-        return _KnownPairs(
-            is_new=np.ones(rows, np.bool_),
-            left=nothing,
-            right=nothing,
-            by_hash=np.empty(0, np.bool_),
-            duplicates=_empty_table(),
-            to_compare=(left, right),
-        )
-    old_names = read_table(previous.local(CANDIDATES))
-    position = pd.Index(names["chip_id"]).get_indexer(pd.Index(old_names["chip_id"]))
-    there = position >= 0
-    for column in ("pixel_sha256", "cell"):
-        old = old_names[column].to_numpy()[there]
-        there[there] = names[column].to_numpy()[position[there]] == old
-    position = np.where(there, position, -1)
-    is_new = np.ones(rows, np.bool_)
-    is_new[position[there]] = False
-
-    with np.load(previous.local(COMPARED), allow_pickle=False) as data:
-        a, b = position[data["left"]], position[data["right"]]
-        by_hash = data["by_hash"]
-    low, high = np.minimum(a, b), np.maximum(a, b)
-    codes = low * rows + high
-    hash_codes = left * rows + right
-    known = (low >= 0) & (~by_hash | np.isin(codes, hash_codes))
-    is_known = np.isin(hash_codes, codes[known])
-    duplicates = read_table(previous.local("alike.parquet"))
-    row_of = pd.Index(names["chip_id"])
-    i, j = (row_of.get_indexer(pd.Index(duplicates[side])) for side in ("left", "right"))
-    still = (i >= 0) & (j >= 0)
-    still &= np.isin(np.minimum(i, j) * rows + np.maximum(i, j), codes[known])
-    return _KnownPairs(
-        is_new=is_new,
-        left=low[known],
-        right=high[known],
-        by_hash=by_hash[known],
-        duplicates=duplicates[still],
-        to_compare=(left[~is_known], right[~is_known]),
-    )
-
-
-def _followed(job: Job, prepared: CandidateChips) -> Artifact | None:
-    """Return the previous artifact if its verdicts hold: same cells, same kind of descriptors."""
-    previous = job.previous
-    if previous is None:
-        return None
-    old = {
-        role: job.store.artifact(role, previous.manifest.inputs[role])
-        for role in ("buckets", "descriptors")
-    }
-    if not all(job.store.has(artifact) for artifact in old.values()):
-        return None
-    descriptors, buckets = job.inputs["descriptors"].manifest, job.inputs["buckets"]
-    same_cells = partition_identity(old["buckets"]) == partition_identity(buckets)
-    same_reach = reach_of(old["buckets"]) == reach_of(buckets)
-    same_pixels = old["descriptors"].manifest.version == descriptors.version
-    compared = [int(cell) for cell in np.flatnonzero(~prepared.compared_cells)]
-    same_limits = previous.manifest.facts["cells_by_hash_alone"] == compared
-    return previous if same_cells and same_reach and same_pixels and same_limits else None
-
-
-def _proposed_by_signatures(
-    job: Job, prepared: CandidateChips, left: Indices, right: Indices
-) -> Bools:
-    """Tell which pairs of positions lie in near cells and have signatures that agree."""
-    count = len(prepared.reach)
-    near = np.zeros((count, count), np.bool_)
-    for cell, others in enumerate(prepared.near_cells):
-        near[cell, others] = near[others, cell] = True
-    proposed = near[prepared.cell[left], prepared.cell[right]]
-    of_rows = load_signatures(job.inputs["descriptors"])
-    candidates = np.flatnonzero(proposed)
-    for first in range(0, len(candidates), HELD_PAIRS):
-        part = candidates[first : first + HELD_PAIRS]
-        a, b = (of_rows[prepared.row[side[part]]] for side in (left, right))
-        proposed[part] = agree(a, b)
-    return proposed
-
-
 def _empty_table() -> pd.DataFrame:
     """Return ``alike.parquet`` without rows."""
     return pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in COLUMNS.items()})
@@ -421,58 +310,55 @@ def _empty_table() -> pd.DataFrame:
 
 
 def work(job: Job, part: Part, folder: Path) -> None:
-    """Find the pairs of some blocks, or take pairs of near hashes, and compare them.
+    """Find the pairs that some chips propose, or take pairs of near hashes, and compare them.
 
-    Writes ``pairs.npz``: positions of all compared pairs, and the columns of the duplicates.
+    Writes ``pairs.npz``: codes of the proposed pairs, and the columns of the duplicates among those
+    whose verdict is not known.
     """
-    prepared_folder = prepare_part(job, part.payload["key"], lambda out: _prepare(job, out))
-    prepared = read_candidates(prepared_folder)
+    prepared = read_candidates(
+        prepare_part(job, part.payload["key"], lambda out: _prepare(job, out))
+    )
     descriptors = job.inputs["descriptors"]
+    of_rows = load_signatures(descriptors)
     if "hashes" in part.payload:
         first, last = part.payload["hashes"]
-        left, right = (side[first:last] for side in prepared.near_hashes)
+        proposed = prepared.hash_codes[first:last]
     else:
-        left, right = _pairs_of_blocks(prepared, descriptors, range(*part.payload["blocks"]))
-    compared = np.stack([left, right])
-    # the lower id is the left one, whatever the order of the candidates
-    swapped = prepared.rank[left] > prepared.rank[right]
-    left, right = np.where(swapped, right, left), np.where(swapped, left, right)
-    thumbnails = np.load(descriptors.local(THUMBNAILS), mmap_mode="r", allow_pickle=False)
+        proposed = _propose(prepared, of_rows, *part.payload["chips"])
+        proposed = proposed[~_contains(prepared.hash_codes, proposed)]
+    new = proposed[~_contains(prepared.known_codes, proposed)]
     duplicates = find_pixel_duplicates(
-        thumbnails,
+        np.load(descriptors.local(THUMBNAILS), mmap_mode="r", allow_pickle=False),
         prepared.contrast,
-        left,
-        right,
+        *prepared.pairs(new),
         rows=prepared.row,
-        of_rows=load_signatures(descriptors),
+        of_rows=of_rows,
     )
-    np.savez(
-        folder / "pairs.npz",
-        compared=compared,
-        by_hash=np.full(len(left), "hashes" in part.payload),
-        **vars(duplicates),
-    )
+    np.savez(folder / "pairs.npz", proposed=proposed, **vars(duplicates))
 
 
-def _pairs_of_blocks(prepared: CandidateChips, descriptors: Artifact, blocks: range) -> Pairs:
-    """Find the pairs of positions in near cells whose signatures agree and that are not known."""
-    of_rows = load_signatures(descriptors)
-    lefts, rights = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-    for block in blocks:
-        own, partners = np.arange(*prepared.blocks[block]), prepared.partners(block)
-        is_new = prepared.is_new[own]
-        for mine, others in (
-            (own[is_new], partners),
-            (own[~is_new], partners[prepared.is_new[partners]]),
-        ):
-            if not len(mine) or not len(others):
-                continue
-            i, j = near_signatures(of_rows[prepared.row[mine]], of_rows[prepared.row[others]])
-            lefts.append(mine[i])
-            rights.append(others[j])
-        advance(int(prepared.work_of_blocks[block]))
-    # a pair of two chips of the block is found twice, and each chip agrees with itself
-    return unique_pairs(np.concatenate(lefts), np.concatenate(rights), len(prepared.row))
+def _propose(prepared: CandidateChips, of_rows: Signatures, first: int, last: int) -> Indices:
+    """Find the pairs that a range of chips proposes; returns their codes."""
+    codes = [np.empty(0, np.int64)]
+    for own, others in prepared.blocks(first, last):
+        i, j = best_agreeing(
+            of_rows[prepared.row[own]],
+            of_rows[prepared.row[others]],
+            own[:, None] == others,
+            prepared.rank[others],
+            MOST_PROPOSED,
+        )
+        codes.append(prepared.codes(own[i], others[j]))
+        advance(len(own))
+    return np.unique(np.concatenate(codes))
+
+
+def _contains(codes: Indices, wanted: Indices) -> Bools:
+    """Tell which of the wanted codes are in a list of ascending codes."""
+    if not len(codes):
+        return np.zeros(len(wanted), np.bool_)
+    at = np.minimum(np.searchsorted(codes, wanted), len(codes) - 1)
+    return np.asarray(codes[at] == wanted)
 
 
 def load_signatures(descriptors: Artifact) -> Signatures:
@@ -493,38 +379,34 @@ def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
     if not job.settings.pixel_duplicates:
         table = _empty_table()
         write_table(table, folder / "alike.parquet")
-        return Sealed(counts={"rows_in": 0, "rows_out": 0, "pairs": 0}, facts=_facts(table))
+        facts = {**_facts(table), "compared": 0}
+        return Sealed(counts={"rows_in": 0, "rows_out": 0, "pairs": 0}, facts=facts)
     prepared_folder = prepare_part(job, _preparation_key(job), lambda out: _prepare(job, out))
     prepared = read_candidates(prepared_folder)
     link(prepared_folder / CANDIDATES, folder / CANDIDATES)
     ids = read_table(folder / CANDIDATES, ["chip_id"])["chip_id"].to_numpy()
-    with np.load(prepared_folder / "known.npz", allow_pickle=False) as known:
-        compared = [np.stack([known["left"], known["right"]])]
-        by_hash = [known["by_hash"]]
-    tables = [read_table(prepared_folder / "known.parquet")]
+    codes, tables = [np.empty(0, np.int64)], []
     for part in folders:
         with np.load(part / "pairs.npz", allow_pickle=False) as data:
-            compared.append(data["compared"])
-            by_hash.append(data["by_hash"])
+            codes.append(data["proposed"])
             tables.append(_table_of(ids, data))
-    left, right = np.concatenate(compared, axis=1)
-    order = np.lexsort((right, left))
-    np.savez(
-        folder / COMPARED,
-        left=left[order],
-        right=right[order],
-        by_hash=np.concatenate(by_hash)[order],
-    )
-    table = pd.concat([part for part in tables if len(part)] or tables[:1])
-    table = table.sort_values(["left", "right"], ignore_index=True)
-    write_table(table, folder / "alike.parquet")
+    proposed = np.unique(np.concatenate(codes))
+    left, right = np.divmod(proposed, max(len(ids), 1))
+    np.savez(folder / COMPARED, left=left, right=right)
+    known = read_table(prepared_folder / "known.parquet")
+    i, j = (_positions(pd.Series(ids), known[side]) for side in ("left", "right"))
+    tables.append(known[np.isin(np.minimum(i, j) * len(ids) + np.maximum(i, j), proposed)])
+    table = pd.concat([part for part in tables if len(part)] or [_empty_table()])
+    # two chips may propose each other in two parts
+    table = table.drop_duplicates(["left", "right"]).sort_values(["left", "right"])
+    write_table(table.reset_index(drop=True), folder / "alike.parquet")
     return Sealed(
         counts={"rows_in": len(ids), "rows_out": len(ids), "pairs": len(table)},
         facts={
             **_facts(table),
-            "pairs_compared": len(left),
+            "compared": len(proposed),
             "reach_cells": prepared.reach.shape[1],
-            "cells_by_hash_alone": np.flatnonzero(~prepared.compared_cells).tolist(),
+            "cells_by_hash_alone": np.flatnonzero(prepared.crowded).tolist(),
         },
     )
 
@@ -880,5 +762,4 @@ STAGE = Stage(
     section="curate",
     fields=("pixel_duplicates",),
     follows=True,
-    unit="pairs of signatures",
 )

@@ -6,7 +6,7 @@ constant to the log, blur and shading add a smooth surface, and both are removed
 the peaks and gaps of this very view: two views of the same kind of land have other ones. So
 unrelated chips have a product near 0, and chips that share 60 % of their ground one above 0.4.
 
-Values are whole numbers. The sums of ``products`` are exact, and equal on every machine.
+Values are whole numbers. Sums of their products are exact, and equal on every machine.
 """
 
 from __future__ import annotations
@@ -123,15 +123,37 @@ def near_signatures(left: Signatures, right: Signatures, least: float = LEAST_PR
     Returns:
         Positions in ``left`` and in ``right``, each of shape (pairs,), sorted; each pair once.
     """
-    products = turned(left) @ right.astype(np.float32).T
-    best = products.reshape(len(TURNS), len(left), len(right)).max(axis=0)
-    i, j = np.nonzero(best >= _least(least))
+    i, j = np.nonzero(_best_products(left, right) >= _least(least))
     return i, j
 
 
-def agree(left: Signatures, right: Signatures, least: float = LEAST_PRODUCT) -> Bools:
-    """Tell for pairs whether their signatures, each of shape (pairs, ``WIDTH``), agree."""
-    return np.asarray(_products(left, right).max(axis=1) >= _least(least))
+def _best_products(left: Signatures, right: Signatures) -> Floats32:
+    """Compute the largest product over the orientations of each pair, shape (n, m)."""
+    products = turned(left) @ right.astype(np.float32).T
+    return np.asarray(products.reshape(len(TURNS), len(left), len(right)).max(axis=0))
+
+
+def best_agreeing(
+    left: Signatures, right: Signatures, left_out: Bools, rank: Indices, most: int
+) -> Pairs:
+    """Find, for each chip of a list, the chips of another whose signatures agree with it best.
+
+    Args:
+        left: shape (n, ``WIDTH``).
+        right: shape (m, ``WIDTH``).
+        left_out: pairs that do not count, shape (n, m).
+        rank: order of the chips of ``right`` with equal products, lowest first, shape (m,).
+        most: largest number of chips for each.
+
+    Returns:
+        Positions in ``left`` and in ``right``, each of shape (pairs,).
+    """
+    best = _best_products(left, right)
+    i, j = np.nonzero((best >= _least(LEAST_PRODUCT)) & ~left_out)
+    order = np.lexsort((rank[j], -best[i, j], i))
+    i, j = i[order], j[order]
+    place = np.arange(len(i)) - np.searchsorted(i, i)
+    return i[place < most], j[place < most]
 
 
 def orientations_that_agree(left: Signatures, right: Signatures) -> Bools:

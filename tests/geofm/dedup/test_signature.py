@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 
 from geofm.dedup.perceptual_hash import ORIENTATIONS, orient
-from geofm.dedup.signature import LENGTH, TURNS, WIDTH, agree, near_signatures, signatures
+from geofm.dedup.signature import (
+    LENGTH,
+    TURNS,
+    WIDTH,
+    best_agreeing,
+    near_signatures,
+    signatures,
+)
 
 EXAMPLES = int(os.environ.get("GEOFM_EXAMPLES", "25"))
 EDGE = 64
@@ -43,7 +50,7 @@ def test_a_shifted_and_turned_view_of_other_brightness_agrees(seed, which, down,
     picture = ground(seed)
     moved = view(128 + (picture - 128) * gain, 32 + down, 32 + right)
     first, second = of_views(view(picture), np.ascontiguousarray(orient(moved, which)))
-    assert agree(first[None], second[None])[0]
+    assert len(near_signatures(first[None], second[None])[0]) == 1
 
 
 def test_unrelated_views_do_not_agree():
@@ -66,7 +73,6 @@ def test_a_view_without_contrast_agrees_with_nothing():
     assert found.shape == (2, WIDTH)
     assert not found.any()
     assert not len(near_signatures(found, found)[0])
-    assert not agree(found, found).any()
 
 
 def test_products_are_exact_and_do_not_depend_on_the_batch():
@@ -82,3 +88,19 @@ def test_no_chips():
     nothing = signatures(np.empty((0, EDGE, EDGE), np.uint8), np.empty(0, np.float32))
     assert nothing.shape == (0, WIDTH)
     assert not len(near_signatures(nothing, nothing)[0])
+
+
+def test_the_best_agree_first_and_equal_ones_by_rank():
+    picture, other = view(ground(1)), view(ground(2))
+    near = [view(ground(1), 32 + n, 32) for n in range(4)]
+    left, right = of_views(picture, other), of_views(*near, other, picture)
+    nothing = np.zeros((2, 6), np.bool_)
+    rank = np.array([3, 1, 2, 0, 5, 4])
+    i, j = best_agreeing(left, right, nothing, rank, 3)
+    # positions 0 and 5 are the picture itself: the one of lower rank comes first
+    assert list(zip(i, j, strict=True))[:2] == [(0, 0), (0, 5)]
+    assert (np.bincount(i) <= 3).all()
+    without = nothing.copy()
+    without[0, 0] = True
+    i, j = best_agreeing(left, right, without, rank, 1)
+    assert list(zip(i, j, strict=True)) == [(0, 5), (1, 4)]
