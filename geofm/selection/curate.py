@@ -133,10 +133,27 @@ def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
 
 @dataclass(frozen=True)
 class Evidence:
-    """The edges between nodes that come from one dedup method."""
+    """What one dedup method has found.
+
+    Attributes:
+        method: the method.
+        edges: its edges between nodes.
+        of_copies: its pairs of a chip that does not represent its node with the representative of
+            another node, for methods whose pairs hold for the two chips alone.
+    """
 
     method: DedupMethod
     edges: Edges
+    of_copies: CopyPairs
+
+
+@dataclass(frozen=True)
+class CopyPairs:
+    """Pairs of a row of the pool and a node, each of shape (pairs,)."""
+
+    row: Indices
+    node: Indices
+    similarity: Floats
 
 
 @dataclass(frozen=True)
@@ -200,7 +217,8 @@ def build_graph(inputs: dict[str, Artifact], pool: Pool, least: Floats) -> Dupli
         )
         if method.compares_vectors:
             edges = at_larger_threshold(edges, node_least)
-        evidence.append(Evidence(method, edges))
+        of_copies = _pairs_of_copies(table, row_of, node_of, nodes)
+        evidence.append(Evidence(method, edges, of_copies))
     dense_search, dense_nodes = None, None
     if search.dense:
         search_rows, dense_rows = dense_pair_search(
@@ -293,6 +311,26 @@ def _edges_between_nodes(
     if nodes is not None:
         used &= (nodes[a] == left) & (nodes[b] == right)
     return sort_edges(a[used], b[used], table["similarity"].to_numpy(np.float64)[used])
+
+
+def _pairs_of_copies(
+    table: pd.DataFrame, row_of: pd.Index, node_of: Indices, nodes: Indices
+) -> CopyPairs:
+    """List the pairs of a chip that does not represent its node with another node's representative.
+
+    Args:
+        table: columns left, right, similarity.
+        row_of: chip ids by row of the pool.
+        node_of: node of each row, shape (rows,).
+        nodes: row of each node's representative.
+    """
+    left, right = _rows_of_chips(row_of, table["left"]), _rows_of_chips(row_of, table["right"])
+    row, other = np.concatenate([left, right]), np.concatenate([right, left])
+    similarity = np.tile(table["similarity"].to_numpy(np.float64), 2)
+    own, node = node_of[row], node_of[other]
+    used = (own >= 0) & (node >= 0) & (own != node)
+    used[used] = (nodes[own[used]] != row[used]) & (nodes[node[used]] == other[used])
+    return CopyPairs(row[used], node[used], similarity[used])
 
 
 def at_larger_threshold(edges: Edges, least: Floats) -> Edges:
@@ -536,24 +574,33 @@ def _describe_decisions(
     """
     ids = pool.ids
     names = [ids[row] for row in graph.nodes]
+    by_pixels = _best_pairs_of_copies(graph, kept)
+    row_of = pd.Series(np.arange(len(ids)), index=ids)
 
-    def dropped(node: int, is_copy: bool) -> _Decision:
+    def dropped(row: int, node: int, is_copy: bool, same_pixels_as: str) -> _Decision:
         """Make the decision on a chip of a node that is not kept."""
         other, number = int(witnesses.row[node]), int(witnesses.evidence[node])
-        witness, similarity = names[other], float(witnesses.similarity[node])
-        group = names[leader[node]]
+        similarity = float(witnesses.similarity[node])
+        if is_copy and number >= 0 and not graph.evidence[number].method.compares_vectors:
+            # equal vectors do not make equal pixels: the pair must be one of this chip
+            pixels = int(row_of[same_pixels_as]) if same_pixels_as else row
+            if pixels != int(graph.nodes[node]):
+                number, other, similarity = by_pixels.get(pixels, (-1, other, np.nan))
+        if np.isnan(similarity):
+            similarity = float(graph.space.similarity(np.array([node]), np.array([other]))[0])
+        witness, group = names[other], names[leader[node]]
         if number >= 0:
             method = graph.evidence[number].method
             least = max(graph.least[node], graph.least[other])
             reason = method.reason.format(similarity=similarity, witness=witness, least=least)
             return _Decision("drop", method.rule, reason, witness, similarity, "", group)
-        why = "not chosen"
-        if is_copy or not leaders.kept[node]:
-            why = f"a duplicate of {group}, which was not chosen,"
-        reason = (
-            f"{why} within curate.budget {settings.budget:g}; the most similar kept chip is "
-            f"{witness} ({similarity:.4f})"
-        )
+        if settings.budget is None:
+            why = f"its embedding is that of {names[node]}, which is dropped"
+        else:
+            why = f"not chosen within curate.budget {settings.budget:g}"
+            if is_copy or not leaders.kept[node]:
+                why = f"a duplicate of {group}, which was {why}"
+        reason = f"{why}; the most similar kept chip is {witness} ({similarity:.4f})"
         return _Decision("drop", "selection", reason, "", similarity, witness, group)
 
     decisions: list[_Decision] = []
@@ -566,7 +613,8 @@ def _describe_decisions(
             continue
         name, group, is_copy = names[node], names[leader[node]], int(graph.nodes[node]) != row
         if not kept[node]:
-            decisions.append(dropped(node, is_copy))
+            copied = str(pooled.witness_id) if pooled.rule == "identical" else ""
+            decisions.append(dropped(row, node, is_copy, copied))
         elif not is_copy:
             others = int(group_sizes[node]) - 1
             reason = f"kept for itself and {others} like it" if others else "kept"
@@ -580,6 +628,25 @@ def _describe_decisions(
     table = pd.DataFrame(decisions, columns=list(_Decision._fields))
     table.insert(0, "chip_id", ids)
     return table
+
+
+def _best_pairs_of_copies(graph: DuplicateGraph, kept: Mask) -> dict[int, tuple[int, int, float]]:
+    """Find the kept node that each copy is most similar to, by the pairs of the copy itself.
+
+    Returns:
+        Number of the evidence, node and similarity, by row of the pool; the first method that has
+        a pair counts, and ties go to the lower node.
+    """
+    best: dict[int, tuple[int, int, float]] = {}
+    for number, evidence in enumerate(graph.evidence):
+        if evidence.method.compares_vectors:
+            continue
+        pairs = evidence.of_copies
+        order = np.lexsort((pairs.node, -pairs.similarity))
+        for at in order[kept[pairs.node[order]]]:
+            found = number, int(pairs.node[at]), float(pairs.similarity[at])
+            best.setdefault(int(pairs.row[at]), found)
+    return best
 
 
 def _survival(pool: Pool, nodes: Indices, leaders: Mask, kept: Mask) -> pd.DataFrame:

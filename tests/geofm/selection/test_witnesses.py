@@ -14,6 +14,7 @@ from geofm.config.recipe import CurateSettings
 from geofm.dedup import join, partition
 from tests.geofm.dedup.synthetic import Chip, curate_from, make_chips, make_embeddings, texture
 from tests.geofm.dedup.test_pairs import clusters
+from tests.geofm.dedup.test_signature import ground
 
 WIDTH = 32
 
@@ -131,3 +132,32 @@ def test_a_witness_in_a_dense_cell_is_a_stored_pair(
     # a dense cell changes how pairs are found, not what is decided
     assert tables[True]["decision"].equals(tables[False]["decision"])
     assert tables[True]["rule"].equals(tables[False]["rule"])
+
+
+def test_a_chip_with_the_vector_of_a_pixel_duplicate_is_none_itself(tmp_path):
+    """R shows what W shows. C and D have the vector of R, but only D shows what W shows."""
+    store = open_store(tmp_path / "store")
+    catalogue = open_catalogue(f"sqlite:///{tmp_path}/c.db", store)
+    view, other = np.clip(ground(1)[32:96, 32:96] * 12, 1, 4000), ground(2)[32:96, 32:96] * 12
+    pixels = [view, view * 1.04, other, view * 1.06, other]
+    valid = [1.0, 0.999, 0.998, 0.997, 0.996]  # in this order they are taken
+    chips = [
+        Chip(np.rint(np.stack([picture] * 3)).astype(np.uint16), valid=share)
+        for picture, share in zip(pixels, valid, strict=True)
+    ]
+    draw = np.random.default_rng(0)
+    vectors = draw.normal(size=(5, WIDTH))
+    vectors[2:] = vectors[1]
+    ids = [chip.chip_id(number) for number, chip in enumerate(chips)]
+    embeddings = make_embeddings(store, ids, vectors)
+    made = curate_from(store, catalogue, make_chips(store, chips), embeddings, CurateSettings())
+    table = made["decisions"].table("decisions.parquet").set_index("chip_id").loc[ids]
+    w, r, c, d, like_c = (row for _, row in table.iterrows())
+    assert w["decision"] == "keep"
+    assert (r["rule"], r["witness_id"]) == ("pixel_duplicate", ids[0])
+    assert (d["rule"], d["witness_id"]) == ("pixel_duplicate", ids[0])
+    for row in (c, like_c):
+        assert (row["rule"], row["witness_id"]) == ("selection", "")
+        assert row["nearest_id"] == ids[0]
+    pairs = stored_pairs(made)["pixel_duplicate"]
+    assert {frozenset((ids[0], ids[1])), frozenset((ids[0], ids[1]))} <= pairs
