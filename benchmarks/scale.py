@@ -125,13 +125,13 @@ def measure(command: list[str]) -> Run:
                 lines.append((time.time(), line))
                 print(f"{time.time() - started:7.1f}  {line}", end="", flush=True)
 
-        reader = threading.Thread(target=read)
+        reader = threading.Thread(target=read, daemon=True)
         reader.start()
         ended_cpu: dict[int, float] = {}
         while process.poll() is None:
             samples.append(_sample(process.pid, ended_cpu))
             time.sleep(SAMPLE_S)
-        reader.join()
+        reader.join(2)  # a server that the run has started keeps the pipe open
     return Run(process.returncode, started, time.time(), samples, lines)
 
 

@@ -53,7 +53,7 @@ from geofm.embeddings.neighbours import most_similar
 from geofm.embeddings.store import open_vectors, rows_of
 from geofm.embeddings.vectors import EmbeddingSpace
 from geofm.pool.pool import Pool, load_pool
-from geofm.selection.methods import Candidates, select
+from geofm.selection.methods import Candidates, Method, select
 from geofm.selection.metrics import compare_selections
 from geofm.selection.rarity import soft_scores
 from geofm.selection.strata import (
@@ -69,6 +69,9 @@ Mask = NDArray[np.bool_]
 
 #: Columns of the pool that the decisions repeat.
 COPIED = ("quality", "entropy", "gradient", "valid", "cloud", "saturated", "constant", "band_means")
+#: Largest pool for which the selection is compared with balanced k-means as well, which takes
+#: longer than the selection itself.
+COMPARED_UP_TO = 20_000
 #: Average number of chips per cluster, where clusters are strata.
 CLUSTER_CHIPS = 200
 
@@ -78,8 +81,8 @@ def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
 
     The tables are ``decisions.parquet``; ``dense_pairs.parquet`` (pairs of dense cells between a
     dropped chip and its witness); ``survival.parquet`` (chips left after each step, by stratum);
-    and ``measures.parquet`` (the selection compared with a random selection and with balanced
-    k-means).
+    and ``measures.parquet`` (the selection compared with a random selection and, in a pool of up to
+    20,000 nodes, with balanced k-means).
     """
     settings: CurateSettings = job.settings
     pool = load_pool(job.inputs)
@@ -103,7 +106,10 @@ def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
     write_table(survival, folder / "survival.parquet")
     candidates = Candidates(graph.space, nodes, node_chips["chip_id"].astype(str).tolist())
     kept = np.flatnonzero(decisions.kept).astype(np.int64)
-    measures = compare_selections(candidates, kept, moments, job.seed)
+    others: tuple[Method, ...] = ("random",)
+    if len(nodes) <= COMPARED_UP_TO:
+        others = ("random", "balanced-kmeans")
+    measures = compare_selections(candidates, kept, moments, job.seed, others)
     write_table(measures, folder / "measures.parquet")
 
     dropped = Counter(table.loc[table["decision"] == "drop", "rule"])

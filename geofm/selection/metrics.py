@@ -112,7 +112,7 @@ def coverage(space: EmbeddingSpace, pool: Indices, selected: Indices) -> Floats:
     for part, vectors in quantized_blocks(space, pool[others]):
         best, _ = faiss.knn(vectors, base, 1, metric=faiss.METRIC_INNER_PRODUCT)
         similarity[others[part]] = np.clip(best[:, 0].astype(np.float64) / QUANTIZED_ONE, -1, 1)
-        tick("coverage", part.stop, len(others), "chips")
+        tick("coverage", min(part.stop, len(others)), len(others), "chips")
     return similarity
 
 
