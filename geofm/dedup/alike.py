@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -574,44 +574,58 @@ def compare_thumbnails(
         chip_rows = chips if rows is None else rows[chips]
         pictures, (low, high) = thumbnails[chip_rows], contrast[chips].T
         signed = signatures(pictures, high - low) if of_rows is None else of_rows[chip_rows]
-        filtered = band_pass(pictures, high - low)
+        half = band_pass(pictures, high - low, halved=True)
         least = np.maximum(MIN_CONTRAST, MIN_STEPS * (high - low) / 255)
         a, b = position[: len(position) // 2], position[len(position) // 2 :]
-        orientation, aligned = _find_orientations(filtered, signed, a, b)
+        orientation, aligned = _find_orientations(half, signed, a, b)
         result.orientation[part] = orientation
         for begin in range(0, len(aligned), FITTED_PAIRS):
             pairs = aligned[begin : begin + FITTED_PAIRS]
-            block = _compare_aligned(filtered, least, a[pairs], b[pairs], orientation[pairs])
+            used, at = np.unique(np.concatenate([a[pairs], b[pairs]]), return_inverse=True)
+            filtered = band_pass(pictures[used], (high - low)[used])
+            sides = at[: len(pairs)], at[len(pairs) :]
+            block = _compare_aligned(filtered, least[used], *sides, orientation[pairs])
             for name, values in block.items():
                 getattr(result, name)[first + pairs] = values
     return result
 
 
-def _blur_matrix(edge: int, deviation: float) -> Floats32:
-    """Make the matrix of a Gaussian filter along an axis that repeats the rim."""
-    unit = np.eye(edge)
-    return np.asarray(gaussian_filter1d(unit, deviation, axis=0, mode="nearest"), np.float32)
+@cache
+def _filters(edge: int, halved: bool) -> tuple[Floats32, Floats32]:
+    """Make the matrices, along one axis, that blur a picture finely, and finely and coarsely."""
+    fine, coarse = (
+        gaussian_filter1d(np.eye(edge), deviation, axis=0, mode="nearest")
+        for deviation in (FINE, COARSE)
+    )
+    both = coarse @ fine
+    if halved:
+        fine, both = ((matrix[::2] + matrix[1::2]) / 2 for matrix in (fine, both))
+    return np.asarray(fine, np.float32), np.asarray(both, np.float32)
 
 
-def band_pass(thumbnails: NDArray[np.uint8], contrast: Floats32) -> Floats32:
+def band_pass(thumbnails: NDArray[np.uint8], contrast: Floats32, halved: bool = False) -> Floats32:
     """Convert thumbnails, shape (n, edge, edge), to unit grey without grain and coarse shading.
 
     The filters are products of matrices, which take a tenth of the time of filters by neighbours.
+
+    Args:
+        thumbnails: shape (n, edge, edge).
+        contrast: unit grey of byte 255 less that of byte 0, shape (n,).
+        halved: whether to average 2 x 2 pixels of the result.
     """
     unit = thumbnails.astype(np.float32)
     unit *= (contrast / 255).astype(np.float32)[:, None, None]
-    fine, coarse = (_blur_matrix(unit.shape[-1], deviation) for deviation in (FINE, COARSE))
-    both = coarse @ fine
+    fine, both = _filters(unit.shape[-1], halved)
     return np.asarray(fine @ unit @ fine.T - both @ unit @ both.T)
 
 
 def _find_orientations(
-    filtered: Floats32, of_chips: Signatures, left: Indices, right: Indices
+    half: Floats32, of_chips: Signatures, left: Indices, right: Indices
 ) -> tuple[NDArray[np.int8], Indices]:
     """Find the orientation of each pair by phase correlation at half the resolution.
 
     Args:
-        filtered: band-passed thumbnails, shape (n, edge, edge).
+        half: band-passed thumbnails at half the resolution, shape (n, edge / 2, edge / 2).
         of_chips: their signatures, shape (n, ``WIDTH``).
         left: rows, shape (pairs,).
         right: rows, shape (pairs,).
@@ -619,7 +633,6 @@ def _find_orientations(
     Returns:
         The orientation in which right matches left, shape (pairs,); the pairs with a clear peak.
     """
-    half = filtered.reshape(len(filtered), filtered.shape[1] // 2, 2, -1, 2).mean(axis=(2, 4))
     spectra = _whitened_spectra(half)
     energy = np.sqrt(_energies(spectra))
     agreed = orientations_that_agree(of_chips[left], of_chips[right])
