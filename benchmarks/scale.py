@@ -225,13 +225,16 @@ def check_copies(catalogue: Catalogue, numbers: list[int]) -> dict[str, Any]:
             twice = kept[copied] and kept[first]
             counts[f"{kind}s_kept_twice"] = counts.get(f"{kind}s_kept_twice", 0) + int(twice)
     counts["rules"] = table["rule"].value_counts().to_dict()
-    counts["pairs_compared"] = found["alike"].manifest.facts.get("pairs_compared")
+    counts["pairs_compared"] = found["alike"].manifest.facts["compared"]
     counts["witnesses_not_stored"] = _not_stored(table, found)
     return counts
 
 
 def _not_stored(table: pd.DataFrame, found: dict[str, Artifact]) -> int:
-    """Count dropped chips whose rule and witness are not those of a stored pair."""
+    """Count dropped chips whose rule and witness are not those of a stored pair.
+
+    Chips with equal vectors, or with equal pixels, stand for each other.
+    """
     stored = {
         "near_duplicate": [
             found["pairs"].table("pairs.parquet"),
@@ -240,7 +243,10 @@ def _not_stored(table: pd.DataFrame, found: dict[str, Artifact]) -> int:
         "pixel_duplicate": [found["alike"].table("alike.parquet")],
     }
     same = found["pairs"].table("identical.parquet")
-    first = dict(zip(same["chip_id"], same["same_as"], strict=True))
+    first = dict(zip(same["chip_id"], same["same_as"], strict=True))  # equal vectors
+    pool = found["pool"].table("pool.parquet", ["chip_id", "rule", "witness_id"])
+    pool = pool[pool["rule"] == "identical"]
+    first |= dict(zip(pool["chip_id"], pool["witness_id"], strict=True))  # equal pixels
     wrong = 0
     for rule, tables in stored.items():
         pairs = {
