@@ -11,7 +11,9 @@ The pool of this stage are the candidates of the stage ``pool`` that are not mon
 one embedding, so pixels decide about it (stage ``alike``).
 
 A partition is inherited if the same stage ran before with the same settings and seed, on a pool of
-similar size. Known vectors then keep their cells, and the stage ``pairs`` searches only new ones.
+similar size and for a threshold that is not higher: what covers the pairs of a threshold covers
+those of a higher one. (A calibrated threshold moves a step up or down when chips are added.) Known
+vectors then keep their cells, and the stage ``pairs`` searches only new ones.
 The manifest names the run from which the partition comes (``frame_from``). Another seed, or an
 empty catalogue, gives a new partition.
 
@@ -58,7 +60,7 @@ from geofm.types import Indices
 
 log = logging.getLogger("geofm.buckets")
 
-VERSION = "3"
+VERSION = "4"
 #: Rows of a part.
 PART_ROWS = 250_000
 #: A partition is inherited while the pool is between 1 / GROWTH and GROWTH times its first pool.
@@ -143,9 +145,9 @@ def inheritable(job: Job, rows: int) -> Artifact | None:
     facts = previous.manifest.facts
     first_rows = int(facts["frame_rows"])
     width = open_vectors(job.inputs["embeddings"]).shape[1]
-    is_same = facts["threshold"] == threshold_of(job)[0] and facts["width"] == width
+    serves = facts["frame_threshold"] <= threshold_of(job)[0] and facts["width"] == width
     fits = facts["cells"] > 1 and first_rows / GROWTH <= rows <= first_rows * GROWTH
-    return previous if is_same and fits else None
+    return previous if serves and fits else None
 
 
 def partition_identity(buckets: Artifact) -> list[str]:
@@ -231,7 +233,8 @@ def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
     covered = is_covered(partition, space, cells.home, audit.low, audit.high)
     left_out = int((~covered).sum())
     if left_out:
-        partition = replace(partition, margin=complete_margin(threshold))
+        frame_threshold = _frame_threshold(previous, threshold)
+        partition = replace(partition, margin=complete_margin(frame_threshold))
         log.info(
             "buckets: the estimated margin leaves out %d of %d pairs of the audited sample; the "
             "complete margin %.4f is used",
@@ -256,10 +259,11 @@ def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
         facts={
             "threshold": threshold,
             "threshold_from": source,
+            "frame_threshold": _frame_threshold(previous, threshold),
             "width": len(partition.centre),
             "cells": partition.count,
             "margin": round(partition.margin, 9),
-            "complete_margin": round(complete_margin(threshold), 9),
+            "complete_margin": round(complete_margin(_frame_threshold(previous, threshold)), 9),
             "margin_widened_for": left_out,
             "largest_cell": int(cell_sizes.max(initial=0)),
             "largest_identical": int(copies.max(initial=0)),
@@ -311,6 +315,13 @@ def _audit(
     sample = pool[choose_sample(hashes[pool], job.seed)]
     new = np.load(prepared_folder / "new.npy")
     return carry_audit(space, read_audit(previous), current, sample, new, cells.home, threshold)
+
+
+def _frame_threshold(previous: Artifact | None, threshold: float) -> float:
+    """Return the threshold for which the partition was trained."""
+    if previous is None:
+        return threshold
+    return float(previous.manifest.facts["frame_threshold"])
 
 
 def _trained_by(previous: Artifact) -> str:

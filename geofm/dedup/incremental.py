@@ -281,7 +281,7 @@ def carry_audit(
         sample: current rows to audit, ascending (``certificate.choose_sample``).
         new: current rows of the new vectors, ascending.
         home: cell in which each current row resides, shape (n,); -1 if it is not searched.
-        threshold: least similarity of a pair, the same in both audits.
+        threshold: least similarity of a pair, at least that of the earlier audit.
 
     Returns:
         The audit that ``certificate.audit_sample`` gives for the same sample.
@@ -293,6 +293,8 @@ def carry_audit(
     kept = (low >= 0) & (high >= 0)
     low, high = low[kept], high[kept]
     kept = in_sample[low] | in_sample[high]
+    low, high = low[kept], high[kept]
+    kept = space.similarity(low, high) >= threshold
     pairs = [
         (low[kept], high[kept]),
         find_pairs_of(space, sample[audited_before], threshold, among=new),

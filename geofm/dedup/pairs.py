@@ -106,14 +106,14 @@ def known_rows(job: Job) -> KnownRows | None:
     """Find the rows that the previous run searched in the same cells.
 
     Returns:
-        The rows; None if everything has to be searched: the partition or the threshold differs,
-        there are dense cells, or many rows are new.
+        The rows; None if everything has to be searched: the partition differs, the threshold was
+        higher, there are dense cells, or many rows are new.
     """
     previous, buckets = job.previous, job.inputs["buckets"]
     if previous is None or buckets.manifest.facts["cells"] < 2:
         return None
     facts = previous.manifest.facts
-    if facts["dense_cells"] or facts["threshold"] != threshold_of(job):
+    if facts["dense_cells"] or facts["threshold"] > threshold_of(job):
         return None
     old = job.store.artifact("buckets", previous.manifest.inputs["buckets"])
     if not job.store.has(old) or partition_identity(old) != partition_identity(buckets):
@@ -155,6 +155,7 @@ def _join_new_rows(
     """Find all pairs by searching only those of new rows; None if a cell may be dense."""
     with np.load(known.previous.local("rows.npz"), allow_pickle=False) as data:
         old = Edges(data["left"], data["right"], data["similarity"])
+    old = old.select(old.similarity >= threshold)  # the previous threshold may be lower
     new_edges = join_new_rows(space, partition, cells, known.new, threshold)
     if new_edges is None:
         return None

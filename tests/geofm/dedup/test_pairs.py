@@ -54,12 +54,12 @@ def brute(vectors: np.ndarray, ids: list[str], threshold: float) -> set[tuple[st
     return {tuple(sorted((ids[a], ids[b]))) for a, b in zip(low, high, strict=True)}
 
 
-def search(store, catalogue, ids, vectors, settings=SETTINGS):
+def search(store, catalogue, ids, vectors, settings=SETTINGS, calibrated=None):
     embeddings = make_embeddings(store, ids, vectors)
     made = {
         "embeddings": embeddings,
         "pool": make_pool(store, ids),
-        "calibration": make_calibration(store),
+        "calibration": make_calibration(store, calibrated),
     }
     made["buckets"] = run_stage(buckets.STAGE, store, catalogue, made, settings)
     return made, run_stage(pairs.STAGE, store, catalogue, made, settings)
@@ -208,9 +208,40 @@ def test_new_and_withdrawn_chips_give_the_pairs_of_a_full_search(
     assert np.array_equal(carried.begin, again.begin)
 
 
-def seal_without_previous(store, made):
+@pytest.mark.usefixtures("cells")
+@pytest.mark.parametrize(("before", "now", "carried"), [(0.94, 0.95, True), (0.95, 0.94, False)])
+def test_a_calibrated_threshold_may_rise_from_night_to_night(
+    store, catalogue, tmp_path, before, now, carried
+):
+    settings = CurateSettings()
+    vectors, ids = clusters(3000), names(3000)
+    first, _ = search(store, catalogue, ids[:2900], vectors[:2900], settings, {"c": before})
+    made, artifact = search(store, catalogue, ids, vectors, settings, {"c": now})
+    facts = made["buckets"].manifest.facts
+    assert facts["frame_from"] == (first["buckets"].digest if carried else "trained")
+    assert facts["frame_threshold"] == min(before, now)
+    assert facts["threshold"] == now
+    full = seal_without_previous(open_store(tmp_path / "full"), made, settings)
+    assert artifact.digest == full.digest
+    assert found(artifact) == {
+        tuple(sorted((ids[a], ids[b]))) for a, b in brute_rows(made, vectors, now)
+    }
+    # a third night still stands on the first partition
+    third, _ = search(store, catalogue, ids[50:], vectors[50:], settings, {"c": now + 0.005})
+    assert third["buckets"].manifest.facts["frame_threshold"] == min(before, now)
+
+
+def brute_rows(made, vectors: np.ndarray, threshold: float) -> set[tuple[int, int]]:
+    """All pairs of rows at or above a threshold, compared in the centre of the partition."""
+    space = EmbeddingSpace(vectors, buckets.read_partition(made["buckets"]).centre)
+    units = space.exact_units(np.arange(len(vectors)))
+    low, high = np.nonzero(np.triu(units @ units.T >= threshold, 1))
+    return set(zip(low.tolist(), high.tolist(), strict=True))
+
+
+def seal_without_previous(store, made, settings=SETTINGS):
     """The stage pairs, in an empty store, on the same inputs."""
-    job = make_job(pairs.STAGE, store, made, SETTINGS)
+    job = make_job(pairs.STAGE, store, made, settings)
     parts = plan_parts(pairs.STAGE, job)
     assert len(parts) > 1
     work_parts(pairs.STAGE, job, parts)
