@@ -6,9 +6,10 @@
     python -m benchmarks.scale FOLDER --scenes 74 --store S  303,104 chips
 
 Each call draws the scenes that are missing (`scale_scenes.py`), runs ``geofm refresh`` on their
-catalogue with the default recipe, and checks what became of the known copies. It adds one row per
-stage to ``results/scale.csv``: seconds, processor seconds and cores of all processes of the run,
-the largest resident size of one process, chips per second, and the longest silence on stderr.
+catalogue with the default recipe, and checks what became of the known copies. It adds one row to
+``results/scale.csv`` for each stage that was computed: seconds, processor seconds and cores of all
+processes of the run, the largest resident size of one process, chips per second, and the longest
+silence on stderr.
 """
 
 from __future__ import annotations
@@ -167,7 +168,7 @@ def stage_rows(name: str, run: Run, catalogue: Catalogue, chips: int) -> Iterato
         spans = {
             row.stage: (_utc(row.started_at).timestamp(), _utc(row.finished_at).timestamp())
             for row in rows
-            if row.finished_at is not None
+            if row.finished_at is not None and not row.metrics.get("cached")
         }
     for stage in DATA_STAGES:
         if stage in spans:

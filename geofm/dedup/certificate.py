@@ -136,7 +136,9 @@ def certify(
         and ``recall_lower_bound`` (one-sided; pairs are treated as independent draws).
     """
     low, high = audit.low, audit.high
-    is_found = np.isin(low * rows + high, edges.left * rows + edges.right)
+    codes, asked = edges.left * rows + edges.right, low * rows + high
+    at = np.minimum(np.searchsorted(codes, asked), max(len(codes) - 1, 0))  # edges are sorted
+    is_found = codes[at] == asked if len(codes) else np.zeros(len(asked), np.bool_)
     if in_dense is not None:
         is_found |= in_dense(low, high)
     found = int(is_found.sum())
