@@ -200,9 +200,9 @@ def ours(pool: list[Window], scenes: list[Scene], water: set[str], place: Path) 
     from data_catalog.store import open_store
     from geofm.config.recipe import EmbedSettings, RecipeSection
     from geofm.dedup import describe
-    from geofm.dedup.alike import find_pixel_duplicates, load_signatures
+    from geofm.dedup.alike import MOST_PROPOSED, find_pixel_duplicates, load_signatures
     from geofm.dedup.perceptual_hash import near_by_hash, unique_pairs
-    from geofm.dedup.signature import near_signatures
+    from geofm.dedup.signature import best_agreeing
     from geofm.embeddings import embed
     from geofm.embeddings.vectors import make_space
     from tests.geofm.dedup.search import find_edges
@@ -225,7 +225,11 @@ def ours(pool: list[Window], scenes: list[Scene], water: set[str], place: Path) 
         began = time.perf_counter()
         hashes = table["hash"].to_numpy(np.uint64)
         by_hash = near_by_hash(hashes) if "hash" in setting else nothing
-        agreed = near_signatures(signatures, signatures) if "signature" in setting else nothing
+        agreed = nothing
+        if "signature" in setting:  # as the stage does: each chip proposes its best pairs
+            itself = np.eye(len(pool), dtype=np.bool_)
+            rank = np.argsort(np.argsort(ids))
+            agreed = best_agreeing(signatures, signatures, itself, rank, MOST_PROPOSED)
         sides = (np.concatenate(side) for side in zip(by_hash, agreed, strict=True))
         left, right = unique_pairs(*sides, len(pool))
         duplicates = find_pixel_duplicates(thumbnails, contrast, left, right)

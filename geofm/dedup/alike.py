@@ -41,7 +41,6 @@ from data_catalog.stage import Job, Part, Sealed, Stage, link, prepare_part
 from data_catalog.tables import read_table, write_table
 from geofm.dedup.buckets import read_partition
 from geofm.dedup.describe import SIGNATURES, TABLE, THUMBNAILS
-from geofm.dedup.descriptors import MONOTONE
 from geofm.dedup.perceptual_hash import (
     ORIENTATIONS,
     near_by_hash,
@@ -56,7 +55,7 @@ from geofm.dedup.signature import (
 from geofm.runtime.parts import file_digests, ok_chips
 from geofm.types import Bools, Floats, Floats32, Indices, Pairs
 
-VERSION = "3"
+VERSION = "4"
 #: Chips for which one part looks for agreeing signatures, about, and pairs of near hashes that it
 #: compares.
 PART_CHIPS, PART_PAIRS = 4096, 1 << 13
@@ -70,10 +69,8 @@ MOST_PROPOSED = 16
 REACH_ROWS = 4096
 #: A cell with more rows is not compared by signatures, which would take quadratic time.
 MOST_IN_CELL = 50_000
-#: Similarity from which two views are the same (chosen on scenes other than the benchmark's). Of
-#: two monotone chips, the grain of the sensor is a large part of the contrast, and another view
-#: of water is not even aligned.
-SAME_VIEW, SAME_MONOTONE = 0.98, 0.9
+#: Similarity from which two views are the same (chosen on scenes other than the benchmark's).
+SAME_VIEW = 0.98
 #: Least ground that two views share, as intersection over union.
 LEAST_IOU = 0.58
 #: Kinds of pixel duplicates, by number.
@@ -418,7 +415,6 @@ def _facts(table: pd.DataFrame) -> dict[str, Any]:
     """Return the facts about duplicates for the manifest."""
     return {
         "threshold": SAME_VIEW,
-        "threshold_of_monotone": SAME_MONOTONE,
         "similarity": "correlation of band-passed thumbnails, aligned",
         "kinds": {kind: int((table["kind"] == kind).sum()) for kind in KINDS},
     }
@@ -509,16 +505,14 @@ def find_pixel_duplicates(
         right: chips, shape (pairs,).
         rows: row of each chip's thumbnail, shape (n,); None if these are the chips' own numbers.
         of_rows: signature of each thumbnail, shape (m, ``WIDTH``); None: they are computed.
-        threshold: least similarity; of two monotone chips at most ``SAME_MONOTONE``.
+        threshold: least similarity.
         least_iou: least share of common ground.
     """
-    monotone = contrast[:, 1] - contrast[:, 0] < MONOTONE
     parts: list[list[NDArray[Any]]] = []
     for first in range(0, max(len(left), 1), HELD_PAIRS):
         a, b = left[first : first + HELD_PAIRS], right[first : first + HELD_PAIRS]
         result = compare_thumbnails(thumbnails, contrast, a, b, rows, of_rows)
-        least = np.where(monotone[a] & monotone[b], min(SAME_MONOTONE, threshold), threshold)
-        same = (result.similarity >= least) & (result.iou >= least_iou)
+        same = (result.similarity >= threshold) & (result.iou >= least_iou)
         moved = np.abs(result.shift).max(axis=1) > 1
         kind = np.where(moved, 2, np.where(result.orientation > 0, 1, 0)).astype(np.int8)
         columns = (a, b, result.similarity, kind, result.orientation, result.shift)
