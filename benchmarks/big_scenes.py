@@ -94,31 +94,53 @@ def tiepoint(west: float, north: float) -> bytes:
 
 def make_item(number: int, edge: int) -> dict[str, Any]:
     """Make a STAC item."""
-    west, north = corner(number, edge)
+    name = f"scene-{number:04d}"
+    hrefs = {band: f"{name}/{band}.tif" for band in BANDS}
+    return stac_item(name, "bench", corner(number, edge), edge, hrefs, "2020-06-01T10:00:00Z")
+
+
+def stac_item(
+    name: str,
+    collection: str,
+    west_north: tuple[float, float],
+    edge: int,
+    hrefs: dict[str, str],
+    taken: str,
+) -> dict[str, Any]:
+    """Make the STAC item of a square scene of uint16 counts.
+
+    Args:
+        name: id of the item.
+        collection: id of its collection.
+        west_north: upper left corner in the CRS ``EPSG``, metres.
+        edge: edge in pixels of ``GSD``.
+        hrefs: address of each band's file, by common name.
+        taken: time, RFC 3339.
+    """
+    west, north = west_north
     east, south = west + edge * GSD, north - edge * GSD
     move = Transformer.from_crs(EPSG, 4326, always_xy=True).transform
     corners = ((west, south), (east, south), (east, north), (west, north), (west, south))
     ring = [list(move(x, y)) for x, y in corners]
     lons, lats = zip(*ring, strict=True)
-    name = f"scene-{number:04d}"
     assets = {
         band: {
-            "href": f"{name}/{band}.tif", "roles": ["data"],
+            "href": href, "roles": ["data"],
             "type": "image/tiff; application=geotiff; profile=cloud-optimized",
             "eo:bands": [{"name": band, "common_name": band}],
             "raster:bands": [{"nodata": 0, "scale": 0.0001, "offset": 0, "data_type": "uint16"}],
             "proj:shape": [edge, edge], "proj:transform": [GSD, 0, west, 0, -GSD, north],
         }
-        for band in BANDS
+        for band, href in hrefs.items()
     }  # fmt: skip
     return {
-        "type": "Feature", "stac_version": "1.0.0", "id": name, "collection": "bench",
+        "type": "Feature", "stac_version": "1.0.0", "id": name, "collection": collection,
         "stac_extensions": [
             "https://stac-extensions.github.io/eo/v1.1.0/schema.json",
             "https://stac-extensions.github.io/raster/v1.1.0/schema.json",
             "https://stac-extensions.github.io/projection/v1.1.0/schema.json"],
         "bbox": [min(lons), min(lats), max(lons), max(lats)],
         "geometry": {"type": "Polygon", "coordinates": [ring]},
-        "properties": {"datetime": "2020-06-01T10:00:00Z", "proj:epsg": EPSG, "eo:cloud_cover": 0},
+        "properties": {"datetime": taken, "proj:epsg": EPSG, "eo:cloud_cover": 0},
         "assets": assets, "links": [],
     }  # fmt: skip

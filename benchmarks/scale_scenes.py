@@ -19,12 +19,13 @@ import rasterio
 import torch
 from affine import Affine
 from numpy.typing import NDArray
-from pyproj import Transformer
 from rasterio.shutil import copy
 from torch.nn.functional import interpolate
 
+from benchmarks.big_scenes import EPSG, GSD, stac_item
+
 BANDS = ("red", "green", "blue")
-EDGE, GSD, EPSG, WEST, NORTH = 4096, 10.0, 32631, 217_600.0, 3_200_000.0
+EDGE, WEST, NORTH = 4096, 217_600.0, 3_200_000.0
 #: Scenes side by side, so that all stay in one UTM zone.
 COLUMNS = 13
 #: Of each 25 scenes: the last two repeat the first two, and the one before is a near copy.
@@ -204,32 +205,7 @@ def _corner(number: int) -> tuple[float, float]:
 
 def _item(number: int) -> dict[str, Any]:
     """Make the STAC item of a scene; its assets lie in the folder ``assets``."""
-    west, north = _corner(number)
-    east, south = west + EDGE * GSD, north - EDGE * GSD
-    to_degrees = Transformer.from_crs(EPSG, 4326, always_xy=True).transform
-    corners = ((west, south), (east, south), (east, north), (west, north), (west, south))
-    ring = [list(to_degrees(x, y)) for x, y in corners]
-    lons, lats = zip(*ring, strict=True)
-    assets = {
-        band: {
-            "href": f"assets/{scene_id(number)}-{band}.tif", "roles": ["data"],
-            "type": "image/tiff; application=geotiff; profile=cloud-optimized",
-            "eo:bands": [{"name": band, "common_name": band}],
-            "raster:bands": [{"nodata": 0, "scale": 0.0001, "offset": 0, "data_type": "uint16"}],
-            "proj:shape": [EDGE, EDGE], "proj:transform": [GSD, 0, west, 0, -GSD, north],
-        }
-        for band in BANDS
-    }  # fmt: skip
-    return {
-        "type": "Feature", "stac_version": "1.0.0", "id": scene_id(number), "collection": "scale",
-        "stac_extensions": [
-            "https://stac-extensions.github.io/eo/v1.1.0/schema.json",
-            "https://stac-extensions.github.io/raster/v1.1.0/schema.json",
-            "https://stac-extensions.github.io/projection/v1.1.0/schema.json"],
-        "bbox": [min(lons), min(lats), max(lons), max(lats)],
-        "geometry": {"type": "Polygon", "coordinates": [ring]},
-        "properties": {
-            "datetime": f"2020-{1 + number % 12:02d}-{1 + number // 12 % 28:02d}T10:00:00Z",
-            "proj:epsg": EPSG, "eo:cloud_cover": 0},
-        "assets": assets, "links": [],
-    }  # fmt: skip
+    name = scene_id(number)
+    hrefs = {band: f"assets/{name}-{band}.tif" for band in BANDS}
+    taken = f"2020-{1 + number % 12:02d}-{1 + number // 12 % 28:02d}T10:00:00Z"
+    return stac_item(name, "scale", _corner(number), EDGE, hrefs, taken)

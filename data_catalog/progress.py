@@ -138,7 +138,7 @@ class StageProgress:
             self._phase_started = time.monotonic()
 
     def step(self, what: str, done: int, total: int, note: str) -> None:
-        """Note a tick within the stage; the last tick of a stage is shown at once."""
+        """Note a tick within the stage, for the next line."""
         name = "" if what == self._name else f"{what} "
         with self._lock:
             self._step = f"{name}{done:,} of {total:,} {note}".rstrip()

@@ -226,7 +226,8 @@ def _note_part_costs(
     """Record the cost of the parts that this run computed, for later runs that use them."""
     if not spent.get("parts_worked") or not spent.get("seconds"):
         return
-    computed = [part for part in parts if part.key not in found and job.store.has_part(part.key)]
+    there = finished_parts(job, [part for part in parts if part.key not in found])
+    computed = [part for part in parts if part.key in there]
     share = min(1.0, mapped_seconds / spent["seconds"])
     costs = {name: spent[name] * share if name in spent else None for name in ("kwh", "kg_co2e")}
     costs |= {"seconds": mapped_seconds, "gpu_seconds": mapped_seconds * gpus_held(stage, job)}

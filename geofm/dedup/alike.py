@@ -41,6 +41,7 @@ from data_catalog.stage import Job, Part, Sealed, Stage, link, prepare_part
 from data_catalog.tables import read_table, write_table
 from geofm.dedup.buckets import read_partition
 from geofm.dedup.describe import SIGNATURES, TABLE, THUMBNAILS
+from geofm.dedup.edges import contains_codes, pair_codes
 from geofm.dedup.perceptual_hash import (
     ORIENTATIONS,
     near_by_hash,
@@ -186,8 +187,7 @@ class CandidateChips:
 
     def codes(self, left: Indices, right: Indices) -> Indices:
         """Compute the codes of pairs of positions, ascending, each once."""
-        low, high = np.minimum(left, right), np.maximum(left, right)
-        return np.unique((low * len(self.row) + high)[low < high])
+        return np.unique(pair_codes(left, right, len(self.row))[left != right])
 
     def pairs(self, codes: Indices) -> Pairs:
         """Return the positions of pairs; the chip with the lower id is left."""
@@ -238,7 +238,7 @@ def _prepare(job: Job, out: Path) -> None:
         cell=cell,
         contrast=np.stack([low[row], high[row]], axis=1),
         reach=_near_cells(job.inputs["buckets"]),
-        hash_codes=near[0] * len(row) + near[1],
+        hash_codes=pair_codes(*near, len(row)),
         known_codes=known_codes,
     )
 
@@ -274,12 +274,11 @@ def _known_pairs(job: Job, names: pd.DataFrame) -> tuple[Indices, pd.DataFrame]:
     position[~there | (pixels != old_names["pixel_sha256"].to_numpy())] = -1
     with np.load(job.previous.local(COMPARED), allow_pickle=False) as data:
         a, b = position[data["left"]], position[data["right"]]
-    low, high = np.minimum(a, b), np.maximum(a, b)
-    codes = np.unique((low * len(names) + high)[low >= 0])
+    codes = np.unique(pair_codes(a, b, len(names))[np.minimum(a, b) >= 0])
     duplicates = read_table(job.previous.local("alike.parquet"))
     i, j = (_positions(names["chip_id"], duplicates[side]) for side in ("left", "right"))
-    code = np.minimum(i, j) * len(names) + np.maximum(i, j)
-    return codes, duplicates[(np.minimum(i, j) >= 0) & np.isin(code, codes)]
+    is_known = contains_codes(codes, pair_codes(i, j, len(names)))
+    return codes, duplicates[(np.minimum(i, j) >= 0) & is_known]
 
 
 def _cells(buckets: Artifact, row: Indices, monotone: Bools) -> NDArray[np.int32]:
@@ -325,8 +324,8 @@ def work(job: Job, part: Part, folder: Path) -> None:
         proposed = prepared.hash_codes[first:last]
     else:
         proposed = _propose(prepared, of_rows, *part.payload["chips"])
-        proposed = proposed[~_contains(prepared.hash_codes, proposed)]
-    new = proposed[~_contains(prepared.known_codes, proposed)]
+        proposed = proposed[~contains_codes(prepared.hash_codes, proposed)]
+    new = proposed[~contains_codes(prepared.known_codes, proposed)]
     duplicates = find_pixel_duplicates(
         np.load(descriptors.local(THUMBNAILS), mmap_mode="r", allow_pickle=False),
         prepared.contrast,
@@ -351,14 +350,6 @@ def _propose(prepared: CandidateChips, of_rows: Signatures, first: int, last: in
         codes.append(prepared.codes(own[i], others[j]))
         advance(len(own))
     return np.unique(np.concatenate(codes))
-
-
-def _contains(codes: Indices, wanted: Indices) -> Bools:
-    """Tell which of the wanted codes are in a list of ascending codes."""
-    if not len(codes):
-        return np.zeros(len(wanted), np.bool_)
-    at = np.minimum(np.searchsorted(codes, wanted), len(codes) - 1)
-    return np.asarray(codes[at] == wanted)
 
 
 def load_signatures(descriptors: Artifact) -> Signatures:
@@ -395,7 +386,7 @@ def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
     np.savez(folder / COMPARED, left=left, right=right)
     known = read_table(prepared_folder / "known.parquet")
     i, j = (_positions(pd.Series(ids), known[side]) for side in ("left", "right"))
-    tables.append(known[np.isin(np.minimum(i, j) * len(ids) + np.maximum(i, j), proposed)])
+    tables.append(known[contains_codes(proposed, pair_codes(i, j, len(ids)))])
     table = pd.concat([part for part in tables if len(part)] or [_empty_table()])
     # two chips may propose each other in two parts
     table = table.drop_duplicates(["left", "right"]).sort_values(["left", "right"])
@@ -463,7 +454,7 @@ COMPARED_PAIRS, FITTED_PAIRS = 1024, 256
 
 @dataclass(frozen=True)
 class PixelDuplicates:
-    """Pairs of rows ``left < right`` that show the same view, sorted by (left, right).
+    """Pairs of rows that show the same view, in the order of the candidates.
 
     Attributes:
         left: rows, shape (pairs,).

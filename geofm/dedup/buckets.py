@@ -231,9 +231,9 @@ def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
     audit = _audit(job, prepared_folder, space, cells, previous)
     np.savez(folder / AUDIT_FILE, asked=audit.sample, low=audit.low, high=audit.high)
     covered = is_covered(partition, space, cells.home, audit.low, audit.high)
+    frame_threshold = _frame_threshold(previous, threshold)
     left_out = int((~covered).sum())
     if left_out:
-        frame_threshold = _frame_threshold(previous, threshold)
         partition = replace(partition, margin=complete_margin(frame_threshold))
         log.info(
             "buckets: the estimated margin leaves out %d of %d pairs of the audited sample; the "
@@ -259,11 +259,11 @@ def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
         facts={
             "threshold": threshold,
             "threshold_from": source,
-            "frame_threshold": _frame_threshold(previous, threshold),
+            "frame_threshold": frame_threshold,
             "width": len(partition.centre),
             "cells": partition.count,
             "margin": round(partition.margin, 9),
-            "complete_margin": round(complete_margin(_frame_threshold(previous, threshold)), 9),
+            "complete_margin": round(complete_margin(frame_threshold), 9),
             "margin_widened_for": left_out,
             "largest_cell": int(cell_sizes.max(initial=0)),
             "largest_identical": int(copies.max(initial=0)),

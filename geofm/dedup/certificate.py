@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_catalog.errors import CheckError
-from geofm.dedup.edges import Edges
+from geofm.dedup.edges import Edges, contains_codes, pair_codes
 from geofm.dedup.identical import VectorHashes
 from geofm.dedup.join import verify_pairs
 from geofm.dedup.matmul import FLOAT32, as_factors, for_each_block, near_pairs
@@ -136,9 +136,9 @@ def certify(
         and ``recall_lower_bound`` (one-sided; pairs are treated as independent draws).
     """
     low, high = audit.low, audit.high
-    codes, asked = edges.left * rows + edges.right, low * rows + high
-    at = np.minimum(np.searchsorted(codes, asked), max(len(codes) - 1, 0))  # edges are sorted
-    is_found = codes[at] == asked if len(codes) else np.zeros(len(asked), np.bool_)
+    is_found = contains_codes(
+        pair_codes(edges.left, edges.right, rows), pair_codes(low, high, rows)
+    )
     if in_dense is not None:
         is_found |= in_dense(low, high)
     found = int(is_found.sum())

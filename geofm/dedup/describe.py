@@ -35,7 +35,7 @@ from geofm.runtime.parts import (
     ok_chip_ids,
     part_chips,
     read_pixels,
-    rows_of_chips,
+    rows_of_parts,
 )
 
 VERSION = "6"
@@ -107,21 +107,16 @@ def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
     """Join the parts in the order of ``chips.parquet``: row r of all files is the same chip.
 
     Raises:
-        RunError: A chip is missing in the parts (a defect).
+        RunError: The parts do not hold each chip once (a defect).
     """
     ids = ok_chip_ids(job.inputs["chips"])
-    joined = pa.concat_tables(
-        [pa.schema(list(COLUMNS.items())).empty_table(), *map_rows(part / ROWS for part in folders)]
-    )
-    rows = rows_of_chips(ids, joined.column("chip_id"))
-    if len(rows) != len(ids) or (rows < 0).any():
-        raise RunError(f"{len(rows)} of {len(ids)} chips are described; run the stage again")
-    ends = np.cumsum([len(np.load(part / SIGNATURES, mmap_mode="r")) for part in folders])
-    of_parts = np.split(rows, ends[:-1]) if folders else []
+    tables = map_rows(part / ROWS for part in folders)
+    of_parts = rows_of_parts(ids, [table.column("chip_id").combine_chunks() for table in tables])
     for name, (shape, kind) in ARRAYS.items():
         arrays = (np.load(part / name) for part in folders)
         write_npy_rows(folder / name, (len(ids), *shape), kind, zip(of_parts, arrays, strict=True))
-    order = np.argsort(rows, kind="stable")
+    joined = pa.concat_tables([pa.schema(list(COLUMNS.items())).empty_table(), *tables])
+    order = np.argsort(np.concatenate([np.empty(0, np.int64), *of_parts]), kind="stable")
     write_sorted(joined, order, folder / TABLE)
     constant = int(pc.sum(joined.column("constant")).as_py() or 0)
     return Sealed(

@@ -1,4 +1,4 @@
-"""Edges: pairs of rows with their exact similarity, and lookups by row."""
+"""Edges: pairs of rows with their exact similarity, lookups by row, and codes of pairs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from geofm.types import Floats, Indices
+from geofm.types import Bools, Floats, Indices
 
 
 @dataclass(frozen=True)
@@ -95,3 +95,16 @@ def nearest_kept(kept: NDArray[np.bool_], edges: Edges) -> tuple[Indices, Indice
     rows, first = np.unique(dropped[order], return_index=True)
     best = order[first]
     return rows, neighbour[best], mixed[best]
+
+
+def pair_codes(left: Indices, right: Indices, rows: int) -> Indices:
+    """Encode pairs of rows, in any direction, as lower row * rows + higher row."""
+    return np.asarray(np.minimum(left, right) * rows + np.maximum(left, right))
+
+
+def contains_codes(codes: Indices, wanted: Indices) -> Bools:
+    """Tell which of the wanted codes are in a list of ascending codes."""
+    if not len(codes):
+        return np.zeros(len(wanted), np.bool_)
+    at = np.minimum(np.searchsorted(codes, wanted), len(codes) - 1)
+    return np.asarray(codes[at] == wanted)

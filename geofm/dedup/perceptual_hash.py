@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from geofm.dedup.edges import pair_codes
 from geofm.types import Indices, Pairs
 
 #: 64-bit perceptual hashes.
@@ -203,6 +204,5 @@ def _near_codes(
 
 def unique_pairs(left: Indices, right: Indices, rows: int) -> Pairs:
     """Sort pairs, each once and with the lower row left."""
-    low, high = np.minimum(left, right), np.maximum(left, right)
-    codes = np.unique((low * rows + high)[low < high])
+    codes = np.unique(pair_codes(left, right, rows)[left != right])
     return codes // max(rows, 1), codes % max(rows, 1)

@@ -112,21 +112,6 @@ def turned(of_chips: Signatures) -> Floats32:
     return of_chips[:, TURNS].transpose(1, 0, 2).reshape(-1, WIDTH).astype(np.float32)
 
 
-def near_signatures(left: Signatures, right: Signatures, least: float = LEAST_PRODUCT) -> Pairs:
-    """Find the pairs of two lists whose signatures agree in some orientation.
-
-    Args:
-        left: shape (n, ``WIDTH``).
-        right: shape (m, ``WIDTH``).
-        least: least product, as a share of ``LENGTH`` squared.
-
-    Returns:
-        Positions in ``left`` and in ``right``, each of shape (pairs,), sorted; each pair once.
-    """
-    i, j = np.nonzero(_best_products(left, right) >= _least(least))
-    return i, j
-
-
 def _best_products(left: Signatures, right: Signatures) -> Floats32:
     """Compute the largest product over the orientations of each pair, shape (n, m)."""
     products = turned(left) @ right.astype(np.float32).T

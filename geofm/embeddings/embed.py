@@ -41,7 +41,7 @@ from geofm.runtime.parts import (
     ok_chip_ids,
     part_chips,
     read_pixels,
-    rows_of_chips,
+    rows_of_parts,
 )
 from geofm.runtime.threads import keep_freed_memory, map_ordered, one_torch_thread
 
@@ -159,16 +159,18 @@ def _encode_batch(encoder: Encoder, images: torch.Tensor, device: str) -> NDArra
 
 
 def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
-    """Write ``embeddings.npy`` and ``ids.parquet`` in the order of ``chips.parquet``."""
+    """Write ``embeddings.npy`` and ``ids.parquet`` in the order of ``chips.parquet``.
+
+    Raises:
+        RunError: The parts do not hold each chip once (a defect).
+    """
     settings = _settings(job)
     encoder = _encoder(job)
     ids = ok_chip_ids(job.inputs["chips"])
-    ids_of_parts = [json.loads((part / "ids.json").read_bytes()) for part in folders]
-    ends = np.cumsum([len(part_ids) for part_ids in ids_of_parts])
-    joined = pa.chunked_array([pa.array(part_ids, ids.type) for part_ids in ids_of_parts], ids.type)
-    del ids_of_parts
-    rows = rows_of_chips(ids, joined)
-    of_parts = np.split(rows, ends[:-1]) if folders else []
+    of_parts = rows_of_parts(
+        ids,
+        [pa.array(json.loads((part / "ids.json").read_bytes()), ids.type) for part in folders],
+    )
     vectors = (np.load(part / "embeddings.npy") for part in folders)
     write_npy_rows(
         folder / "embeddings.npy",
@@ -179,7 +181,7 @@ def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
     write_sorted(pa.table({"chip_id": ids}), np.arange(len(ids)), folder / "ids.parquet")
     devices = {json.loads((part / "made.json").read_bytes())["device"] for part in folders}
     return Sealed(
-        counts={"rows_in": len(ids), "rows_out": len(joined)},
+        counts={"rows_in": len(ids), "rows_out": len(ids)},
         facts={
             "encoder": settings.encoder,
             "weights_sha256": encoder.weights_sha256,

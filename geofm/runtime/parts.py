@@ -2,14 +2,14 @@
 
 `chip_parts` goes through the tars with their chips, `part_chips` reads the chips of one tar,
 `covers` names the content of a part for its cache key, and `read_pixels` reads its pixels. The seal
-brings the rows of all parts into the order of the chips (`rows_of_chips`).
+brings the rows of all parts into the order of the chips (`rows_of_parts`).
 
 The table of chips stays in Arrow: as Python objects it would take 1.8 kB a chip.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from data_catalog.artifact import Artifact
-from data_catalog.errors import CheckError
+from data_catalog.errors import CheckError, RunError
 from geofm.formats.npy import chip_from_bytes
 from geofm.formats.tar import read_ranges
 from geofm.types import Indices
@@ -118,7 +118,18 @@ def ok_chip_ids(chips: Artifact) -> pa.ChunkedArray:
     return pq.read_table(chips.local(TABLE), columns=["chip_id"], filters=OK).column("chip_id")
 
 
-def rows_of_chips(ids: pa.ChunkedArray, wanted: pa.ChunkedArray) -> Indices:
-    """Find the position in ``ids`` of each wanted chip; -1 if it is missing, shape (wanted,)."""
-    found = pc.index_in(wanted, value_set=ids)
-    return np.asarray(pc.fill_null(found, -1).to_numpy(), dtype=np.int64)
+def rows_of_parts(ids: pa.ChunkedArray, ids_of_parts: Sequence[pa.Array]) -> list[Indices]:
+    """Find the row in ``ids`` of each chip of each part.
+
+    Raises:
+        RunError: The parts do not hold each chip once (a defect).
+    """
+    joined = pa.chunked_array([part_ids.cast(ids.type) for part_ids in ids_of_parts], ids.type)
+    rows = np.asarray(pc.fill_null(pc.index_in(joined, value_set=ids), -1), dtype=np.int64)
+    if not np.array_equal(np.sort(rows), np.arange(len(ids))):
+        raise RunError(
+            f"the parts hold {len(rows)} chips, not each of the {len(ids)} chips once; run the "
+            "stage again"
+        )
+    ends = np.cumsum([len(part_ids) for part_ids in ids_of_parts])
+    return np.split(rows, ends[:-1]) if len(ends) else []

@@ -145,12 +145,13 @@ class Evidence:
         method: the method.
         edges: its edges between nodes.
         of_copies: its pairs of a chip that does not represent its node with the representative of
-            another node, for methods whose pairs hold for the two chips alone.
+            another node; None for a method that compares vectors, whose pairs hold for all chips
+            of a node.
     """
 
     method: DedupMethod
     edges: Edges
-    of_copies: CopyPairs
+    of_copies: CopyPairs | None
 
 
 @dataclass(frozen=True)
@@ -223,7 +224,9 @@ def build_graph(inputs: dict[str, Artifact], pool: Pool, least: Floats) -> Dupli
         )
         if method.compares_vectors:
             edges = at_larger_threshold(edges, node_least)
-        of_copies = _pairs_of_copies(table, row_of, node_of, nodes)
+        of_copies = (
+            None if method.compares_vectors else _pairs_of_copies(table, row_of, node_of, nodes)
+        )
         evidence.append(Evidence(method, edges, of_copies))
     dense_search, dense_nodes = None, None
     if search.dense:
@@ -645,9 +648,9 @@ def _best_pairs_of_copies(graph: DuplicateGraph, kept: Mask) -> dict[int, tuple[
     """
     best: dict[int, tuple[int, int, float]] = {}
     for number, evidence in enumerate(graph.evidence):
-        if evidence.method.compares_vectors:
-            continue
         pairs = evidence.of_copies
+        if pairs is None:
+            continue
         order = np.lexsort((pairs.node, -pairs.similarity))
         for at in order[kept[pairs.node[order]]]:
             found = number, int(pairs.node[at]), float(pairs.similarity[at])

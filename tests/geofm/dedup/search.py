@@ -17,9 +17,9 @@ from geofm.dedup.join import MOST_EDGES, join_cells, too_many_pairs
 from geofm.dedup.pairs import group_cells
 from geofm.dedup.partition import Cells, Partition, assign_cells, train_partition
 from geofm.dedup.perceptual_hash import near_by_hash, unique_pairs
-from geofm.dedup.signature import near_signatures, signatures
+from geofm.dedup.signature import Signatures, best_agreeing, signatures
 from geofm.embeddings.vectors import EmbeddingSpace
-from geofm.types import Indices
+from geofm.types import Indices, Pairs
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,12 @@ def audit_edges(
     hashes = hash_vectors(space.stored)
     audit = audit_sample(space, hashes, everyone, threshold, seed, queries)
     return certify(audit, edges, len(space))
+
+
+def near_signatures(left: Signatures, right: Signatures) -> Pairs:
+    """Find all pairs of two lists whose signatures agree."""
+    all_pairs = np.zeros((len(left), len(right)), np.bool_)
+    return best_agreeing(left, right, all_pairs, np.arange(len(right)), len(right))
 
 
 def find_alike(descriptors: pd.DataFrame, thumbnails: NDArray[np.uint8]) -> PixelDuplicates:

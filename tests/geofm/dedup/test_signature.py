@@ -14,9 +14,9 @@ from geofm.dedup.signature import (
     TURNS,
     WIDTH,
     best_agreeing,
-    near_signatures,
     signatures,
 )
+from tests.geofm.dedup.search import near_signatures
 
 EXAMPLES = int(os.environ.get("GEOFM_EXAMPLES", "25"))
 EDGE = 64
