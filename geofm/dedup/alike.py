@@ -56,7 +56,7 @@ from geofm.dedup.signature import (
 from geofm.runtime.parts import file_digests, ok_chips
 from geofm.types import Bools, Floats, Floats32, Indices, Pairs
 
-VERSION = "4"
+VERSION = "5"
 #: Chips for which one part looks for agreeing signatures, about, and pairs of near hashes that it
 #: compares.
 PART_CHIPS, PART_PAIRS = 4096, 1 << 13
@@ -434,11 +434,19 @@ def _table_of(ids: NDArray[Any], pairs: Any) -> pd.DataFrame:
 # similarity is the correlation of the left thumbnail with its fit. Thumbnails are band-passed
 # first, without their finest grain, which aliases between odd shifts, and without coarse shading,
 # in which all water and all haze are alike.
+#
+# Noise of the sensor lowers the correlation of two views of calm water, which have little other
+# contrast. Such noise is white, so it shows in the finest grain too: where the correlation is not
+# much too low, the grain of the difference tells how much of the difference is noise. Thumbnails of
+# larger chips average most of the noise away, and have the rest of it in the grain only in part.
 
 #: Standard deviations of the band-pass in thumbnail pixels.
 FINE, COARSE = 1.0, 3.0
 #: Least height of the peak of the phase correlation, at half the resolution; 1 for equal views.
 LEAST_PEAK = 0.25
+#: Similarity from which noise is measured, and its largest standard deviation that is no
+#: difference, in unit grey (about 0.001 reflectance).
+NOISY_VIEW, MOST_NOISE = 0.93, 0.003
 #: Rim of the shared ground that is left out, because filters read beyond it.
 RIM = 3
 #: Least contrast of a comparable thumbnail (standard deviation of band-passed unit grey), as such
@@ -559,7 +567,7 @@ def compare_thumbnails(
         chip_rows = chips if rows is None else rows[chips]
         pictures, (low, high) = thumbnails[chip_rows], contrast[chips].T
         signed = signatures(pictures, high - low) if of_rows is None else of_rows[chip_rows]
-        half = band_pass(pictures, high - low, halved=True)
+        half = _band_pass(_unit_grey(pictures, high - low), halved=True)
         least = np.maximum(MIN_CONTRAST, MIN_STEPS * (high - low) / 255)
         a, b = position[: len(position) // 2], position[len(position) // 2 :]
         orientation, aligned = _find_orientations(half, signed, a, b)
@@ -567,9 +575,9 @@ def compare_thumbnails(
         for begin in range(0, len(aligned), FITTED_PAIRS):
             pairs = aligned[begin : begin + FITTED_PAIRS]
             used, at = np.unique(np.concatenate([a[pairs], b[pairs]]), return_inverse=True)
-            filtered = band_pass(pictures[used], (high - low)[used])
+            unit = _unit_grey(pictures[used], (high - low)[used])
             sides = at[: len(pairs)], at[len(pairs) :]
-            block = _compare_aligned(filtered, least[used], *sides, orientation[pairs])
+            block = _compare_aligned(unit, least[used], *sides, orientation[pairs])
             for name, values in block.items():
                 getattr(result, name)[first + pairs] = values
     return result
@@ -588,20 +596,43 @@ def _filters(edge: int, halved: bool) -> tuple[Floats32, Floats32]:
     return np.asarray(fine, np.float32), np.asarray(both, np.float32)
 
 
-def band_pass(thumbnails: NDArray[np.uint8], contrast: Floats32, halved: bool = False) -> Floats32:
-    """Convert thumbnails, shape (n, edge, edge), to unit grey without grain and coarse shading.
-
-    The filters are products of matrices, which take a tenth of the time of filters by neighbours.
+def _unit_grey(thumbnails: NDArray[np.uint8], contrast: Floats32) -> Floats32:
+    """Convert thumbnails, shape (n, edge, edge), to unit grey, less the lowest value of each.
 
     Args:
         thumbnails: shape (n, edge, edge).
         contrast: unit grey of byte 255 less that of byte 0, shape (n,).
-        halved: whether to average 2 x 2 pixels of the result.
     """
     unit = thumbnails.astype(np.float32)
     unit *= (contrast / 255).astype(np.float32)[:, None, None]
+    return unit
+
+
+def _band_pass(unit: Floats32, halved: bool = False) -> Floats32:
+    """Remove grain and coarse shading from pictures, shape (n, edge, edge).
+
+    The filters are products of matrices, which take a tenth of the time of filters by neighbours.
+
+    Args:
+        unit: shape (n, edge, edge).
+        halved: whether to average 2 x 2 pixels of the result.
+    """
     fine, both = _filters(unit.shape[-1], halved)
     return np.asarray(fine @ unit @ fine.T - both @ unit @ both.T)
+
+
+def _grain(unit: Floats32) -> Floats32:
+    """Keep what the band-pass removes as grain, shape (n, edge, edge)."""
+    fine, _ = _filters(unit.shape[-1], False)
+    return np.asarray(unit - fine @ unit @ fine.T)
+
+
+@cache
+def _shares_of_white_noise(edge: int) -> tuple[float, float]:
+    """Return which shares of the variance of white noise the band-pass and the grain have."""
+    dot = np.zeros((1, edge, edge), np.float32)
+    dot[0, edge // 2, edge // 2] = 1
+    return float((_band_pass(dot) ** 2).sum()), float((_grain(dot) ** 2).sum())
 
 
 def _find_orientations(
@@ -637,16 +668,16 @@ def _find_orientations(
 
 
 def _compare_aligned(
-    filtered: Floats32,
+    unit: Floats32,
     least: Floats32,
     left: Indices,
     right: Indices,
     orientation: NDArray[np.int8],
 ) -> dict[str, NDArray[Any]]:
-    """Compare pairs of band-passed thumbnails in a known orientation.
+    """Compare pairs of thumbnails in a known orientation.
 
     Args:
-        filtered: shape (n, edge, edge).
+        unit: thumbnails in unit grey, shape (n, edge, edge).
         least: least contrast of each thumbnail that can be compared, shape (n,).
         left: rows, shape (pairs,).
         right: rows, shape (pairs,).
@@ -655,24 +686,66 @@ def _compare_aligned(
     Returns:
         ``similarity``, ``shift`` and ``iou`` as in ``PixelSimilarity``.
     """
-    edge = filtered.shape[-1]
-    view = np.empty((len(right), edge, edge), np.float32)
-    for number in ORIENTATIONS:
-        chosen = orientation == number
-        view[chosen] = orient(filtered[right[chosen]], number)
+    edge = unit.shape[-1]
+    filtered = _band_pass(unit)
+    view = _oriented(filtered[right], orientation)
     _, shift = _correlation_peaks(_whitened_spectra(filtered[left]), _whitened_spectra(view), edge)
-    near = np.abs(shift).max(axis=1, initial=0) <= MAX_SHIFT * edge
+    near = np.flatnonzero(np.abs(shift).max(axis=1, initial=0) <= MAX_SHIFT * edge)
     similarity = np.zeros(len(left))
-    if near.any():
-        correlation, left_contrast, right_contrast = _fit(
-            filtered[left[near]], view[near], shift[near]
+    if len(near):
+        fit = _fit(filtered[left[near]], view[near], shift[near])
+        visible = (fit.left_contrast >= least[left[near]]) & (
+            fit.right_contrast >= least[right[near]]
         )
-        visible = (left_contrast >= least[left[near]]) & (right_contrast >= least[right[near]])
-        similarity[near] = np.where(visible, correlation, 0)
+        similarity[near] = np.where(visible, fit.correlation, 0)
+    noisy = np.flatnonzero((similarity >= NOISY_VIEW) & (similarity < SAME_VIEW))
+    if len(noisy):
+        similarity[noisy] = _similarity_without_noise(
+            unit[left[noisy]], _oriented(unit[right[noisy]], orientation[noisy]), shift[noisy]
+        )
     # the true shift may be half a pixel less than the whole number
     common = np.prod(edge - np.maximum(np.abs(shift) - 0.5, 0), axis=1)
-    iou = np.where(near, common / (2 * edge * edge - common), 0)
+    iou = np.where(np.isin(np.arange(len(left)), near), common / (2 * edge * edge - common), 0)
     return {"similarity": similarity, "shift": shift.astype(np.int16), "iou": iou}
+
+
+def _oriented(pictures: Floats32, orientation: NDArray[np.int8]) -> Floats32:
+    """Turn each picture, shape (n, edge, edge), into its orientation, shape (n,)."""
+    view = np.empty_like(pictures)
+    for number in ORIENTATIONS:
+        chosen = orientation == number
+        view[chosen] = orient(pictures[chosen], number)
+    return view
+
+
+def _similarity_without_noise(left: Floats32, right: Floats32, shift: Indices) -> Floats:
+    """Compute the similarity of pictures in unit grey without the white noise of one of them.
+
+    The picture with the noise is the one that is fitted: a fit with it would smooth it. It is not
+    known which one that is, so both are tried, and the higher similarity counts.
+
+    Args:
+        left: pictures, shape (n, edge, edge).
+        right: pictures in the orientation of left, shape (n, edge, edge).
+        shift: pixels (down, right) from left to right, shape (n, 2).
+
+    Returns:
+        Correlation of the band-passed picture with its fit, shape (n,), where white noise of at
+        most ``MOST_NOISE`` is not counted as a difference.
+    """
+    in_band, in_grain = _shares_of_white_noise(left.shape[-1])
+    similarity = np.zeros(len(left))
+    for fitted, by, moved in ((left, right, shift), (right, left, -shift)):
+        fit = _fit(_band_pass(fitted), _band_pass(by), moved)
+        moments = _moments(_grain(fitted), _grain(by), moved)
+        weights = np.concatenate([np.ones((len(left), 1)), -fit.weights], axis=1)
+        noise = np.einsum("ni,nij,nj->n", weights, moments, weights) / in_grain
+        noise = np.minimum(noise, MOST_NOISE**2) * in_band
+        variance = np.maximum(fit.left_contrast**2, 1e-30)
+        different = (1 - fit.correlation**2) - noise / variance
+        without = np.where(fit.correlation > 0, np.sqrt(1 - np.clip(different, 0, 1)), 0)
+        similarity = np.maximum(similarity, without)
+    return np.round(similarity, 6)
 
 
 def _energies(spectra: NDArray[np.complex64]) -> Floats32:
@@ -702,7 +775,24 @@ def _correlation_peaks(
     return surface[np.arange(len(left)), peak], (shift + edge // 2) % edge - edge // 2
 
 
-def _fit(left: Floats32, right: Floats32, shift: Indices) -> tuple[Floats, Floats, Floats]:
+@dataclass(frozen=True)
+class _Fits:
+    """Fits of left pictures by right ones.
+
+    Attributes:
+        correlation: of left with its fit, shape (n,).
+        weights: of the right pixels, shape (n, 5).
+        left_contrast: standard deviation of left over the ground that both show, shape (n,).
+        right_contrast: the same of right, shape (n,).
+    """
+
+    correlation: Floats
+    weights: Floats
+    left_contrast: Floats
+    right_contrast: Floats
+
+
+def _fit(left: Floats32, right: Floats32, shift: Indices) -> _Fits:
     """Fit left by right where they overlap, by least squares.
 
     With l the left pixels and R the right ones (five neighbours, means removed), the weights are
@@ -712,9 +802,26 @@ def _fit(left: Floats32, right: Floats32, shift: Indices) -> tuple[Floats, Float
         left: pictures, shape (n, edge, edge).
         right: pictures in the orientation of left, shape (n, edge, edge).
         shift: pixels (down, right) from left to right, shape (n, 2).
+    """
+    moments = _moments(left, right, shift)
+    variance, across, inner = moments[:, 0, 0], moments[:, 1:, 0], moments[:, 1:, 1:]
+    scale = np.trace(inner, axis1=1, axis2=2) / inner.shape[-1]
+    ridge = (1e-5 * scale + 1e-30)[:, None, None] * np.eye(inner.shape[-1])
+    weights = np.linalg.solve(inner + ridge, across[:, :, None])[:, :, 0]
+    explained = np.einsum("ni,ni->n", weights, across)
+    gain = weights.sum(axis=1)
+    share = np.clip(explained / np.maximum(variance, 1e-30), 0, 1)
+    share[(gain < GAINS[0]) | (gain > GAINS[1])] = 0
+    left_contrast, right_contrast = (
+        np.sqrt(np.maximum(value, 0)) for value in (variance, inner[:, 0, 0])
+    )
+    return _Fits(np.round(np.sqrt(share), 6), weights, left_contrast, right_contrast)
 
-    Returns:
-        The correlation, and the contrast of left and of right, each of shape (n,).
+
+def _moments(left: Floats32, right: Floats32, shift: Indices) -> Floats:
+    """Compute the covariances of the left pixel and five right ones, shape (n, 6, 6).
+
+    Args: as in ``_fit``. Pixels of the ground that both pictures show are used, less a rim.
     """
     edge = left.shape[-1]
     pixels = np.arange(-1, edge + 1)
@@ -739,19 +846,8 @@ def _fit(left: Floats32, right: Floats32, shift: Indices) -> tuple[Floats, Float
     sums = (table @ table.transpose(0, 2, 1)).astype(np.float64)
     counts = sums[:, -1, -1]
     means = sums[:, :-1, -1] / counts[:, None]
-    moments = sums[:, :-1, :-1] / counts[:, None, None] - means[:, :, None] * means[:, None, :]
-    variance, across, inner = moments[:, 0, 0], moments[:, 1:, 0], moments[:, 1:, 1:]
-    scale = np.trace(inner, axis1=1, axis2=2) / inner.shape[-1]
-    ridge = (1e-5 * scale + 1e-30)[:, None, None] * np.eye(inner.shape[-1])
-    weights = np.linalg.solve(inner + ridge, across[:, :, None])[:, :, 0]
-    explained = np.einsum("ni,ni->n", weights, across)
-    gain = weights.sum(axis=1)
-    share = np.clip(explained / np.maximum(variance, 1e-30), 0, 1)
-    share[(gain < GAINS[0]) | (gain > GAINS[1])] = 0
-    left_contrast, right_contrast = (
-        np.sqrt(np.maximum(value, 0)) for value in (variance, inner[:, 0, 0])
-    )
-    return np.round(np.sqrt(share), 6), left_contrast, right_contrast
+    products = sums[:, :-1, :-1] / counts[:, None, None]
+    return np.asarray(products - means[:, :, None] * means[:, None, :])
 
 
 STAGE = Stage(

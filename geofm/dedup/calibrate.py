@@ -1,6 +1,6 @@
 """Stage ``calibrate``: the similarity from which two chips are duplicates, by collection.
 
-plan    one part per tar that holds a sampled chip
+plan    parts of the tars that hold sampled chips
 work    embed renderings of the sampled chips            (``renderings``)
 seal    measure the similarity of pairs whose truth is known   (known_pairs.py),
         and choose a threshold for each collection       (``choose_threshold``)
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,15 @@ from geofm.embeddings.store import load_vectors
 from geofm.embeddings.vectors import EmbeddingSpace, make_space
 from geofm.embeddings.weight_inputs import inherit_weights, load_inherited
 from geofm.runtime.native import torch
-from geofm.runtime.parts import ChipRef, chip_parts, covers, ok_chips, part_chips, read_pixels
+from geofm.runtime.parts import (
+    ChipPart,
+    ChipRef,
+    chip_parts,
+    covers,
+    ok_chips,
+    part_chips,
+    read_pixels,
+)
 from geofm.runtime.threads import one_torch_thread
 
 #: Renderings of a chip, in the order of ``renderings``.
@@ -71,7 +80,7 @@ def resolve(job: Job) -> Job:
 
 
 def plan(job: Job) -> list[Part]:
-    """List one part per tar that holds a sampled chip."""
+    """List the parts of tars that hold sampled chips."""
     chips, facts = job.inputs["chips"], job.inputs["embeddings"].manifest.facts
     sampled = _sampled_ids(job)
     encoder = [facts["weights_sha256"], facts["encoder"], facts["size_px"]]
@@ -79,8 +88,8 @@ def plan(job: Job) -> list[Part]:
     for part, refs in chip_parts(chips):
         sampled_refs = [ref for ref in refs if ref.chip_id in sampled]
         if sampled_refs:
-            content = [encoder, covers(chips, part, sampled_refs)]
-            payload = {"part": part, "chips": [ref.chip_id for ref in sampled_refs]}
+            content = [encoder, covers(chips, part.tar, sampled_refs)]
+            payload = {"part": asdict(part), "chips": [ref.chip_id for ref in sampled_refs]}
             parts.append(job.part(payload, content, ["sample"], rows=len(sampled_refs)))
     return parts
 
@@ -98,15 +107,15 @@ def _sampled_ids(job: Job) -> set[str]:
 
 
 def work(job: Job, part: Part, folder: Path) -> None:
-    """Embed the renderings of the sampled chips of a tar: float16 [chips, renderings, d].
+    """Embed the renderings of the sampled chips of a part: float16 [chips, renderings, d].
 
     Raises:
         RunError: The encoder's weights are not those of the embeddings.
     """
-    chips, name = job.inputs["chips"], part.payload["part"]
+    chips, of_tar = job.inputs["chips"], ChipPart(**part.payload["part"])
     facts = job.inputs["embeddings"].manifest.facts
     sampled = set(part.payload["chips"])
-    refs = [ref for ref in part_chips(chips, name) if ref.chip_id in sampled]
+    refs = [ref for ref in part_chips(chips, of_tar) if ref.chip_id in sampled]
     size_px = int(facts["size_px"])
     encoder = chip_encoder(load_inherited(job, "embeddings", "encoder"), size_px, "cpu")
     if encoder.weights_sha256 != facts["weights_sha256"]:
@@ -115,7 +124,7 @@ def work(job: Job, part: Part, folder: Path) -> None:
             "embed the chips again"
         )
     vectors = []
-    for ref, pixels in zip(refs, read_pixels(chips, name, refs), strict=True):
+    for ref, pixels in zip(refs, read_pixels(chips, of_tar.tar, refs), strict=True):
         views = [
             prepare_chip(view, ref.bands, ref.scale, encoder, size_px)
             for view in renderings(pixels, ref)

@@ -1,7 +1,7 @@
 """Stage ``describe``: descriptors, hash, signature and thumbnail of every usable chip.
 
-plan    one part per tar of chips
-work    describe the chips of a tar       (descriptors.py, perceptual_hash.py, signature.py)
+plan    parts of the tars of chips
+work    describe the chips of a part      (descriptors.py, perceptual_hash.py, signature.py)
 seal    join the parts in the order of ``chips.parquet``
 
 Later stages find here what they need of the pixels, so no tar is opened twice. Nothing depends on a
@@ -10,6 +10,7 @@ setting or a seed.
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from geofm.dedup.perceptual_hash import canonical_hash, hash_thumbnails
 from geofm.dedup.signature import WIDTH, signatures
 from geofm.formats.npy import write_npy_rows
 from geofm.runtime.parts import (
+    ChipPart,
     chip_parts,
     covers,
     ok_chip_ids,
@@ -68,19 +70,19 @@ COLUMNS = {
 
 
 def plan(job: Job) -> list[Part]:
-    """List one part per tar; its key covers the tar and its usable chips."""
+    """List parts of tars; the key of one covers the tar and its usable chips."""
     chips = job.inputs["chips"]
     return [
-        job.part({"part": part}, covers(chips, part, refs), rows=len(refs))
+        job.part(asdict(part), covers(chips, part.tar, refs), rows=len(refs))
         for part, refs in chip_parts(chips)
     ]
 
 
 def work(job: Job, part: Part, folder: Path) -> None:
-    """Describe the chips of one tar: ``rows.arrow``, ``thumbnails.npy`` and ``signatures.npy``."""
-    chips, name = job.inputs["chips"], part.payload["part"]
-    refs = part_chips(chips, name)
-    pixels = read_pixels(chips, name, refs)
+    """Describe the chips of a part: ``rows.arrow``, ``thumbnails.npy`` and ``signatures.npy``."""
+    chips, of_tar = job.inputs["chips"], ChipPart(**part.payload)
+    refs = part_chips(chips, of_tar)
+    pixels = read_pixels(chips, of_tar.tar, refs)
     columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
     thumbnails = np.empty((len(refs), THUMBNAIL, THUMBNAIL), np.uint8)
     for (bands, scale), same_bands in groupby(refs, lambda ref: (ref.bands, ref.scale)):

@@ -1,7 +1,7 @@
 """Stage ``embed``: one vector per usable chip, by a frozen encoder.
 
-plan    one part per tar of chips, so that a refresh embeds only new tars
-work    prepare the chips of a tar as images and encode them in batches   (images.py, encoders.py)
+plan    parts of the tars of chips, so that a refresh embeds only new tars
+work    prepare the chips of a part as images and encode them in batches   (images.py, encoders.py)
 seal    join the vectors in the order of ``chips.parquet``
 
 Batches follow the order in the tar and one thread computes them, so the vectors are the same bits
@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from geofm.embeddings.weights import Weights, WeightsMismatch
 from geofm.formats.npy import write_npy_rows
 from geofm.runtime.native import torch
 from geofm.runtime.parts import (
+    ChipPart,
     ChipRef,
     chip_parts,
     covers,
@@ -61,10 +63,10 @@ def resolve(job: Job) -> Job:
 
 
 def plan(job: Job) -> list[Part]:
-    """List one part per tar; its key covers the tar, its usable chips and the weights."""
+    """List parts of tars; the key of one covers the tar, its usable chips and the weights."""
     chips, weights = job.inputs["chips"], _encoder(job).weights_sha256
     return [
-        job.part({"part": part}, [weights, *covers(chips, part, refs)], rows=len(refs))
+        job.part(asdict(part), [weights, *covers(chips, part.tar, refs)], rows=len(refs))
         for part, refs in chip_parts(chips)
     ]
 
@@ -101,16 +103,17 @@ def chip_encoder(name: str | Weights, size_px: int, device: str) -> Encoder:
 
 
 def work(job: Job, part: Part, folder: Path) -> None:
-    """Embed one tar: ``embeddings.npy`` (float16 [chips, width]), ``ids.json``, ``made.json``.
+    """Embed a part: ``embeddings.npy`` (float16 [chips, width]), ``ids.json``, ``made.json``.
 
     Raises:
         RunError: The encoder gives numbers that float16 cannot hold.
     """
-    chips, settings, name = job.inputs["chips"], _settings(job), part.payload["part"]
-    refs = part_chips(chips, name)
+    chips, settings = job.inputs["chips"], _settings(job)
+    of_tar = ChipPart(**part.payload)
+    refs = part_chips(chips, of_tar)
     device = encoder_device(job.device)
     encoder = _encoder(job)
-    pixels = read_pixels(chips, name, refs)
+    pixels = read_pixels(chips, of_tar.tar, refs)
     size = min(settings.batch, CPU_BATCH) if device == "cpu" else settings.batch
 
     def prepare_batch(first: int) -> torch.Tensor:
@@ -131,7 +134,7 @@ def work(job: Job, part: Part, folder: Path) -> None:
             advance(len(images))
     if not np.isfinite(vectors).all():
         raise RunError(
-            f"encoder {settings.encoder} gave values beyond float16 for chips of {name}; "
+            f"encoder {settings.encoder} gave values beyond float16 for chips of {of_tar.tar}; "
             "choose another encoder (embed.encoder)"
         )
     np.save(folder / "embeddings.npy", vectors)

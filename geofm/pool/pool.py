@@ -207,7 +207,7 @@ def load_pool(inputs: dict[str, Artifact]) -> Pool:
 
 STAGE = Stage(
     name="pool",
-    version="1",
+    version="2",
     kind="pool",
     inputs=("chips", "descriptors", "embeddings"),
     software=("numpy", "scipy", "shapely"),

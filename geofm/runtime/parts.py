@@ -1,9 +1,10 @@
-"""The parts of the stages that work on chips: one part per tar of a chips artifact.
+"""The parts of the stages that work on chips: at most ``PART_CHIPS`` neighbours in a tar.
 
-`chip_parts` goes through the tars with their chips, `part_chips` reads the chips of one tar,
+`chip_parts` goes through the tars with their chips, `part_chips` reads the chips of one part,
 `covers` names the content of a part for its cache key, and `read_pixels` reads its pixels. The seal
 brings the rows of all parts into the order of the chips (`rows_of_parts`).
 
+A scene is one tar of up to some thousand chips: in smaller parts, all cores work on one new scene.
 The table of chips stays in Arrow: as Python objects it would take 1.8 kB a chip.
 """
 
@@ -28,6 +29,8 @@ from geofm.types import Indices
 
 TABLE = "chips.parquet"
 COLUMNS = ["chip_id", "offset", "size", "bands", "scale"]
+#: Most chips of a part: a whole number of batches.
+PART_CHIPS = 1024
 #: Selects the usable chips.
 OK = pc.field("status") == "ok"
 
@@ -47,8 +50,17 @@ class ChipRef:
         return [self.chip_id, self.offset, self.size, self.bands, self.scale]
 
 
-def chip_parts(chips: Artifact) -> Iterator[tuple[str, list[ChipRef]]]:
-    """Yield each tar with its usable chips; tars are sorted by name, chips by offset."""
+@dataclass(frozen=True)
+class ChipPart:
+    """Usable chips of a tar, by offset: those from one offset (bytes) to another, included."""
+
+    tar: str
+    first: int
+    last: int
+
+
+def chip_parts(chips: Artifact) -> Iterator[tuple[ChipPart, list[ChipRef]]]:
+    """Yield each part with its usable chips; tars are sorted by name, chips by offset."""
     table = pq.read_table(
         chips.local(TABLE), columns=[*COLUMNS, "part"], filters=OK, read_dictionary=["part"]
     )
@@ -62,14 +74,16 @@ def chip_parts(chips: Artifact) -> Iterator[tuple[str, list[ChipRef]]]:
     ends = np.cumsum(np.bincount(number, minlength=len(names)))
     table = table.drop_columns("part")
     for name, rows in zip(np.sort(names), np.split(order, ends[:-1]), strict=True):
-        if len(rows):
-            yield str(name), _refs(table.take(rows))
+        for begin in range(0, len(rows), PART_CHIPS):
+            refs = _refs(table.take(rows[begin : begin + PART_CHIPS]))
+            yield ChipPart(str(name), refs[0].offset, refs[-1].offset), refs
 
 
-def part_chips(chips: Artifact, part: str) -> list[ChipRef]:
-    """Read the usable chips of one tar, by offset; other row groups are not read."""
-    wanted = OK & (pc.field("part") == part)
-    table = pq.read_table(chips.local(TABLE), columns=COLUMNS, filters=wanted)
+def part_chips(chips: Artifact, part: ChipPart) -> list[ChipRef]:
+    """Read the usable chips of a part, by offset; row groups of other tars are not read."""
+    offset = pc.field("offset")
+    inside = (pc.field("part") == part.tar) & (offset >= part.first) & (offset <= part.last)
+    table = pq.read_table(chips.local(TABLE), columns=COLUMNS, filters=OK & inside)
     return _refs(table.sort_by("offset"))
 
 
@@ -83,27 +97,27 @@ def file_digests(artifact: Artifact) -> dict[str, str]:
     return {entry.path: entry.sha256 for entry in artifact.manifest.files}
 
 
-def covers(chips: Artifact, part: str, refs: list[ChipRef]) -> list[Any]:
+def covers(chips: Artifact, tar: str, refs: list[ChipRef]) -> list[Any]:
     """Return the content of a part for its cache key: the tar's digest and its usable chips.
 
     Raises:
         CheckError: The manifest does not list the tar.
     """
     digests = file_digests(chips)
-    if part not in digests:
+    if tar not in digests:
         raise CheckError(
-            f"the table of chips {chips.digest[:12]} names the file {part}, which their manifest "
+            f"the table of chips {chips.digest[:12]} names the file {tar}, which their manifest "
             "lacks; run `geofm verify` on them and cut them again"
         )
-    return [digests[part], [ref.identity() for ref in refs]]
+    return [digests[tar], [ref.identity() for ref in refs]]
 
 
-def read_pixels(chips: Artifact, part: str, refs: list[ChipRef]) -> Iterator[NDArray[Any]]:
-    """Yield the pixels (bands, height, width) of each chip of a part, in order.
+def read_pixels(chips: Artifact, tar: str, refs: list[ChipRef]) -> Iterator[NDArray[Any]]:
+    """Yield the pixels (bands, height, width) of chips of a tar, in order.
 
     The arrays are read-only views and valid until the next one is read (see ``read_ranges``).
     """
-    for data in read_ranges(chips.local(part), [(ref.offset, ref.size) for ref in refs]):
+    for data in read_ranges(chips.local(tar), [(ref.offset, ref.size) for ref in refs]):
         yield chip_from_bytes(data)
 
 

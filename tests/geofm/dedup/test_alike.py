@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter, shift
 
-from geofm.dedup.alike import KINDS, compare_thumbnails
+from geofm.dedup import alike
+from geofm.dedup.alike import KINDS, NOISY_VIEW, SAME_VIEW, compare_thumbnails
 from geofm.dedup.descriptors import measure
 from geofm.dedup.perceptual_hash import (
     BUCKET,
@@ -91,6 +92,45 @@ def test_other_ground_flat_water_and_negatives_are_not_alike():
     like = _compare(chips, [a for a, _ in pairs], [b for _, b in pairs])
     assert like.similarity.max() < 0.8
     assert like.similarity[pairs.index((6, 7))] == 0
+
+
+def _water(seed: int, noise: float = 0.0) -> np.ndarray:
+    """Counts [3, 64, 64] of calm water: waves of 9 counts, and noise of a sensor in each band."""
+    waves = gaussian_filter(np.random.default_rng(seed).normal(size=(64, 64)), 1.5)
+    bands = 300 + 9 * waves / waves.std() + np.zeros((3, 1, 1))
+    return bands * 1.03 + np.random.default_rng([seed, 1]).normal(0, noise, bands.shape)
+
+
+def _whole(counts: np.ndarray) -> np.ndarray:
+    return np.rint(counts).astype(np.uint16)
+
+
+@pytest.mark.parametrize("clean_first", [True, False])
+@pytest.mark.parametrize("noise", [7.5, 9.0])
+def test_noise_of_a_sensor_is_no_difference_over_calm_water(noise, clean_first, monkeypatch):
+    pairs = [[_whole(_water(seed)), _whole(_water(seed, noise))] for seed in range(20)]
+    chips = [chip for pair in pairs for chip in (pair if clean_first else pair[::-1])]
+    firsts, seconds = list(range(0, 40, 2)), list(range(1, 40, 2))
+    assert (_compare(chips, firsts, seconds).similarity >= SAME_VIEW).all()
+    assert (_compare(chips, firsts[:-1], seconds[1:]).similarity < NOISY_VIEW).all()
+    monkeypatch.setattr(alike, "MOST_NOISE", 0)
+    assert (_compare(chips, firsts, seconds).similarity < SAME_VIEW).all()
+
+
+def test_a_faint_other_pattern_is_a_difference():
+    """As large as noise that is none: its contrast is in the band, not in the grain."""
+    first, second = _water(1), _water(2)
+    both = [_whole(first), _whole(first + 0.28 * (second - second.mean()))]
+    similarity = _compare(both, [0, 1], [1, 0]).similarity
+    assert ((similarity > NOISY_VIEW) & (similarity < SAME_VIEW - 0.01)).all()
+
+
+def test_texture_stronger_than_noise_is_a_difference():
+    """Rough land, whose white texture is as large a share of the contrast as noise of water."""
+    land = 2000 + 40 * (_water(1) - 309)
+    other = land + 40 * np.random.default_rng(3).normal(0, 7, land.shape)
+    similarity = _compare([_whole(land), _whole(other)], [0], [1]).similarity
+    assert NOISY_VIEW < similarity[0] < SAME_VIEW
 
 
 def test_pairs_do_not_depend_on_their_company():

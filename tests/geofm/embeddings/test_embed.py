@@ -16,6 +16,7 @@ from geofm.embeddings.encoders import Encoder, encode, fuse_for_cpu, load_encode
 from geofm.embeddings.images import prepare_chip
 from geofm.raster.radiometry import to_rgb
 from geofm.raster.resample import resize_images
+from geofm.runtime import parts
 from tests.geofm.dedup.synthetic import Chip, make_chips, texture
 
 SETTINGS = EmbedSettings(size_px=32, batch=4)
@@ -56,15 +57,15 @@ def test_digest_is_the_same_for_any_workers_order_and_after_a_kill(tmp_path: Pat
     for run in ("plain", "mapped"):
         store = open_store(tmp_path / run)
         job = make_job(embed.STAGE, store, {"chips": make_chips(store, _chips(), 4)}, SETTINGS)
-        parts = plan_parts(embed.STAGE, job)
-        assert len(parts) == 3
+        planned = plan_parts(embed.STAGE, job)
+        assert len(planned) == 3
         if run == "mapped":
-            work_parts(embed.STAGE, job, parts[2:])  # what a killed run had finished
+            work_parts(embed.STAGE, job, planned[2:])  # what a killed run had finished
             with ThreadPoolExecutor(workers) as pool:
-                list(pool.map(lambda p: work_parts(embed.STAGE, job, [p]), parts[::-1]))  # noqa: B023
+                list(pool.map(lambda p: work_parts(embed.STAGE, job, [p]), planned[::-1]))  # noqa: B023
         else:
-            work_parts(embed.STAGE, job, parts)
-        digests.add(seal(embed.STAGE, job, parts)[0].digest)
+            work_parts(embed.STAGE, job, planned)
+        digests.add(seal(embed.STAGE, job, planned)[0].digest)
     assert len(digests) == 1
 
 
@@ -77,6 +78,23 @@ def test_a_refresh_embeds_only_new_tars(store):
     assert [p.key for p in new[:2]] == [p.key for p in old]
     work_parts(embed.STAGE, before, old)
     assert work_parts(embed.STAGE, after, new) == 1
+
+
+def test_a_large_tar_is_several_parts_with_the_same_result(store, catalogue, monkeypatch):
+    """So that all cores work on one new scene."""
+    art = make_chips(store, _chips(), 12)
+    whole = make_job(embed.STAGE, store, {"chips": art}, SETTINGS)
+    monkeypatch.setattr(parts, "PART_CHIPS", 4)
+    split = make_job(embed.STAGE, store, {"chips": art}, SETTINGS)
+    many = plan_parts(embed.STAGE, split)
+    assert [part.rows for part in many] == [4, 4, 3]
+    assert work_parts(embed.STAGE, split, many) == 3
+    digest = seal(embed.STAGE, split, many)[0].digest
+    monkeypatch.undo()
+    (one,) = plan_parts(embed.STAGE, whole)
+    assert one.rows == 11
+    assert work_parts(embed.STAGE, whole, [one]) == 1
+    assert seal(embed.STAGE, whole, [one])[0].digest == digest
 
 
 def test_no_usable_chip_gives_an_empty_matrix(store, catalogue):
