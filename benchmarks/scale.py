@@ -31,6 +31,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from sqlalchemy import select
 
 from benchmarks.scale_scenes import make_scenes, original_of, scene_id, write_catalogue
@@ -236,29 +237,31 @@ def _not_stored(table: pd.DataFrame, found: dict[str, Artifact]) -> int:
 
     Chips with equal vectors, or with equal pixels, stand for each other.
     """
+    row_of = pd.Index(table["chip_id"])
+    first = np.arange(len(table))
+    same = found["pairs"].table("identical.parquet")  # equal vectors
+    first[row_of.get_indexer(same["chip_id"])] = row_of.get_indexer(same["same_as"])
+    pool = found["pool"].table("pool.parquet", ["chip_id", "rule", "witness_id"])
+    pool = pool[pool["rule"] == "identical"]  # equal pixels
+    first[row_of.get_indexer(pool["chip_id"])] = first[row_of.get_indexer(pool["witness_id"])]
+
+    def codes(left: pd.Series, right: pd.Series) -> NDArray[np.int64]:
+        a, b = first[row_of.get_indexer(left)], first[row_of.get_indexer(right)]
+        return np.where(a == b, -1, np.minimum(a, b) * len(table) + np.maximum(a, b))
+
     stored = {
         "near_duplicate": [
-            found["pairs"].table("pairs.parquet"),
-            found["curate"].table("dense_pairs.parquet"),
+            found["pairs"].table("pairs.parquet", ["left", "right"]),
+            found["curate"].table("dense_pairs.parquet", ["left", "right"]),
         ],
-        "pixel_duplicate": [found["alike"].table("alike.parquet")],
+        "pixel_duplicate": [found["alike"].table("alike.parquet", ["left", "right"])],
     }
-    same = found["pairs"].table("identical.parquet")
-    first = dict(zip(same["chip_id"], same["same_as"], strict=True))  # equal vectors
-    pool = found["pool"].table("pool.parquet", ["chip_id", "rule", "witness_id"])
-    pool = pool[pool["rule"] == "identical"]
-    first |= dict(zip(pool["chip_id"], pool["witness_id"], strict=True))  # equal pixels
     wrong = 0
     for rule, tables in stored.items():
-        pairs = {
-            frozenset((first.get(a, a), first.get(b, b)))
-            for listed in tables
-            for a, b in zip(listed["left"], listed["right"], strict=True)
-        }
+        pairs = np.unique(np.concatenate([codes(t["left"], t["right"]) for t in tables]))
         rows = table[table["rule"] == rule]
-        for chip, witness in zip(rows["chip_id"], rows["witness_id"], strict=True):
-            pair = frozenset((first.get(chip, chip), first.get(witness, witness)))
-            wrong += len(pair) > 1 and pair not in pairs
+        named = codes(rows["chip_id"], rows["witness_id"])
+        wrong += int((~np.isin(named, pairs) & (named >= 0)).sum())
     return wrong
 
 

@@ -6,7 +6,8 @@ listen            hear every report
 follow            hear at most one line about each stage every few seconds
 
 A stage does not depend on how its progress is shown. A stage is never silent: its line is repeated
-even if nothing was finished meanwhile.
+even if nothing was finished meanwhile. Work that is asked to stop ends where it reports
+(data_catalog/stopping.py).
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ import threading
 import time
 from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
+
+from data_catalog.stopping import end_if_asked
 
 Listener = Callable[[str, int, int, str], None]
 _listeners: list[Listener] = []
@@ -35,19 +39,42 @@ def tick(what: str, done: int, total: int, note: str = "") -> None:
         done: Finished steps.
         total: All steps.
         note: Unit of the steps, or a short remark.
+
+    Raises:
+        Stopped: The work is to stop.
     """
+    end_if_asked()
     for listener in tuple(_listeners):
         listener(what, done, total, note)
-    if _stages:
-        _stages[-1].step(what, done, total, note)
+    stage = _own_stage()
+    if stage is not None:
+        stage.step(what, done, total, note)
     else:
         _tell(what, done, total, note)
 
 
 def advance(rows: int) -> None:
-    """Report that rows of a part are finished, while the part is being worked on."""
-    if _stages:
-        _stages[-1].advance(rows)
+    """Report that rows of a part are finished, while the part is being worked on.
+
+    Raises:
+        Stopped: The work is to stop.
+    """
+    end_if_asked()
+    stage = _own_stage()
+    if stage is not None:
+        stage.advance(rows)
+
+
+def _own_stage() -> StageProgress | None:
+    """Return the stage that the caller works for.
+
+    Threads that a stage starts without its context belong to the stage that began last.
+    """
+    stage = _current.get()
+    if stage is not None:
+        return stage
+    running = tuple(_stages)
+    return running[-1] if running else None
 
 
 def _tell(what: str, done: int, total: int, note: str) -> None:
@@ -193,8 +220,10 @@ class StageProgress:
         _tell(self._name, total, total, ", ".join([*unit, took]))
 
 
-#: Stages of this process that are running, the innermost last.
+#: Stages of this process that are running, the one that began last at the end.
 _stages: list[StageProgress] = []
+#: The stage that a thread works for.
+_current: ContextVar[StageProgress | None] = ContextVar("geofm_stage", default=None)
 
 
 @contextmanager
@@ -211,10 +240,12 @@ def report_stage(name: str, unit: str) -> Iterator[StageProgress]:
         _stages.append(progress)
     reporter = threading.Thread(target=repeat, name="geofm-progress", daemon=True)
     reporter.start()
+    token = _current.set(progress)
     try:
         yield progress
         progress.end()
     finally:
+        _current.reset(token)
         ended.set()
         reporter.join()
         with _lock:

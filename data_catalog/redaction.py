@@ -37,8 +37,6 @@ NO_SECRET = (
     rf"^(?!\w[\w+.-]*://(?:{_REFERENCE_ENDS}[^/?#@:]+|[^/?#@:]*:{_REFERENCE_ENDS}[^/?#@]+)@)"
     + _NO_FIELD
 )
-#: The same pattern for a database or a store, whose user name is not a secret.
-NO_PASSWORD = rf"^(?!\w[\w+.-]*://[^/?#@:]*:{_REFERENCE_ENDS}[^@]+@)" + _NO_FIELD
 #: Deepest nesting of addresses in parameters of addresses that is examined.
 MAX_DEPTH = 6
 

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextvars import copy_context
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -34,7 +35,11 @@ from data_catalog.hashing import canonical
 from data_catalog.manifest import Manifest, software_versions
 from data_catalog.progress import report_stage, tick
 from data_catalog.stage import Job, Part, Stage
-from data_catalog.storage.process import one_blas_thread, peak_memory_mib
+from data_catalog.storage.process import (
+    one_blas_thread,
+    peak_memory_mib,
+    return_freed_memory,
+)
 from data_catalog.store import Store, list_files, part_files_by_inode
 
 log = logging.getLogger("geofm.run")
@@ -194,6 +199,7 @@ def _compute(
             artifact, reported = seal(stage, job, parts)
     finally:  # parts of a failed run are used by the next one
         _note_part_costs(stage, job, catalogue, parts, found, spent, mapped_seconds)
+        return_freed_memory()
     metrics = {
         "gpu_seconds": spent["seconds"] * gpus_held(stage, job),
         "workers": job.how.get("workers", 1),
@@ -401,7 +407,10 @@ def work_parts(stage: Stage, job: Job, parts: list[Part]) -> int:
             return len(missing)
         pool = ThreadPoolExecutor(threads, thread_name_prefix="geofm-part")
         stack.callback(pool.shutdown, cancel_futures=True)  # also when a user interrupts
-        calls = [pool.submit(_work_on_part, stage, job, part) for part in missing]
+        # each thread in a context of its own, which knows the stage whose progress it reports
+        calls = [
+            pool.submit(copy_context().run, _work_on_part, stage, job, part) for part in missing
+        ]
         for call in as_completed(calls):
             call.result()
     return len(missing)

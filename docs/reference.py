@@ -24,8 +24,8 @@ RECIPE = f"""# Recipe fields
 
 {NOTE}
 A recipe is a YAML file with these sections. On the command line, `--set SECTION.FIELD=VALUE`
-changes a field; the Prefect form shows the same fields. `geofm recipes` lists the recipes that come
-with geofm.
+changes a field; in a form of the Prefect UI, a line of *changes* does. `geofm recipes` lists the
+recipes that come with geofm.
 """
 
 

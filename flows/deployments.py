@@ -1,68 +1,104 @@
-"""Deployments in Prefect: every recipe as a form in the UI, with a nightly refresh."""
+"""The deployments in Prefect: one form for each flow, and a nightly refresh.
+
+What a user has changed in the UI stays: schedules, their parameters, the deployment's own
+parameters, tags and limits. An update brings only what comes from the code: form, description,
+entry point and work pool.
+
+A deployment names its flow by module, and no folder, so that workers with other installations can
+run it. Addresses reach the flow by the worker's environment.
+"""
 
 from __future__ import annotations
 
-import sys
-from contextlib import redirect_stdout, suppress
-from pathlib import Path
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
-from prefect.client.orchestration import get_client
-from prefect.client.schemas.actions import WorkPoolCreate
-from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
-from prefect.exceptions import ObjectAlreadyExists
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import (
+    DeploymentScheduleCreate,
+    DeploymentUpdate,
+    WorkPoolCreate,
+)
+from prefect.client.schemas.schedules import CronSchedule
+from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.flows import Flow
-from prefect.schedules import Cron
+from prefect.utilities.callables import parameter_schema
 
-from geofm.config.recipe_book import load_recipe, recipe_names
+from flows.pipeline import audit_flow, evaluate_flow, pretrain_flow, refresh_flow
 
 #: Name of the work pool, whose worker `geofm up` starts.
 POOL = "geofm"
-#: Folder that the package ``flows`` is in: the source tree, or site-packages.
-ROOT = Path(__file__).resolve().parents[1]
-#: Cron expression of the nightly refresh: 03:00 UTC.
-NIGHTLY = "0 3 * * *"
+#: Tag of geofm's deployments.
+TAG = "geofm"
+#: Cron expression and time zone of the nightly refresh.
+NIGHTLY, TIME_ZONE = "0 3 * * *", "UTC"
+FLOWS: tuple[Flow[..., Any], ...] = (refresh_flow, pretrain_flow, evaluate_flow, audit_flow)
 
 
-def deploy_all(store: str) -> list[str]:
-    """Create or update the work pool and two deployments for each recipe.
+def deploy_all(tell: Callable[[str], None]) -> list[str]:
+    """Create or update the work pool and the deployment of each flow.
 
-    The deployments are ``geofm-pretrain/<recipe>`` and ``geofm-refresh/<recipe>``. Their forms are
-    filled in with the recipe's values. The refresh has a nightly schedule, which is paused until a
-    user switches it on. A run that would overlap with another one of its deployment is dropped.
+    The deployment of a flow has the flow's name. The refresh gets a nightly schedule, which is
+    paused until a user switches it on; schedules that are there are left as they are.
 
     Args:
-        store: address of the store, a parameter of every deployment.
+        tell: Called with a line about each step.
 
     Returns:
-        The names of the deployments.
+        The names of the deployments, ``flow/deployment``.
     """
-    with get_client(sync_client=True) as client, suppress(ObjectAlreadyExists):
-        client.create_work_pool(WorkPoolCreate(name=POOL, type="process"))
-    pretrain, refresh = _with_source("pretrain_flow"), _with_source("refresh_flow")
     names = []
-    for name in recipe_names():
-        recipe = load_recipe(name)
-        common: dict[str, Any] = {
-            "name": name,
-            "description": recipe.description,
-            "parameters": {"recipe": recipe.model_dump(mode="json"), "store": store},
-            "tags": ["geofm"],
-            "work_pool_name": POOL,
-            "concurrency_limit": ConcurrencyLimitConfig(
-                limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW
-            ),
-            "print_next_steps": False,
-            "ignore_warnings": True,
-        }
-        nightly = Cron(NIGHTLY, active=False)
-        with redirect_stdout(sys.stderr):  # Prefect prints; stdout is for results
-            pretrain.deploy(**common)
-            refresh.deploy(**common, schedule=nightly)
-        names += [f"geofm-pretrain/{name}", f"geofm-refresh/{name}"]
+    with get_client(sync_client=True) as client:
+        with suppress(ObjectAlreadyExists):
+            client.create_work_pool(WorkPoolCreate(name=POOL, type="process"))
+        for flow in FLOWS:
+            name = f"{flow.name}/{flow.name}"
+            tell(f"deployment  {name}: {_deploy(client, flow)}")
+            names.append(name)
+        for name in _remove_others(client, names):
+            tell(f"deployment  {name}: removed, an earlier version of geofm made it")
     return names
 
 
-def _with_source(name: str) -> Any:
-    """Return a flow of ``flows.pipeline`` that workers load from this installation."""
-    return Flow.from_source(source=str(ROOT), entrypoint=f"flows/pipeline.py:{name}")
+def _deploy(client: SyncPrefectClient, flow: Flow[..., Any]) -> str:
+    """Create or update the deployment of a flow; returns what was done."""
+    from_code: dict[str, Any] = {
+        "description": flow.description,
+        "entrypoint": f"flows.pipeline.{flow.fn.__name__}",
+        "parameter_openapi_schema": parameter_schema(flow).model_dump(exclude_unset=True),
+        "work_pool_name": POOL,
+        "enforce_parameter_schema": True,
+    }
+    try:
+        there = client.read_deployment_by_name(f"{flow.name}/{flow.name}")
+    except ObjectNotFound:
+        schedules = [
+            DeploymentScheduleCreate(
+                schedule=CronSchedule(cron=NIGHTLY, timezone=TIME_ZONE),
+                active=False,
+                slug="nightly",
+            )
+        ]
+        client.create_deployment(
+            flow_id=client.create_flow(flow),
+            name=flow.name,
+            tags=[TAG],
+            schedules=schedules if flow is refresh_flow else None,
+            **from_code,
+        )
+        return "created"
+    client.update_deployment(there.id, DeploymentUpdate(**from_code, pull_steps=None))
+    return "up to date"
+
+
+def _remove_others(client: SyncPrefectClient, names: list[str]) -> list[str]:
+    """Remove geofm's deployments under other names; returns their names."""
+    flows = {flow.id: flow.name for flow in client.read_flows(limit=200)}
+    removed = []
+    for deployment in client.read_deployments(limit=200):
+        name = f"{flows.get(deployment.flow_id, '')}/{deployment.name}"
+        if TAG in deployment.tags and name.startswith("geofm-") and name not in names:
+            client.delete_deployment(deployment.id)
+            removed.append(name)
+    return removed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from typing import cast
 
 import typer
 
@@ -22,6 +23,7 @@ def launch(
     json_: bool,
     data_only: bool,
     wait: bool = True,
+    dataset: str = "",
 ) -> None:
     """Run a recipe and print its result.
 
@@ -33,12 +35,16 @@ def launch(
         json_: print one JSON object instead of the tables.
         data_only: end with the dataset (stage ``pack``).
         wait: wait while another run refreshes the same dataset or trains the same model.
+        dataset: published dataset to train on, without a search; empty: refresh it first.
     """
-    from flows.settings import open_place
+    from flows.settings import NO_WAIT, open_place
+    from flows.versions import published_dataset
 
     started = time.perf_counter()
     recipe = load_recipe(name, overrides)
     place = open_place(store, catalog)
+    if dataset:
+        published_dataset(place.catalogue, dataset)
     check_once(recipe, place, data_only, keep=True)
     # The terminal shows progress bars; log lines of Prefect and geofm go to the UI.
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
@@ -46,16 +52,20 @@ def launch(
     os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
     server = find_or_launch()
     # The address may hold a password, and the UI shows parameters: it is passed in the environment.
-    os.environ["GEOFM_CATALOG"] = place.catalogue.url
+    os.environ["GEOFM_STORE"], os.environ["GEOFM_CATALOG"] = place.store.url, place.catalogue.url
+    os.environ[NO_WAIT] = "" if wait else "1"
     with progress_bars():
         tick("server", 0, 1, "starting Prefect" if server.pid else "")
         wait_for(server)
         tick("server", 1, 1, server.ui)
         from flows.pipeline import pretrain_flow, refresh_flow, report_page
-        from flows.summary import run_counts, score_rows, summary_rows
+        from flows.summary import PipelineRun, run_counts, score_rows, summary_rows
 
         try:
-            run = (refresh_flow if data_only else pretrain_flow)(recipe, place.store.url, wait=wait)
+            if data_only:
+                run = cast(PipelineRun, refresh_flow(str(name), changes=overrides))
+            else:
+                run = pretrain_flow(str(name), dataset=dataset, changes=overrides)
         except KeyboardInterrupt:
             err.print("[bold]stopped[/]; give the same command again to continue")
             raise typer.Exit(130) from None
@@ -77,7 +87,7 @@ def launch(
     print_table(
         f"{recipe.name}: {seconds:.0f} s", ["what", ""], [list(r) for r in summary_rows(run)]
     )
-    scores = score_rows(run)
+    scores = score_rows(run.artifacts.get("evaluate"))
     if scores:
         rows = [
             [s["model"], s["feature"], s["task"], s["protocol"],

@@ -1,34 +1,71 @@
-"""The two Prefect flows.
+"""The Prefect flows: refresh a dataset, pretrain a model, evaluate a model, audit a dataset.
 
 refresh_flow     the data half: search to pack, then publish a dataset version
-pretrain_flow    all stages: the data half, then pretrain, evaluate and report
+pretrain_flow    refresh, or take a published dataset; then pretrain, evaluate and report
+evaluate_flow    score a published model on tasks
+audit_flow       check a published artifact, and cut samples of it again
+
+Each is one form of plain fields in the UI (flows/form.py). No parameter is an address: store and
+catalogue are those of the process, GEOFM_STORE and GEOFM_CATALOG.
 """
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
+from prefect.client.schemas import State
+from prefect.states import Completed
 from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
 from pydantic import Field
 
-from data_catalog.redaction import NO_PASSWORD
+from data_catalog.artifact import Artifact
+from data_catalog.database.lease import LeaseHeld
+from data_catalog.errors import GeofmError, UsageError
+from data_catalog.provenance.lineage import ancestor
+from data_catalog.stopping import new_run, stoppable
 from data_catalog.storage.process import end_with_parent
+from flows.cli.verify import verify
+from flows.form import (
+    AS_IN_RECIPE,
+    NO_SEED,
+    Amount,
+    Changes,
+    Form,
+    Name,
+    RecipeName,
+    Reference,
+    Runner,
+    Seed,
+    Whole,
+    changes_text,
+    recipe_of_form,
+)
+from flows.nights import deployed_run, is_superseded
 from flows.preflight import check_once, check_runner
-from flows.settings import open_place, refuse_typed_password
-from flows.stage_flow import StageContext, run_in_flow
-from flows.summary import PipelineRun, summary_markdown
-from flows.versions import publish, version_markdown, waiting_items
+from flows.run_name import name_of, rename_run
+from flows.settings import Place, may_wait, open_place
+from flows.stage_flow import StageContext, StageTasks
+from flows.summary import PipelineRun, score_rows, scores_markdown, summary_markdown
+from flows.tasks import log_information
+from flows.versions import Published, publish, published_dataset, version_markdown, waiting_items
 from geofm.config.recipe import ComputeSettings, Recipe
 from geofm.planet.catalog.serving import serving_source
-from geofm.stages import ALL_STAGES, DATA_STAGES
+from geofm.stages import ALL_STAGES, DATA_STAGES, get_stage
 
-#: An address in the form. Prefect refuses a password in it before it stores the parameters.
-Address = Annotated[str, Field(json_schema_extra={"pattern": NO_PASSWORD})]
+log = logging.getLogger("geofm.run")
+
+#: Options of all flows: stages run in threads of the flow.
+FLOW: dict[str, Any] = {"persist_result": False, "task_runner": ThreadPoolTaskRunner()}
+#: The stages after the dataset.
+MODEL_STAGES = ALL_STAGES[len(DATA_STAGES) :]
 
 
 def task_runner(compute: ComputeSettings) -> TaskRunner[Any]:
@@ -47,71 +84,269 @@ def task_runner(compute: ComputeSettings) -> TaskRunner[Any]:
     return ThreadPoolTaskRunner(max_workers=compute.workers)
 
 
-def _run_stages(
-    stages: tuple[str, ...], recipe: Recipe, store: str, catalog: str, wait: bool
-) -> PipelineRun:
-    """Run stages in their order, publish the dataset after the data half, and the model."""
-    refuse_typed_password(catalog)
-    place = open_place(store, catalog)
+@contextmanager
+def _logged() -> Iterator[None]:
+    """Begin a run, and log why it fails: the UI shows an error's message only beside the logs."""
+    log_information()
+    with new_run():
+        try:
+            yield
+        except GeofmError as error:
+            log.error("%s", error)
+            raise
+
+
+def _waits(data_only: bool) -> bool:
+    """Tell whether a run waits for another one that refreshes the same dataset.
+
+    A refresh that was clicked or scheduled beside another one is left out: it would find nothing
+    new. A run that trains waits.
+    """
+    return may_wait() and not (data_only and deployed_run() is not None)
+
+
+def _run_stages(recipe: Recipe, name: str, data_only: bool, dataset: str = "") -> PipelineRun:
+    """Run the data half, or take a published dataset; then train on it, unless ``data_only``.
+
+    Args:
+        recipe: Settings of the run.
+        name: Name or path of the recipe without its changes.
+        data_only: End with the dataset.
+        dataset: Reference of a published dataset; the data half does not run.
+    """
+    log.info("%s", changes_text(recipe, name))
+    first_name = name_of(recipe, training=not data_only)
+    rename_run(first_name)
+    place = open_place()
     place.clean_up()
-    name = recipe.pack.name
-    check_once(recipe, place, data_only=stages == DATA_STAGES)
-    with serving_source(recipe.search.stac), task_runner(recipe.compute) as runner:
-        context = StageContext(recipe, place.store, place.catalogue, runner, wait=wait)
-        run = PipelineRun(recipe, place.catalogue)
-        # Two refreshes of one dataset at once would publish versions from the same predecessor.
-        with place.catalogue.lease(name, wait) as lease:
-            for stage in DATA_STAGES:
-                run.artifacts[stage] = run_in_flow(stage, run.inputs(), context)
-            lease.confirm()
-            dataset = run.artifacts[DATA_STAGES[-1]]
-            version = publish(place.catalogue, name, dataset)
-            run.version = replace(version, waiting=waiting_items(place.catalogue, dataset))
-            # If the newest version holds the same samples under another digest, training goes on
-            # with that version, so that the same samples are not trained on twice.
-            run.artifacts[DATA_STAGES[-1]] = place.catalogue.get(run.version.row.digest)
-        create_markdown_artifact(version_markdown(run.version), key="geofm-version")
-        for stage in stages[len(DATA_STAGES) :]:
-            run.artifacts[stage] = run_in_flow(stage, run.inputs(), context)
-            if stage == "pretrain":
-                run.model = publish(place.catalogue, recipe.model_name, run.artifacts[stage])
-                create_markdown_artifact(version_markdown(run.model), key="geofm-model")
-    create_markdown_artifact(summary_markdown(run), key="geofm-summary")
+    check_once(recipe, place, data_only=data_only)
+    run = PipelineRun(recipe, place.catalogue)
+    version = run.version = _take_dataset(run, place, dataset) if dataset else None
+    with (
+        serving_source(recipe.search.stac),
+        task_runner(recipe.compute) as runner,
+        stoppable(),
+    ):
+        context = StageContext(recipe, place.store, place.catalogue, runner, wait=may_wait())
+        tasks = StageTasks(context, run.inputs())
+        if version is None:
+            version = run.version = _make_dataset(run, place, tasks, _waits(data_only))
+        create_markdown_artifact(version_markdown(version), key=f"geofm-version-{recipe.name}")
+        samples = f"{run.artifacts['pack'].manifest.counts['rows_out']:,} chips"
+        rename_run(name_of(recipe, samples, training=not data_only), first_name)
+        if not data_only:
+            tasks.submit(MODEL_STAGES)
+            run.artifacts |= tasks.results(["pretrain"])
+            run.model = publish(place.catalogue, recipe.model_name, run.artifacts["pretrain"])
+            create_markdown_artifact(version_markdown(run.model), key=f"geofm-model-{recipe.name}")
+            run.artifacts |= tasks.results(MODEL_STAGES)
+    create_markdown_artifact(summary_markdown(run), key=f"geofm-summary-{recipe.name}")
     return run
 
 
-@flow(name="geofm-pretrain", flow_run_name="{recipe.name}", persist_result=False)
-def pretrain_flow(
-    recipe: Recipe, store: Address = "", catalog: Address = "", wait: bool = True
-) -> PipelineRun:
-    """Go from a STAC search to a pretrained model with scores and a report.
+def _make_dataset(run: PipelineRun, place: Place, tasks: StageTasks, wait: bool) -> Published:
+    """Run the data half, and publish its dataset."""
+    name = run.recipe.pack.name
+    # Two refreshes of one dataset at once would publish versions from the same predecessor.
+    with place.catalogue.lease(name, wait) as lease:
+        tasks.submit(DATA_STAGES)
+        run.artifacts |= tasks.results(DATA_STAGES)
+        lease.confirm()
+        dataset = run.artifacts[DATA_STAGES[-1]]
+        version = publish(place.catalogue, name, dataset)
+        # If the newest version holds the same samples under another digest, training goes on
+        # with that version, so that the same samples are not trained on twice.
+        run.artifacts[DATA_STAGES[-1]] = place.catalogue.get(version.row.digest)
+        tasks.replace(DATA_STAGES[-1], run.artifacts[DATA_STAGES[-1]])
+        return replace(version, waiting=waiting_items(place.catalogue, dataset))
 
-    Args:
-        recipe: Settings of all stages.
-        store: Store address; empty means GEOFM_STORE, else ./geofm-store.
-        catalog: Catalogue address without a password (set GEOFM_CATALOG for one); empty means
-            GEOFM_CATALOG, else the store's own.
-        wait: Wait while another run refreshes the same dataset or trains the same model; else
-            stop at once.
+
+def _take_dataset(run: PipelineRun, place: Place, reference: str) -> Published:
+    """Take a published dataset, and the artifacts of the stages that made it.
+
+    Raises:
+        UsageError: The reference is no dataset's.
     """
-    return _run_stages(ALL_STAGES, recipe, store, catalog, wait)
+    version = published_dataset(place.catalogue, reference)
+    dataset = place.catalogue.get(version.row.digest)
+    for name in DATA_STAGES:
+        kind = get_stage(name).kind
+        run.artifacts[name] = (
+            dataset if kind == "dataset" else ancestor(place.catalogue, dataset, kind)
+        )
+    return version
 
 
-@flow(name="geofm-refresh", flow_run_name="{recipe.name}", persist_result=False)
+@flow(name="geofm-refresh", **FLOW)
 def refresh_flow(
-    recipe: Recipe, store: Address = "", catalog: Address = "", wait: bool = True
-) -> PipelineRun:
-    """Run the data half: find what is new, fetch only that, publish a dataset version.
+    recipe: RecipeName = "demo",
+    dataset: Name = "",
+    max_chips: Whole = 0,
+    budget: Amount = 0.0,
+    runner: Runner = AS_IN_RECIPE,
+    workers: Whole = 0,
+    seed: Seed = NO_SEED,
+    changes: Changes = [],  # noqa: B006  Prefect shows the default, and nothing changes it
+) -> PipelineRun | State[Any]:
+    """Find what is new, fetch only that, and publish a dataset version.
 
     Args:
-        recipe: Settings of all stages; those of the data stages are used.
-        store: Store address; empty means GEOFM_STORE, else ./geofm-store.
-        catalog: Catalogue address without a password (set GEOFM_CATALOG for one); empty means
-            GEOFM_CATALOG, else the store's own.
-        wait: Wait while another run refreshes the same dataset or trains the same model; else
-            stop at once.
+        recipe: Recipe of the dataset, by name.
+        dataset: Name under which the dataset is published. Empty: as in the recipe.
+        max_chips: Most chips to cut, spread evenly over place and season. 0: as in the recipe.
+        budget: Chips to keep: up to 1 a share of those left after the duplicates, above that a
+            number of chips. 0: as in the recipe.
+        runner: What works on the parts of a stage.
+        workers: Parts worked on at the same time. 0: as in the recipe.
+        seed: Seed of all random numbers. -1: as in the recipe.
+        changes: Any other setting, as section.field=value, one per line, such as
+            search.bbox=2,48,3,49; `geofm recipes` and docs/recipe.md list them.
     """
-    return _run_stages(DATA_STAGES, recipe, store, catalog, wait)
+    with _logged():
+        form = Form(
+            dataset=dataset,
+            max_chips=max_chips,
+            budget=budget,
+            runner=runner,
+            workers=workers,
+            seed=seed,
+        )
+        made = recipe_of_form(recipe, form, changes)
+        if is_superseded():
+            return Completed(name="Skipped", message="a later run of the schedule is due")
+        try:
+            return _run_stages(made, recipe, data_only=True)
+        except LeaseHeld as error:
+            if deployed_run() is None:
+                raise
+            return Completed(name="Skipped", message=str(error))
+
+
+@flow(name="geofm-pretrain", **FLOW)
+def pretrain_flow(
+    recipe: RecipeName = "demo",
+    dataset: Reference = "",
+    budget: Amount = 0.0,
+    epochs: Annotated[int, Field(ge=0, le=10_000)] = 0,
+    batch: Annotated[int, Field(ge=0, le=65_536)] = 0,
+    teacher: str = "",
+    student: str = "",
+    tasks: str = "",
+    runner: Runner = AS_IN_RECIPE,
+    workers: Whole = 0,
+    seed: Seed = NO_SEED,
+    changes: Changes = [],  # noqa: B006  Prefect shows the default, and nothing changes it
+) -> PipelineRun:
+    """Pretrain a model on a dataset, score it, and write a report.
+
+    Args:
+        recipe: Recipe of the run, by name.
+        dataset: Published dataset to train on, NAME or NAME@VERSION, without a search. Empty: the
+            recipe's dataset is refreshed first.
+        budget: Chips to keep: up to 1 a share of those left after the duplicates, above that a
+            number of chips. 0: as in the recipe. Without effect on a published dataset.
+        epochs: Passes over the dataset; the warm-up is shortened with them. 0: as in the recipe.
+        batch: Images per step, over all devices. 0: as in the recipe.
+        teacher: Frozen teacher: a timm model, NAME@FILE.safetensors, or a geofm model. Empty: as in
+            the recipe.
+        student: Network to pretrain, a timm model. Empty: as in the recipe.
+        tasks: Evaluation tasks, separated by commas: planet, or folders. Empty: as in the recipe.
+        runner: What works on the parts of a stage.
+        workers: Parts worked on at the same time. 0: as in the recipe.
+        seed: Seed of all random numbers. -1: as in the recipe.
+        changes: Any other setting, as section.field=value, one per line, such as
+            pretrain.alpha=0; `geofm recipes` and docs/recipe.md list them.
+    """
+    with _logged():
+        form = Form(
+            budget=budget,
+            epochs=epochs,
+            batch=batch,
+            teacher=teacher,
+            student=student,
+            tasks=tasks,
+            runner=runner,
+            workers=workers,
+            seed=seed,
+        )
+        made = recipe_of_form(recipe, form, changes)
+        return _run_stages(made, recipe, data_only=False, dataset=dataset)
+
+
+@flow(name="geofm-evaluate", **FLOW)
+def evaluate_flow(
+    model: Reference,
+    tasks: str = "planet",
+    knn: Annotated[int, Field(ge=1, le=200)] = 5,
+    max_images: Annotated[int, Field(ge=20, le=10_000_000)] = 5000,
+    test_share: Annotated[float, Field(gt=0, lt=1)] = 0.3,
+    workers: Annotated[int, Field(ge=1, le=1024)] = 2,
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0,
+) -> Artifact:
+    """Score a published model on downstream tasks with frozen features.
+
+    Args:
+        model: Published model, NAME or NAME@VERSION.
+        tasks: Tasks, separated by commas: planet, or folders with one sub-folder per class.
+        knn: Neighbours of the kNN protocol.
+        max_images: Most images used per task, balanced by class.
+        test_share: Share of the images held out for testing.
+        workers: Parts worked on at the same time.
+        seed: Seed of splits and resamples.
+    """
+    with _logged():
+        place = open_place()
+        place.clean_up()
+        trained = place.catalogue.resolve(model)
+        if trained.manifest.kind != "model":
+            raise UsageError(f"model: {model} is a {trained.manifest.kind}; give a model's name")
+        recipe = Recipe.model_validate(
+            {
+                "name": "evaluate",
+                "evaluate": {
+                    "tasks": [task.strip() for task in tasks.split(",") if task.strip()],
+                    "knn": knn,
+                    "max_images": max_images,
+                    "test_share": test_share,
+                },
+                "compute": {"workers": workers, "seed": seed},
+            }
+        )
+        log.info("model %s, tasks %s", model, ", ".join(recipe.evaluate.tasks))
+        rename_run(f"{model} · {', '.join(Path(task).name for task in recipe.evaluate.tasks)}")
+        given = {"model": trained, "dataset": ancestor(place.catalogue, trained, "dataset")}
+        with task_runner(recipe.compute) as runner, stoppable():
+            context = StageContext(recipe, place.store, place.catalogue, runner, wait=may_wait())
+            stages = StageTasks(context, given)
+            stages.submit(["evaluate"])
+            scores = stages.results(["evaluate"])["evaluate"]
+        create_markdown_artifact(scores_markdown(score_rows(scores)), key="geofm-scores")
+        return scores
+
+
+@flow(name="geofm-audit", **FLOW)
+def audit_flow(
+    reference: Reference,
+    deep: bool = True,
+    recut: Annotated[int, Field(ge=0, le=100_000)] = 10,
+    seed: Seed = NO_SEED,
+) -> str:
+    """Check that a published dataset or model is as it was sealed, and cut samples again.
+
+    Args:
+        reference: What to check: NAME, NAME@VERSION or a digest.
+        deep: Check everything that it was made from, too.
+        recut: Samples that are fetched and cut again, and compared with the packed pixels.
+        seed: Seed that chooses these samples. -1: another one each time.
+    """
+    with _logged():
+        rename_run(f"{reference} · {'deep' if deep else 'own files'} · {recut} cut again")
+        place = open_place(write=False)
+        found = verify(place.catalogue, reference, deep, recut, None if seed < 0 else seed)
+        create_markdown_artifact(found.markdown(), key="geofm-audit")
+        found.check()
+        log.info("%s", found.headline())
+        return found.headline()
 
 
 def report_page(run: PipelineRun) -> Path | None:

@@ -331,10 +331,26 @@ def stop_server() -> bool:
         return _stop(pid, mark)
 
 
-def note_worker(pid: int) -> None:
-    """Record a worker that runs in the background, for ``stop_worker``."""
-    note = {"pid": pid, "mark": process_mark(pid), "home": home_mark()}
+def note_worker(pid: int, store: str) -> None:
+    """Record a worker that runs in the background, and the store of its runs."""
+    note = {"pid": pid, "mark": process_mark(pid), "home": home_mark(), "store": store}
     write_note("worker.pid", note)
+
+
+def running_worker(server: Server, store: str) -> int:
+    """Return the process id of the home's background worker if it can stay; 0 otherwise.
+
+    A worker of another store, or of an earlier server, is stopped.
+    """
+    note = read_note("worker.pid")
+    pid, mark = note.get("pid"), note.get("mark")
+    if note.get("home") != home_mark() or type(pid) is not int or process_mark(pid) != mark:
+        return 0
+    _, variables, _ = _inspect(pid)
+    if note.get("store") == store and variables.get("PREFECT_API_URL") == server.api:
+        return pid
+    stop_worker()
+    return 0
 
 
 def stop_worker() -> bool:

@@ -6,9 +6,11 @@ import os
 from dataclasses import dataclass
 
 from data_catalog.catalogue import Catalogue, open_catalogue
-from data_catalog.database.address import holds_password, sqlite_address
-from data_catalog.errors import UsageError
+from data_catalog.database.address import sqlite_address
 from data_catalog.store import Store, open_store
+
+#: Variable that, if set, makes a run stop at once where it would wait for another one.
+NO_WAIT = "GEOFM_NO_WAIT"
 
 
 @dataclass(frozen=True)
@@ -46,14 +48,6 @@ def open_place(store: str = "", catalog: str = "", write: bool = True) -> Place:
     return Place(opened, open_catalogue(url or own, opened, write))
 
 
-def refuse_typed_password(catalog: str) -> None:
-    """Refuse a catalogue address with a password as parameter of a flow: Prefect stores parameters.
-
-    Raises:
-        UsageError: the address holds a password.
-    """
-    if catalog and holds_password(catalog):
-        raise UsageError(
-            "catalog: the address holds a password, and Prefect stores the parameters of a run. "
-            "Leave the field empty, and set GEOFM_CATALOG in the environment of the worker"
-        )
+def may_wait() -> bool:
+    """Tell whether a run waits while another one refreshes the same dataset or trains the model."""
+    return not os.environ.get(NO_WAIT)

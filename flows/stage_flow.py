@@ -1,24 +1,32 @@
-"""One stage in a Prefect flow: its parts are mapped over tasks, its result is shown in the UI.
+"""The stages as one graph of Prefect tasks: one task for each stage, with its parts inside.
 
-``data_catalog.run`` runs the stage. This module passes it a mapper that submits tasks to the flow's
-task runner, and writes the progress and the card of the stage for the UI.
+A stage's task takes the tasks of the stages that it depends on, so the graph in the UI is that of
+the stage table, and stages that do not depend on each other run at once. Stages run in threads of
+the flow; only their parts go to the task runner of the recipe, else stages would hold the workers
+that their parts wait for.
+
+``data_catalog.run`` runs the stage. This module passes it a mapper that submits the parts, and
+writes the progress and the card of the stage for the UI.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass, field
 from typing import Any, cast
 from uuid import UUID
 
+from prefect import task
 from prefect.artifacts import (
     create_markdown_artifact,
     create_progress_artifact,
     update_progress_artifact,
 )
-from prefect.futures import as_completed
+from prefect.futures import PrefectFuture, as_completed
+from prefect.states import Completed
 from prefect.task_runners import TaskRunner
+from prefect.utilities.annotations import quote
 
 from data_catalog.artifact import Artifact
 from data_catalog.catalogue import Catalogue
@@ -26,7 +34,8 @@ from data_catalog.errors import RunError
 from data_catalog.run import JobResult, PartProgress, make_job, run_job
 from data_catalog.stage import Job, Part, Stage
 from data_catalog.store import Store
-from flows.tasks import show_steps, work
+from flows.nights import JITTER, PAUSES_S, is_tried_again
+from flows.tasks import UNCACHED, work
 from geofm.config.recipe import Recipe
 from geofm.runtime.energy import Meter
 from geofm.stages import get_stage, section_of
@@ -91,8 +100,10 @@ class TaskMapper:
         key = f"geofm-{stage.name}-progress"
         self._progress = cast(UUID, create_progress_artifact(0.0, key=key, description=stage.name))
         tasks = count_tasks(len(parts), job.how["workers"], stage.at_once)
+        # quoted: the artifacts of the job belong to the stage's task, not to those of its parts
+        given: dict[str, Any] = {"stage": stage.name, "job": quote(job), "tasks": tasks}
         futures = {
-            self._runner.submit(work, {"job": job, "number": number, "tasks": tasks}): number
+            self._runner.submit(work, {**given, "number": number}): number
             for number in range(tasks)
         }
         finished = 0
@@ -116,8 +127,59 @@ class TaskMapper:
             update_progress_artifact(self._progress, 100.0)
 
 
-def run_in_flow(name: str, inputs: Mapping[str, Artifact], context: StageContext) -> Artifact:
-    """Run one stage in a Prefect flow and return its artifact.
+class StageTasks:
+    """The tasks of the stages of a flow run, each of which starts when its inputs are there.
+
+    Args:
+        context: What the stages share.
+        given: Artifacts of earlier runs, by kind, that stages take as inputs.
+    """
+
+    def __init__(self, context: StageContext, given: Mapping[str, Artifact] | None = None) -> None:
+        self._context = context
+        self._inputs: dict[str, Artifact | PrefectFuture[Any]] = dict(given or {})
+        self._futures: dict[str, PrefectFuture[Any]] = {}
+
+    def submit(self, names: Sequence[str]) -> None:
+        """Submit the tasks of some stages, given in the order of the pipeline."""
+        for name in names:
+            stage = get_stage(name)
+            inputs = {kind: self._inputs[kind] for kind in stage.inputs}
+            named = run_stage_task.with_options(name=name, task_run_name=name)
+            future = named.submit(name, inputs, quote(self._context), return_state=False)
+            self._futures[name] = self._inputs[stage.kind] = future
+
+    def results(self, names: Sequence[str]) -> dict[str, Artifact]:
+        """Wait for some stages, and return the artifact of each.
+
+        Raises:
+            Exception: The first exception of a stage, in the order of ``names``.
+        """
+        return {name: self._futures[name].result() for name in names}
+
+    def replace(self, name: str, artifact: Artifact) -> None:
+        """Let stages that are submitted from now on take another artifact than a stage's own."""
+        self._inputs[get_stage(name).kind] = artifact
+
+
+@task(
+    retries=len(PAUSES_S),
+    retry_delay_seconds=list(PAUSES_S),
+    retry_jitter_factor=JITTER,
+    retry_condition_fn=is_tried_again,
+    **UNCACHED,
+)
+def run_stage_task(name: str, inputs: dict[str, Artifact], context: StageContext) -> Any:
+    """Run one stage; a stage whose result is there already ends as ``Unchanged``."""
+    result = run_in_flow(name, inputs, context)
+    if result.metrics.get("cached"):
+        message = f"{result.artifact.manifest.kind} {result.artifact.digest[:12]}"
+        return Completed(name="Unchanged", message=message, data=result.artifact)
+    return result.artifact
+
+
+def run_in_flow(name: str, inputs: Mapping[str, Artifact], context: StageContext) -> JobResult:
+    """Run one stage, and show its progress and its result in the UI.
 
     Args:
         name: Name of the stage.
@@ -136,12 +198,10 @@ def run_in_flow(name: str, inputs: Mapping[str, Artifact], context: StageContext
         recipe.compute.model_dump(),
     )
     mapper = TaskMapper(context.runner)
-    result = run_job(
-        show_steps(stage), job, context.catalogue, mapper, context.meter.stage, context.wait
-    )
+    result = run_job(stage, job, context.catalogue, mapper, context.meter.stage, context.wait)
     mapper.close()
     create_markdown_artifact(_card(name, result), key=f"geofm-{name}")
-    return result.artifact
+    return result
 
 
 def _card(name: str, result: JobResult) -> str:

@@ -69,28 +69,34 @@ def summary_rows(run: PipelineRun) -> list[tuple[str, str]]:
     return rows
 
 
-def score_rows(run: PipelineRun) -> list[dict[str, Any]]:
+def score_rows(scores: Artifact | None) -> list[dict[str, Any]]:
     """Return the rows of the scores table; empty if nothing was evaluated."""
-    if "evaluate" not in run.artifacts:
+    if scores is None:
         return []
-    frame = run.artifacts["evaluate"].table("scores.parquet")
+    frame = scores.table("scores.parquet")
     return [{str(k): v for k, v in row.items()} for row in frame.to_dict("records")]
+
+
+def scores_markdown(rows: list[dict[str, Any]]) -> str:
+    """Return the scores as a table in Markdown for the Prefect UI."""
+    lines = [
+        "| model | feature | task | protocol | score | 95 % |",
+        "|---|---|---|---|---:|---|",
+    ]
+    lines += [
+        f"| {s['model']} | {s['feature']} | {s['task']} | {s['protocol']} | {s['value']:.3f} "
+        f"| {s['ci_low']:.3f} to {s['ci_high']:.3f} |"
+        for s in rows
+    ]
+    return "\n".join(lines)
 
 
 def summary_markdown(run: PipelineRun) -> str:
     """Return the summary as Markdown for the Prefect UI."""
     lines = ["| what | |", "|---|---|", *(f"| {a} | {b} |" for a, b in summary_rows(run)), ""]
-    scores = score_rows(run)
+    scores = score_rows(run.artifacts.get("evaluate"))
     if scores:
-        lines += [
-            "| model | feature | task | protocol | score | 95 % |",
-            "|---|---|---|---|---:|---|",
-        ]
-        lines += [
-            f"| {s['model']} | {s['feature']} | {s['task']} | {s['protocol']} | {s['value']:.3f} "
-            f"| {s['ci_low']:.3f} to {s['ci_high']:.3f} |"
-            for s in scores
-        ]
+        lines.append(scores_markdown(scores))
     if "report" in run.artifacts:
         lines += ["", f"Report: `{run.artifacts['report'].path('report.html')}`"]
     return "\n".join(lines)

@@ -1,35 +1,40 @@
-"""Prefect tasks: the work on parts, and the plan and seal of a stage for the UI.
+"""Prefect task for the parts of a stage.
 
-A task body is one library call. geofm's own record is the cache, so Prefect keeps no results.
+The task body is one library call. geofm's own record is the cache, so Prefect keeps no results.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+import logging
 from typing import Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from data_catalog.run import read_plan, work_parts
-from data_catalog.stage import Job, Stage
+from data_catalog.stage import Job
 from geofm.stages import get_stage
 
 UNCACHED: dict[str, Any] = {"cache_policy": NO_CACHE, "persist_result": False}
 
 
-@task(name="work", task_run_name="work {job.stage} {number} of {tasks}", **UNCACHED)
-def work(job: Job, number: int, tasks: int) -> int:
+@task(name="parts", task_run_name="{stage} {number} of {tasks}", **UNCACHED)
+def work(stage: str, job: Job, number: int, tasks: int) -> int:
     """Compute the missing parts among every ``tasks``-th part from ``number`` on.
 
     Returns:
         The number of parts computed.
     """
-    return work_parts(get_stage(job.stage), job, read_plan(job)[number::tasks])
+    log_information()
+    return work_parts(get_stage(stage), job, read_plan(job)[number::tasks])
 
 
-def show_steps(stage: Stage) -> Stage:
-    """Return the stage with its plan and its seal as task runs in the Prefect UI."""
-    plan = task(name="plan", task_run_name=f"plan {stage.name}", **UNCACHED)(stage.plan)
-    seal = task(name="seal", task_run_name=f"seal {stage.name}", **UNCACHED)(stage.seal)
-    return replace(stage, plan=plan, seal=seal)
+def log_information() -> None:
+    """Let geofm's log lines of level INFO reach the log of the run, also from a worker process.
+
+    Prefect passes on the lines of the loggers in PREFECT_LOGGING_EXTRA_LOGGERS, but leaves their
+    level, by which only warnings would pass.
+    """
+    logger = logging.getLogger("geofm")
+    if logger.level == logging.NOTSET:
+        logger.setLevel(logging.INFO)

@@ -144,6 +144,24 @@ def _has_same_content(catalogue: Catalogue, newest: NameRow, artifact: Artifact)
         return False
 
 
+def published_dataset(catalogue: Catalogue, reference: str) -> Published:
+    """Return a published version of a dataset.
+
+    Args:
+        catalogue: The catalogue.
+        reference: ``name``, ``name@version`` or a digest.
+
+    Raises:
+        UnknownReference: Nothing is published under the reference.
+        UsageError: It is the version of a model.
+    """
+    row = catalogue.version_of(reference)
+    kind = catalogue.kind(row.digest)
+    if kind != "dataset":
+        raise UsageError(f"dataset: {reference} is a {kind}; `geofm list` shows the datasets")
+    return Published(row, new=False)
+
+
 def waiting_items(catalogue: Catalogue, dataset: Artifact) -> tuple[str, ...]:
     """List the items of a dataset's search that cannot be read yet, with reason and since when."""
     items, chips = (ancestor(catalogue, dataset, kind) for kind in ("items", "chips"))

@@ -79,14 +79,6 @@ def shown_address(text: str) -> str:
     return url.set(query={}).render_as_string(hide_password=True)
 
 
-def holds_password(text: str) -> bool:
-    """Return whether the address of a catalogue holds a password; True if it can't be parsed."""
-    try:
-        return bool(_secrets(parse_database(text)))
-    except ValueError:
-        return True
-
-
 def hide_password(text: str, url: URL) -> str:
     """Mask the secrets of a catalogue's address in a message of its driver."""
     for secret in sorted(_secrets(url), key=len, reverse=True):

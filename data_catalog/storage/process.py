@@ -72,6 +72,22 @@ def peak_memory_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
+@cache
+def _c_library() -> ctypes.CDLL:
+    """Return the C library of this process."""
+    return ctypes.CDLL(None)
+
+
+def return_freed_memory() -> None:
+    """Return memory that the process has freed to the system, where the C library can (glibc).
+
+    glibc keeps freed memory of each thread, so the peaks of one piece of work after another add up.
+    """
+    trim = getattr(_c_library(), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
 def process_mark(pid: int | None = None) -> str:
     """Return a text that identifies one process for ever: boot, pid namespace, pid, start time.
 

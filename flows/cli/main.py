@@ -85,14 +85,28 @@ def demo(options: RunOptions) -> None:
 
 @app.command()
 @with_run_options
-def run(recipe: RecipeName, options: RunOptions, stac: Stac = "") -> None:
+def run(
+    recipe: RecipeName,
+    options: RunOptions,
+    stac: Stac = "",
+    dataset: Annotated[
+        str,
+        typer.Option(
+            "--dataset",
+            metavar="NAME[@VERSION]",
+            help="Train on this published dataset, without a search. [default: refresh the "
+            "recipe's dataset first]",
+        ),
+    ] = "",
+) -> None:
     """Run a recipe: search, cut, embed, curate, pack, pretrain, evaluate and report.
 
-    A run that was stopped goes on where it was when the same command is given again.
+    A run that was stopped goes on where it was when the same command is given again. With
+    --dataset it goes on with that dataset, whatever the catalogue lists today.
 
     Example: `geofm run sentinel2-concise --stac https://my.stac/api --set search.bbox=2,48,3,49`
     """
-    _run(recipe, stac, options, data_only=False)
+    _run(recipe, stac, options, data_only=False, dataset=dataset)
 
 
 @app.command()
@@ -144,7 +158,7 @@ for module in (server, audit, sources, export):
     module.add_to(app)
 
 
-def _run(name: str, stac: str, options: RunOptions, data_only: bool) -> None:
+def _run(name: str, stac: str, options: RunOptions, data_only: bool, dataset: str = "") -> None:
     changes = _changes(stac, options.overrides)
     changes += [f"compute.runner={options.runner}"] if options.runner else []
     changes += [f"compute.workers={options.workers}"] if options.workers else []
@@ -157,7 +171,14 @@ def _run(name: str, stac: str, options: RunOptions, data_only: bool) -> None:
     from flows.launch import launch
 
     launch(
-        name, changes, options.store, options.catalog, options.json_, data_only, not options.no_wait
+        name,
+        changes,
+        options.store,
+        options.catalog,
+        options.json_,
+        data_only,
+        not options.no_wait,
+        dataset,
     )
 
 

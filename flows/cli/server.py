@@ -34,37 +34,46 @@ def up(
         ),
     ] = "",
 ) -> None:
-    """Start a Prefect server and a worker, with every recipe as a form in the UI.
+    """Start a Prefect server and a worker, with forms to refresh, pretrain, evaluate and audit.
 
-    In the UI, choose a deployment, click Run, and change the recipe in the form. The UI asks for
+    In the UI, choose a deployment, click Run, and fill in the form: empty fields are as in the
+    recipe. Schedules and whatever else was changed in the UI stay as they are. The UI asks for
     a password once per browser: the value of PREFECT_API_AUTH_STRING that `geofm env` prints. If
     PREFECT_API_URL is set, that server is used and none is started.
 
     Example: `geofm up --store /data/store --detach`
     """
     from data_catalog.storage.process import child_command
-    from flows.server import HOST, find_or_launch, note_worker, wait_for
+    from flows.server import HOST, find_or_launch, note_worker, running_worker, wait_for
     from flows.settings import open_place
 
     if host:
         os.environ[HOST] = host
+
+    def tell(line: str) -> None:
+        out.print(line, highlight=False)
+
     place = open_place(store, catalog)
+    tell(f"store       {place.store.url}")
     server = find_or_launch()
+    tell(f"Prefect     {server.ui}, starting" if server.pid else f"Prefect     {server.ui}")
     wait_for(server)
     from flows.deployments import POOL, deploy_all
 
-    # The address may hold a password, and Prefect stores parameters: the worker gets the address
-    # from the environment.
-    os.environ["GEOFM_CATALOG"] = place.catalogue.url
-    names = deploy_all(place.store.url)
-    for name in names:
-        out.print(f"deployment  {name}", highlight=False)
-    out.print(f"Prefect     {server.ui}", highlight=False)
+    # No deployment has an address: the worker gets them from the environment. That of the catalogue
+    # may hold a password, and Prefect stores parameters.
+    os.environ["GEOFM_STORE"], os.environ["GEOFM_CATALOG"] = place.store.url, place.catalogue.url
+    os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "geofm")
+    deploy_all(tell)
+    tell(f"Prefect     {server.ui}")
     if server.pid:
         out.print(
             "password    `geofm env` prints it; the UI asks once per browser", highlight=False
         )
     start_worker = ["worker", "start", "--pool", POOL, "--type", "process"]
+    if pid := running_worker(server, place.store.url):
+        tell(f"worker      pid {pid}, already running")
+        return
     if detach:
         log = (place.store.local_root / "worker.log").open("ab")
         worker = subprocess.Popen(  # noqa: S603
@@ -75,7 +84,7 @@ def up(
             env=os.environ,
             start_new_session=True,
         )
-        note_worker(worker.pid)
+        note_worker(worker.pid, place.store.url)
         out.print(f"worker      pid {worker.pid}, log {log.name}", highlight=False)
         return
     err.print("The worker runs until Ctrl-C; the server stays until `geofm down`.", highlight=False)

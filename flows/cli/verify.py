@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import secrets
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from data_catalog.artifact import Artifact
@@ -28,64 +28,123 @@ if TYPE_CHECKING:  # rasterio loads only when something is cut
     from geofm.chips.recut import Recut
 
 
-def print_verification(
-    ref: str, deep: bool, recut: int, seed: int | None, store: str, catalog: str, json_: bool
-) -> None:
-    """Verify an artifact and print the result.
+@dataclass(frozen=True)
+class Verification:
+    """What was found about an artifact.
+
+    Attributes:
+        reference: The artifact as it was named.
+        seed: Seed that chose the samples that were cut again.
+        problems: What is damaged or contradicts the manifests.
+        unread: What could not be read.
+        samples: Samples that were cut again.
+        asked: Number of samples that were to be cut again.
+        deep: Whether everything that it was made from was checked, too.
+    """
+
+    reference: str
+    artifact: Artifact
+    seed: int
+    problems: list[str]
+    unread: list[str]
+    samples: list[Recut]
+    asked: int
+    deep: bool
+
+    @property
+    def away(self) -> list[Recut]:
+        """Samples whose source did not answer."""
+        return [sample for sample in self.samples if sample.problem and not sample.changed]
+
+    def check(self) -> None:
+        """Raise an error unless everything is as sealed.
+
+        Raises:
+            CheckError: something is damaged or contradicts the manifests.
+            OutOfReach: something could not be read.
+            RunError: a sample could not be cut again.
+        """
+        lost = self.asked and not self.samples
+        skipped = ["no sample was cut again, because of this"] if lost else []
+        if self.problems:
+            head = f"{len(self.problems)} problems in {self.reference}:"
+            raise CheckError("\n  ".join([head, *self.problems, *self.unread, *skipped]))
+        if self.unread:
+            head = f"{self.reference} could not be read in full, so it is not verified:"
+            raise OutOfReach("\n  ".join([head, *self.unread, *skipped]))
+        if away := self.away:
+            raise RunError(
+                f"all bytes are as sealed, but {len(away)} of {len(self.samples)} samples could "
+                f"not be cut again ({away[0].problem}); try again when the source answers"
+            )
+
+    def headline(self) -> str:
+        """Return one line about an artifact in which nothing is wrong."""
+        chain = ", whole chain" if self.deep else ""
+        cut = f", {len(self.samples)} samples (--seed {self.seed}) cut again with identical pixels"
+        files = len(self.artifact.manifest.files)
+        return f"{self.reference}: {files} files as sealed{chain}{cut if self.samples else ''}"
+
+    def markdown(self) -> str:
+        """Return the result as Markdown for the Prefect UI."""
+        rows = [
+            ("digest", f"`{self.artifact.digest}`"),
+            ("checked", "everything it was made from" if self.deep else "its own files"),
+            ("problems", str(len(self.problems))),
+            ("not read", str(len(self.unread))),
+            ("samples cut again", f"{len(self.samples)}, seed {self.seed}"),
+            ("identical pixels", str(sum(sample.is_same for sample in self.samples))),
+        ]
+        lines = ["| what | |", "|---|---|", *(f"| {a} | {b} |" for a, b in rows), ""]
+        return "\n".join([*lines, *(f"- {text}" for text in [*self.problems, *self.unread])])
+
+
+def verify(
+    catalogue: Catalogue, reference: str, deep: bool, recut: int, seed: int | None
+) -> Verification:
+    """Verify an artifact.
 
     Args:
-        ref: the artifact.
+        catalogue: catalogue that records it.
+        reference: the artifact.
         deep: verify everything that it was made from, too.
         recut: number of samples to cut again.
         seed: seed that chooses these samples; None draws one.
-        store: store address, or empty.
-        catalog: catalogue address, or empty.
-        json_: print one JSON object instead of a line.
+    """
+    artifact = catalogue.resolve(reference)
+    seed = secrets.randbelow(2**32) if seed is None else seed
+    findings = _check(catalogue, artifact, deep)
+    samples = _recut_if_intact(artifact, recut, seed, findings) if recut else []
+    problems = findings.problems + [text for sample in samples for text in sample.differences()]
+    return Verification(reference, artifact, seed, problems, findings.unread, samples, recut, deep)
+
+
+def print_verification(
+    ref: str, deep: bool, recut: int, seed: int | None, store: str, catalog: str, json_: bool
+) -> None:
+    """Verify an artifact and print the result; the arguments are those of ``verify``.
 
     Raises:
-        CheckError: something is damaged or contradicts the manifests.
-        OutOfReach: something could not be read.
-        RunError: a sample could not be cut again.
+        CheckError, OutOfReach, RunError: as ``Verification.check``.
     """
     catalogue = open_place(store, catalog, write=False).catalogue
-    artifact = catalogue.resolve(ref)
-    seed = secrets.randbelow(2**32) if seed is None else seed
     with progress_bars():
-        findings = _check(catalogue, artifact, deep)
-        samples = _recut_if_intact(artifact, recut, seed, findings) if recut else []
-    identical = [sample for sample in samples if sample.is_same]
-    unread = [sample for sample in samples if sample.problem and not sample.changed]
-    problems = findings.problems + [text for sample in samples for text in sample.differences()]
-    skipped = ["no sample was cut again, because of this"] if recut and not samples else []
+        found = verify(catalogue, ref, deep, recut, seed)
     if json_:
         print_json(
             {
-                "digest": artifact.digest,
-                "problems": problems,
-                "unread": findings.unread,
-                "recut": len(samples),
-                "recut_identical": len(identical),
-                "recut_away": len(unread),
-                "recut_seed": seed if recut else None,
+                "digest": found.artifact.digest,
+                "problems": found.problems,
+                "unread": found.unread,
+                "recut": len(found.samples),
+                "recut_identical": sum(sample.is_same for sample in found.samples),
+                "recut_away": len(found.away),
+                "recut_seed": found.seed if recut else None,
             }
         )
-    if problems:
-        lines = [f"{len(problems)} problems in {ref}:", *problems, *findings.unread, *skipped]
-        raise CheckError("\n  ".join(lines))
-    if findings.unread:
-        head = f"{ref} could not be read in full, so it is not verified:"
-        raise OutOfReach("\n  ".join([head, *findings.unread, *skipped]))
-    if unread:
-        raise RunError(
-            f"all bytes are as sealed, but {len(unread)} of {len(samples)} samples could not be "
-            f"cut again ({unread[0].problem}); try again when the source answers"
-        )
-    if json_:
-        return
-    chain = ", whole chain" if deep else ""
-    cut = f", {len(samples)} samples (--seed {seed}) cut again with identical pixels"
-    files = len(artifact.manifest.files)
-    out.print(f"{ref}: {files} files as sealed{chain}{cut if samples else ''}")
+    found.check()
+    if not json_:
+        out.print(found.headline())
 
 
 def _check(catalogue: Catalogue, artifact: Artifact, deep: bool) -> Findings:

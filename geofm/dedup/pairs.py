@@ -18,11 +18,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from data_catalog.artifact import Artifact
 from data_catalog.stage import Job, Part, Sealed, Stage
-from data_catalog.tables import write_table
+from data_catalog.tables import GROUP_ROWS, write_table
 from geofm.dedup.buckets import partition_identity, read_audit, read_cells, read_partition
 from geofm.dedup.certificate import InDenseCell, certify, require_complete
 from geofm.dedup.edges import Edges, merge_edges
@@ -38,9 +40,14 @@ from geofm.dedup.partition import Cells, Partition
 from geofm.embeddings.store import open_vectors
 from geofm.embeddings.vectors import EmbeddingSpace
 from geofm.runtime.parts import file_digests
-from geofm.types import Indices
+from geofm.types import Floats, Indices
 
-VERSION = "3"
+VERSION = "4"
+#: Table of the pairs, and its columns.
+PAIRS = "pairs.parquet"
+PAIR_COLUMNS = pa.schema(
+    [("left", pa.string()), ("right", pa.string()), ("similarity", pa.float64())]
+)
 #: Residents and visitors of the cells of one part, about.
 PART_ROWS = 6_000_000
 #: Share of new rows up to which the pairs of the other rows are carried over.
@@ -192,7 +199,7 @@ def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
     certificate = certify(audit, edges, len(space), _in_dense_cell(cells, dense))
     require_complete(certificate)
     ids = job.inputs["embeddings"].table("ids.parquet")["chip_id"].astype(str).to_numpy()
-    write_table(_pairs_by_id(ids, edges), folder / "pairs.parquet")
+    write_pairs(ids, edges, folder / PAIRS)
     np.savez(folder / "rows.npz", **vars(edges))
     copies = np.flatnonzero((same >= 0) & (same != np.arange(len(same))))
     identical = pd.DataFrame({"chip_id": ids[copies], "same_as": ids[same[copies]]})
@@ -241,16 +248,53 @@ def _in_dense_cell(cells: Cells, dense: Indices) -> InDenseCell:
     return in_dense_cell
 
 
-def _pairs_by_id(ids: NDArray[Any], edges: Edges) -> pd.DataFrame:
-    """List the pairs by chip id, the lower id left, sorted."""
-    a, b = ids[edges.left], ids[edges.right]
-    swap = a > b
-    columns = {
-        "left": np.where(swap, b, a),
-        "right": np.where(swap, a, b),
-        "similarity": edges.similarity,
-    }
-    return pd.DataFrame(columns).sort_values(["left", "right"], ignore_index=True)
+def write_pairs(ids: NDArray[Any], edges: Edges, path: Path) -> None:
+    """Write the pairs by chip id, the lower id left, sorted; one row group is in memory at a time.
+
+    Args:
+        ids: chip id of each row, shape (rows,).
+        edges: pairs of rows.
+        path: the file.
+    """
+    by_id = np.argsort(ids, kind="stable")
+    rank = np.empty(len(ids), dtype=np.int64)
+    rank[by_id] = np.arange(len(ids))
+    low, high = rank[edges.left], rank[edges.right]
+    low, high = np.minimum(low, high), np.maximum(low, high)
+    order = np.lexsort((high, low))
+    names = pa.array(ids[by_id], pa.string())
+    with pq.ParquetWriter(path, PAIR_COLUMNS, compression="zstd") as file:
+        for first in range(0, len(order), GROUP_ROWS):
+            rows = order[first : first + GROUP_ROWS]
+            columns = [names.take(pa.array(side[rows])) for side in (low, high)]
+            table = pa.table([*columns, edges.similarity[rows]], schema=PAIR_COLUMNS)
+            file.write_table(table, row_group_size=GROUP_ROWS)
+
+
+def read_pairs(pairs: Path, row_of: pd.Index) -> tuple[Indices, Indices, Floats]:
+    """Read a table of pairs of chips by row, one row group at a time.
+
+    As Python texts, the ids of ten million pairs would take a gigabyte.
+
+    Args:
+        pairs: file with the columns left, right, similarity.
+        row_of: chip ids by row.
+
+    Returns:
+        Row of the left and of the right chip, -1 if unknown, and similarity, each of shape
+        (pairs,).
+    """
+    file = pq.ParquetFile(pairs)
+    count = file.metadata.num_rows
+    left, right, similarity = np.empty(count, np.int64), np.empty(count, np.int64), np.empty(count)
+    done = 0
+    for number in range(file.num_row_groups):
+        group = file.read_row_group(number, PAIR_COLUMNS.names).to_pandas()
+        part = slice(done, done + len(group))
+        left[part], right[part] = (row_of.get_indexer(group[side]) for side in ("left", "right"))
+        similarity[part] = group["similarity"]
+        done += len(group)
+    return left, right, similarity
 
 
 def _dense_members(ids: NDArray[Any], cells: Cells, dense: Indices) -> pd.DataFrame:

@@ -40,6 +40,7 @@ from torch import Tensor, nn
 from data_catalog.errors import RunError, UsageError, first_line
 from data_catalog.hashing import digest_of
 from data_catalog.progress import tick
+from data_catalog.stopping import is_asked
 from geofm.config.recipe import EXECUTION, PretrainSettings
 from geofm.embeddings.weights import Weights
 from geofm.pretraining.checkpoint import (
@@ -185,7 +186,7 @@ def train(
         Diverged: The loss became infinite or NaN, or lost what the model had learned.
         OutOfMemory: The device's memory is too small; the message names settings that need less.
         CheckpointNotWritten, BadCheckpoint: The disk is full, or holds another run's checkpoint.
-        Interrupted: SIGTERM arrived (main thread only); the checkpoint is kept.
+        Interrupted: SIGTERM arrived, or the run is to stop; the checkpoint is kept.
     """
     with (
         reproducible_torch(device, seed, threads or cpu_threads()),
@@ -344,15 +345,15 @@ def _take_steps(
                 continue
             stop = _log_steps(run, stop_requested(), log_metrics)
             progress.seconds = earlier_seconds + time.perf_counter() - started
-            session_seconds = max(progress.seconds - earlier_seconds, 1e-9)
-            _report_progress(run, (progress.step - first) / session_seconds)
             if is_last or ((checkpoint_due or stop) and run.guard.healthy):
                 _save(run)
             if stop and not is_last:
                 raise Interrupted(
-                    f"stopped by SIGTERM after step {progress.step} of {steps}; the state is "
-                    "kept, start the same run again to go on"
+                    f"stopped after step {progress.step} of {steps}; the state is kept, start the "
+                    "same run again to go on"
                 )
+            session_seconds = max(progress.seconds - earlier_seconds, 1e-9)
+            _report_progress(run, (progress.step - first) / session_seconds)
 
 
 def _log_steps(run: _Run, stop_requested: bool, log_metrics: Callable[..., None]) -> bool:
@@ -444,17 +445,18 @@ def history_table(progress: TrainingProgress, steps_per_epoch: int) -> pd.DataFr
 
 @contextmanager
 def catch_sigterm() -> Iterator[Callable[[], bool]]:
-    """Catch SIGTERM in this block; yields a function that says whether it has arrived.
+    """Catch SIGTERM in this block; yields a function that says whether the work is to stop.
 
-    Signals reach only the main thread. In other threads the function always returns False.
+    Signals reach only the main thread. In other threads the function says what the main thread asks
+    (``data_catalog.stopping``).
     """
-    arrived = threading.Event()
     if threading.current_thread() is not threading.main_thread():
-        yield arrived.is_set
+        yield is_asked
         return
+    arrived = threading.Event()
     previous = signal.signal(signal.SIGTERM, lambda *_: arrived.set())
     try:
-        yield arrived.is_set
+        yield lambda: arrived.is_set() or is_asked()
     finally:
         signal.signal(signal.SIGTERM, previous)
 

@@ -16,27 +16,45 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 WORLD_G_PER_KWH = 475.0
 #: Seconds between readings; a killed run loses at most the energy of this interval.
 READING_S = 30.0
 
-#: Energy (kWh) of the stage that is being measured, for displays of progress.
-_now: dict[str, float] = {}
+#: Energy (kWh) of the stages that are being measured, the one that began last at the end.
+_now: dict[int, float] = {}
 
 
 def energy_so_far() -> float | None:
     """Return the energy (kWh) of the running stage at its last reading; None before the first."""
-    return _now.get("kwh")
+    return next(reversed(_now.values()), None)
+
+
+@dataclass(eq=False)
+class _Stage:
+    """A stage that is being measured."""
+
+    name: str
+    keep: Callable[[dict[str, Any]], None] | None
+    started: float = field(default_factory=time.perf_counter)
+    spent: dict[str, Any] = field(
+        default_factory=lambda: {"seconds": 0.0, "kwh": 0.0, "kg_co2e": 0.0}
+    )
 
 
 class Meter:
-    """Measures stages one after another; codecarbon is loaded when the first stage starts."""
+    """Measures stages; codecarbon is loaded when the first stage starts.
+
+    Stages that run at the same time share the energy of the machine equally.
+    """
 
     def __init__(self, reading_s: float = READING_S) -> None:
         self._tracker: Any = None
         self._reading_s = reading_s
+        self._lock = threading.Lock()
+        self._running: list[_Stage] = []
 
     @contextmanager
     def stage(
@@ -53,37 +71,53 @@ class Meter:
             A dictionary with ``seconds``, ``kwh``, ``kg_co2e`` and, on GPUs, ``gpu_kwh`` (a part of
             ``kwh``); complete after the block. Entries that the caller adds are kept too.
         """
-        spent: dict[str, Any] = {"seconds": 0.0, "kwh": 0.0, "kg_co2e": 0.0}
-        tracker = self._start_tracker()
+        stage = _Stage(name, keep)
         done = threading.Event()
-        tracker.start_task(name)
-        started = time.perf_counter()
-
-        def take_reading() -> None:
-            data = tracker.stop_task()
-            spent["seconds"] = time.perf_counter() - started
-            spent["kwh"] += float(data.energy_consumed)
-            spent["kg_co2e"] += float(data.emissions)
-            if data.gpu_count:
-                spent["gpu_kwh"] = spent.get("gpu_kwh", 0.0) + float(data.gpu_energy)
-            _now["kwh"] = spent["kwh"]
-            if keep is not None:
-                keep(dict(spent))
+        with self._lock:
+            self._take_reading()
+            self._running.append(stage)
+            self._measure_on()
 
         def watch() -> None:
             while not done.wait(self._reading_s):
-                take_reading()
-                tracker.start_task(name)
+                with self._lock:
+                    self._take_reading()
+                    self._measure_on()
 
         watcher = threading.Thread(target=watch, name="geofm-meter", daemon=True)
         watcher.start()
         try:
-            yield spent
+            yield stage.spent
         finally:
             done.set()
             watcher.join()
-            take_reading()
-            _now.clear()
+            with self._lock:
+                self._take_reading()
+                self._running.remove(stage)
+                self._measure_on()
+            _now.pop(id(stage), None)
+
+    def _take_reading(self) -> None:
+        """Divide the energy since the last reading among the stages that run."""
+        if not self._running:
+            return
+        data = self._tracker.stop_task()
+        share = 1 / len(self._running)
+        for stage in self._running:
+            spent = stage.spent
+            spent["seconds"] = time.perf_counter() - stage.started
+            spent["kwh"] += share * float(data.energy_consumed)
+            spent["kg_co2e"] += share * float(data.emissions)
+            if data.gpu_count:
+                spent["gpu_kwh"] = spent.get("gpu_kwh", 0.0) + share * float(data.gpu_energy)
+            _now[id(stage)] = spent["kwh"]
+            if stage.keep is not None:
+                stage.keep(dict(spent))
+
+    def _measure_on(self) -> None:
+        """Begin the next reading, if a stage runs."""
+        if self._running:
+            self._start_tracker().start_task(self._running[-1].name)
 
     def _start_tracker(self) -> Any:
         """Start codecarbon on first use."""

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import Context, copy_context
 from functools import cache
 from typing import TypeVar
 
@@ -117,8 +118,16 @@ def map_on_cores(
     if threads == 1 or len(items) == 1 or is_core_thread():
         yield from map(function, items)
         return
+
+    def apply(item: tuple[Context, Item]) -> Result:
+        return item[0].run(function, item[1])
+
+    # each item in the caller's context, which knows the stage whose progress it reports
+    with_context = ((copy_context(), item) for item in items)
     with one_torch_thread():
-        yield from map_ordered(shared_pool(CORES, threads), function, items, lookahead * threads)
+        yield from map_ordered(
+            shared_pool(CORES, threads), apply, with_context, lookahead * threads
+        )
 
 
 _lock = threading.Lock()

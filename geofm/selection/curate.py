@@ -47,7 +47,7 @@ from geofm.dedup.leader import (
     total_order,
 )
 from geofm.dedup.methods import METHODS, DedupMethod
-from geofm.dedup.pairs import read_pair_search
+from geofm.dedup.pairs import read_pair_search, read_pairs
 from geofm.embeddings.clusters import cluster
 from geofm.embeddings.neighbours import most_similar
 from geofm.embeddings.store import open_vectors, rows_of
@@ -218,15 +218,11 @@ def build_graph(inputs: dict[str, Artifact], pool: Pool, least: Floats) -> Dupli
     node_least = least[nodes]
     evidence = []
     for method in METHODS:
-        table = inputs[method.stage].table(method.table)
-        edges = _edges_between_nodes(
-            table, row_of, node_of, None if method.compares_vectors else nodes
-        )
+        pairs = RowPairs(*read_pairs(inputs[method.stage].local(method.table), row_of))
+        edges = _edges_between_nodes(pairs, node_of, None if method.compares_vectors else nodes)
         if method.compares_vectors:
             edges = at_larger_threshold(edges, node_least)
-        of_copies = (
-            None if method.compares_vectors else _pairs_of_copies(table, row_of, node_of, nodes)
-        )
+        of_copies = None if method.compares_vectors else _pairs_of_copies(pairs, node_of, nodes)
         evidence.append(Evidence(method, edges, of_copies))
     dense_search, dense_nodes = None, None
     if search.dense:
@@ -300,42 +296,43 @@ def _rows_of_chips(row_of: pd.Index, chip_ids: pd.Series) -> Indices:
     return row_of.get_indexer(pd.Index(chip_ids)).astype(np.int64)
 
 
-def _edges_between_nodes(
-    table: pd.DataFrame, row_of: pd.Index, node_of: Indices, nodes: Indices | None
-) -> Edges:
-    """Convert pairs of chip ids to edges between nodes.
+class RowPairs(NamedTuple):
+    """Pairs of rows of the pool, each of shape (pairs,); -1 for a chip that is not in the pool."""
+
+    left: Indices
+    right: Indices
+    similarity: Floats
+
+
+def _edges_between_nodes(pairs: RowPairs, node_of: Indices, nodes: Indices | None) -> Edges:
+    """Convert pairs of rows to edges between nodes.
 
     Args:
-        table: columns left, right, similarity.
-        row_of: chip ids by row of the pool.
+        pairs: pairs of rows of the pool.
         node_of: node of each row, shape (rows,).
         nodes: row of each node's representative; only pairs of two representatives are used. None:
             all pairs are used.
     """
-    if not len(table):
+    if not len(pairs.left):
         return empty_edges()
-    left, right = _rows_of_chips(row_of, table["left"]), _rows_of_chips(row_of, table["right"])
-    a, b = node_of[left], node_of[right]
+    a, b = node_of[pairs.left], node_of[pairs.right]
     used = (a >= 0) & (b >= 0) & (a != b)
     if nodes is not None:
-        used &= (nodes[a] == left) & (nodes[b] == right)
-    return sort_edges(a[used], b[used], table["similarity"].to_numpy(np.float64)[used])
+        used &= (nodes[a] == pairs.left) & (nodes[b] == pairs.right)
+    return sort_edges(a[used], b[used], pairs.similarity[used])
 
 
-def _pairs_of_copies(
-    table: pd.DataFrame, row_of: pd.Index, node_of: Indices, nodes: Indices
-) -> CopyPairs:
+def _pairs_of_copies(pairs: RowPairs, node_of: Indices, nodes: Indices) -> CopyPairs:
     """List the pairs of a chip that does not represent its node with another node's representative.
 
     Args:
-        table: columns left, right, similarity.
-        row_of: chip ids by row of the pool.
+        pairs: pairs of rows of the pool.
         node_of: node of each row, shape (rows,).
         nodes: row of each node's representative.
     """
-    left, right = _rows_of_chips(row_of, table["left"]), _rows_of_chips(row_of, table["right"])
-    row, other = np.concatenate([left, right]), np.concatenate([right, left])
-    similarity = np.tile(table["similarity"].to_numpy(np.float64), 2)
+    row = np.concatenate([pairs.left, pairs.right])
+    other = np.concatenate([pairs.right, pairs.left])
+    similarity = np.tile(pairs.similarity, 2)
     own, node = node_of[row], node_of[other]
     used = (own >= 0) & (node >= 0) & (own != node)
     used[used] = (nodes[own[used]] != row[used]) & (nodes[node[used]] == other[used])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
+from contextvars import copy_context
 
 import pytest
 
@@ -12,6 +14,7 @@ from data_catalog.catalogue import Catalogue
 from data_catalog.progress import advance, follow, listen, report_stage, tick
 from data_catalog.run import run_stage
 from data_catalog.store import Store
+from geofm.runtime.threads import map_on_cores
 from tests.data_catalog.helpers import NUMBERS, SQUARES, Settings
 
 Line = tuple[str, int, int, str]
@@ -88,3 +91,26 @@ def test_a_run_of_a_stage_tells_its_parts(store: Store, catalogue: Catalogue, li
     again = run_stage(SQUARES, store, catalogue, {"items": items}, Settings(count=6))
     assert again is not None
     assert lines[-1] == ("cut", 1, 1, "found in the catalogue")
+
+
+def test_stages_that_run_at_once_each_count_their_own_rows(lines):
+    """Also in threads that they start: in the context of a part, and on all cores."""
+    begun = threading.Barrier(2)
+
+    def run(name: str, rows: int) -> None:
+        with report_stage(name, "chips") as stage:
+            stage.begin([("a", 1000)], set(), lambda _: False)
+            begun.wait(10)
+            list(map_on_cores(lambda _: advance(rows), range(5)))
+            threading.Thread(target=copy_context().run, args=(advance, rows)).start()
+            time.sleep(0.1)
+            begun.wait(10)
+
+    threads = [threading.Thread(target=run, args=pair) for pair in (("pool", 10), ("pairs", 70))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    most = {name: max(line[1] for line in lines if line[0] == name and line[1] < 1000)
+            for name in ("pool", "pairs")}  # fmt: skip
+    assert most == {"pool": 60, "pairs": 420}

@@ -1,4 +1,4 @@
-"""``geofm up``: deployments with forms, a schedule that really schedules, a click that runs."""
+"""``geofm up``: forms of one screen, schedules that stay as they are, a click that runs."""
 
 from __future__ import annotations
 
@@ -6,16 +6,22 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
 from data_catalog.catalogue import open_catalogue
 from flows import server
+from geofm.config.recipe_book import recipe_names
+from geofm.stages import DATA_STAGES, get_stage
 from tests.data_catalog.helpers import NO_STORE
 from tests.flows.conftest import Outcome, files_with_secret
 
 pytestmark = pytest.mark.slow
+
+#: A small part of the demo, as lines of the form's list of changes.
+SMALL = ["search.bbox=5.70,45.07,5.76,45.10", "embed.size_px=64"]
 
 
 @pytest.fixture
@@ -38,57 +44,136 @@ def wait_for(what: Callable[[], object], seconds: float) -> object:
     raise AssertionError(f"not within {seconds} s")
 
 
+class Ui:
+    """What a user does in the UI, by the requests that it makes."""
+
+    def __init__(self, api: httpx.Client) -> None:
+        self.api = api
+
+    def post(self, path: str, **json: Any) -> Any:
+        for _ in range(5):  # a busy server asks to come again, as the UI and the client do
+            answer = self.api.post(path, json=json)
+            if answer.status_code != 503:
+                break
+            time.sleep(2)
+        return answer.raise_for_status().json()
+
+    def deployments(self) -> dict[str, Any]:
+        return {one["name"]: one for one in self.post("/deployments/filter")}
+
+    def run(self, deployment: str, name: str | None = None, **parameters: Any) -> dict[str, Any]:
+        """Fill in a form, submit it, and wait for the end of the run."""
+        place = f"/deployments/{self.deployments()[deployment]['id']}/create_flow_run"
+        run = self.post(place, parameters=parameters, **({"name": name} if name else {}))
+        address = f"/flow_runs/{run['id']}"
+        ended = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
+        wait_for(lambda: self.api.get(address).json()["state_type"] in ended, 400)
+        found: dict[str, Any] = self.api.get(address).json()
+        return found
+
+    def graph(self, run: str) -> tuple[dict[str, str], set[tuple[str, str]]]:
+        """The state of each stage's task, and the edges between them, in the UI's graph."""
+        found = self.api.get(f"/flow_runs/{run}/graph-v2").raise_for_status().json()
+        nodes = dict(found["nodes"])
+        states = {
+            task["name"]: task["state_name"]
+            for task in self.post("/task_runs/filter", flow_runs={"id": {"any_": [run]}})
+        }
+        stages = {node["label"]: states[node["label"]] for node in nodes.values()
+                  if node["label"] in DATA_STAGES}  # fmt: skip
+        edges = {
+            (node["label"], nodes[child["id"]]["label"])
+            for node in nodes.values()
+            for child in node["children"]
+        }
+        return stages, edges
+
+    def logs(self, run: str) -> list[str]:
+        query = {"flow_run_id": {"any_": [run]}}
+        return [line["message"] for line in self.post("/logs/filter", logs=query)]
+
+
 def test_deploy_schedule_and_run(
-    up: Outcome, environment: dict[str, str], api: httpx.Client, tmp_path: Path
+    up: Outcome,
+    geofm_process: Callable[..., Outcome],
+    environment: dict[str, str],
+    api: httpx.Client,
+    tmp_path: Path,
 ) -> None:
     assert up.code == 0, up.stderr
-    assert "geofm-pretrain/demo" in up.stdout
-    assert "geofm-refresh/sentinel2-concise" in up.stdout
-    deployments = api.post("/deployments/filter", json={}).raise_for_status().json()
-    by_flow = {d["entrypoint"].split(":")[1]: d for d in deployments if d["name"] == "demo"}
-    assert set(by_flow) == {"pretrain_flow", "refresh_flow"}
-    refresh = by_flow["refresh_flow"]
-    assert "password" not in str(refresh["parameters"])
-    form = refresh["parameter_openapi_schema"]["definitions"]
-    assert form["CutSettings"]["properties"]["size_px"]["minimum"] == 16
+    ui = Ui(api)
+    forms = ui.deployments()
+    assert set(forms) == {"geofm-refresh", "geofm-pretrain", "geofm-evaluate", "geofm-audit"}
+    for form in forms.values():
+        assert f"{form['name']}/{form['name']}: created" in up.stdout
+        assert str(tmp_path) not in str(form)
+        assert form["path"] is None and not form["pull_steps"]
+        fields = form["parameter_openapi_schema"]["properties"]
+        assert len([name for name in fields if name != "changes"]) <= 12
+        for name, field in fields.items():
+            assert len(field["description"]) > 15, name
+            assert "anyOf" not in field and "$ref" not in field, name
+    epochs = forms["geofm-pretrain"]["parameter_openapi_schema"]["properties"]["epochs"]
+    assert (epochs["minimum"], epochs["default"]) == (0, 0)
+    names = forms["geofm-refresh"]["parameter_openapi_schema"]["properties"]["recipe"]["enum"]
+    assert names == recipe_names()
 
     # the nightly schedule waits to be switched on, and then there are runs to come
+    refresh = forms["geofm-refresh"]
     (schedule,) = refresh["schedules"]
     assert not schedule["active"]
     place = f"/deployments/{refresh['id']}/schedules/{schedule['id']}"
-    api.patch(place, json={"active": True}).raise_for_status()
-    query = {
+    mine = {"cron": "30 4 * * *", "timezone": "Europe/Paris"}
+    api.patch(place, json={"active": True, "schedule": mine}).raise_for_status()
+    scheduled = {
         "deployments": {"id": {"any_": [refresh["id"]]}},
         "flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}},
     }
-    assert wait_for(lambda: api.post("/flow_runs/filter", json=query).json(), 90)
+    assert wait_for(lambda: ui.post("/flow_runs/filter", **scheduled), 90)
+
+    # an upgrade or a restart leaves it as it is
+    again = geofm_process("up", "--detach", "--store", str(tmp_path / "store"))
+    assert "geofm-refresh/geofm-refresh: up to date" in again.stdout
+    (worker,) = re.findall(r"worker +pid (\d+)", up.stdout)
+    assert f"worker      pid {worker}, already running" in again.stdout
+    (kept,) = ui.deployments()["geofm-refresh"]["schedules"]
+    assert kept["active"]
+    assert {name: kept["schedule"][name] for name in mine} == mine
     api.patch(place, json={"active": False}).raise_for_status()
 
-    # one click: the form's own values, a smaller area
-    recipe = refresh["parameters"]["recipe"]
-    recipe["search"]["bbox"] = [5.70, 45.07, 5.76, 45.10]
-    recipe["embed"]["size_px"] = 64
-    parameters = {**refresh["parameters"], "recipe": recipe}
-    place = f"/deployments/{refresh['id']}/create_flow_run"
-    run = api.post(place, json={"parameters": parameters})
-    for _ in range(5):  # a busy server asks to come again, as the UI and the client do
-        if run.status_code != 503:
-            break
-        time.sleep(2)
-        run = api.post(place, json={"parameters": parameters})
-    run.raise_for_status()
-    address = f"/flow_runs/{run.json()['id']}"
-    ended = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
-    wait_for(lambda: api.get(address).json()["state_type"] in ended, 400)
-    state = api.get(address).json()["state"]
-    assert state["type"] == "COMPLETED", state
-    tasks = {"task_runs": {"name": {"like_": "seal"}}}
-    names = {t["name"] for t in api.post("/task_runs/filter", json=tasks).json()}
-    assert {"seal search", "seal cut", "seal embed", "seal curate", "seal pack"} <= names
-    artifacts = api.post("/artifacts/filter", json={}).json()
-    assert any(a["key"] == "geofm-summary" and "scenes" in a["data"] for a in artifacts)
+    # one click: a smaller area
+    run = ui.run("geofm-refresh", recipe="demo", changes=SMALL)
+    assert run["state"]["type"] == "COMPLETED", run["state"]
+    assert re.fullmatch(r"demo · [\d,]+ chips", run["name"])
+    stages, edges = ui.graph(run["id"])
+    assert set(stages) == set(DATA_STAGES)
+    assert set(stages.values()) == {"Completed"}
+    made_by = {get_stage(name).kind: name for name in DATA_STAGES}
+    wanted = {(made_by[kind], name) for name in DATA_STAGES for kind in get_stage(name).inputs}
+    assert {edge for edge in edges if set(edge) <= set(DATA_STAGES)} == wanted
+    logs = ui.logs(run["id"])
+    assert any(line.startswith("recipe demo: search.bbox (5.7, 45.07, 5.76") for line in logs)
+    artifacts = ui.post("/artifacts/filter")
+    assert any(a["key"] == "geofm-summary-demo" and "scenes" in a["data"] for a in artifacts)
     catalogue = open_catalogue(f"sqlite:///{tmp_path}/store/catalogue.db", NO_STORE)
     assert [name.name for name in catalogue.names()] == ["demo"]
+
+    # the same click finds everything in the catalogue, and a name that was typed stays
+    run = ui.run("geofm-refresh", "my night", recipe="demo", changes=SMALL)
+    assert (run["state"]["type"], run["name"]) == ("COMPLETED", "my night")
+    stages, _ = ui.graph(run["id"])
+    assert set(stages.values()) == {"Unchanged"}
+
+    # a wrong field: the reason is in the logs
+    run = ui.run("geofm-refresh", recipe="demo", changes=[*SMALL, "cut.size=3"])
+    assert run["state"]["type"] == "FAILED"
+    assert any("did you mean 'size_px'" in line for line in ui.logs(run["id"]))
+
+    # what was published can be audited
+    run = ui.run("geofm-audit", reference="demo", recut=2)
+    assert run["state"]["type"] == "COMPLETED", run["state"]
+    assert any("2 samples" in line and "identical pixels" in line for line in ui.logs(run["id"]))
+
     folders = (tmp_path, Path(environment["GEOFM_HOME"]))
     assert {"server.log", "prefect.db", "worker.log"} <= {
         path.name for folder in folders for path in folder.rglob("*")

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -98,3 +99,25 @@ def test_it_notes_what_was_spent_while_it_runs_and_when_it_fails() -> None:
     assert readings[-1]["parts_worked"] == 3
     assert "gpu_kwh" not in spent or spent["gpu_kwh"] <= spent["kwh"]
     assert not any(t.name == "geofm-meter" for t in threading.enumerate())
+
+
+def test_stages_that_run_at_once_share_the_energy() -> None:
+    """What the machine spends is counted once."""
+
+    class Tracker:
+        def start_task(self, name: str) -> None:
+            pass
+
+        def stop_task(self) -> Any:
+            return SimpleNamespace(energy_consumed=1.0, emissions=0.5, gpu_count=0)
+
+    meter = Meter(reading_s=1000)
+    meter._tracker = Tracker()
+    with meter.stage("pool") as pool:
+        with meter.stage("calibrate") as calibrate:
+            pass
+        with meter.stage("buckets") as buckets:
+            pass
+    # five readings of 1 kWh: alone, both, alone, both, alone
+    assert [calibrate["kwh"], buckets["kwh"], pool["kwh"]] == [0.5, 0.5, 4.0]
+    assert pool["kg_co2e"] == 2.0
