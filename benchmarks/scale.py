@@ -9,7 +9,8 @@ Each call draws the scenes that are missing (`scale_scenes.py`), runs ``geofm re
 catalogue with the default recipe, and checks what became of the known copies. It adds one row to
 ``results/scale.csv`` for each stage that was computed: seconds, processor seconds and cores of all
 processes of the run, the largest resident size of one process, chips per second, and the longest
-silence on stderr.
+silence on stderr. Stages that do not depend on each other run at once: then the processor seconds
+and the memory of an interval are those of all of them.
 """
 
 from __future__ import annotations

@@ -60,9 +60,12 @@ from geofm.types import Indices
 
 log = logging.getLogger("geofm.buckets")
 
-VERSION = "4"
+VERSION = "5"
 #: Rows of a part.
 PART_ROWS = 250_000
+#: Similarity by which the search goes below a calibrated threshold, and by which the threshold may
+#: lie above that of an inherited partition.
+SLACK, MOST_ABOVE = 0.02, 0.08
 #: A partition is inherited while the pool is between 1 / GROWTH and GROWTH times its first pool.
 GROWTH = 2.0
 #: Files of the partition, of the cells, of facts about the pool, and of the audited sample.
@@ -109,6 +112,23 @@ def threshold_of(job: Job) -> tuple[float, str]:
     return min(thresholds.values(), default=1.0), source
 
 
+def search_threshold(job: Job, previous: Artifact | None) -> float:
+    """Return the similarity from which pairs are searched.
+
+    A calibrated threshold changes a little with each refresh. So the search goes a little below it,
+    and the next refreshes find most pairs there already. A configured threshold does not change.
+
+    Args:
+        job: job of the stage.
+        previous: artifact whose partition is inherited; its threshold is kept.
+    """
+    if previous is not None:
+        return float(previous.manifest.facts["frame_threshold"])
+    threshold, _ = threshold_of(job)
+    is_configured = job.settings.threshold is not None
+    return threshold if is_configured else round(max(threshold - SLACK, 0.0), 3)
+
+
 def thresholds_of(settings: CurateSettings, calibration: Artifact) -> dict[str, float]:
     """Return the similarity from which chips are duplicates, by collection.
 
@@ -130,7 +150,7 @@ def _preparation_key(job: Job, rows: Indices) -> str:
         {
             "frame": VERSION,
             "covers": [file_digests(job.inputs["embeddings"])["embeddings.npy"], pool],
-            "threshold": threshold_of(job)[0],
+            "threshold": search_threshold(job, previous),
             "seed": job.seed,
             "inherited": None if previous is None else partition_identity(previous),
         }
@@ -145,7 +165,8 @@ def inheritable(job: Job, rows: int) -> Artifact | None:
     facts = previous.manifest.facts
     first_rows = int(facts["frame_rows"])
     width = open_vectors(job.inputs["embeddings"]).shape[1]
-    serves = facts["frame_threshold"] <= threshold_of(job)[0] and facts["width"] == width
+    above = threshold_of(job)[0] - facts["frame_threshold"]
+    serves = 0 <= above <= MOST_ABOVE and facts["width"] == width
     fits = facts["cells"] > 1 and first_rows / GROWTH <= rows <= first_rows * GROWTH
     return previous if serves and fits else None
 
@@ -185,7 +206,7 @@ def _prepare(job: Job, rows: Indices, out: Path) -> None:
             link(previous.local(name), out / name)
         return
     space = make_space(stored, pool)
-    partition = train_partition(space, threshold_of(job)[0], job.seed, pool)
+    partition = train_partition(space, search_threshold(job, None), job.seed, pool)
     np.save(out / "centre.npy", partition.centre)
     np.save(out / "centroids.npy", partition.centroids)
     np.save(out / "margin.npy", np.float64(partition.margin))
@@ -231,7 +252,7 @@ def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
     audit = _audit(job, prepared_folder, space, cells, previous)
     np.savez(folder / AUDIT_FILE, asked=audit.sample, low=audit.low, high=audit.high)
     covered = is_covered(partition, space, cells.home, audit.low, audit.high)
-    frame_threshold = _frame_threshold(previous, threshold)
+    frame_threshold = search_threshold(job, previous)
     left_out = int((~covered).sum())
     if left_out:
         partition = replace(partition, margin=complete_margin(frame_threshold))
@@ -305,7 +326,7 @@ def _audit(
     previous: Artifact | None,
 ) -> Audit:
     """Audit a random sample of the pool; the pairs of rows audited before are known."""
-    threshold = threshold_of(job)[0]
+    threshold = search_threshold(job, previous)
     hashes = np.load(prepared_folder / "hashes.npy")
     pool = np.flatnonzero(cells.home >= 0)
     if previous is None:
@@ -315,13 +336,6 @@ def _audit(
     sample = pool[choose_sample(hashes[pool], job.seed)]
     new = np.load(prepared_folder / "new.npy")
     return carry_audit(space, read_audit(previous), current, sample, new, cells.home, threshold)
-
-
-def _frame_threshold(previous: Artifact | None, threshold: float) -> float:
-    """Return the threshold for which the partition was trained."""
-    if previous is None:
-        return threshold
-    return float(previous.manifest.facts["frame_threshold"])
 
 
 def _trained_by(previous: Artifact) -> str:

@@ -322,7 +322,7 @@ def choose_threshold(
 
 STAGE = Stage(
     name="calibrate",
-    version="2",
+    version="3",
     kind="calibration",
     inputs=("chips", "descriptors", "embeddings"),
     software=("numpy", "scipy", "shapely", "torch", "timm"),

@@ -57,18 +57,22 @@ def other_dates(chips: pd.DataFrame, most: int) -> KnownPairs:
 
 
 def far_pairs(chips: pd.DataFrame, most: int) -> KnownPairs:
-    """Pair random chips of one collection that are more than 100 km apart (haversine distance)."""
+    """Pair chips of one collection that are more than 100 km apart (haversine distance).
+
+    Chips are put into an order by a hash of their ids, and each is paired with those that follow
+    it. So most pairs stay the same if a refresh adds a few chips.
+    """
     bounds = shapely.bounds(np.asarray(chips["geometry"].to_numpy(), dtype=object)).reshape(-1, 4)
     lon, lat = np.radians((bounds[:, :2] + bounds[:, 2:]) / 2).T
     lefts, rights = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-    collections = chips["collection"].astype(str).to_numpy()
+    collections, hashes = chips["collection"].astype(str).to_numpy(), _hashes(chips)
     for collection in sorted(set(collections)):
         rows = np.flatnonzero(collections == collection)
-        draw = np.random.default_rng(len(rows))
-        left, right = rows[draw.integers(0, len(rows), (2, 3 * most))]
+        rows = rows[np.argsort(hashes[rows], kind="stable")][: 3 * most]
+        steps = range(1, min(len(rows), 1 + -(-3 * most // max(len(rows), 1))))
+        left = np.concatenate([rows[:0], *(rows[:-step] for step in steps)])
+        right = np.concatenate([rows[:0], *(rows[step:] for step in steps)])
         low, high = np.minimum(left, right), np.maximum(left, right)
-        codes = np.unique(low * len(chips) + high)
-        low, high = codes // len(chips), codes % len(chips)
         haversine = np.sin((lat[low] - lat[high]) / 2) ** 2 + (
             np.cos(lat[low]) * np.cos(lat[high]) * np.sin((lon[low] - lon[high]) / 2) ** 2
         )
@@ -83,17 +87,29 @@ def _days(chips: pd.DataFrame) -> NDArray[np.str_]:
     return np.array([str(time)[:10] for time in chips["datetime"]])
 
 
+def _hashes(chips: pd.DataFrame) -> NDArray[np.uint64]:
+    """Return a hash of the id of each chip, which is the same in every run."""
+    ids = chips["chip_id"].astype(str).to_numpy(dtype=object)
+    return pd.util.hash_array(ids, categorize=False)
+
+
 def _limit(chips: pd.DataFrame, left: NDArray[Any], right: NDArray[Any], most: int) -> KnownPairs:
-    """Keep pairs within a collection, at most ``most`` of each, evenly over their order."""
-    collections = chips["collection"].astype(str).to_numpy()
+    """Keep pairs within a collection, at most ``most`` of each: those with the lowest hashes.
+
+    So most pairs stay the same if a refresh adds a few chips.
+    """
+    collections, hashes = chips["collection"].astype(str).to_numpy(), _hashes(chips)
     left, right = left.astype(np.int64), right.astype(np.int64)
     order = np.lexsort((right, left))
     left, right = left[order], right[order]
+    low, high = np.minimum(hashes[left], hashes[right]), np.maximum(hashes[left], hashes[right])
+    # an odd factor, so that the hash of a pair depends on all bits of both (Fibonacci hashing)
+    mixed = (low ^ (high >> np.uint64(1))) * np.uint64(0x9E3779B97F4A7C15)
     chosen: list[Indices] = [np.empty(0, np.int64)]
     for name in sorted(set(collections)):
         within = np.flatnonzero((collections[left] == name) & (collections[right] == name))
         if len(within) > most:
-            within = within[np.linspace(0, len(within) - 1, most).astype(np.int64)]
+            within = np.sort(within[np.argsort(mixed[within], kind="stable")[:most]])
         chosen.append(within)
     rows = np.concatenate(chosen)
     return left[rows], right[rows]

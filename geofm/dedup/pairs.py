@@ -67,7 +67,7 @@ def plan(job: Job) -> list[Part]:
     """Divide the cells into groups with about as many members."""
     buckets = job.inputs["buckets"]
     files = {**file_digests(buckets), **file_digests(job.inputs["embeddings"])}
-    covers = [*(files[name] for name in COVERED), threshold_of(job)]
+    covers = [*(files[name] for name in COVERED), search_threshold(job)]
     count = int(buckets.manifest.facts["cells"])
     carried = known_rows(job) is not None
     groups = [(0, count)] if carried else group_cells(read_cells(buckets), count)
@@ -80,9 +80,13 @@ def plan(job: Job) -> list[Part]:
     ]
 
 
-def threshold_of(job: Job) -> float:
-    """Return the least similarity of any pair: the threshold that the cells were made for."""
-    return float(job.inputs["buckets"].manifest.facts["threshold"])
+def search_threshold(job: Job) -> float:
+    """Return the similarity from which pairs are searched: the one that the cells were made for.
+
+    It is at most the threshold of the pairs. A refresh finds the pairs between the two in the
+    previous run, if the threshold has fallen.
+    """
+    return float(job.inputs["buckets"].manifest.facts["frame_threshold"])
 
 
 def group_cells(cells: Cells, count: int) -> list[tuple[int, int]]:
@@ -113,14 +117,14 @@ def known_rows(job: Job) -> KnownRows | None:
     """Find the rows that the previous run searched in the same cells.
 
     Returns:
-        The rows; None if everything has to be searched: the partition differs, the threshold was
-        higher, there are dense cells, or many rows are new.
+        The rows; None if everything has to be searched: the partition differs, the search did not
+        go as low, there are dense cells, or many rows are new.
     """
     previous, buckets = job.previous, job.inputs["buckets"]
     if previous is None or buckets.manifest.facts["cells"] < 2:
         return None
     facts = previous.manifest.facts
-    if facts["dense_cells"] or facts["threshold"] > threshold_of(job):
+    if facts["dense_cells"] or facts["searched_from"] > search_threshold(job):
         return None
     old = job.store.artifact("buckets", previous.manifest.inputs["buckets"])
     if not job.store.has(old) or partition_identity(old) != partition_identity(buckets):
@@ -141,7 +145,7 @@ def known_rows(job: Job) -> KnownRows | None:
 def work(job: Job, part: Part, folder: Path) -> None:
     """Search a group of cells: rows and exact similarities of the pairs, and the dense cells."""
     space, partition, cells = read_pool(job)
-    threshold = threshold_of(job)
+    threshold = search_threshold(job)
     known = known_rows(job) if part.payload["carried"] else None
     joined = None
     if known is not None:
@@ -162,7 +166,7 @@ def _join_new_rows(
     """Find all pairs by searching only those of new rows; None if a cell may be dense."""
     with np.load(known.previous.local("rows.npz"), allow_pickle=False) as data:
         old = Edges(data["left"], data["right"], data["similarity"])
-    old = old.select(old.similarity >= threshold)  # the previous threshold may be lower
+    old = old.select(old.similarity >= threshold)  # the previous search may have gone lower
     new_edges = join_new_rows(space, partition, cells, known.new, threshold)
     if new_edges is None:
         return None
@@ -185,7 +189,7 @@ def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
     """Write the pairs and the certificate.
 
     Writes ``pairs.parquet``, ``identical.parquet``, ``dense.parquet`` (members of dense cells), and
-    ``rows.npz`` (the pairs by row, for the next run).
+    ``rows.npz`` (all pairs that were searched, by row, for the next run).
 
     Raises:
         MissedPairs: The search missed a pair of the audited sample.
@@ -199,7 +203,9 @@ def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
     certificate = certify(audit, edges, len(space), _in_dense_cell(cells, dense))
     require_complete(certificate)
     ids = job.inputs["embeddings"].table("ids.parquet")["chip_id"].astype(str).to_numpy()
-    write_pairs(ids, edges, folder / PAIRS)
+    threshold = float(job.inputs["buckets"].manifest.facts["threshold"])
+    reached = edges.select(edges.similarity >= threshold)
+    write_pairs(ids, reached, folder / PAIRS)
     np.savez(folder / "rows.npz", **vars(edges))
     copies = np.flatnonzero((same >= 0) & (same != np.arange(len(same))))
     identical = pd.DataFrame({"chip_id": ids[copies], "same_as": ids[same[copies]]})
@@ -207,9 +213,10 @@ def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
     write_table(_dense_members(ids, cells, dense), folder / "dense.parquet")
     facts = job.inputs["buckets"].manifest.facts
     return Sealed(
-        counts={"rows_in": len(same), "rows_out": len(same), "pairs": len(edges)},
+        counts={"rows_in": len(same), "rows_out": len(same), "pairs": len(reached)},
         facts={
-            "threshold": threshold_of(job),
+            "threshold": threshold,
+            "searched_from": search_threshold(job),
             "similarity": "cosine of embeddings minus the centre of buckets, float64",
             "certificate": {**certificate, "pairs_found": len(edges)},
             "method": "every pair" if partition.is_single else "cells",

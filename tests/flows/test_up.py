@@ -59,7 +59,8 @@ class Ui:
         return answer.raise_for_status().json()
 
     def deployments(self) -> dict[str, Any]:
-        return {one["name"]: one for one in self.post("/deployments/filter")}
+        query = {"tags": {"all_": ["geofm"]}}
+        return {one["name"]: one for one in self.post("/deployments/filter", deployments=query)}
 
     def run(self, deployment: str, name: str | None = None, **parameters: Any) -> dict[str, Any]:
         """Fill in a form, submit it, and wait for the end of the run."""

@@ -49,6 +49,7 @@ def test_pairs_by_metadata():
             ("c", "s4", "z", "2024-01-01T10:00:00Z", box(5, 0, 5.01, 0.01)),
             ("d", "s5", "a", "2024-05-01T10:00:00Z", box(0, 0, 0.01, 0.01))]  # fmt: skip
     chips = pd.DataFrame(rows, columns=["collection", "item_id", "cell", "datetime", "geometry"])
+    chips["chip_id"] = [f"chip{row}" for row in range(len(chips))]
 
     def pairs(found):
         return set(zip(*(side.tolist() for side in found), strict=True))
@@ -58,6 +59,28 @@ def test_pairs_by_metadata():
     assert pairs(far_pairs(chips, 50)) == {(0, 3), (1, 3), (2, 3)}
     assert len(far_pairs(chips, 2)[0]) == 2
     assert pairs(far_pairs(chips[:0], 2)) == set()
+
+
+@pytest.mark.parametrize("rows", [60, 3000])
+def test_most_known_pairs_stay_when_a_few_chips_are_added(rows):
+    """So the threshold changes little from night to night."""
+    draw = np.random.default_rng(3)
+    count = rows + rows // 25
+    chips = pd.DataFrame(
+        {
+            "chip_id": [f"chip{n}" for n in draw.permutation(count)],
+            "collection": "c",
+            "geometry": [box(x, 0, x + 0.01, 0.01) for x in draw.uniform(0, 60, count)],
+        }
+    )
+    fewer = chips.drop(index=draw.choice(count, rows // 25, replace=False)).reset_index(drop=True)
+    kept = []
+    for table in (chips, fewer):
+        left, right = far_pairs(table, 400)
+        ids = table["chip_id"].to_numpy()
+        assert len(left) == 400
+        kept.append({frozenset(pair) for pair in zip(ids[left], ids[right], strict=True)})
+    assert len(kept[0] & kept[1]) > 0.8 * 400
 
 
 def test_the_stage_measures_renderings_through_the_encoder(store, catalogue):
