@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import timedelta
 from typing import Any
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -20,7 +21,11 @@ from prefect.client.schemas.actions import (
     DeploymentUpdate,
     WorkPoolCreate,
 )
+from prefect.client.schemas.objects import StateType
 from prefect.client.schemas.schedules import CronSchedule
+from prefect.events.actions import ChangeFlowRunState
+from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
+from prefect.events.schemas.events import ResourceSpecification
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.flows import Flow
 from prefect.utilities.callables import parameter_schema
@@ -33,6 +38,12 @@ POOL = "geofm"
 TAG = "geofm"
 #: Cron expression and time zone of the nightly refresh.
 NIGHTLY, TIME_ZONE = "0 3 * * *", "UTC"
+#: Automation that ends runs whose process is gone, and seconds without a heartbeat after which it
+#: does. A run sends a heartbeat every ``HEARTBEAT_S`` seconds.
+LOST_RUNS = "geofm: lost runs"
+HEARTBEAT_S, LOST_AFTER_S = 30, 120
+#: States in which a run needs no heartbeat.
+_ENDED = ("Completed", "Skipped", "Failed", "Crashed", "Cancelled", "Cancelling", "Paused")
 FLOWS: tuple[Flow[..., Any], ...] = (refresh_flow, pretrain_flow, evaluate_flow, audit_flow)
 
 
@@ -56,6 +67,9 @@ def deploy_all(tell: Callable[[str], None]) -> list[str]:
             name = f"{flow.name}/{flow.name}"
             tell(f"deployment  {name}: {_deploy(client, flow)}")
             names.append(name)
+        if not client.read_automations_by_name(LOST_RUNS):
+            client.create_automation(lost_runs())
+            tell(f"automation  {LOST_RUNS}: created")
         for name in _remove_others(client, names):
             tell(f"deployment  {name}: removed, an earlier version of geofm made it")
     return names
@@ -90,6 +104,37 @@ def _deploy(client: SyncPrefectClient, flow: Flow[..., Any]) -> str:
         return "created"
     client.update_deployment(there.id, DeploymentUpdate(**from_code, pull_steps=None))
     return "up to date"
+
+
+def lost_runs() -> AutomationCore:
+    """Return the automation that ends runs whose process is gone, e.g. after a power cut.
+
+    Without it such a run is shown as running for ever.
+    """
+    heartbeat = "prefect.flow-run.heartbeat"
+    return AutomationCore(
+        name=LOST_RUNS,
+        description="A run whose process is gone, such as after a power cut, ends as Crashed.",
+        tags=[TAG],
+        trigger=EventTrigger(
+            match=ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"}),
+            after={heartbeat},
+            expect={heartbeat, *(f"prefect.flow-run.{name}" for name in _ENDED)},
+            for_each={"prefect.resource.id"},
+            posture=Posture.Proactive,
+            threshold=1,
+            within=timedelta(seconds=LOST_AFTER_S),
+        ),
+        actions=[
+            ChangeFlowRunState(
+                name="Crashed",
+                state=StateType.CRASHED,
+                message=f"no sign of life for {LOST_AFTER_S} s: its process was killed, or the "
+                "machine stopped; start it again to go on",
+                force=True,
+            )
+        ],
+    )
 
 
 def _remove_others(client: SyncPrefectClient, names: list[str]) -> list[str]:

@@ -50,6 +50,7 @@ def launch(
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "geofm")
     os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
+    os.environ.setdefault("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", "30")
     server = find_or_launch()
     # The address may hold a password, and the UI shows parameters: it is passed in the environment.
     os.environ["GEOFM_STORE"], os.environ["GEOFM_CATALOG"] = place.store.url, place.catalogue.url

@@ -7,6 +7,8 @@ server, and Prefect checks the secret in requests to its API. This module adds:
   allowed.
 - The pages that document the API, which Prefect leaves open, need the secret too.
 - A client can request a proof that the server knows the secret, without sending the secret.
+- The pages of the UI may load nothing from, and send nothing to, another server. (Prefect's UI asks
+  an analytics service on every page, whatever its settings are.)
 
 The module imports nothing of geofm, so it runs in any folder.
 """
@@ -27,6 +29,11 @@ App = Callable[[Any, Any, Any], Awaitable[None]]
 
 #: Request header with a random text, and response header with its keyed hash.
 NONCE_HEADER, PROOF_HEADER = "geofm-nonce", "geofm-proof"
+#: Content-Security-Policy of the pages.
+OWN_SERVER_ONLY = (
+    b"default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'; "
+    b"connect-src 'self' data: blob:; form-action 'self'; base-uri 'self'"
+)
 #: Pages that document the API. Prefect serves them without authentication.
 DOCUMENTATION = {"/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"}
 
@@ -57,9 +64,23 @@ def guard(app: App, secret: str) -> App:
             answer = proof(secret, scope["server"][1], nonce.decode("latin-1"))
             await _respond(send, 200, b"true", (PROOF_HEADER.encode(), answer.encode()))
         else:
-            await app(scope, receive, send)
+            await app(scope, receive, _with_policy(send))
 
     return guarded
+
+
+def _with_policy(send: Any) -> Any:
+    """Add the policy to the headers of a page."""
+
+    async def send_with_policy(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            headers = list(message.get("headers", []))
+            if any(name == b"content-type" and b"text/html" in value for name, value in headers):
+                headers.append((b"content-security-policy", OWN_SERVER_ONLY))
+                message = {**message, "headers": headers}
+        await send(message)
+
+    return send_with_policy
 
 
 async def _respond(send: Any, status: int, body: bytes, *headers: tuple[bytes, bytes]) -> None:

@@ -13,10 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, cast
 from uuid import UUID
 
+import httpx
 from prefect import task
 from prefect.artifacts import (
     create_markdown_artifact,
@@ -31,6 +33,7 @@ from prefect.utilities.annotations import quote
 from data_catalog.artifact import Artifact
 from data_catalog.catalogue import Catalogue
 from data_catalog.errors import RunError
+from data_catalog.progress import follow
 from data_catalog.run import JobResult, PartProgress, make_job, run_job
 from data_catalog.stage import Job, Part, Stage
 from data_catalog.store import Store
@@ -87,8 +90,8 @@ class TaskMapper:
     scene) take about as long as each other, so all tasks do.
     """
 
-    def __init__(self, runner: TaskRunner[Any]) -> None:
-        self._runner = runner
+    def __init__(self, stage: str, runner: TaskRunner[Any]) -> None:
+        self._stage, self._runner = stage, runner
         self._progress: UUID | None = None
 
     def __call__(self, stage: Stage, job: Job, parts: list[Part]) -> Iterator[PartProgress]:
@@ -106,7 +109,6 @@ class TaskMapper:
             self._runner.submit(work, {**given, "number": number}): number
             for number in range(tasks)
         }
-        finished = 0
         for future in as_completed(list(futures)):
             try:
                 computed = future.result()
@@ -116,15 +118,15 @@ class TaskMapper:
                     "perhaps because memory ran out): run again, which goes on with the parts that "
                     "are there; fewer compute.workers need less memory"
                 ) from error
-            number_of_parts = len(range(futures[future], len(parts), tasks))
-            finished += number_of_parts
-            yield PartProgress(number_of_parts, computed)
-            update_progress_artifact(self._progress, 100.0 * finished / (len(parts) + 1))
+            yield PartProgress(len(range(futures[future], len(parts), tasks)), computed)
 
-    def close(self) -> None:
-        """Set the progress to 100 %, if anything was mapped."""
-        if self._progress is not None:
-            update_progress_artifact(self._progress, 100.0)
+    def show(self, stage: str, done: int, total: int, note: str) -> None:
+        """Write a line of progress to the artifact: parts, rate and time left."""
+        if self._progress is not None and stage == self._stage:
+            text = f"{stage}: {done:,} of {total:,} {note}"
+            # progress is a comfort: a server that is away for a moment must not end the stage
+            with suppress(httpx.HTTPError):
+                update_progress_artifact(self._progress, 100.0 * done / total, text)
 
 
 class StageTasks:
@@ -197,9 +199,9 @@ def run_in_flow(name: str, inputs: Mapping[str, Artifact], context: StageContext
         context.catalogue.url,
         recipe.compute.model_dump(),
     )
-    mapper = TaskMapper(context.runner)
-    result = run_job(stage, job, context.catalogue, mapper, context.meter.stage, context.wait)
-    mapper.close()
+    mapper = TaskMapper(name, context.runner)
+    with follow(mapper.show):
+        result = run_job(stage, job, context.catalogue, mapper, context.meter.stage, context.wait)
     create_markdown_artifact(_card(name, result), key=f"geofm-{name}")
     return result
 

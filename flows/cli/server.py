@@ -58,12 +58,13 @@ def up(
     server = find_or_launch()
     tell(f"Prefect     {server.ui}, starting" if server.pid else f"Prefect     {server.ui}")
     wait_for(server)
-    from flows.deployments import POOL, deploy_all
+    from flows.deployments import HEARTBEAT_S, POOL, deploy_all
 
     # No deployment has an address: the worker gets them from the environment. That of the catalogue
     # may hold a password, and Prefect stores parameters.
     os.environ["GEOFM_STORE"], os.environ["GEOFM_CATALOG"] = place.store.url, place.catalogue.url
     os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "geofm")
+    os.environ.setdefault("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", str(HEARTBEAT_S))
     deploy_all(tell)
     tell(f"Prefect     {server.ui}")
     if server.pid:

@@ -28,9 +28,10 @@ class Page:
 
     def __init__(self, socket: ClientConnection) -> None:
         self.socket, self.numbers = socket, itertools.count()
+        self.events: list[dict[str, Any]] = []
 
     def call(self, method: str, **parameters: Any) -> Any:
-        """Call a method of the protocol and return its result; events are skipped."""
+        """Call a method of the protocol and return its result; events are kept."""
         number = next(self.numbers)
         self.socket.send(json.dumps({"id": number, "method": method, "params": parameters}))
         while True:
@@ -38,6 +39,22 @@ class Page:
             if message.get("id") == number:
                 assert "error" not in message, message
                 return message["result"]
+            self.events.append(message)
+
+    def requests(self) -> list[str]:
+        """Addresses that were requested since ``Network.enable``, and not blocked."""
+        blocked = {
+            event["params"]["requestId"]
+            for event in self.events
+            if event.get("method") == "Network.loadingFailed"
+            and event["params"].get("blockedReason")
+        }
+        return [
+            event["params"]["request"]["url"]
+            for event in self.events
+            if event.get("method") == "Network.requestWillBeSent"
+            and event["params"]["requestId"] not in blocked
+        ]
 
     def open(self, url: str) -> None:
         """Go to an address and wait until it is loaded."""

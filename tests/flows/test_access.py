@@ -13,6 +13,7 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -266,6 +267,7 @@ def test_the_ui_works_after_one_paste(
     deployment = api.post("/deployments/", json=made).raise_for_status().json()["id"]
     ui = f"http://{host}:{root.rpartition(':')[2]}/v2"
     with browser(tmp_path / "profile", OFFLINE) as page:
+        page.call("Network.enable")
         page.open(f"{ui}/deployments/deployment/{deployment}")
         page.wait("!!document.querySelector('input[type=password]')")
         page.run("document.querySelector('input[type=password]').focus()")
@@ -283,6 +285,11 @@ def test_the_ui_works_after_one_paste(
             page.wait("document.body.innerText.length > 100")
             assert "login" not in page.run("location.href")
             assert secret not in page.run("location.href + document.body.innerText")
+        page.open(f"{ui.removesuffix('/v2')}/dashboard")  # the older UI
+        page.wait("document.body.innerText.length > 100")
+        # no page asks another server: Prefect's UI would ask an analytics service on each
+        requested = {urlsplit(url).hostname for url in page.requests() if url.startswith("http")}
+        assert requested == {host}
 
 
 def test_the_prefect_command_works_with_geofm_env(
