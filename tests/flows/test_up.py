@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -180,3 +183,49 @@ def test_deploy_schedule_and_run(
         path.name for folder in folders for path in folder.rglob("*")
     }
     assert files_with_secret(*folders) == []
+
+
+@pytest.mark.long
+def test_a_power_cut_is_seen_and_the_next_click_goes_on(
+    up: Outcome, geofm_process: Callable[..., Outcome], api: httpx.Client, tmp_path: Path
+) -> None:
+    assert "geofm: lost runs: created" in up.stdout or ui_has_automation(api)
+    ui = Ui(api)
+    place = f"/deployments/{ui.deployments()['geofm-refresh']['id']}/create_flow_run"
+    run = ui.post(place, parameters={"recipe": "demo", "changes": SMALL})
+    address = f"/flow_runs/{run['id']}"
+    wait_for(lambda: api.get(address).json()["state_type"] == "RUNNING", 60)
+    tasks = {"flow_runs": {"id": {"any_": [run["id"]]}}}
+    wait_for(lambda: ui.post("/task_runs/filter", **tasks), 60)
+    (worker,) = re.findall(r"worker +pid (\d+)", up.stdout)
+    for pid in [int(worker), *descendants(int(worker))]:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    # three minutes at most
+    wait_for(lambda: api.get(address).json()["state_type"] == "CRASHED", 180)
+    assert "no sign of life" in api.get(address).json()["state"]["message"]
+
+    again = geofm_process("up", "--detach", "--store", str(tmp_path / "store"))
+    assert "already running" not in again.stdout
+    done = ui.run("geofm-refresh", recipe="demo", changes=SMALL)
+    assert done["state"]["type"] == "COMPLETED", done["state"]
+
+
+def ui_has_automation(api: httpx.Client) -> bool:
+    """Another test of the session may have made it, on the same server."""
+    found = api.post("/automations/filter", json={}).raise_for_status().json()
+    return any(one["name"] == "geofm: lost runs" for one in found)
+
+
+def descendants(pid: int) -> list[int]:
+    """Process ids of the children of a process, and of theirs."""
+    parents = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+            parents[int(folder.name)] = int(fields[1])
+    found, level = [], [pid]
+    while level:
+        level = [child for child, parent in parents.items() if parent in level]
+        found += level
+    return found
