@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import cast
 
 import typer
@@ -63,10 +67,11 @@ def launch(
         from flows.summary import PipelineRun, run_counts, score_rows, summary_rows
 
         try:
-            if data_only:
-                run = cast(PipelineRun, refresh_flow(str(name), changes=overrides))
-            else:
-                run = pretrain_flow(str(name), dataset=dataset, changes=overrides)
+            with _sigterm_interrupts():
+                if data_only:
+                    run = cast(PipelineRun, refresh_flow(str(name), changes=overrides))
+                else:
+                    run = pretrain_flow(str(name), dataset=dataset, changes=overrides)
         except KeyboardInterrupt:
             err.print("[bold]stopped[/]; give the same command again to continue")
             raise typer.Exit(130) from None
@@ -106,3 +111,20 @@ def launch(
             "password of its UI.",
             highlight=False,
         )
+
+
+@contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """Let SIGTERM end the run as Ctrl-C does: the training writes its checkpoint first."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

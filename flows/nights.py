@@ -1,11 +1,15 @@
-"""Runs of schedules and deployments: which are left out, and which faults are tried again.
+"""Runs of schedules and clicks: which are left out, which take turns, which faults are tried again.
 
 A terminal shows a fault to a person who can decide. A night has nobody: it tries again after a
-fault that may pass, and leaves out work that another run does.
+fault that may pass, leaves out work that another run does, and trains one model after the other.
 """
 
 from __future__ import annotations
 
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
@@ -24,6 +28,7 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.context import FlowRunContext
 
+from data_catalog.catalogue import Catalogue
 from data_catalog.database.lease import CatalogueAway
 from data_catalog.errors import CheckError, UsageError
 from data_catalog.storage.reach import OutOfReach
@@ -68,6 +73,22 @@ def passes(error: BaseException) -> bool:
             return True
         cause = cause.__cause__ or cause.__context__
     return False
+
+
+@contextmanager
+def turn_to_train(catalogue: Catalogue) -> Iterator[None]:
+    """Wait until no other run of a deployment trains on the devices of this process.
+
+    Two clicks thus give two models, one after the other, and not two runs out of memory. A command
+    in a terminal does not wait: its user knows the machine.
+    """
+    if deployed_run() is None:
+        yield
+        return
+    devices = os.environ.get("CUDA_VISIBLE_DEVICES", "all devices")
+    name = f"training on {platform.node()}, {devices}"
+    with catalogue.lease(name, verb="done"):
+        yield
 
 
 def is_superseded() -> bool:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any, cast
 from uuid import UUID
@@ -37,7 +37,7 @@ from data_catalog.progress import follow
 from data_catalog.run import JobResult, PartProgress, make_job, run_job
 from data_catalog.stage import Job, Part, Stage
 from data_catalog.store import Store
-from flows.nights import JITTER, PAUSES_S, is_tried_again
+from flows.nights import JITTER, PAUSES_S, is_tried_again, turn_to_train
 from flows.tasks import UNCACHED, work
 from geofm.config.recipe import Recipe
 from geofm.runtime.energy import Meter
@@ -200,7 +200,9 @@ def run_in_flow(name: str, inputs: Mapping[str, Artifact], context: StageContext
         recipe.compute.model_dump(),
     )
     mapper = TaskMapper(name, context.runner)
-    with follow(mapper.show):
+    trains = stage.exclusive and stage.device is not None
+    turn = turn_to_train(context.catalogue) if trains else nullcontext()
+    with follow(mapper.show), turn:
         result = run_job(stage, job, context.catalogue, mapper, context.meter.stage, context.wait)
     create_markdown_artifact(_card(name, result), key=f"geofm-{name}")
     return result

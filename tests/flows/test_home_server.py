@@ -300,7 +300,7 @@ def test_a_worker_is_ended_only_by_its_own_home(enter: Enter) -> None:
     command = [sys.executable, "-c", "import time; time.sleep(600)"]
     worker = subprocess.Popen(command, start_new_session=True)
     try:
-        server.note_worker(worker.pid)
+        server.note_worker(worker.pid, "")
         shutil.copytree(folder, folder.with_name("copy"))
         enter("copy")
         assert not server.stop_worker()
@@ -311,7 +311,7 @@ def test_a_worker_is_ended_only_by_its_own_home(enter: Enter) -> None:
         for damaged in ("", "x", "-1", "1", "null", "[1]", json.dumps({**note, "pid": None})):
             (folder / "worker.pid").write_text(damaged)
             assert not server.stop_worker() and worker.poll() is None
-        server.note_worker(worker.pid)
+        server.note_worker(worker.pid, "")
         assert server.stop_worker() and worker.wait(5) == -signal.SIGTERM
     finally:
         worker.kill()

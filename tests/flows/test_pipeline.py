@@ -69,6 +69,22 @@ def test_an_unchanged_world_is_found_in_the_catalogue(
     assert "found in the catalogue" in again.stderr
 
 
+def test_training_on_a_published_dataset_searches_nothing(
+    finished: tuple, geofm: Geofm, store: str
+) -> None:
+    away = ("--set", "search.stac=http://127.0.0.1:9/away")
+    ref = finished[1].json["version"]["ref"]
+    again = geofm("run", "demo", *SMALL, *away, "--dataset", ref, "--store", store, "--json")
+    assert again.code == 0, again.stderr
+    assert again.json["artifacts"]["pack"] == finished[1].json["artifacts"]["pack"]
+    assert again.json["artifacts"]["pretrain"] == finished[1].json["artifacts"]["pretrain"]
+    assert again.json["version"]["ref"] == ref
+    for wrong, words in (("nothing", "geofm list"), ("demo-model", "is a model")):
+        done = geofm("run", "demo", *SMALL, "--dataset", wrong, "--store", store)
+        assert (done.code, done.stdout) == (2, "")
+        assert words in done.stderr
+
+
 def test_an_unchanged_refresh_imports_no_networks(
     finished: tuple, environment: dict[str, str], tmp_path: Path
 ) -> None:
