@@ -1,6 +1,7 @@
 """Progress: stages report their progress, a terminal or a server shows it.
 
-tick, advance     report steps of a piece of work, and finished rows of a part
+tick, advance     report steps of a stage's work, and finished rows of a part
+say               report on something that is no stage's work, such as waiting for another run
 StageProgress     sums up the reports on one stage: rows, parts, rate, time left
 listen            hear every report
 follow            hear at most one line about each stage every few seconds
@@ -51,6 +52,24 @@ def tick(what: str, done: int, total: int, note: str = "") -> None:
         stage.step(what, done, total, note)
     else:
         _tell(what, done, total, note)
+
+
+def say(what: str, done: int, total: int, note: str = "") -> None:
+    """Report on something that is no stage's work, whatever stages are running.
+
+    Args:
+        what: Name of it.
+        done: Finished steps.
+        total: All steps.
+        note: A short remark.
+
+    Raises:
+        Stopped: The work is to stop.
+    """
+    end_if_asked()
+    for listener in tuple(_listeners):
+        listener(what, done, total, note)
+    _tell(what, done, total, note)
 
 
 def advance(rows: int) -> None:

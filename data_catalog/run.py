@@ -33,7 +33,7 @@ from data_catalog.database.schema import RunRow
 from data_catalog.errors import RunError
 from data_catalog.hashing import canonical
 from data_catalog.manifest import Manifest, software_versions
-from data_catalog.progress import report_stage, tick
+from data_catalog.progress import report_stage, say, tick
 from data_catalog.stage import Job, Part, Stage
 from data_catalog.storage.process import (
     one_blas_thread,
@@ -163,7 +163,7 @@ def run_job(
         note_states(stage, job, artifact, catalogue, existing is None)
         run.artifact = artifact.digest
     if run.metrics.get("cached"):
-        tick(stage.name, 1, 1, "unchanged" if existing is None else "found in the catalogue")
+        say(stage.name, 1, 1, "unchanged" if existing is None else "found in the catalogue")
     log.info("%s: %s %s", stage.name, stage.kind, artifact.digest[:12])
     return JobResult(artifact, run.metrics)
 

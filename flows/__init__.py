@@ -1,12 +1,14 @@
 """Prefect flows, the Prefect server, and the command line.
 
-    pipeline      the two flows: ``refresh_flow`` (data stages) and ``pretrain_flow`` (all stages)
-    stage_flow    one stage under Prefect; ``tasks`` has its Prefect tasks
+    pipeline      the flows: refresh, pretrain, evaluate, audit
+    form          the fields of their forms in the Prefect UI; ``run_name`` names their runs
+    stage_flow    the stages as one graph of Prefect tasks; ``tasks`` has the task of their parts
+    nights        scheduled and clicked runs: what is left out, takes turns, or is tried again
     preflight     checks before the first stage
     versions      published versions of datasets and models, and their differences
     summary       the result of a run, as a table and as JSON
     launch        a run from the terminal: server, flow, progress bars, summary
-    deployments   every recipe as a deployment with a form in the Prefect UI
+    deployments   the forms and the nightly schedule in the Prefect UI
     server        find, start and stop the Prefect server; ``serve`` is its process
     home          the folder of that server: secret, address, database, log
     settings      open the store and the catalogue

@@ -31,6 +31,8 @@ from prefect.flows import Flow
 from prefect.utilities.callables import parameter_schema
 
 from flows.pipeline import audit_flow, evaluate_flow, pretrain_flow, refresh_flow
+from flows.settings import HEARTBEAT_S
+from geofm.config.recipe_book import recipe_names
 
 #: Name of the work pool, whose worker `geofm up` starts.
 POOL = "geofm"
@@ -39,9 +41,8 @@ TAG = "geofm"
 #: Cron expression and time zone of the nightly refresh.
 NIGHTLY, TIME_ZONE = "0 3 * * *", "UTC"
 #: Automation that ends runs whose process is gone, and seconds without a heartbeat after which it
-#: does. A run sends a heartbeat every ``HEARTBEAT_S`` seconds.
-LOST_RUNS = "geofm: lost runs"
-HEARTBEAT_S, LOST_AFTER_S = 30, 120
+#: does.
+LOST_RUNS, LOST_AFTER_S = "geofm: lost runs", 120
 #: States in which a run needs no heartbeat.
 _ENDED = ("Completed", "Skipped", "Failed", "Crashed", "Cancelled", "Cancelling", "Paused")
 FLOWS: tuple[Flow[..., Any], ...] = (refresh_flow, pretrain_flow, evaluate_flow, audit_flow)
@@ -70,8 +71,8 @@ def deploy_all(tell: Callable[[str], None]) -> list[str]:
         if not client.read_automations_by_name(LOST_RUNS):
             client.create_automation(lost_runs())
             tell(f"automation  {LOST_RUNS}: created")
-        for name in _remove_others(client, names):
-            tell(f"deployment  {name}: removed, an earlier version of geofm made it")
+        for name in _remove_earlier(client):
+            tell(f"deployment  {name}: removed, with its schedule; use geofm-refresh instead")
     return names
 
 
@@ -83,6 +84,8 @@ def _deploy(client: SyncPrefectClient, flow: Flow[..., Any]) -> str:
         "parameter_openapi_schema": parameter_schema(flow).model_dump(exclude_unset=True),
         "work_pool_name": POOL,
         "enforce_parameter_schema": True,
+        # also on a worker that `geofm up` has not started
+        "job_variables": {"env": {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": HEARTBEAT_S}},
     }
     try:
         there = client.read_deployment_by_name(f"{flow.name}/{flow.name}")
@@ -118,6 +121,10 @@ def lost_runs() -> AutomationCore:
         tags=[TAG],
         trigger=EventTrigger(
             match=ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"}),
+            # other projects on this server may send heartbeats more rarely
+            match_related=ResourceSpecification(
+                {"prefect.resource.role": "flow", "prefect.resource.name": "geofm-*"}
+            ),
             after={heartbeat},
             expect={heartbeat, *(f"prefect.flow-run.{name}" for name in _ENDED)},
             for_each={"prefect.resource.id"},
@@ -137,13 +144,12 @@ def lost_runs() -> AutomationCore:
     )
 
 
-def _remove_others(client: SyncPrefectClient, names: list[str]) -> list[str]:
-    """Remove geofm's deployments under other names; returns their names."""
-    flows = {flow.id: flow.name for flow in client.read_flows(limit=200)}
+def _remove_earlier(client: SyncPrefectClient) -> list[str]:
+    """Remove the deployments of an earlier version, one for each recipe; returns their names."""
     removed = []
     for deployment in client.read_deployments(limit=200):
-        name = f"{flows.get(deployment.flow_id, '')}/{deployment.name}"
-        if TAG in deployment.tags and name.startswith("geofm-") and name not in names:
+        of_file = (deployment.entrypoint or "").startswith("flows/pipeline.py:")
+        if TAG in deployment.tags and of_file and deployment.name in recipe_names():
             client.delete_deployment(deployment.id)
-            removed.append(name)
+            removed.append(deployment.name)
     return removed

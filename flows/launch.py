@@ -12,7 +12,7 @@ from typing import cast
 
 import typer
 
-from data_catalog.progress import tick
+from data_catalog.progress import say
 from flows.cli.console import err, out, print_json, print_table, progress_bars
 from flows.preflight import check_once
 from flows.server import find_or_launch, wait_for
@@ -41,7 +41,7 @@ def launch(
         wait: wait while another run refreshes the same dataset or trains the same model.
         dataset: published dataset to train on, without a search; empty: refresh it first.
     """
-    from flows.settings import NO_WAIT, open_place
+    from flows.settings import HEARTBEAT_S, NO_WAIT, open_place
     from flows.versions import published_dataset
 
     started = time.perf_counter()
@@ -54,15 +54,15 @@ def launch(
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "geofm")
     os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
-    os.environ.setdefault("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", "30")
+    os.environ["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] = HEARTBEAT_S
     server = find_or_launch()
     # The address may hold a password, and the UI shows parameters: it is passed in the environment.
     os.environ["GEOFM_STORE"], os.environ["GEOFM_CATALOG"] = place.store.url, place.catalogue.url
     os.environ[NO_WAIT] = "" if wait else "1"
     with progress_bars():
-        tick("server", 0, 1, "starting Prefect" if server.pid else "")
+        say("server", 0, 1, "starting Prefect" if server.pid else "")
         wait_for(server)
-        tick("server", 1, 1, server.ui)
+        say("server", 1, 1, server.ui)
         from flows.pipeline import pretrain_flow, refresh_flow, report_page
         from flows.summary import PipelineRun, run_counts, score_rows, summary_rows
 

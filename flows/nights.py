@@ -33,8 +33,9 @@ from data_catalog.database.lease import CatalogueAway
 from data_catalog.errors import CheckError, UsageError
 from data_catalog.storage.reach import OutOfReach
 
-#: Pauses (s) before the attempts after the first, and the share by which they vary.
-PAUSES_S, JITTER = (10, 20, 40, 60), 0.3
+#: Pauses (s) before the attempts after the first, and the share by which they vary. Each is short,
+#: because a run that is cancelled waits for the end of a pause.
+PAUSES_S, JITTER = (5, 10, 15, 15, 15, 15), 0.3
 #: Faults that may pass by themselves.
 PASSING = (
     ConnectionError,
@@ -52,6 +53,12 @@ def deployed_run() -> FlowRun | None:
     context = FlowRunContext.get()
     run = None if context is None else context.flow_run
     return run if run is not None and run.deployment_id is not None else None
+
+
+def is_scheduled() -> bool:
+    """Tell whether a schedule started the run of the caller, and no person."""
+    run = deployed_run()
+    return run is not None and bool(run.auto_scheduled)
 
 
 def is_tried_again(_task: Any, _run: Any, state: State[Any]) -> bool:
@@ -97,7 +104,7 @@ def is_superseded() -> bool:
     After a night without a worker several runs are late; the last one does the work of all.
     """
     run = deployed_run()
-    if run is None or not run.auto_scheduled or run.expected_start_time is None:
+    if run is None or not is_scheduled() or run.expected_start_time is None:
         return False
     with get_client(sync_client=True) as client:
         live = client.read_flow_runs(

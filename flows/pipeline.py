@@ -14,8 +14,9 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,7 +31,7 @@ from data_catalog.artifact import Artifact
 from data_catalog.database.lease import LeaseHeld
 from data_catalog.errors import GeofmError, UsageError
 from data_catalog.provenance.lineage import ancestor
-from data_catalog.stopping import new_run, stoppable
+from data_catalog.stopping import SharedEvent, new_run, share
 from data_catalog.storage.process import end_with_parent
 from flows.cli.verify import verify
 from flows.form import (
@@ -48,7 +49,7 @@ from flows.form import (
     changes_text,
     recipe_of_form,
 )
-from flows.nights import deployed_run, is_superseded
+from flows.nights import is_scheduled, is_superseded
 from flows.preflight import check_once, check_runner
 from flows.run_name import name_of, rename_run
 from flows.settings import Place, may_wait, open_place
@@ -71,8 +72,10 @@ MODEL_STAGES = ALL_STAGES[len(DATA_STAGES) :]
 def task_runner(compute: ComputeSettings) -> TaskRunner[Any]:
     """Return Prefect's task runner for ``compute.runner`` with ``compute.workers`` workers."""
     if compute.runner == "processes":
+        stop = get_context("spawn").Event()
+        share(stop)
         return ProcessPoolTaskRunner(
-            max_workers=compute.workers, initializer=end_with_parent, initargs=(os.getpid(),)
+            max_workers=compute.workers, initializer=begin_worker, initargs=(os.getpid(), stop)
         )
     if compute.runner == "dask":
         check_runner(compute)
@@ -84,25 +87,24 @@ def task_runner(compute: ComputeSettings) -> TaskRunner[Any]:
     return ThreadPoolTaskRunner(max_workers=compute.workers)
 
 
+def begin_worker(parent: int, stop: SharedEvent) -> None:
+    """Let a worker process end with its parent, and stop its work when the parent is asked to."""
+    end_with_parent(parent)
+    share(stop)
+
+
 @contextmanager
 def _logged() -> Iterator[None]:
     """Begin a run, and log why it fails: the UI shows an error's message only beside the logs."""
     log_information()
-    with new_run():
-        try:
-            yield
-        except GeofmError as error:
-            log.error("%s", error)
-            raise
-
-
-def _waits(data_only: bool) -> bool:
-    """Tell whether a run waits for another one that refreshes the same dataset.
-
-    A refresh that was clicked or scheduled beside another one is left out: it would find nothing
-    new. A run that trains waits.
-    """
-    return may_wait() and not (data_only and deployed_run() is not None)
+    new_run()
+    try:
+        yield
+    except GeofmError as error:
+        log.error("%s", error)
+        raise
+    finally:
+        new_run()  # no stage works any more
 
 
 def _run_stages(recipe: Recipe, name: str, data_only: bool, dataset: str = "") -> PipelineRun:
@@ -122,15 +124,14 @@ def _run_stages(recipe: Recipe, name: str, data_only: bool, dataset: str = "") -
     check_once(recipe, place, data_only=data_only)
     run = PipelineRun(recipe, place.catalogue)
     version = run.version = _take_dataset(run, place, dataset) if dataset else None
-    with (
-        serving_source(recipe.search.stac),
-        task_runner(recipe.compute) as runner,
-        stoppable(),
-    ):
+    with ExitStack() as stack:
+        stack.enter_context(serving_source(recipe.search.stac))
+        runner = stack.enter_context(task_runner(recipe.compute))
         context = StageContext(recipe, place.store, place.catalogue, runner, wait=may_wait())
-        tasks = StageTasks(context, run.inputs())
+        tasks = stack.enter_context(StageTasks(context, run.inputs()))
         if version is None:
-            version = run.version = _make_dataset(run, place, tasks, _waits(data_only))
+            wait = may_wait() and not (data_only and is_scheduled())
+            version = run.version = _make_dataset(run, place, tasks, wait)
         create_markdown_artifact(version_markdown(version), key=f"geofm-version-{recipe.name}")
         samples = f"{run.artifacts['pack'].manifest.counts['rows_out']:,} chips"
         rename_run(name_of(recipe, samples, training=not data_only), first_name)
@@ -216,10 +217,11 @@ def refresh_flow(
             return Completed(name="Skipped", message="a later run of the schedule is due")
         try:
             return _run_stages(made, recipe, data_only=True)
-        except LeaseHeld as error:
-            if deployed_run() is None:
+        except LeaseHeld:
+            if not is_scheduled():
                 raise
-            return Completed(name="Skipped", message=str(error))
+            text = f"another run refreshes {made.pack.name}; the next one of the schedule will too"
+            return Completed(name="Skipped", message=text)
 
 
 @flow(name="geofm-pretrain", **FLOW)
@@ -295,6 +297,9 @@ def evaluate_flow(
         seed: Seed of splits and resamples.
     """
     with _logged():
+        names = [task.strip() for task in tasks.split(",") if task.strip()]
+        if not names:
+            raise UsageError("tasks: name at least one task: planet, or a folder of images")
         place = open_place()
         place.clean_up()
         trained = place.catalogue.resolve(model)
@@ -304,7 +309,7 @@ def evaluate_flow(
             {
                 "name": "evaluate",
                 "evaluate": {
-                    "tasks": [task.strip() for task in tasks.split(",") if task.strip()],
+                    "tasks": names,
                     "knn": knn,
                     "max_images": max_images,
                     "test_share": test_share,
@@ -315,11 +320,11 @@ def evaluate_flow(
         log.info("model %s, tasks %s", model, ", ".join(recipe.evaluate.tasks))
         rename_run(f"{model} · {', '.join(Path(task).name for task in recipe.evaluate.tasks)}")
         given = {"model": trained, "dataset": ancestor(place.catalogue, trained, "dataset")}
-        with task_runner(recipe.compute) as runner, stoppable():
+        with task_runner(recipe.compute) as runner:
             context = StageContext(recipe, place.store, place.catalogue, runner, wait=may_wait())
-            stages = StageTasks(context, given)
-            stages.submit(["evaluate"])
-            scores = stages.results(["evaluate"])["evaluate"]
+            with StageTasks(context, given) as stages:
+                stages.submit(["evaluate"])
+                scores = stages.results(["evaluate"])["evaluate"]
         create_markdown_artifact(scores_markdown(score_rows(scores)), key="geofm-scores")
         return scores
 

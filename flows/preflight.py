@@ -10,7 +10,7 @@ import os
 import socket
 from collections.abc import Callable, Iterable
 from functools import partial
-from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -141,12 +141,11 @@ def check_runner(compute: ComputeSettings) -> None:
     """
     if compute.runner != "dask":
         return
-    try:
-        import_module("prefect_dask.task_runners")
-    except ImportError as error:
+    # not imported: Prefect reads its settings when it is imported, and they come later
+    if find_spec("prefect_dask") is None:
         raise RunnerMissing(
             "compute.runner is dask, which is not installed: pip install 'geofm[dask]'"
-        ) from error
+        )
     address = urlsplit(os.environ.get("GEOFM_DASK", ""))
     if address.scheme in ("tcp", "tls") and address.hostname and address.port:
         try:

@@ -38,5 +38,5 @@ def rename_run(name: str, before: str = "") -> None:
 
 
 def is_generated(name: str) -> bool:
-    """Tell whether the server or the UI has made up a name, such as ``amber-otter``."""
-    return re.fullmatch(r"[a-z]+-[a-z]+", name) is not None
+    """Tell whether the server or the UI has made up a name, such as amber-otter or Amber-Otter."""
+    return re.fullmatch(r"[a-z]+-[a-z]+|[A-Z][a-z]+-[A-Z][a-z]+", name) is not None

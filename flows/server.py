@@ -22,7 +22,7 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -243,6 +243,7 @@ def launch_server() -> Server:
         "PREFECT_SERVER_API_CSRF_PROTECTION_ENABLED": "true",
         "PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS": ",".join(sorted(origins)),
         "PREFECT_SERVER_API_BASE_PATH": "/api",
+        "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
     }
     environment.pop("PREFECT_PROFILE", None)  # the home has no profiles
     with (home() / "server.log").open("ab") as log, listener:
@@ -337,18 +338,20 @@ def note_worker(pid: int, store: str) -> None:
     write_note("worker.pid", note)
 
 
-def running_worker(server: Server, store: str) -> int:
+def running_worker(server: Server, store: str, tell: Callable[[str], None]) -> int:
     """Return the process id of the home's background worker if it can stay; 0 otherwise.
 
-    A worker of another store, or of an earlier server, is stopped.
+    A worker of another store or catalogue, or of an earlier server, is stopped.
     """
     note = read_note("worker.pid")
     pid, mark = note.get("pid"), note.get("mark")
     if note.get("home") != home_mark() or type(pid) is not int or process_mark(pid) != mark:
         return 0
     _, variables, _ = _inspect(pid)
-    if note.get("store") == store and variables.get("PREFECT_API_URL") == server.api:
+    wanted = {"PREFECT_API_URL": server.api, "GEOFM_CATALOG": os.environ.get("GEOFM_CATALOG")}
+    if note.get("store") == store and all(variables.get(n) == v for n, v in wanted.items()):
         return pid
+    tell(f"worker      pid {pid} of store {note.get('store')} stops, with its runs")
     stop_worker()
     return 0
 

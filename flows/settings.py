@@ -11,6 +11,8 @@ from data_catalog.store import Store, open_store
 
 #: Variable that, if set, makes a run stop at once where it would wait for another one.
 NO_WAIT = "GEOFM_NO_WAIT"
+#: Seconds between two heartbeats of a run, for the environment of its process.
+HEARTBEAT_S = "30"
 
 
 @dataclass(frozen=True)

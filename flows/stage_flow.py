@@ -34,8 +34,9 @@ from data_catalog.artifact import Artifact
 from data_catalog.catalogue import Catalogue
 from data_catalog.errors import RunError
 from data_catalog.progress import follow
-from data_catalog.run import JobResult, PartProgress, make_job, run_job
+from data_catalog.run import JobResult, PartProgress, find, make_job, run_job
 from data_catalog.stage import Job, Part, Stage
+from data_catalog.stopping import ask_to_stop
 from data_catalog.store import Store
 from flows.nights import JITTER, PAUSES_S, is_tried_again, turn_to_train
 from flows.tasks import UNCACHED, work
@@ -132,6 +133,9 @@ class TaskMapper:
 class StageTasks:
     """The tasks of the stages of a flow run, each of which starts when its inputs are there.
 
+    As a context manager it waits for all tasks. If the block ends by an exception (a stage has
+    failed, or the run was stopped), the others are asked to stop first.
+
     Args:
         context: What the stages share.
         given: Artifacts of earlier runs, by kind, that stages take as inputs.
@@ -141,6 +145,15 @@ class StageTasks:
         self._context = context
         self._inputs: dict[str, Artifact | PrefectFuture[Any]] = dict(given or {})
         self._futures: dict[str, PrefectFuture[Any]] = {}
+
+    def __enter__(self) -> StageTasks:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            ask_to_stop()
+        for future in self._futures.values():
+            future.wait()
 
     def submit(self, names: Sequence[str]) -> None:
         """Submit the tasks of some stages, given in the order of the pipeline."""
@@ -154,10 +167,19 @@ class StageTasks:
     def results(self, names: Sequence[str]) -> dict[str, Artifact]:
         """Wait for some stages, and return the artifact of each.
 
+        Args:
+            names: The stages, in the order of the pipeline.
+
         Raises:
-            Exception: The first exception of a stage, in the order of ``names``.
+            Exception: That of a stage, as soon as one fails; the others may still be working.
         """
-        return {name: self._futures[name].result() for name in names}
+        futures = {name: self._futures[name] for name in names}
+        for future in as_completed(list(futures.values())):
+            future.wait()
+            # a stage that lacks the result of a failed one is not ready, and no cause
+            if future.state.is_failed() or future.state.is_crashed():
+                future.result()
+        return {name: future.result() for name, future in futures.items()}
 
     def replace(self, name: str, artifact: Artifact) -> None:
         """Let stages that are submitted from now on take another artifact than a stage's own."""
@@ -201,6 +223,7 @@ def run_in_flow(name: str, inputs: Mapping[str, Artifact], context: StageContext
     )
     mapper = TaskMapper(name, context.runner)
     trains = stage.exclusive and stage.device is not None
+    trains = trains and find(stage, job, context.catalogue) is None
     turn = turn_to_train(context.catalogue) if trains else nullcontext()
     with follow(mapper.show), turn:
         result = run_job(stage, job, context.catalogue, mapper, context.meter.stage, context.wait)

@@ -33,7 +33,7 @@ from sqlalchemy.orm import Session
 
 from data_catalog.database.schema import LeaseRow
 from data_catalog.errors import RunError
-from data_catalog.progress import tick
+from data_catalog.progress import say
 from data_catalog.storage.process import is_gone, process_mark
 
 log = logging.getLogger("geofm.lease")
@@ -134,11 +134,14 @@ def hold_lease(
         away = time.monotonic() - called > beat_s
         if away or last != (held.row.holder, held.row.beat):
             last, since = (held.row.holder, held.row.beat), time.monotonic()
+        holder = f"{name} is being {verb} by {describe(held.row)}"
+        if not waited:
+            log.info("waiting: %s", holder)
         waited = True
-        tick("waiting", 0, 1, f"{name} is being {verb} by {describe(held.row)}")
+        say("waiting", 0, 1, holder)
         time.sleep(min(LOOK_S, beat_s) * (0.5 + random.random()))
     if waited:
-        tick("waiting", 1, 1, "over")
+        say("waiting", 1, 1, "over")
     try:
         with heartbeat(lambda: _renew(lease), name, beat_s):
             yield lease

@@ -58,13 +58,12 @@ def up(
     server = find_or_launch()
     tell(f"Prefect     {server.ui}, starting" if server.pid else f"Prefect     {server.ui}")
     wait_for(server)
-    from flows.deployments import HEARTBEAT_S, POOL, deploy_all
+    from flows.deployments import POOL, deploy_all
 
     # No deployment has an address: the worker gets them from the environment. That of the catalogue
     # may hold a password, and Prefect stores parameters.
     os.environ["GEOFM_STORE"], os.environ["GEOFM_CATALOG"] = place.store.url, place.catalogue.url
     os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "geofm")
-    os.environ.setdefault("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", str(HEARTBEAT_S))
     deploy_all(tell)
     tell(f"Prefect     {server.ui}")
     if server.pid:
@@ -72,7 +71,7 @@ def up(
             "password    `geofm env` prints it; the UI asks once per browser", highlight=False
         )
     start_worker = ["worker", "start", "--pool", POOL, "--type", "process"]
-    if pid := running_worker(server, place.store.url):
+    if pid := running_worker(server, place.store.url, tell):
         tell(f"worker      pid {pid}, already running")
         return
     if detach:

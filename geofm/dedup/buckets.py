@@ -112,7 +112,7 @@ def threshold_of(job: Job) -> tuple[float, str]:
     return min(thresholds.values(), default=1.0), source
 
 
-def search_threshold(job: Job, previous: Artifact | None) -> float:
+def search_threshold(job: Job, previous: Artifact | None, rows: int) -> float:
     """Return the similarity from which pairs are searched.
 
     A calibrated threshold changes a little with each refresh. So the search goes a little below it,
@@ -121,12 +121,14 @@ def search_threshold(job: Job, previous: Artifact | None) -> float:
     Args:
         job: job of the stage.
         previous: artifact whose partition is inherited; its threshold is kept.
+        rows: size of the pool; a small one is searched whole each time.
     """
     if previous is not None:
         return float(previous.manifest.facts["frame_threshold"])
     threshold, _ = threshold_of(job)
-    is_configured = job.settings.threshold is not None
-    return threshold if is_configured else round(max(threshold - SLACK, 0.0), 3)
+    if job.settings.threshold is not None or is_small(rows):
+        return threshold
+    return round(max(threshold - SLACK, 0.0), 3)
 
 
 def thresholds_of(settings: CurateSettings, calibration: Artifact) -> dict[str, float]:
@@ -150,9 +152,10 @@ def _preparation_key(job: Job, rows: Indices) -> str:
         {
             "frame": VERSION,
             "covers": [file_digests(job.inputs["embeddings"])["embeddings.npy"], pool],
-            "threshold": search_threshold(job, previous),
+            "threshold": search_threshold(job, previous, len(rows)),
             "seed": job.seed,
-            "inherited": None if previous is None else partition_identity(previous),
+            # of.npy and new.npy are about the rows of this very artifact
+            "inherited": None if previous is None else previous.digest,
         }
     )
 
@@ -206,7 +209,7 @@ def _prepare(job: Job, rows: Indices, out: Path) -> None:
             link(previous.local(name), out / name)
         return
     space = make_space(stored, pool)
-    partition = train_partition(space, search_threshold(job, None), job.seed, pool)
+    partition = train_partition(space, search_threshold(job, None, len(rows)), job.seed, pool)
     np.save(out / "centre.npy", partition.centre)
     np.save(out / "centroids.npy", partition.centroids)
     np.save(out / "margin.npy", np.float64(partition.margin))
@@ -249,10 +252,10 @@ def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
     previous = inheritable(job, len(rows))
     cells = _all_cells(prepared_folder, folders, partition, pool, previous)
     space = EmbeddingSpace(open_vectors(job.inputs["embeddings"]), partition.centre)
-    audit = _audit(job, prepared_folder, space, cells, previous)
+    audit = _audit(job, prepared_folder, space, cells, previous, len(rows))
     np.savez(folder / AUDIT_FILE, asked=audit.sample, low=audit.low, high=audit.high)
     covered = is_covered(partition, space, cells.home, audit.low, audit.high)
-    frame_threshold = search_threshold(job, previous)
+    frame_threshold = search_threshold(job, previous, len(rows))
     left_out = int((~covered).sum())
     if left_out:
         partition = replace(partition, margin=complete_margin(frame_threshold))
@@ -324,9 +327,10 @@ def _audit(
     space: EmbeddingSpace,
     cells: Cells,
     previous: Artifact | None,
+    rows: int,
 ) -> Audit:
     """Audit a random sample of the pool; the pairs of rows audited before are known."""
-    threshold = search_threshold(job, previous)
+    threshold = search_threshold(job, previous, rows)
     hashes = np.load(prepared_folder / "hashes.npy")
     pool = np.flatnonzero(cells.home >= 0)
     if previous is None:

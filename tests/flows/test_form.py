@@ -77,5 +77,6 @@ def test_a_run_is_named_for_what_it_does() -> None:
     assert name_of(recipe, "352 chips", training=True) == "demo · 4 epochs · α=0 · 352 chips"
     assert name_of(recipe, training=False) == "demo"
     assert is_generated("amber-otter")
+    assert is_generated("Fantastic-Zebu")
     for typed in ("my night", "Demo-run", "night-2", "demo", "a-b-c"):
         assert not is_generated(typed)

@@ -93,3 +93,14 @@ def test_of_late_runs_only_the_last_one_works(monkeypatch: pytest.MonkeyPatch) -
         True, True, False, False, False,
     ]  # fmt: skip
     assert not skipped(None)
+
+
+def test_only_a_schedule_leaves_out_a_refresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A click may have other settings, so it waits."""
+    for run, expected in (
+        (None, False),
+        (scheduled(1), True),
+        (scheduled(1, auto_scheduled=False), False),
+    ):
+        monkeypatch.setattr(nights, "deployed_run", lambda run=run: run)
+        assert nights.is_scheduled() is expected

@@ -7,6 +7,7 @@ import sys
 import time
 import types
 from collections.abc import Callable
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import pytest
@@ -287,11 +288,12 @@ def test_trackers_and_runners_that_are_not_installed(
         check_run(recipe("compute.trackers=wandb"), place, data_only=False)
     (tmp_path / "netrc").write_text("machine api.wandb.ai login user password k\n")
     preflight._check_trackers(recipe("compute.trackers=wandb"))
-    monkeypatch.setitem(sys.modules, "prefect_dask.task_runners", None)
+    monkeypatch.setitem(sys.modules, "prefect_dask", None)
     with pytest.raises(CannotBegin, match=r"geofm\[dask\]"):
         check_run(recipe("compute.runner=dask"), place, data_only=True)
-    module = "prefect_dask.task_runners"
-    monkeypatch.setitem(sys.modules, module, types.ModuleType(module))
+    installed = types.ModuleType("prefect_dask")
+    installed.__spec__ = ModuleSpec("prefect_dask", None)
+    monkeypatch.setitem(sys.modules, "prefect_dask", installed)
     monkeypatch.setenv("GEOFM_DASK", "tcp://127.0.0.1:9")
     with pytest.raises(CannotBegin, match="GEOFM_DASK"):
         check_run(recipe("compute.runner=dask"), place, data_only=True)

@@ -230,7 +230,14 @@ def test_a_calibrated_threshold_may_change_a_little_from_night_to_night(
     assert found(artifact) == {
         tuple(sorted((ids[a], ids[b]))) for a, b in brute_rows(made, vectors, now)
     }
-    # a third night still stands on the first partition
+    # another calibration of the same pool: row numbers are those of the newest artifact
+    if carried:
+        made, artifact = search(store, catalogue, ids, vectors, settings, {"c": now + 0.01})
+        assert found(artifact) == {
+            tuple(sorted((ids[a], ids[b]))) for a, b in brute_rows(made, vectors, now + 0.01)
+        }
+        assert made["buckets"].manifest.facts["margin_widened_for"] == 0
+    # a later night still stands on the first partition
     third, _ = search(store, catalogue, ids[50:], vectors[50:], settings, {"c": now + 0.005})
     assert third["buckets"].manifest.facts["frame_threshold"] == lowest
 
