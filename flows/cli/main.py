@@ -14,7 +14,7 @@ import typer
 
 from data_catalog.errors import GeofmError
 from data_catalog.redaction import mask, printable
-from flows.cli import audit, export, server, sources
+from flows.cli import audit, export, prune, server, sources
 from flows.cli.console import err, print_failure, set_up_logging
 from flows.cli.options import (
     Catalog,
@@ -154,7 +154,7 @@ def recipes() -> None:
     print_table("Recipes", ["name", "purpose"], rows)
 
 
-for module in (server, audit, sources, export):
+for module in (server, audit, sources, export, prune):
     module.add_to(app)
 
 
