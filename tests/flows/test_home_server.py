@@ -285,6 +285,9 @@ def test_the_server_of_an_earlier_version_is_refused_with_the_remedy(enter: Ente
         enter("home")
         (folder / "server.json").write_text(note)
         (folder / "worker.pid").write_text(str(worker.pid))
+        # a process has no command line for a moment after it was started
+        while not Path(f"/proc/{worker.pid}/cmdline").read_bytes():
+            time.sleep(0.01)
         with pytest.raises(UsageError, match=r"earlier version.*geofm down"):
             server.find_or_launch()
         assert server.stop_worker() and worker.wait(5) == -signal.SIGTERM
