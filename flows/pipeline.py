@@ -30,6 +30,7 @@ from pydantic import Field
 from data_catalog.artifact import Artifact
 from data_catalog.database.lease import LeaseHeld
 from data_catalog.errors import GeofmError, UsageError
+from data_catalog.progress import follow
 from data_catalog.provenance.lineage import ancestor
 from data_catalog.stopping import SharedEvent, new_run, share
 from data_catalog.storage.process import end_with_parent
@@ -53,8 +54,14 @@ from flows.nights import is_scheduled, is_superseded
 from flows.preflight import check_once, check_runner
 from flows.run_name import name_of, rename_run
 from flows.settings import Place, may_wait, open_place
-from flows.stage_flow import StageContext, StageTasks
-from flows.summary import PipelineRun, score_rows, scores_markdown, summary_markdown
+from flows.stage_flow import RunProgress, StageContext, StageTasks
+from flows.summary import (
+    PipelineRun,
+    pictures_markdown,
+    score_rows,
+    scores_markdown,
+    summary_markdown,
+)
 from flows.tasks import log_information
 from flows.versions import Published, publish, published_dataset, version_markdown, waiting_items
 from geofm.config.recipe import ComputeSettings, Recipe
@@ -121,10 +128,12 @@ def _run_stages(recipe: Recipe, name: str, data_only: bool, dataset: str = "") -
     rename_run(first_name)
     place = open_place()
     place.clean_up()
-    check_once(recipe, place, data_only=data_only)
     run = PipelineRun(recipe, place.catalogue)
     version = run.version = _take_dataset(run, place, dataset) if dataset else None
+    check_once(recipe, place, data_only=data_only)
     with ExitStack() as stack:
+        progress = RunProgress(recipe.name, len(DATA_STAGES if data_only else ALL_STAGES))
+        stack.enter_context(follow(progress.show))
         stack.enter_context(serving_source(recipe.search.stac))
         runner = stack.enter_context(task_runner(recipe.compute))
         context = StageContext(recipe, place.store, place.catalogue, runner, wait=may_wait())
@@ -141,6 +150,9 @@ def _run_stages(recipe: Recipe, name: str, data_only: bool, dataset: str = "") -
             run.model = publish(place.catalogue, recipe.model_name, run.artifacts["pretrain"])
             create_markdown_artifact(version_markdown(run.model), key=f"geofm-model-{recipe.name}")
             run.artifacts |= tasks.results(MODEL_STAGES)
+    if "report" in run.artifacts:
+        pictures = pictures_markdown(run.artifacts["report"])
+        create_markdown_artifact(pictures, key=f"geofm-pictures-{recipe.name}")
     create_markdown_artifact(summary_markdown(run), key=f"geofm-summary-{recipe.name}")
     return run
 
@@ -166,10 +178,16 @@ def _take_dataset(run: PipelineRun, place: Place, reference: str) -> Published:
     """Take a published dataset, and the artifacts of the stages that made it.
 
     Raises:
-        UsageError: The reference is no dataset's.
+        UsageError: The reference is no dataset's, or the dataset is smaller than a batch.
     """
     version = published_dataset(place.catalogue, reference)
     dataset = place.catalogue.get(version.row.digest)
+    samples, batch = dataset.manifest.counts["rows_out"], run.recipe.pretrain.batch
+    if samples < batch:
+        raise UsageError(
+            f"pretrain.batch is {batch}, but {version.ref} has {samples} samples; set it to at "
+            f"most {samples}, or choose another dataset"
+        )
     for name in DATA_STAGES:
         kind = get_stage(name).kind
         run.artifacts[name] = (

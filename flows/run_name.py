@@ -14,7 +14,8 @@ def name_of(recipe: Recipe, *more: str, training: bool) -> str:
     """Describe a run in a few words, such as ``demo · 4 epochs · α=0 · 352 chips``."""
     words = [recipe.name]
     if training:
-        words += [f"{recipe.pretrain.epochs} epochs", f"α={recipe.pretrain.alpha:g}"]
+        epochs = recipe.pretrain.epochs
+        words += [f"{epochs} epoch{'s' * (epochs != 1)}", f"α={recipe.pretrain.alpha:g}"]
     return " · ".join([*words, *more])
 
 

@@ -6,11 +6,13 @@ the flow; only their parts go to the task runner of the recipe, else stages woul
 that their parts wait for.
 
 ``data_catalog.run`` runs the stage. This module passes it a mapper that submits the parts, and
-writes the progress and the card of the stage for the UI.
+shows the progress of all stages in the UI.
 """
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor
 from contextlib import nullcontext, suppress
@@ -20,11 +22,7 @@ from uuid import UUID
 
 import httpx
 from prefect import task
-from prefect.artifacts import (
-    create_markdown_artifact,
-    create_progress_artifact,
-    update_progress_artifact,
-)
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.futures import PrefectFuture, as_completed
 from prefect.states import Completed
 from prefect.task_runners import TaskRunner
@@ -33,7 +31,6 @@ from prefect.utilities.annotations import quote
 from data_catalog.artifact import Artifact
 from data_catalog.catalogue import Catalogue
 from data_catalog.errors import RunError
-from data_catalog.progress import follow
 from data_catalog.run import JobResult, PartProgress, find, make_job, run_job
 from data_catalog.stage import Job, Part, Stage
 from data_catalog.stopping import ask_to_stop
@@ -46,6 +43,8 @@ from geofm.stages import get_stage, section_of
 
 #: Most task runs of one stage: the server's database grows with tasks, not with parts.
 MOST_TASKS = 32
+#: Seconds between two writings of the progress.
+WRITTEN_EVERY_S = 2.0
 
 
 class WorkerLost(RunError):
@@ -84,16 +83,50 @@ def count_tasks(parts: int, workers: int, at_once: int = 1) -> int:
     return min(parts, MOST_TASKS, workers * per_worker)
 
 
+class RunProgress:
+    """One progress artifact for a whole run: a line for each stage, as the terminal shows it.
+
+    Args:
+        recipe: Name of the recipe, for the artifact's key.
+        stages: Number of stages of the run.
+    """
+
+    def __init__(self, recipe: str, stages: int) -> None:
+        self._stages = stages
+        self._lock = threading.Lock()
+        self._lines: dict[str, str] = {}
+        self._shares: dict[str, float] = {}
+        self._written = 0.0
+        self._artifact = cast(
+            UUID,
+            create_progress_artifact(0.0, key=f"geofm-progress-{recipe}", description="begins"),
+        )
+
+    def show(self, stage: str, done: int, total: int, note: str) -> None:
+        """Note a line, and write all lines to the artifact, at most every ``WRITTEN_EVERY_S``."""
+        with self._lock:
+            self._lines[stage] = f"- **{stage}** {done:,} of {total:,} {note}"
+            self._shares[stage] = done / max(total, 1)
+            now = time.monotonic()
+            if now - self._written < WRITTEN_EVERY_S and done < total:
+                return
+            self._written = now
+            text = "\n".join(self._lines.values())
+            percent = min(100.0 * sum(self._shares.values()) / self._stages, 100.0)
+        # progress is a comfort: a server that is away for a moment must not end the stage
+        with suppress(httpx.HTTPError):
+            update_progress_artifact(self._artifact, percent, text)
+
+
 class TaskMapper:
-    """Map the parts of one job over Prefect tasks, with a progress artifact in the UI.
+    """Map the parts of one job over Prefect tasks.
 
     Task ``k`` of ``n`` works on the parts ``k``, ``k + n``, ...: neighbouring parts (one day, one
     scene) take about as long as each other, so all tasks do.
     """
 
-    def __init__(self, stage: str, runner: TaskRunner[Any]) -> None:
-        self._stage, self._runner = stage, runner
-        self._progress: UUID | None = None
+    def __init__(self, runner: TaskRunner[Any]) -> None:
+        self._runner = runner
 
     def __call__(self, stage: Stage, job: Job, parts: list[Part]) -> Iterator[PartProgress]:
         """Submit the tasks, and report each as it ends.
@@ -101,8 +134,6 @@ class TaskMapper:
         Raises:
             WorkerLost: A worker process ended in the middle of a task.
         """
-        key = f"geofm-{stage.name}-progress"
-        self._progress = cast(UUID, create_progress_artifact(0.0, key=key, description=stage.name))
         tasks = count_tasks(len(parts), job.how["workers"], stage.at_once)
         # quoted: the artifacts of the job belong to the stage's task, not to those of its parts
         given: dict[str, Any] = {"stage": stage.name, "job": quote(job), "tasks": tasks}
@@ -120,14 +151,6 @@ class TaskMapper:
                     "are there; fewer compute.workers need less memory"
                 ) from error
             yield PartProgress(len(range(futures[future], len(parts), tasks)), computed)
-
-    def show(self, stage: str, done: int, total: int, note: str) -> None:
-        """Write a line of progress to the artifact: parts, rate and time left."""
-        if self._progress is not None and stage == self._stage:
-            text = f"{stage}: {done:,} of {total:,} {note}"
-            # progress is a comfort: a server that is away for a moment must not end the stage
-            with suppress(httpx.HTTPError):
-                update_progress_artifact(self._progress, 100.0 * done / total, text)
 
 
 class StageTasks:
@@ -203,7 +226,7 @@ def run_stage_task(name: str, inputs: dict[str, Artifact], context: StageContext
 
 
 def run_in_flow(name: str, inputs: Mapping[str, Artifact], context: StageContext) -> JobResult:
-    """Run one stage, and show its progress and its result in the UI.
+    """Run one stage, with its parts in Prefect tasks.
 
     Args:
         name: Name of the stage.
@@ -221,21 +244,9 @@ def run_in_flow(name: str, inputs: Mapping[str, Artifact], context: StageContext
         context.catalogue.url,
         recipe.compute.model_dump(),
     )
-    mapper = TaskMapper(name, context.runner)
     trains = stage.exclusive and stage.device is not None
     trains = trains and find(stage, job, context.catalogue) is None
     turn = turn_to_train(context.catalogue) if trains else nullcontext()
-    with follow(mapper.show), turn:
-        result = run_job(stage, job, context.catalogue, mapper, context.meter.stage, context.wait)
-    create_markdown_artifact(_card(name, result), key=f"geofm-{name}")
-    return result
-
-
-def _card(name: str, result: JobResult) -> str:
-    """Return a stage's result as Markdown for the UI."""
-    manifest, metrics = result.artifact.manifest, result.metrics
-    rows = [f"| {k} | {v:,} |" for k, v in manifest.counts.items()]
-    rows += [f"| dropped: {k} | {v:,} |" for k, v in manifest.dropped.items()]
-    spent = "found in the catalogue" if metrics.get("cached") else f"{metrics['seconds']:.1f} s"
-    table = "\n".join(["| what | how many |", "|---|---:|", *rows])
-    return f"### {name}: {spent}\n\n`{manifest.kind} {result.artifact.digest}`\n\n{table}\n"
+    with turn:
+        mapper = TaskMapper(context.runner)
+        return run_job(stage, job, context.catalogue, mapper, context.meter.stage, context.wait)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -97,8 +99,37 @@ def summary_markdown(run: PipelineRun) -> str:
     scores = score_rows(run.artifacts.get("evaluate"))
     if scores:
         lines.append(scores_markdown(scores))
+    lines += ["", "| stage | artifact | rows |", "|---|---|---:|"]
+    for stage, artifact in run.artifacts.items():
+        manifest = artifact.manifest
+        rows = f"{manifest.counts.get('rows_out', 0):,}"
+        lines.append(f"| {stage} | `{manifest.kind} {artifact.digest[:12]}` | {rows} |")
     if "report" in run.artifacts:
         lines += ["", f"Report: `{run.artifacts['report'].path('report.html')}`"]
+    return "\n".join(lines)
+
+
+#: Pictures of the report that are shown in the UI, with their titles, and their largest edge.
+SHOWN = {"funnel": "Chips by step", "kept-chips": "Kept chips", "training": "Training"}
+SHOWN_PX = 640
+
+
+def pictures_markdown(report: Artifact) -> str:
+    """Return some pictures of a report, inline and small, as Markdown for the Prefect UI."""
+    from PIL import Image
+
+    lines = []
+    there = report.manifest.facts.get("pictures", [])
+    for name, title in SHOWN.items():
+        if f"{name}.png" not in there:
+            continue
+        with Image.open(report.local(f"{name}.png")) as picture:
+            small = picture.convert("RGB")
+            small.thumbnail((SHOWN_PX, SHOWN_PX))
+        data = io.BytesIO()
+        small.save(data, "JPEG", quality=75)
+        text = base64.b64encode(data.getvalue()).decode()
+        lines += [f"### {title}", f"![{title}](data:image/jpeg;base64,{text})", ""]
     return "\n".join(lines)
 
 

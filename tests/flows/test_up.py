@@ -163,7 +163,12 @@ def test_deploy_schedule_and_run(
     assert {edge for edge in edges if set(edge) <= set(DATA_STAGES)} == wanted
     assert ui.logged(run["id"], "recipe demo: search.bbox (5.7, 45.07, 5.76")
     artifacts = ui.post("/artifacts/filter")
-    assert any(a["key"] == "geofm-summary-demo" and "scenes" in a["data"] for a in artifacts)
+    mine = {a["key"]: a for a in artifacts if a["flow_run_id"] == run["id"]}
+    assert set(mine) == {"geofm-progress-demo", "geofm-version-demo", "geofm-summary-demo"}
+    assert "scenes" in mine["geofm-summary-demo"]["data"]
+    progress = mine["geofm-progress-demo"]
+    assert float(progress["data"]) == 100
+    assert all(f"**{stage}**" in progress["description"] for stage in DATA_STAGES)
     catalogue = open_catalogue(f"sqlite:///{tmp_path}/store/catalogue.db", NO_STORE)
     assert [name.name for name in catalogue.names()] == ["demo"]
 
