@@ -123,7 +123,9 @@ def test_a_models_cost_is_that_of_every_stage_it_comes_from(
     assert stages == list(made)[: list(made).index("pretrain") + 1]
     assert [one["digest"] for one in cost["stages"]] == [made[stage] for stage in stages]
     for name in ("seconds", "kwh", "kg_co2e"):
-        assert cost["total"][name] == sum(one[name] for one in cost["stages"]) > 0
+        total = sum(one[name] for one in cost["stages"])
+        assert cost["total"][name] == pytest.approx(total, rel=1e-12)
+        assert total > 0
     assert "| buckets" in geofm("show", made["pretrain"], "--store", store).stdout.replace("│", "|")
     page = Path(finished[1].json["report"]).read_text()
     section = page.partition('<section id="cost">')[2].partition("</section>")[0]

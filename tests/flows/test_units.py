@@ -37,7 +37,7 @@ def test_every_command_explains_itself() -> None:
     expected = {
         "demo", "run", "refresh", "calibrate", "recipes", "up", "down", "env", "list", "show",
         "path", "diff", "runs",
-        "trace", "why", "licences", "verify", "sources", "export",
+        "trace", "why", "licences", "verify", "sources", "export", "prune",
     }  # fmt: skip
     assert names == expected
     for name in names:
