@@ -29,7 +29,7 @@ def pool(kind: str, rows: int, draw: np.random.Generator) -> np.ndarray:
         centres = draw.normal(size=(rows // 50, WIDTH))
         found = centres[draw.integers(0, len(centres), rows)] + draw.normal(0, 0.7, (rows, WIDTH))
     elif kind == "monotone":  # two thirds differ little, as water and sand do
-        found = draw.normal(size=WIDTH) * 3 + draw.normal(0, 0.6, (rows, WIDTH))
+        found = draw.normal(size=WIDTH) * 3 + draw.normal(0, 0.8, (rows, WIDTH))
         found[: rows // 3] = draw.normal(size=(rows // 3, WIDTH)) * 2
     else:  # lengths with heavy tails, and one direction in which some vectors are far out
         found = draw.normal(size=(rows, WIDTH)) * (1 + draw.pareto(1.5, (rows, 1)))
