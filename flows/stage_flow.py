@@ -66,6 +66,10 @@ class StageContext:
     meter: Meter = field(default_factory=Meter)
     wait: bool = True
 
+    def __reduce__(self) -> tuple[type[None], tuple[()]]:
+        """Pickle to None: Prefect sends a stage's parameters along with the tasks of its parts."""
+        return type(None), ()
+
 
 def count_tasks(parts: int, workers: int, at_once: int = 1) -> int:
     """Count the tasks that share the parts of a stage: a few per worker, at most ``MOST_TASKS``.
