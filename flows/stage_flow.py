@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor
 from contextlib import nullcontext, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, cast
 from uuid import UUID
@@ -66,9 +67,11 @@ class StageContext:
     meter: Meter = field(default_factory=Meter)
     wait: bool = True
 
-    def __reduce__(self) -> tuple[type[None], tuple[()]]:
-        """Pickle to None: Prefect sends a stage's parameters along with the tasks of its parts."""
-        return type(None), ()
+
+#: What the stages of the flow run share. It is no parameter of their tasks, because Prefect sends
+#: the task of a stage, with its parameters, to the workers of its parts. Threads of the flow
+#: inherit it.
+_context: ContextVar[StageContext] = ContextVar("geofm_stage_context")
 
 
 def count_tasks(parts: int, workers: int, at_once: int = 1) -> int:
@@ -169,7 +172,7 @@ class StageTasks:
     """
 
     def __init__(self, context: StageContext, given: Mapping[str, Artifact] | None = None) -> None:
-        self._context = context
+        _context.set(context)
         self._inputs: dict[str, Artifact | PrefectFuture[Any]] = dict(given or {})
         self._futures: dict[str, PrefectFuture[Any]] = {}
 
@@ -188,7 +191,7 @@ class StageTasks:
             stage = get_stage(name)
             inputs = {kind: self._inputs[kind] for kind in stage.inputs}
             named = run_stage_task.with_options(name=name, task_run_name=name)
-            future = named.submit(name, inputs, quote(self._context), return_state=False)
+            future = named.submit(name, inputs, return_state=False)
             self._futures[name] = self._inputs[stage.kind] = future
 
     def results(self, names: Sequence[str]) -> dict[str, Artifact]:
@@ -220,23 +223,23 @@ class StageTasks:
     retry_condition_fn=is_tried_again,
     **UNCACHED,
 )
-def run_stage_task(name: str, inputs: dict[str, Artifact], context: StageContext) -> Any:
+def run_stage_task(name: str, inputs: dict[str, Artifact]) -> Any:
     """Run one stage; a stage whose result is there already ends as ``Unchanged``."""
-    result = run_in_flow(name, inputs, context)
+    result = run_in_flow(name, inputs)
     if result.metrics.get("cached"):
         message = f"{result.artifact.manifest.kind} {result.artifact.digest[:12]}"
         return Completed(name="Unchanged", message=message, data=result.artifact)
     return result.artifact
 
 
-def run_in_flow(name: str, inputs: Mapping[str, Artifact], context: StageContext) -> JobResult:
+def run_in_flow(name: str, inputs: Mapping[str, Artifact]) -> JobResult:
     """Run one stage, with its parts in Prefect tasks.
 
     Args:
         name: Name of the stage.
         inputs: Artifacts by kind; those that the stage does not name are ignored.
-        context: The recipe, store, catalogue and task runner of the flow run.
     """
+    context = _context.get()
     stage, recipe = get_stage(name), context.recipe
     job = make_job(
         stage,
