@@ -44,14 +44,12 @@ def tick(what: str, done: int, total: int, note: str = "") -> None:
     Raises:
         Stopped: The work is to stop.
     """
-    end_if_asked()
-    for listener in tuple(_listeners):
-        listener(what, done, total, note)
     stage = _own_stage()
-    if stage is not None:
-        stage.step(what, done, total, note)
-    else:
-        _tell(what, done, total, note)
+    if stage is None:
+        say(what, done, total, note)
+        return
+    _hear(what, done, total, note)
+    stage.step(what, done, total, note)
 
 
 def say(what: str, done: int, total: int, note: str = "") -> None:
@@ -66,10 +64,15 @@ def say(what: str, done: int, total: int, note: str = "") -> None:
     Raises:
         Stopped: The work is to stop.
     """
+    _hear(what, done, total, note)
+    _tell(what, done, total, note)
+
+
+def _hear(what: str, done: int, total: int, note: str) -> None:
+    """End the work if it is to stop, else pass a report to the listeners."""
     end_if_asked()
     for listener in tuple(_listeners):
         listener(what, done, total, note)
-    _tell(what, done, total, note)
 
 
 def advance(rows: int) -> None:

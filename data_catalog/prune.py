@@ -15,7 +15,7 @@ import json
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Container, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,9 @@ from upath import UPath
 from data_catalog.catalogue import Catalogue
 from data_catalog.errors import UsageError
 from data_catalog.manifest import MANIFEST
+from data_catalog.progress import say
 from data_catalog.storage.lock import is_abandoned
+from data_catalog.storage.reach import is_remote
 from data_catalog.store import LOCK, PART, Store
 
 #: Days for which the parts and checkpoints of a run that did not end are kept.
@@ -75,11 +77,8 @@ def plan_prune(
     rows = catalogue.artifacts()
     kept_keys = {row.key for row in rows if row.digest in needed}
     made_keys = {row.key for row in rows}
-    folders = [
-        store.root / "artifacts" / row.kind / row.digest
-        for row in rows
-        if row.digest not in needed and store.has(store.artifact(row.kind, row.digest))
-    ]
+    unneeded = [store.artifact(row.kind, row.digest) for row in rows if row.digest not in needed]
+    folders = [artifact.root for artifact in unneeded if store.has(artifact)]
     kept_parts: set[str] = set()
     plans = []
     for file in _children(store.root / "plans"):
@@ -120,9 +119,10 @@ def _needed(catalogue: Catalogue, keep: int, described_by: Container[str]) -> se
     kept += [artifact.digest for artifact, _ in filter(None, last)]
     needed = set(catalogue.lineage(kept))
     for row in reversed(catalogue.artifacts()):  # oldest first: scores come before their report
-        parents = set(catalogue.parents(row.digest).values())
-        if row.kind in described_by and parents and parents <= needed:
-            needed.add(row.digest)
+        if row.kind in described_by:
+            parents = set(catalogue.parents(row.digest).values())
+            if parents and parents <= needed:
+                needed.add(row.digest)
     return needed
 
 
@@ -142,20 +142,15 @@ def _freed(folders: Iterable[UPath]) -> int:
     links: Counter[tuple[int, int]] = Counter()
     sizes: dict[tuple[int, int], tuple[int, int]] = {}
     size = 0
-    for number, (path, is_local) in enumerate(_files(folders)):
+    files = (path for folder in folders for path in folder.rglob("*") if path.is_file())
+    for number, path in enumerate(files):
         about = path.stat()
-        identity = (about.st_dev, about.st_ino) if is_local else (-1, number)
+        identity = (-1, number) if is_remote(path) else (about.st_dev, about.st_ino)
         links[identity] += 1
-        sizes[identity] = int(about.st_size), int(about.st_nlink) if is_local else 1
+        sizes[identity] = int(about.st_size), 1 if is_remote(path) else int(about.st_nlink)
     for identity, (file_size, count) in sizes.items():
         size += file_size if links[identity] >= count else 0
     return size
-
-
-def _files(folders: Iterable[UPath]) -> Iterator[tuple[UPath, bool]]:
-    for folder in folders:
-        is_local = folder.protocol in ("", "file", "local")
-        yield from ((path, is_local) for path in folder.rglob("*") if path.is_file())
 
 
 def prune(
@@ -163,7 +158,6 @@ def prune(
     catalogue: Catalogue,
     keep: int,
     described_by: Container[str],
-    tell: Callable[[int, int], None],
 ) -> Prunable:
     """Remove what no kept version needs.
 
@@ -174,7 +168,6 @@ def prune(
         catalogue: Its catalogue.
         keep: Versions of each name that are kept.
         described_by: As for ``plan_prune``.
-        tell: Called with the number of removed folders and of all.
 
     Raises:
         RunsNow: A run is active.
@@ -196,7 +189,7 @@ def prune(
         ]
         for number, (folder, last) in enumerate(folders):
             _remove(folder, last)
-            tell(number + 1, len(folders))
+            say("prune", number + 1, len(folders), "folders")
         for plan in found.plans:
             plan.unlink()
     return found
@@ -206,7 +199,7 @@ def _remove(folder: UPath, mark: str) -> None:
     """Remove a folder; first the file by which it counts as whole."""
     if mark and (folder / mark).exists():
         (folder / mark).unlink()
-    if folder.protocol in ("", "file", "local"):
+    if not is_remote(folder):
         shutil.rmtree(folder.path)
     elif folder.exists():
         folder.fs.rm(folder.path, recursive=True)

@@ -48,7 +48,7 @@ _ENDED = ("Completed", "Skipped", "Failed", "Crashed", "Cancelled", "Cancelling"
 FLOWS: tuple[Flow[..., Any], ...] = (refresh_flow, pretrain_flow, evaluate_flow, audit_flow)
 
 
-def deploy_all(tell: Callable[[str], None]) -> list[str]:
+def deploy_all(tell: Callable[[str], None]) -> None:
     """Create or update the work pool and the deployment of each flow.
 
     The deployment of a flow has the flow's name. The refresh gets a nightly schedule, which is
@@ -56,24 +56,18 @@ def deploy_all(tell: Callable[[str], None]) -> list[str]:
 
     Args:
         tell: Called with a line about each step.
-
-    Returns:
-        The names of the deployments, ``flow/deployment``.
     """
-    names = []
     with get_client(sync_client=True) as client:
         with suppress(ObjectAlreadyExists):
             client.create_work_pool(WorkPoolCreate(name=POOL, type="process"))
         for flow in FLOWS:
             name = f"{flow.name}/{flow.name}"
             tell(f"deployment  {name}: {_deploy(client, flow)}")
-            names.append(name)
         if not client.read_automations_by_name(LOST_RUNS):
             client.create_automation(lost_runs())
             tell(f"automation  {LOST_RUNS}: created")
         for name in _remove_earlier(client):
             tell(f"deployment  {name}: removed, with its schedule; use geofm-refresh instead")
-    return names
 
 
 def _deploy(client: SyncPrefectClient, flow: Flow[..., Any]) -> str:

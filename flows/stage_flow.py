@@ -27,7 +27,6 @@ from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.futures import PrefectFuture, as_completed
 from prefect.states import Completed
 from prefect.task_runners import TaskRunner
-from prefect.utilities.annotations import quote
 
 from data_catalog.artifact import Artifact
 from data_catalog.catalogue import Catalogue
@@ -37,7 +36,7 @@ from data_catalog.stage import Job, Part, Stage
 from data_catalog.stopping import ask_to_stop
 from data_catalog.store import Store
 from flows.nights import JITTER, PAUSES_S, is_tried_again, turn_to_train
-from flows.tasks import UNCACHED, work
+from flows.tasks import UNCACHED, JobOfParts, work
 from geofm.config.recipe import Recipe
 from geofm.runtime.energy import Meter
 from geofm.stages import get_stage, section_of
@@ -142,8 +141,7 @@ class TaskMapper:
             WorkerLost: A worker process ended in the middle of a task.
         """
         tasks = count_tasks(len(parts), job.how["workers"], stage.at_once)
-        # quoted: the artifacts of the job belong to the stage's task, not to those of its parts
-        given: dict[str, Any] = {"stage": stage.name, "job": quote(job), "tasks": tasks}
+        given = {"stage": stage.name, "given": JobOfParts(job), "tasks": tasks}
         futures = {
             self._runner.submit(work, {**given, "number": number}): number
             for number in range(tasks)

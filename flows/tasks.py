@@ -18,15 +18,27 @@ from geofm.stages import get_stage
 UNCACHED: dict[str, Any] = {"cache_policy": NO_CACHE, "persist_result": False}
 
 
+class JobOfParts:
+    """Hold a job as a parameter of tasks.
+
+    Prefect looks for results of other tasks in a parameter that is a dataclass, and would draw an
+    edge from each stage that made an input of the job. It does not look into other objects. (Its
+    own ``quote`` reaches a worker of Dask as a tuple.)
+    """
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+
+
 @task(name="parts", task_run_name="{stage} {number} of {tasks}", **UNCACHED)
-def work(stage: str, job: Job, number: int, tasks: int) -> int:
+def work(stage: str, given: JobOfParts, number: int, tasks: int) -> int:
     """Compute the missing parts among every ``tasks``-th part from ``number`` on.
 
     Returns:
         The number of parts computed.
     """
     log_information()
-    return work_parts(get_stage(stage), job, read_plan(job)[number::tasks])
+    return work_parts(get_stage(stage), given.job, read_plan(given.job)[number::tasks])
 
 
 def log_information() -> None:

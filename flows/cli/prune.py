@@ -35,7 +35,6 @@ def prune(
     Example: `geofm prune --keep 3 --dry-run`
     """
     from data_catalog import prune as pruning
-    from data_catalog.progress import say
     from flows.settings import open_place
 
     place = open_place(store, catalog, write=not dry_run)
@@ -44,13 +43,7 @@ def prune(
     else:
         place.clean_up()
         with progress_bars():
-            found = pruning.prune(
-                place.store,
-                place.catalogue,
-                keep,
-                DESCRIBED_BY,
-                lambda done, total: say("prune", done, total, "folders"),
-            )
+            found = pruning.prune(place.store, place.catalogue, keep, DESCRIBED_BY)
     mib = found.size / 2**20
     if json_:
         print_json(

@@ -56,6 +56,11 @@ class Verification:
         """Samples whose source did not answer."""
         return [sample for sample in self.samples if sample.problem and not sample.changed]
 
+    @property
+    def identical(self) -> int:
+        """Number of samples that were cut again with identical pixels."""
+        return sum(sample.is_same for sample in self.samples)
+
     def check(self) -> None:
         """Raise an error unless everything is as sealed.
 
@@ -93,7 +98,7 @@ class Verification:
             ("problems", str(len(self.problems))),
             ("not read", str(len(self.unread))),
             ("samples cut again", f"{len(self.samples)}, seed {self.seed}"),
-            ("identical pixels", str(sum(sample.is_same for sample in self.samples))),
+            ("identical pixels", str(self.identical)),
         ]
         lines = ["| what | |", "|---|---|", *(f"| {a} | {b} |" for a, b in rows), ""]
         return "\n".join([*lines, *(f"- {text}" for text in [*self.problems, *self.unread])])
@@ -137,7 +142,7 @@ def print_verification(
                 "problems": found.problems,
                 "unread": found.unread,
                 "recut": len(found.samples),
-                "recut_identical": sum(sample.is_same for sample in found.samples),
+                "recut_identical": found.identical,
                 "recut_away": len(found.away),
                 "recut_seed": found.seed if recut else None,
             }

@@ -690,9 +690,9 @@ def _compare_aligned(
     filtered = _band_pass(unit)
     view = _oriented(filtered[right], orientation)
     _, shift = _correlation_peaks(_whitened_spectra(filtered[left]), _whitened_spectra(view), edge)
-    near = np.flatnonzero(np.abs(shift).max(axis=1, initial=0) <= MAX_SHIFT * edge)
+    near = np.abs(shift).max(axis=1, initial=0) <= MAX_SHIFT * edge
     similarity = np.zeros(len(left))
-    if len(near):
+    if near.any():
         fit = _fit(filtered[left[near]], view[near], shift[near])
         visible = (fit.left_contrast >= least[left[near]]) & (
             fit.right_contrast >= least[right[near]]
@@ -705,7 +705,7 @@ def _compare_aligned(
         )
     # the true shift may be half a pixel less than the whole number
     common = np.prod(edge - np.maximum(np.abs(shift) - 0.5, 0), axis=1)
-    iou = np.where(np.isin(np.arange(len(left)), near), common / (2 * edge * edge - common), 0)
+    iou = np.where(near, common / (2 * edge * edge - common), 0)
     return {"similarity": similarity, "shift": shift.astype(np.int16), "iou": iou}
 
 

@@ -34,7 +34,7 @@ def folders(store: Store) -> tuple[int, int]:
 
 
 def prune_all(store: Store, catalogue: Catalogue, keep: int = 1):
-    return prune(store, catalogue, keep, {"report"}, lambda done, total: None)
+    return prune(store, catalogue, keep, {"report"})
 
 
 def test_only_what_kept_versions_need_stays(store: Store, catalogue: Catalogue) -> None:
