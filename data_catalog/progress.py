@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 
 from data_catalog.stopping import end_if_asked
 
@@ -260,7 +260,10 @@ def report_stage(name: str, unit: str) -> Iterator[StageProgress]:
 
     with _lock:
         _stages.append(progress)
-    reporter = threading.Thread(target=repeat, name="geofm-progress", daemon=True)
+    # followers find the settings of the caller, such as the address of a server
+    reporter = threading.Thread(
+        target=copy_context().run, args=(repeat,), name="geofm-progress", daemon=True
+    )
     reporter.start()
     token = _current.set(progress)
     try:

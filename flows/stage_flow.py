@@ -24,6 +24,7 @@ from uuid import UUID
 import httpx
 from prefect import task
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.exceptions import PrefectException
 from prefect.futures import PrefectFuture, as_completed
 from prefect.states import Completed
 from prefect.task_runners import TaskRunner
@@ -120,7 +121,7 @@ class RunProgress:
             text = "\n".join(self._lines.values())
             percent = min(100.0 * sum(self._shares.values()) / self._stages, 100.0)
         # progress is a comfort: a server that is away for a moment must not end the stage
-        with suppress(httpx.HTTPError):
+        with suppress(httpx.HTTPError, PrefectException):
             update_progress_artifact(self._artifact, percent, text)
 
 

@@ -204,9 +204,9 @@ def test_a_power_cut_is_seen_and_the_next_click_goes_on(
     place = f"/deployments/{ui.deployments()['geofm-refresh']['id']}/create_flow_run"
     run = ui.post(place, parameters={"recipe": "demo", "changes": SMALL})
     address = f"/flow_runs/{run['id']}"
-    wait_for(lambda: api.get(address).json()["state_type"] == "RUNNING", 60)
+    wait_for(lambda: api.get(address).json()["state_type"] == "RUNNING", 180)
     tasks = {"flow_runs": {"id": {"any_": [run["id"]]}}}
-    wait_for(lambda: ui.post("/task_runs/filter", **tasks), 60)
+    wait_for(lambda: ui.post("/task_runs/filter", **tasks), 180)
     (worker,) = re.findall(r"worker +pid (\d+)", up.stdout)
     for pid in [int(worker), *descendants(int(worker))]:
         with suppress(ProcessLookupError):

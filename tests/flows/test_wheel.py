@@ -51,10 +51,10 @@ def test_commands_run_from_the_wheel_alone(wheel: Path, tmp_path: Path) -> None:
     folder.mkdir()
     install = ["-m", "pip", "install", "--quiet", "--no-deps", "--target", str(site), str(wheel)]
     run([sys.executable, *install], folder)
-    code = "import flows.deployments, geofm; print(geofm.__file__, flows.deployments.ROOT)"
+    code = "import flows.deployments, geofm; print(geofm.__file__, flows.deployments.__file__)"
     python = [sys.executable, "-P"]
     from_wheel = run([*python, "-c", code], folder, PYTHONPATH=str(site)).split()
-    assert from_wheel == [str(site / "geofm" / "__init__.py"), str(site)]
+    assert from_wheel == [str(site / "geofm/__init__.py"), str(site / "flows/deployments.py")]
     command = [*python, "-m", "flows.cli"]
     recipes = run([*command, "recipes"], folder, PYTHONPATH=str(site), COLUMNS="200")
     assert all(name in recipes for name in recipe_names())
