@@ -15,20 +15,21 @@ from tests.flows.conftest import SMALL, Outcome
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 
+#: A corner of the planet, and a part of it.
+AREA = (*SMALL, "--set", "search.bbox=5.70,45.07,5.76,45.10")
+FEWER = (*SMALL, "--set", "search.bbox=5.70,45.07,5.76,45.085")
 TRAINING = (
-    *SMALL, "--set", "pretrain.epochs=60", "--set", "pretrain.checkpoint_steps=5",
-    "--set", "pretrain.batch=8",
+    *AREA, "--set", "pretrain.epochs=20", "--set", "pretrain.checkpoint_steps=1",
+    "--set", "pretrain.batch=4",
 )  # fmt: skip
-#: A part of the small demo's area.
-FEWER = ("--set", "search.bbox=5.68,45.07,5.72,45.24")
 ENDS_WITHIN_S = 30
 
 
 def test_a_stopped_training_goes_on_with_its_dataset(
-    geofm_process: Callable[..., Outcome], environment: dict[str, str], tmp_path: Path
+    geofm: Callable[..., Outcome], environment: dict[str, str], tmp_path: Path
 ) -> None:
     store = ("--store", str(tmp_path / "store"))
-    first = geofm_process("refresh", "demo", *SMALL, *FEWER, *store, "--json").json
+    first = geofm("refresh", "demo", *FEWER, *store, "--json").json
     ref = first["version"]["ref"]
     command = [
         sys.executable, "-m", "flows.cli", "--verbose", "run", "demo", *TRAINING, "--dataset", ref,
@@ -42,13 +43,13 @@ def test_a_stopped_training_goes_on_with_its_dataset(
         deadline = time.monotonic() + 300
         while not list((tmp_path / "store").rglob("checkpoint*")):
             assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
-            time.sleep(0.5)
+            time.sleep(0.1)
         process.send_signal(signal.SIGTERM)
         assert process.wait(ENDS_WITHIN_S) == 130, log.read_text()[-3000:]
     assert "give the same command again" in log.read_text()
 
     # the catalogue lists more by now, and a refresh publishes it
-    second = geofm_process("refresh", "demo", *SMALL, *store, "--json").json
+    second = geofm("refresh", "demo", *AREA, *store, "--json").json
     assert second["version"]["new"]
     assert second["version"]["digest"] != first["version"]["digest"]
 

@@ -34,7 +34,7 @@ from tests.geofm.stac.nights_world import (
 
 FAULTS = [ABSENT, DOWN, WRONG]
 #: Sequences of up to eight nights.
-EXAMPLES = int(os.environ.get("GEOFM_EXAMPLES", "60"))
+EXAMPLES = int(os.environ.get("GEOFM_EXAMPLES", "30"))
 
 
 @pytest.fixture
