@@ -15,15 +15,19 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
+from typing import TypeVar
 
 from data_catalog.stopping import end_if_asked
 
 Listener = Callable[[str, int, int, str], None]
+Watcher = Callable[[str, int, Mapping[str, float]], None]
 _listeners: list[Listener] = []
 _followers: list[Listener] = []
+_watchers: list[Watcher] = []
+_Hearer = TypeVar("_Hearer")
 _lock = threading.Lock()
 
 #: Seconds between two lines about a stage.
@@ -66,6 +70,18 @@ def say(what: str, done: int, total: int, note: str = "") -> None:
     """
     _hear(what, done, total, note)
     _tell(what, done, total, note)
+
+
+def report_values(what: str, step: int, values: Mapping[str, float]) -> None:
+    """Report numbers of one step to the watchers of this process.
+
+    Args:
+        what: Name of the work, e.g. a stage.
+        step: Number of the step, from 0.
+        values: The numbers by name, e.g. the loss.
+    """
+    for watcher in tuple(_watchers):
+        watcher(what, step, values)
 
 
 def _hear(what: str, done: int, total: int, note: str) -> None:
@@ -113,6 +129,13 @@ def listen(listener: Listener) -> Iterator[None]:
 
 
 @contextmanager
+def watch(watcher: Watcher) -> Iterator[None]:
+    """Call ``watcher(what, step, values)`` on the numbers of every step while the block runs."""
+    with _registered(_watchers, watcher):
+        yield
+
+
+@contextmanager
 def follow(follower: Listener) -> Iterator[None]:
     """Call ``follower(what, done, total, note)`` on lines of progress while the block runs.
 
@@ -123,7 +146,7 @@ def follow(follower: Listener) -> Iterator[None]:
 
 
 @contextmanager
-def _registered(listeners: list[Listener], listener: Listener) -> Iterator[None]:
+def _registered(listeners: list[_Hearer], listener: _Hearer) -> Iterator[None]:
     with _lock:
         listeners.append(listener)
     try:
@@ -147,6 +170,7 @@ class StageProgress:
         self._started = self._phase_started = time.monotonic()
         self._phase = "planning"
         self._step = ""
+        self._own_step = (0, 0)
         self._rows: list[int] = []
         self._pending: list[tuple[str, int]] = []
         self._is_finished: Callable[[str], bool] = lambda _: False
@@ -188,9 +212,13 @@ class StageProgress:
 
     def step(self, what: str, done: int, total: int, note: str) -> None:
         """Note a tick within the stage, for the next line."""
-        name = "" if what == self._name else f"{what} "
         with self._lock:
-            self._step = f"{name}{done:,} of {total:,} {note}".rstrip()
+            # a stage without parts, such as a training, counts the steps of its seal
+            if what == self._name and self._phase == "sealing" and not self._rows:
+                self._own_step, self._step = (done, total), note
+            else:
+                name = "" if what == self._name else f"{what} "
+                self._step = f"{name}{done:,} of {total:,} {note}".rstrip()
 
     def advance(self, rows: int) -> None:
         """Note rows of a part that is being worked on in this process."""
@@ -217,6 +245,10 @@ class StageProgress:
     def _line(self) -> tuple[int, int, str]:
         """Return finished rows, all rows, and the rest of the line."""
         in_phase = time.monotonic() - self._phase_started
+        if self._own_step[1]:
+            done, total = self._own_step
+            self._shown = max(self._shown, done)
+            return self._shown, total, f"steps, {self._step}"
         total, parts = sum(self._rows), len(self._rows)
         since = max(self._rows_of_parts, self._advanced)
         self._shown = max(self._shown, min(self._rows_before + since, total))

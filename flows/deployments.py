@@ -30,12 +30,17 @@ from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.flows import Flow
 from prefect.utilities.callables import parameter_schema
 
-from flows.pipeline import audit_flow, evaluate_flow, pretrain_flow, refresh_flow
+from flows.gpu import CPU_POOL, GPU_POOL
+from flows.pipeline import (
+    audit_flow,
+    evaluate_flow,
+    gpu_stage_flow,
+    pretrain_flow,
+    refresh_flow,
+)
 from flows.settings import HEARTBEAT_S
 from geofm.config.recipe_book import recipe_names
 
-#: Name of the work pool, whose worker `geofm up` starts.
-POOL = "geofm"
 #: Tag of geofm's deployments.
 TAG = "geofm"
 #: Cron expression and time zone of the nightly refresh.
@@ -45,11 +50,18 @@ NIGHTLY, TIME_ZONE = "0 3 * * *", "UTC"
 LOST_RUNS, LOST_AFTER_S = "geofm: lost runs", 120
 #: States in which a run needs no heartbeat.
 _ENDED = ("Completed", "Skipped", "Failed", "Crashed", "Cancelled", "Cancelling", "Paused")
-FLOWS: tuple[Flow[..., Any], ...] = (refresh_flow, pretrain_flow, evaluate_flow, audit_flow)
+#: The pool of each flow.
+POOLS: dict[Flow[..., Any], str] = {
+    refresh_flow: CPU_POOL,
+    pretrain_flow: CPU_POOL,
+    evaluate_flow: CPU_POOL,
+    audit_flow: CPU_POOL,
+    gpu_stage_flow: GPU_POOL,
+}
 
 
 def deploy_all(tell: Callable[[str], None]) -> None:
-    """Create or update the work pool and the deployment of each flow.
+    """Create or update the work pools and the deployment of each flow.
 
     The deployment of a flow has the flow's name. The refresh gets a nightly schedule, which is
     paused until a user switches it on; schedules that are there are left as they are.
@@ -58,9 +70,10 @@ def deploy_all(tell: Callable[[str], None]) -> None:
         tell: Called with a line about each step.
     """
     with get_client(sync_client=True) as client:
-        with suppress(ObjectAlreadyExists):
-            client.create_work_pool(WorkPoolCreate(name=POOL, type="process"))
-        for flow in FLOWS:
+        for pool in (CPU_POOL, GPU_POOL):
+            with suppress(ObjectAlreadyExists):
+                client.create_work_pool(WorkPoolCreate(name=pool, type="process"))
+        for flow in POOLS:
             name = f"{flow.name}/{flow.name}"
             tell(f"deployment  {name}: {_deploy(client, flow)}")
         if not client.read_automations_by_name(LOST_RUNS):
@@ -76,7 +89,7 @@ def _deploy(client: SyncPrefectClient, flow: Flow[..., Any]) -> str:
         "description": flow.description,
         "entrypoint": f"flows.pipeline.{flow.fn.__name__}",
         "parameter_openapi_schema": parameter_schema(flow).model_dump(exclude_unset=True),
-        "work_pool_name": POOL,
+        "work_pool_name": POOLS[flow],
         "enforce_parameter_schema": True,
         # also on a worker that `geofm up` has not started
         "job_variables": {"env": {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": HEARTBEAT_S}},

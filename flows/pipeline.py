@@ -30,7 +30,6 @@ from pydantic import Field
 from data_catalog.artifact import Artifact
 from data_catalog.database.lease import LeaseHeld
 from data_catalog.errors import GeofmError, UsageError
-from data_catalog.progress import follow
 from data_catalog.provenance.lineage import ancestor
 from data_catalog.stopping import SharedEvent, new_run, share
 from data_catalog.storage.process import end_with_parent
@@ -50,11 +49,18 @@ from flows.form import (
     changes_text,
     recipe_of_form,
 )
-from flows.nights import is_scheduled, is_superseded
+from flows.gpu import job_of, warn_without_worker
+from flows.nights import deployed_run, is_scheduled, is_superseded
 from flows.preflight import check_once, check_runner
 from flows.run_name import name_of, rename_run
 from flows.settings import Place, may_wait, open_place
-from flows.stage_flow import RunProgress, StageContext, StageTasks
+from flows.stage_flow import (
+    RunProgress,
+    StageContext,
+    StageTasks,
+    run_job_task,
+    share_context,
+)
 from flows.summary import (
     PipelineRun,
     pictures_markdown,
@@ -62,7 +68,7 @@ from flows.summary import (
     scores_markdown,
     summary_markdown,
 )
-from flows.tasks import log_information
+from flows.tasks import JobOfParts, log_information
 from flows.versions import Published, publish, published_dataset, version_markdown, waiting_items
 from geofm.config.recipe import ComputeSettings, Recipe
 from geofm.planet.catalog.serving import serving_source
@@ -130,10 +136,12 @@ def _run_stages(recipe: Recipe, name: str, data_only: bool, dataset: str = "") -
     place.clean_up()
     run = PipelineRun(recipe, place.catalogue)
     version = run.version = _take_dataset(run, place, dataset) if dataset else None
-    check_once(recipe, place, data_only=data_only)
+    check_once(recipe, place, data_only=data_only, is_local=deployed_run() is None)
+    if not data_only:
+        warn_without_worker()
     with ExitStack() as stack:
         progress = RunProgress(recipe.name, len(DATA_STAGES if data_only else ALL_STAGES))
-        stack.enter_context(follow(progress.show))
+        stack.enter_context(progress.shown())
         stack.enter_context(serving_source(recipe.search.stac))
         runner = stack.enter_context(task_runner(recipe.compute))
         context = StageContext(recipe, place.store, place.catalogue, runner, wait=may_wait())
@@ -370,6 +378,27 @@ def audit_flow(
         found.check()
         log.info("%s", found.headline())
         return found.headline()
+
+
+@flow(name="geofm-stage", **FLOW)
+def gpu_stage_flow(description: dict[str, Any]) -> State[Any]:
+    """Run one stage that a run of another flow asks for. It is not for clicks.
+
+    Args:
+        description: The job (flows/gpu.py).
+    """
+    # The stage runs in the main thread: a training hears SIGTERM there, and writes a checkpoint.
+    with _logged():
+        place = open_place()
+        place.clean_up()
+        job = job_of(description, place.store, place.catalogue)
+        recipe = Recipe.model_validate({"name": job.stage, "compute": job.how})
+        with ExitStack() as stack:
+            stack.enter_context(RunProgress(job.stage, 1).shown())
+            runner = stack.enter_context(task_runner(recipe.compute))
+            share_context(StageContext(recipe, place.store, place.catalogue, runner))
+            named = run_job_task.with_options(task_run_name=job.stage)
+            return named(JobOfParts(job), return_state=True)
 
 
 def report_page(run: PipelineRun) -> Path | None:

@@ -49,13 +49,14 @@ class RunnerMissing(UsageError):
     """The task runner of the recipe is not installed, or its scheduler does not answer."""
 
 
-def check_run(recipe: Recipe, place: Place, data_only: bool) -> None:
+def check_run(recipe: Recipe, place: Place, data_only: bool, is_local: bool = True) -> None:
     """Check everything that a run needs except its imagery.
 
     Args:
         recipe: settings of the run.
         place: store and catalogue of the run.
         data_only: the run ends with the dataset (``geofm refresh``).
+        is_local: all stages run on this machine, so the device must be here.
 
     Raises:
         CannotBegin: lists each problem with its field and its remedy.
@@ -85,10 +86,9 @@ def check_run(recipe: Recipe, place: Place, data_only: bool) -> None:
     _report(quick)
     if not data_only:
         _report([("evaluate.tasks", partial(_check_tasks, recipe))])
-    heavy: list[Check] = [
-        ("embed.encoder", partial(_check_encoder, recipe, place)),
-        ("compute.device", partial(_check_device, recipe)),
-    ]
+    heavy: list[Check] = [("embed.encoder", partial(_check_encoder, recipe, place))]
+    if is_local:
+        heavy.append(("compute.device", partial(_check_device, recipe)))
     if not data_only:
         heavy += [
             ("pretrain.name", partial(_check_title, recipe)),
@@ -97,7 +97,9 @@ def check_run(recipe: Recipe, place: Place, data_only: bool) -> None:
     _report(heavy)
 
 
-def check_once(recipe: Recipe, place: Place, data_only: bool, keep: bool = False) -> None:
+def check_once(
+    recipe: Recipe, place: Place, data_only: bool, keep: bool = False, is_local: bool = True
+) -> None:
     """Check a run, unless the command that starts it in this process has just checked it.
 
     Args:
@@ -105,12 +107,13 @@ def check_once(recipe: Recipe, place: Place, data_only: bool, keep: bool = False
         place: store and catalogue of the run.
         data_only: the run ends with the dataset.
         keep: record that the checks passed, for the flow that is called next.
+        is_local: all stages run on this machine.
     """
     key = digest_of([recipe.model_dump(mode="json"), place.store.url, data_only])
     if key in _passed:
         _passed.discard(key)
         return
-    check_run(recipe, place, data_only)
+    check_run(recipe, place, data_only, is_local)
     if keep:
         _passed.add(key)
 

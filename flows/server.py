@@ -22,7 +22,7 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -217,7 +217,7 @@ def running_server() -> Server | None:
         return None
     proven = _proves(server)
     if server.alive and proven is False:
-        _stop(server.pid, server.mark)
+        stop_process(server.pid, server.mark)
         return None
     return server if server.alive or proven else None
 
@@ -329,45 +329,7 @@ def stop_server() -> bool:
                 )
             pid = pid if not server.mark and _proves(server) else 0
         (home() / "server.json").unlink(missing_ok=True)
-        return _stop(pid, mark)
-
-
-def note_worker(pid: int, store: str) -> None:
-    """Record a worker that runs in the background, and the store of its runs."""
-    note = {"pid": pid, "mark": process_mark(pid), "home": home_mark(), "store": store}
-    write_note("worker.pid", note)
-
-
-def running_worker(server: Server, store: str, tell: Callable[[str], None]) -> int:
-    """Return the process id of the home's background worker if it can stay; 0 otherwise.
-
-    A worker of another store or catalogue, or of an earlier server, is stopped.
-    """
-    note = read_note("worker.pid")
-    pid, mark = note.get("pid"), note.get("mark")
-    if note.get("home") != home_mark() or type(pid) is not int or process_mark(pid) != mark:
-        return 0
-    _, variables, _ = _inspect(pid)
-    wanted = {"PREFECT_API_URL": server.api, "GEOFM_CATALOG": os.environ.get("GEOFM_CATALOG")}
-    if note.get("store") == store and all(variables.get(n) == v for n, v in wanted.items()):
-        return pid
-    tell(f"worker      pid {pid} of store {note.get('store')} stops, with its runs")
-    stop_worker()
-    return 0
-
-
-def stop_worker() -> bool:
-    """Stop the home's background worker and its runs; return False if there is none."""
-    path = home() / "worker.pid"
-    note = read_note("worker.pid")
-    if note.get("home") == home_mark():
-        pid, mark = note.get("pid"), note.get("mark")
-    else:
-        pid, mark = _earlier_worker(path), ""
-    path.unlink(missing_ok=True)
-    if type(pid) is not int or (mark and process_mark(pid) != mark):
-        return False
-    return _stop(pid, process_mark(pid))
+        return stop_process(pid, mark)
 
 
 def _read_server(note: dict[str, Any]) -> Server | None:
@@ -413,7 +375,7 @@ def _is_open_server(note: dict[str, Any]) -> bool:
     """Return whether an earlier version of geofm started the server of a note, without password."""
     if "ui" not in note or "mark" in note:
         return False
-    words, variables, folder = _inspect(note.get("pid"))
+    words, variables, folder = inspect_process(note.get("pid"))
     prefect_home = variables.get("PREFECT_HOME")
     return (
         {"prefect", "server"} <= words
@@ -422,19 +384,7 @@ def _is_open_server(note: dict[str, Any]) -> bool:
     )
 
 
-def _earlier_worker(path: Path) -> int:
-    """Return the process id of a worker that an earlier version of geofm recorded; 0 for none."""
-    try:
-        pid = int(path.read_text())
-    except (OSError, ValueError):
-        return 0
-    words, variables, _ = _inspect(pid)
-    address = f"{read_note('server.json').get('ui')}/api"
-    own = {"prefect", "worker"} <= words and variables.get("PREFECT_API_URL") == address
-    return pid if own else 0
-
-
-def _inspect(pid: Any) -> tuple[set[str], dict[str, str], Path]:
+def inspect_process(pid: Any) -> tuple[set[str], dict[str, str], Path]:
     """Return command line, environment and folder of a process of the user; empty if unknown."""
     try:
         process = Path(f"/proc/{pid if type(pid) is int and pid > 1 else 'none'}")
@@ -447,16 +397,17 @@ def _inspect(pid: Any) -> tuple[set[str], dict[str, str], Path]:
     return {os.fsdecode(word) for word in words}, {name: value for name, _, value in pairs}, folder
 
 
-def _stop(pid: int, mark: str) -> bool:
-    """End a process group; kill it after ``STOP_SECONDS``."""
+def stop_process(pid: int, mark: str, seconds: float = STOP_SECONDS) -> bool:
+    """End a process with its group, or alone if it leads none; kill it after some seconds."""
     if pid <= 1:
         return False
     with suppress(ProcessLookupError):
-        os.killpg(pid, signal.SIGTERM)
-        deadline = time.monotonic() + STOP_SECONDS
+        send = os.killpg if os.getpgid(pid) == pid else os.kill
+        send(pid, signal.SIGTERM)
+        deadline = time.monotonic() + seconds
         while process_mark(pid) == mark != "":
             if time.monotonic() > deadline:
-                os.killpg(pid, signal.SIGKILL)
+                send(pid, signal.SIGKILL)
                 break
             time.sleep(0.1)
     return True

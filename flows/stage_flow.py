@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor
-from contextlib import nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -26,17 +26,20 @@ from prefect import task
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.exceptions import PrefectException
 from prefect.futures import PrefectFuture, as_completed
-from prefect.states import Completed
+from prefect.states import Cancelled, Completed
 from prefect.task_runners import TaskRunner
 
 from data_catalog.artifact import Artifact
 from data_catalog.catalogue import Catalogue
 from data_catalog.errors import RunError
+from data_catalog.progress import follow, watch
 from data_catalog.run import JobResult, PartProgress, find, make_job, run_job
 from data_catalog.stage import Job, Part, Stage
-from data_catalog.stopping import ask_to_stop
+from data_catalog.stopping import Stopped, ask_to_stop
 from data_catalog.store import Store
+from flows.gpu import GPU_POOL, belongs_to_gpu, run_in_gpu_pool, trains
 from flows.nights import JITTER, PAUSES_S, is_tried_again, turn_to_train
+from flows.summary import curves_markdown
 from flows.tasks import UNCACHED, JobOfParts, work
 from geofm.config.recipe import Recipe
 from geofm.runtime.energy import Meter
@@ -44,8 +47,8 @@ from geofm.stages import get_stage, section_of
 
 #: Most task runs of one stage: the server's database grows with tasks, not with parts.
 MOST_TASKS = 32
-#: Seconds between two writings of the progress.
-WRITTEN_EVERY_S = 2.0
+#: Seconds between two writings of the progress, and between two pictures of a training.
+WRITTEN_EVERY_S, DRAWN_EVERY_S = 2.0, 30.0
 
 
 class WorkerLost(RunError):
@@ -72,6 +75,11 @@ class StageContext:
 #: the task of a stage, with its parameters, to the workers of its parts. Threads of the flow
 #: inherit it.
 _context: ContextVar[StageContext] = ContextVar("geofm_stage_context")
+
+
+def share_context(context: StageContext) -> None:
+    """Let the tasks of stages that start from now on find what they share."""
+    _context.set(context)
 
 
 def count_tasks(parts: int, workers: int, at_once: int = 1) -> int:
@@ -103,7 +111,9 @@ class RunProgress:
         self._lock = threading.Lock()
         self._lines: dict[str, str] = {}
         self._shares: dict[str, float] = {}
-        self._written = 0.0
+        self._written = self._drawn = 0.0
+        self._values: dict[int, dict[str, float]] = {}
+        self._picture = ""
         self._artifact = cast(
             UUID,
             create_progress_artifact(0.0, key=f"geofm-progress-{recipe}", description="begins"),
@@ -118,11 +128,28 @@ class RunProgress:
             if now - self._written < WRITTEN_EVERY_S and done < total:
                 return
             self._written = now
-            text = "\n".join(self._lines.values())
+            values = {}
+            if now - self._drawn > DRAWN_EVERY_S:
+                self._drawn, values = now, dict(self._values)
+        picture = curves_markdown(values) if values else ""
+        with self._lock:
+            self._picture = picture or self._picture
+            text = "\n".join([*self._lines.values(), self._picture])
             percent = min(100.0 * sum(self._shares.values()) / self._stages, 100.0)
         # progress is a comfort: a server that is away for a moment must not end the stage
         with suppress(httpx.HTTPError, PrefectException):
             update_progress_artifact(self._artifact, percent, text)
+
+    def note_values(self, _stage: str, step: int, values: Mapping[str, float]) -> None:
+        """Note the numbers of a step of training, for a picture of its curves."""
+        with self._lock:
+            self._values[step] = dict(values)
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """Show the progress of all stages while the block runs."""
+        with follow(self.show), watch(self.note_values):
+            yield
 
 
 class TaskMapper:
@@ -171,7 +198,7 @@ class StageTasks:
     """
 
     def __init__(self, context: StageContext, given: Mapping[str, Artifact] | None = None) -> None:
-        _context.set(context)
+        share_context(context)
         self._inputs: dict[str, Artifact | PrefectFuture[Any]] = dict(given or {})
         self._futures: dict[str, PrefectFuture[Any]] = {}
 
@@ -200,6 +227,7 @@ class StageTasks:
             names: The stages, in the order of the pipeline.
 
         Raises:
+            Stopped: A stage was stopped.
             Exception: That of a stage, as soon as one fails; the others may still be working.
         """
         futures = {name: self._futures[name] for name in names}
@@ -208,6 +236,8 @@ class StageTasks:
             # a stage that lacks the result of a failed one is not ready, and no cause
             if future.state.is_failed() or future.state.is_crashed():
                 future.result()
+            if future.state.is_cancelled():
+                raise Stopped(future.state.message or "a stage was stopped")
         return {name: future.result() for name, future in futures.items()}
 
     def replace(self, name: str, artifact: Artifact) -> None:
@@ -215,24 +245,41 @@ class StageTasks:
         self._inputs[get_stage(name).kind] = artifact
 
 
-@task(
-    retries=len(PAUSES_S),
-    retry_delay_seconds=list(PAUSES_S),
-    retry_jitter_factor=JITTER,
-    retry_condition_fn=is_tried_again,
+#: Options of the tasks that run a stage.
+STAGE_TASK: dict[str, Any] = {
+    "retries": len(PAUSES_S),
+    "retry_delay_seconds": list(PAUSES_S),
+    "retry_jitter_factor": JITTER,
+    "retry_condition_fn": is_tried_again,
     **UNCACHED,
-)
+}
+
+
+@task(**STAGE_TASK)
 def run_stage_task(name: str, inputs: dict[str, Artifact]) -> Any:
     """Run one stage; a stage whose result is there already ends as ``Unchanged``."""
-    result = run_in_flow(name, inputs)
+    try:
+        result = run_in_flow(name, inputs)
+    except Stopped as stopped:
+        return Cancelled(message=str(stopped))
     if result.metrics.get("cached"):
         message = f"{result.artifact.manifest.kind} {result.artifact.digest[:12]}"
         return Completed(name="Unchanged", message=message, data=result.artifact)
     return result.artifact
 
 
+@task(**STAGE_TASK)
+def run_job_task(given: JobOfParts) -> Any:
+    """Run a job that another flow run asks for (flows/gpu.py)."""
+    try:
+        result = _run_here(get_stage(given.job.stage), given.job, _context.get())
+    except Stopped as stopped:
+        return Cancelled(message=str(stopped))
+    return Completed(message=f"{result.artifact.kind} {result.artifact.digest[:12]}")
+
+
 def run_in_flow(name: str, inputs: Mapping[str, Artifact]) -> JobResult:
-    """Run one stage, with its parts in Prefect tasks.
+    """Run one stage, with its parts in Prefect tasks, or in the pool of GPU workers.
 
     Args:
         name: Name of the stage.
@@ -250,9 +297,19 @@ def run_in_flow(name: str, inputs: Mapping[str, Artifact]) -> JobResult:
         context.catalogue.url,
         recipe.compute.model_dump(),
     )
-    trains = stage.exclusive and stage.device is not None
-    trains = trains and find(stage, job, context.catalogue) is None
-    turn = turn_to_train(context.catalogue) if trains else nullcontext()
+    if belongs_to_gpu(stage, job) and find(stage, job, context.catalogue) is None:
+        run_in_gpu_pool(job, recipe.name)
+        artifact = find(stage, job, context.catalogue)
+        if artifact is None:
+            raise RunError(f"{name} has ended in the pool {GPU_POOL}, but its result is gone")
+        return JobResult(artifact, {})
+    return _run_here(stage, job, context)
+
+
+def _run_here(stage: Stage, job: Job, context: StageContext) -> JobResult:
+    """Run a job on this machine."""
+    waits = trains(stage) and find(stage, job, context.catalogue) is None
+    turn = turn_to_train(context.catalogue) if waits else nullcontext()
     with turn:
         mapper = TaskMapper(context.runner)
         return run_job(stage, job, context.catalogue, mapper, context.meter.stage, context.wait)

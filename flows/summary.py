@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -112,25 +113,47 @@ def summary_markdown(run: PipelineRun) -> str:
 #: Pictures of the report that are shown in the UI, with their titles, and their largest edge.
 SHOWN = {"funnel": "Chips by step", "kept-chips": "Kept chips", "training": "Training"}
 SHOWN_PX = 640
+#: Most steps in the curves of a training that is going on.
+SHOWN_STEPS = 2000
 
 
 def pictures_markdown(report: Artifact) -> str:
     """Return some pictures of a report, inline and small, as Markdown for the Prefect UI."""
-    from PIL import Image
-
     lines = []
     there = report.manifest.facts.get("pictures", [])
     for name, title in SHOWN.items():
         if f"{name}.png" not in there:
             continue
-        with Image.open(report.local(f"{name}.png")) as picture:
-            small = picture.convert("RGB")
-            small.thumbnail((SHOWN_PX, SHOWN_PX))
-        data = io.BytesIO()
-        small.save(data, "JPEG", quality=75)
-        text = base64.b64encode(data.getvalue()).decode()
-        lines += [f"### {title}", f"![{title}](data:image/jpeg;base64,{text})", ""]
+        lines += [f"### {title}", _inline(report.local(f"{name}.png").read_bytes(), title), ""]
     return "\n".join(lines)
+
+
+def curves_markdown(values: Mapping[int, Mapping[str, float]]) -> str:
+    """Return a picture of the curves of a training, inline and small, as Markdown.
+
+    Args:
+        values: Numbers by step, as ``metrics.parquet`` has them; at most ``SHOWN_STEPS`` are drawn.
+    """
+    import pandas as pd
+
+    from geofm.reporting.plots import plot_training
+
+    steps = sorted(values)
+    shown = steps[:: len(steps) // SHOWN_STEPS + 1]
+    picture = plot_training(pd.DataFrame([{"step": step, **values[step]} for step in shown]))
+    return f"\n{_inline(picture.png, picture.alt)}\n"
+
+
+def _inline(picture: bytes, title: str) -> str:
+    """Return a picture as a small JPEG within Markdown."""
+    from PIL import Image
+
+    with Image.open(io.BytesIO(picture)) as whole:
+        small = whole.convert("RGB")
+    small.thumbnail((SHOWN_PX, SHOWN_PX))
+    data = io.BytesIO()
+    small.save(data, "JPEG", quality=75)
+    return f"![{title}](data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()})"
 
 
 def _in_and_out(counts: dict[str, int], dropped: dict[str, int]) -> str:

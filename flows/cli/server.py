@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import os
 import shlex
-import subprocess
-import sys
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from flows.cli.console import err, out, print_json
 from flows.cli.options import Catalog, Json, Store
 
-#: Seconds that a worker may take to end when `geofm up` has ended.
-WORKER_GRACE_S = 30.0
+Pool = Literal["cpu", "gpu"]
 
 
 def up(
     store: Store = "",
     catalog: Catalog = "",
     detach: Annotated[
-        bool, typer.Option("--detach", help="Start the worker in the background, and return.")
+        bool,
+        typer.Option("--detach", help="Keep the workers running in the background, and return."),
     ] = False,
+    only: Annotated[
+        Pool | None,
+        typer.Option(
+            "--only",
+            help="Start only the worker of the pool geofm-cpu, or of geofm-gpu, which trains: for "
+            "workers on several machines. [default: both]",
+        ),
+    ] = None,
     host: Annotated[
         str,
         typer.Option(
@@ -34,18 +40,26 @@ def up(
         ),
     ] = "",
 ) -> None:
-    """Start a Prefect server and a worker, with forms to refresh, pretrain, evaluate and audit.
+    """Start a Prefect server and workers, with forms to refresh, pretrain, evaluate and audit.
 
     In the UI, choose a deployment, click Run, and fill in the form: empty fields are as in the
     recipe. Schedules and whatever else was changed in the UI stay as they are. The UI asks for
     a password once per browser: the value of PREFECT_API_AUTH_STRING that `geofm env` prints. If
-    PREFECT_API_URL is set, that server is used and none is started.
+    PREFECT_API_URL is set, that server is used and none is started. A worker that ends is started
+    again.
 
-    Example: `geofm up --store /data/store --detach`
+    Example: `geofm up --store /data/store --detach`, or with a machine for training, there:
+    `geofm up --only gpu --store s3://bucket/geofm`
     """
-    from data_catalog.storage.process import child_command
-    from flows.server import HOST, find_or_launch, note_worker, running_worker, wait_for
+    from flows.server import HOST, find_or_launch, wait_for
     from flows.settings import open_place
+    from flows.workers import (
+        keep_running,
+        note_workers,
+        place_of_workers,
+        running_workers,
+        start_detached,
+    )
 
     if host:
         os.environ[HOST] = host
@@ -58,7 +72,8 @@ def up(
     server = find_or_launch()
     tell(f"Prefect     {server.ui}, starting" if server.pid else f"Prefect     {server.ui}")
     wait_for(server)
-    from flows.deployments import POOL, deploy_all
+    from flows.deployments import deploy_all
+    from flows.gpu import CPU_POOL, GPU_POOL
 
     # No deployment has an address: the worker gets them from the environment. That of the catalogue
     # may hold a password, and Prefect stores parameters.
@@ -70,34 +85,31 @@ def up(
         out.print(
             "password    `geofm env` prints it; the UI asks once per browser", highlight=False
         )
-    start_worker = ["worker", "start", "--pool", POOL, "--type", "process"]
-    if pid := running_worker(server, place.store.url, tell):
-        tell(f"worker      pid {pid}, already running")
+    pools = [pool for pool in (CPU_POOL, GPU_POOL) if pool.endswith(only or "")]
+    where = place_of_workers(server, place.store.url, place.catalogue.url, pools)
+    if pid := running_workers(where, tell):
+        tell(f"workers     pid {pid}, already running")
         return
+    names = " and ".join(pools)
     if detach:
-        log = (place.store.local_root / "worker.log").open("ab")
-        worker = subprocess.Popen(  # noqa: S603
-            [sys.executable, "-m", "prefect", *start_worker],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            env=os.environ,
-            start_new_session=True,
-        )
-        note_worker(worker.pid, place.store.url)
-        out.print(f"worker      pid {worker.pid}, log {log.name}", highlight=False)
+        log = place.store.local_root / "worker.log"
+        pid = start_detached(pools, log)
+        note_workers(pid, where)
+        tell(f"workers     pid {pid}, of {names}, log {log}")
         return
-    err.print("The worker runs until Ctrl-C; the server stays until `geofm down`.", highlight=False)
-    worker_command = child_command("prefect", *start_worker, grace_s=WORKER_GRACE_S)
-    raise typer.Exit(subprocess.call(worker_command, env=os.environ))  # noqa: S603
+    tell(f"workers     of {names}")
+    err.print("Workers run until Ctrl-C; the server stays until `geofm down`.", highlight=False)
+    note_workers(os.getpid(), where)
+    keep_running(pools, tell)
 
 
 def down() -> None:
-    """Stop the Prefect server that geofm started, and its background worker."""
-    from flows.server import stop_server, stop_worker
+    """Stop the Prefect server that geofm started, and the workers."""
+    from flows.server import stop_server
+    from flows.workers import stop_workers
 
-    worker, server = stop_worker(), stop_server()
-    out.print("stopped" if worker or server else "no server that geofm started is running")
+    workers, server = stop_workers(), stop_server()
+    out.print("stopped" if workers or server else "no server that geofm started is running")
 
 
 def env(json_: Json = False) -> None:

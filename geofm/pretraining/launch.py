@@ -14,7 +14,7 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from data_catalog.artifact import Artifact
 from data_catalog.errors import GeofmError, RunError, UsageError
-from data_catalog.progress import listen, tick
+from data_catalog.progress import listen, report_values, tick, watch
 from data_catalog.storage.lock import lock_file
 from data_catalog.storage.process import child_command, end_with_parent, is_gone, process_mark
 from geofm.config.recipe import PretrainSettings
@@ -150,7 +150,10 @@ def _run_workers(
                 terminated = True
             with suppress(Empty):
                 report = json.loads(lines.get(timeout=1.0))
-                tick(report["what"], report["done"], report["total"], report["note"])
+                if "values" in report:
+                    report_values(report["what"], report["step"], report["values"])
+                else:
+                    tick(report["what"], report["done"], report["total"], report["note"])
         return process.wait()
     finally:
         if process.poll() is None:
@@ -229,14 +232,20 @@ def _train_as_worker(folder: Path, task: dict[str, Any]) -> int:
     weights = ResolvedWeights(**{role: _weights_from(w) for role, w in task["weights"].items()})
     features = np.load(folder / FEATURES) if (folder / FEATURES).exists() else None
 
-    def report(what: str, done: int, total: int, note: str) -> None:
-        line = json.dumps({"what": what, "done": done, "total": total, "note": note})
+    def send(**report: Any) -> None:
         with suppress(BrokenPipeError):  # the parent has ended, and this process will end too
-            print(line, flush=True)
+            print(json.dumps(report), flush=True)
+
+    def report(what: str, done: int, total: int, note: str) -> None:
+        send(what=what, done=done, total=total, note=note)
+
+    def report_step(what: str, step: int, values: Mapping[str, float]) -> None:
+        if int(os.environ["RANK"]) == 0:  # every process knows the mean over all of them
+            send(what=what, step=step, values=dict(values))
 
     settings = PretrainSettings.model_validate(task["settings"])
     try:
-        with listen(report):
+        with listen(report), watch(report_step):
             result = train(
                 open_corpus(Artifact(task["dataset"]), settings.statistics),
                 settings,

@@ -39,8 +39,8 @@ from torch import Tensor, nn
 
 from data_catalog.errors import RunError, UsageError, first_line
 from data_catalog.hashing import digest_of
-from data_catalog.progress import tick
-from data_catalog.stopping import is_asked
+from data_catalog.progress import report_values, tick
+from data_catalog.stopping import Stopped, is_asked
 from geofm.config.recipe import EXECUTION, PretrainSettings
 from geofm.embeddings.weights import Weights
 from geofm.pretraining.checkpoint import (
@@ -79,7 +79,7 @@ STEPS_BETWEEN_LOGS = {"cpu": 1, "cuda": 20}
 READER_THREADS = {"cpu": 1, "cuda": 4}
 
 
-class Interrupted(RunError):
+class Interrupted(Stopped):
     """The run was stopped by a signal; its checkpoint is kept."""
 
 
@@ -244,6 +244,8 @@ def _set_up(
     if checkpoint is not None:
         progress = _restore(folder, checkpoint, trainer, average)
         log.info("pretrain: resuming after step %d of %d", progress.step, schedule.steps)
+        for step, row in enumerate(progress.history):
+            report_values("pretrain", step, dict(zip(METRIC_COLUMNS, row, strict=True)))
     guard = DivergenceGuard(settings.spike_steps)
     for row in progress.history:
         guard.add(_unweighted_loss(row))
@@ -377,7 +379,9 @@ def _log_steps(run: _Run, stop_requested: bool, log_metrics: Callable[..., None]
         progress.history.append(list(row.values()))
         run.guard.add(_unweighted_loss(progress.history[-1]))
         run.guard.check(schedule.steps, rate)
-        log_metrics(step, {name: value for name, value in row.items() if not math.isnan(value)})
+        known = {name: value for name, value in row.items() if not math.isnan(value)}
+        log_metrics(step, known)
+        report_values("pretrain", step, known)
     return stop
 
 

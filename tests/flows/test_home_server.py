@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 
 from data_catalog.errors import UsageError
 from data_catalog.storage.process import process_mark
-from flows import home, serve, server
+from flows import home, serve, server, workers
 from flows.cli.main import app
 from tests.flows.conftest import files_with_secret
 from tests.flows.homes import Enter, start, status, stranger
@@ -290,7 +290,7 @@ def test_the_server_of_an_earlier_version_is_refused_with_the_remedy(enter: Ente
             time.sleep(0.01)
         with pytest.raises(UsageError, match=r"earlier version.*geofm down"):
             server.find_or_launch()
-        assert server.stop_worker() and worker.wait(5) == -signal.SIGTERM
+        assert workers.stop_workers() and worker.wait(5) == -signal.SIGTERM
         assert server.stop_server() and old.wait(5) == -signal.SIGTERM
         assert start().alive
     finally:
@@ -303,19 +303,19 @@ def test_a_worker_is_ended_only_by_its_own_home(enter: Enter) -> None:
     command = [sys.executable, "-c", "import time; time.sleep(600)"]
     worker = subprocess.Popen(command, start_new_session=True)
     try:
-        server.note_worker(worker.pid, "")
+        workers.note_workers(worker.pid, {})
         shutil.copytree(folder, folder.with_name("copy"))
         enter("copy")
-        assert not server.stop_worker()
+        assert not workers.stop_workers()
         enter("home")
         note = json.loads((folder / "worker.pid").read_text())
         (folder / "worker.pid").write_text(json.dumps({**note, "mark": f"{note['mark']}9"}))
-        assert not server.stop_worker() and worker.poll() is None
+        assert not workers.stop_workers() and worker.poll() is None
         for damaged in ("", "x", "-1", "1", "null", "[1]", json.dumps({**note, "pid": None})):
             (folder / "worker.pid").write_text(damaged)
-            assert not server.stop_worker() and worker.poll() is None
-        server.note_worker(worker.pid, "")
-        assert server.stop_worker() and worker.wait(5) == -signal.SIGTERM
+            assert not workers.stop_workers() and worker.poll() is None
+        workers.note_workers(worker.pid, {})
+        assert workers.stop_workers() and worker.wait(5) == -signal.SIGTERM
     finally:
         worker.kill()
 
@@ -364,6 +364,6 @@ def test_no_damage_to_the_notes_is_a_traceback(enter: Enter, data: st.DataObject
             changed[data.draw(st.integers(0, len(changed) - 1))] = data.draw(st.integers(0, 255))
         (folder / name).write_bytes(changed[: data.draw(st.integers(0, len(changed)))])
     assert server.running_server() is None
-    assert not server.stop_worker()
+    assert not workers.stop_workers()
     assert not server.stop_server()
     server._listen("127.0.0.1").close()

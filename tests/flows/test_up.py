@@ -5,21 +5,20 @@ from __future__ import annotations
 import os
 import re
 import signal
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 
 from data_catalog.catalogue import open_catalogue
-from flows import server
+from flows import workers
 from geofm.config.recipe_book import recipe_names
 from geofm.stages import DATA_STAGES, get_stage
 from tests.data_catalog.helpers import NO_STORE
 from tests.flows.conftest import Outcome, files_with_secret
+from tests.flows.ui import Ui, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -31,76 +30,10 @@ SMALL = ["search.bbox=5.70,45.07,5.76,45.10", "embed.size_px=64"]
 def up(geofm_process: Callable[..., Outcome], tmp_path: Path) -> Iterator[Outcome]:
     done = geofm_process("up", "--detach", "--store", str(tmp_path / "store"))
     yield done
-    found = re.search(r"worker +pid (\d+)", done.stdout)
-    assert server.stop_worker() == (found is not None)
+    found = re.search(r"workers +pid (\d+)", done.stdout)
+    assert workers.stop_workers() == (found is not None)
     if found:
         wait_for(lambda: not Path(f"/proc/{found[1]}/cmdline").exists(), 5)
-
-
-def wait_for(what: Callable[[], object], seconds: float) -> object:
-    """The first true answer within a time; fails the test otherwise."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if answer := what():
-            return answer
-        time.sleep(1)
-    raise AssertionError(f"not within {seconds} s")
-
-
-class Ui:
-    """What a user does in the UI, by the requests that it makes."""
-
-    def __init__(self, api: httpx.Client) -> None:
-        self.api = api
-
-    def post(self, path: str, **json: Any) -> Any:
-        for _ in range(5):  # a busy server asks to come again, as the UI and the client do
-            answer = self.api.post(path, json=json)
-            if answer.status_code != 503:
-                break
-            time.sleep(2)
-        return answer.raise_for_status().json()
-
-    def deployments(self) -> dict[str, Any]:
-        query = {"tags": {"all_": ["geofm"]}}
-        return {one["name"]: one for one in self.post("/deployments/filter", deployments=query)}
-
-    def run(self, deployment: str, name: str | None = None, **parameters: Any) -> dict[str, Any]:
-        """Fill in a form, submit it, and wait for the end of the run."""
-        place = f"/deployments/{self.deployments()[deployment]['id']}/create_flow_run"
-        run = self.post(place, parameters=parameters, **({"name": name} if name else {}))
-        address = f"/flow_runs/{run['id']}"
-        ended = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
-        wait_for(lambda: self.api.get(address).json()["state_type"] in ended, 400)
-        found: dict[str, Any] = self.api.get(address).json()
-        return found
-
-    def graph(self, run: str) -> tuple[dict[str, str], set[tuple[str, str]]]:
-        """The state of each stage's task, and the edges between them, in the UI's graph."""
-        found = self.api.get(f"/flow_runs/{run}/graph-v2").raise_for_status().json()
-        nodes = dict(found["nodes"])
-        states = {
-            task["name"]: task["state_name"]
-            for task in self.post("/task_runs/filter", flow_runs={"id": {"any_": [run]}})
-        }
-        stages = {node["label"]: states[node["label"]] for node in nodes.values()
-                  if node["label"] in DATA_STAGES}  # fmt: skip
-        edges = {
-            (node["label"], nodes[child["id"]]["label"])
-            for node in nodes.values()
-            for child in node["children"]
-        }
-        return stages, edges
-
-    def logged(self, run: str, *words: str) -> bool:
-        """Whether a line of a run's log has some words; lines arrive a little after the end."""
-        query = {"flow_run_id": {"any_": [run]}}
-
-        def found() -> bool:
-            lines = [line["message"] for line in self.post("/logs/filter", logs=query)]
-            return any(all(word in line for word in words) for line in lines)
-
-        return bool(wait_for(found, 30))
 
 
 def test_deploy_schedule_and_run(
@@ -113,6 +46,8 @@ def test_deploy_schedule_and_run(
     assert up.code == 0, up.stderr
     ui = Ui(api)
     forms = ui.deployments()
+    stage = forms.pop("geofm-stage")
+    assert (stage["work_pool_name"], stage["path"]) == ("geofm-gpu", None)
     assert set(forms) == {"geofm-refresh", "geofm-pretrain", "geofm-evaluate", "geofm-audit"}
     for form in forms.values():
         assert f"{form['name']}/{form['name']}: created" in up.stdout
@@ -144,8 +79,8 @@ def test_deploy_schedule_and_run(
     # an upgrade or a restart leaves it as it is
     again = geofm_process("up", "--detach", "--store", str(tmp_path / "store"))
     assert "geofm-refresh/geofm-refresh: up to date" in again.stdout
-    (worker,) = re.findall(r"worker +pid (\d+)", up.stdout)
-    assert f"worker      pid {worker}, already running" in again.stdout
+    (worker,) = re.findall(r"workers +pid (\d+)", up.stdout)
+    assert f"workers     pid {worker}, already running" in again.stdout
     (kept,) = ui.deployments()["geofm-refresh"]["schedules"]
     assert kept["active"]
     assert {name: kept["schedule"][name] for name in mine} == mine
@@ -207,7 +142,7 @@ def test_a_power_cut_is_seen_and_the_next_click_goes_on(
     wait_for(lambda: api.get(address).json()["state_type"] == "RUNNING", 180)
     tasks = {"flow_runs": {"id": {"any_": [run["id"]]}}}
     wait_for(lambda: ui.post("/task_runs/filter", **tasks), 180)
-    (worker,) = re.findall(r"worker +pid (\d+)", up.stdout)
+    (worker,) = re.findall(r"workers +pid (\d+)", up.stdout)
     for pid in [int(worker), *descendants(int(worker))]:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)

@@ -1,0 +1,95 @@
+"""Two workers with homes, caches and folders of their own: one for data, one for training."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from data_catalog.catalogue import open_catalogue
+from data_catalog.store import open_store
+from flows import workers
+from geofm.stages import DATA_STAGES
+from tests.flows.conftest import Outcome
+from tests.flows.ui import Ui, wait_for
+
+pytestmark = [pytest.mark.slow, pytest.mark.long]
+
+#: A corner of the demo, as lines of the form's list of changes.
+CORNER = [
+    "search.bbox=5.70,45.07,5.76,45.10", "embed.size_px=64", "pretrain.batch=4",
+    "pretrain.checkpoint_steps=1", "evaluate.resamples=100", "evaluate.max_images=160",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Machines:
+    """Two machines that share a store and a catalogue.
+
+    Attributes:
+        folder: Holds a home, a cache and a working folder for each pool.
+    """
+
+    folder: Path
+    store: str
+    catalogue: str
+
+    def cache(self, pool: str) -> Path:
+        return self.folder / f"{pool} cache"
+
+    def test_training_runs_where_the_gpu_is(
+    machines: Machines, api: httpx.Client, geofm: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    ui = Ui(api)
+    run = ui.run("geofm-pretrain", epochs=1, changes=CORNER)
+    assert run["state"]["type"] == "COMPLETED", run["state"]
+    (child,) = ui.children(run["id"])
+    assert (child["name"], child["state_name"]) == ("pretrain · demo", "Completed")
+    assert ui.stages(child["id"]) == {"pretrain": "Completed"}
+    assert set(DATA_STAGES) | {"pretrain", "evaluate", "report"} <= set(ui.stages(run["id"]))
+
+    # each run was on its own machine, and no address is in the parameters
+    for pool, here, there in (("cpu", run, child), ("gpu", child, run)):
+        assert here["id"] in machines.logged(pool) and there["id"] not in machines.logged(pool)
+    sent = str(child["parameters"])
+    assert not [
+        address
+        for address in (str(machines.folder), machines.store, machines.catalogue)
+        if address in sent
+    ]
+
+    # the dataset is that of a single machine
+    alone = geofm("refresh", "demo", *[part for line in CORNER for part in ("--set", line)],
+                  "--store", str(tmp_path / "alone"), "--catalog", "", "--json")  # fmt: skip
+    assert alone.code == 0, alone.stderr
+    store = open_store(machines.store, write=False)
+    published = open_catalogue(machines.catalogue, store).resolve("demo")
+    assert published.digest == alone.json["artifacts"]["pack"]
+
+
+def test_a_cancelled_training_leaves_a_checkpoint(machines: Machines, api: httpx.Client) -> None:
+    ui = Ui(api)
+    training: dict[str, Any] = {"epochs": 3000, "changes": CORNER}
+    run = ui.start("geofm-pretrain", **training)
+    wait_for(lambda: list(machines.cache("gpu").rglob("checkpoint*")), 400)
+    (child,) = ui.children(run)
+    assert not list(machines.cache("cpu").rglob("checkpoint*"))
+    ui.cancel(run)
+    assert ui.end(run, 45)["state_name"] == "Cancelled"
+    assert ui.end(child["id"], 30)["state_name"] == "Cancelled"
+    assert ui.stages(run)["pretrain"] == "Cancelled"
+    assert ui.stages(child["id"]) == {"pretrain": "Cancelled"}
+
+    again = ui.start("geofm-pretrain", **training)
+    (child,) = wait_for(lambda: ui.children(again), 400)
+    assert ui.logged(child["id"], "resuming after step", seconds=200)
+    ui.cancel(again)
+    assert ui.end(again, 45)["state_name"] == "Cancelled"
+    assert ui.end(child["id"], 30)["state_name"] == "Cancelled"

@@ -1,0 +1,66 @@
+"""Workers are started again when they end, and end with the process that keeps them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+#: Keeps two stand-ins for workers, which write their process ids and sleep.
+SCRIPT = """
+import sys
+from flows import workers
+code = "import os, sys, time; print(os.getpid(), file=open(sys.argv[1], 'a')); time.sleep(600)"
+workers.worker_command = lambda pool: [sys.executable, "-c", code, pool]
+workers.keep_running(["a", "b"], lambda line: print(line, flush=True))
+"""
+
+
+def pids(folder: Path, pool: str) -> list[int]:
+    """Process ids that the workers of a pool have written, in order."""
+    path = folder / pool
+    return [int(line) for line in path.read_text().split()] if path.exists() else []
+
+
+def wait_for_pid(folder: Path, pool: str, count: int) -> int:
+    deadline = time.monotonic() + 30
+    while len(pids(folder, pool)) < count:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return pids(folder, pool)[-1]
+
+
+def is_running(pid: int) -> bool:
+    with suppress(OSError):
+        return (Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]) != "Z"
+    return False
+
+
+@pytest.fixture
+def keeper(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    with subprocess.Popen(
+        [sys.executable, "-c", SCRIPT], cwd=tmp_path, stdout=subprocess.PIPE, text=True
+    ) as process:
+        yield process
+        process.kill()
+
+
+def test_a_worker_that_dies_is_started_again(keeper: subprocess.Popen[str], tmp_path: Path) -> None:
+    first, other = wait_for_pid(tmp_path, "a", 1), wait_for_pid(tmp_path, "b", 1)
+    os.kill(first, signal.SIGKILL)
+    second = wait_for_pid(tmp_path, "a", 2)
+    assert second != first
+    assert keeper.stdout is not None
+    assert "worker of a: ended (-9)" in keeper.stdout.readline()
+    assert pids(tmp_path, "b") == [other] and is_running(other)
+
+    keeper.send_signal(signal.SIGTERM)
+    assert keeper.wait(20) == 0
+    assert not is_running(second) and not is_running(other)
