@@ -51,6 +51,7 @@ from flows.form import (
     recipe_of_form,
 )
 from flows.nights import is_scheduled, is_superseded
+from flows.open_lineage import report_flow
 from flows.preflight import check_once, check_runner
 from flows.run_name import name_of, rename_run
 from flows.settings import Place, may_wait, open_place
@@ -113,7 +114,8 @@ def _logged() -> Iterator[None]:
     log_information()
     new_run()
     try:
-        yield
+        with report_flow():
+            yield
     except GeofmError as error:
         log.error("%s", error)
         raise

@@ -37,6 +37,7 @@ from data_catalog.stage import Job, Part, Stage
 from data_catalog.stopping import ask_to_stop
 from data_catalog.store import Store
 from flows.nights import JITTER, PAUSES_S, is_tried_again, turn_to_train
+from flows.open_lineage import report_stage
 from flows.tasks import UNCACHED, JobOfParts, work
 from geofm.config.recipe import Recipe
 from geofm.runtime.energy import Meter
@@ -253,6 +254,7 @@ def run_in_flow(name: str, inputs: Mapping[str, Artifact]) -> JobResult:
     trains = stage.exclusive and stage.device is not None
     trains = trains and find(stage, job, context.catalogue) is None
     turn = turn_to_train(context.catalogue) if trains else nullcontext()
-    with turn:
-        mapper = TaskMapper(context.runner)
-        return run_job(stage, job, context.catalogue, mapper, context.meter.stage, context.wait)
+    names = {"dataset": recipe.pack.name, "model": recipe.model_name}
+    with turn, report_stage(stage, job, context.catalogue, names) as note:
+        mapper, meter = TaskMapper(context.runner), context.meter.stage
+        return note(run_job(stage, job, context.catalogue, mapper, meter, context.wait))

@@ -136,8 +136,8 @@ def publish(catalogue: Catalogue, name: str, artifact: Artifact) -> Published:
 def announce(version: Published, artifact: Artifact) -> None:
     """Announce a version that the flow run of the caller has published.
 
-    A new version is a Prefect event, to which automations can react. Prefect sends its events in
-    the background and fails no run if it cannot.
+    A new version is a Prefect event, to which automations can react, and an output of the run in
+    OpenLineage. Prefect sends its events in the background and fails no run if it cannot.
 
     Args:
         version: The version; one that is not new is not announced.
@@ -146,6 +146,8 @@ def announce(version: Published, artifact: Artifact) -> None:
     if not version.new:
         return
     from prefect.events import emit_event
+
+    from flows.open_lineage import report_published
 
     row, kind = version.row, artifact.kind
     # a model's rows are the chips that it was trained on
@@ -158,6 +160,7 @@ def announce(version: Published, artifact: Artifact) -> None:
         },
         payload={"ref": version.ref, "digest": row.digest, "chips": chips},
     )
+    report_published(artifact, row.name, row.version)
 
 
 def _has_same_content(catalogue: Catalogue, newest: NameRow, artifact: Artifact) -> bool:
