@@ -23,7 +23,7 @@ from prefect.client.schemas.actions import (
 )
 from prefect.client.schemas.objects import StateType
 from prefect.client.schemas.schedules import CronSchedule
-from prefect.events.actions import ChangeFlowRunState
+from prefect.events.actions import ChangeFlowRunState, RunDeployment
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
@@ -48,6 +48,8 @@ NIGHTLY, TIME_ZONE = "0 3 * * *", "UTC"
 #: Automation that ends runs whose process is gone, and seconds without a heartbeat after which it
 #: does.
 LOST_RUNS, LOST_AFTER_S = "geofm: lost runs", 120
+#: Automation that pretrains on each dataset version that a refresh publishes.
+PRETRAIN_ON_NEW = "geofm: pretrain on a new dataset"
 #: States in which a run needs no heartbeat.
 _ENDED = ("Completed", "Skipped", "Failed", "Crashed", "Cancelled", "Cancelling", "Paused")
 #: The pool of each flow.
@@ -76,9 +78,11 @@ def deploy_all(tell: Callable[[str], None]) -> None:
         for flow in POOLS:
             name = f"{flow.name}/{flow.name}"
             tell(f"deployment  {name}: {_deploy(client, flow)}")
-        if not client.read_automations_by_name(LOST_RUNS):
-            client.create_automation(lost_runs())
-            tell(f"automation  {LOST_RUNS}: created")
+        for automation in (lost_runs(), pretrain_on_new(client)):
+            if not client.read_automations_by_name(automation.name):
+                client.create_automation(automation)
+                switch = "" if automation.enabled else ", switched off"
+                tell(f"automation  {automation.name}: created{switch}")
         for name in _remove_earlier(client):
             tell(f"deployment  {name}: removed, with its schedule; use geofm-refresh instead")
 
@@ -148,6 +152,32 @@ def lost_runs() -> AutomationCore:
                 force=True,
             )
         ],
+    )
+
+
+def pretrain_on_new(client: SyncPrefectClient) -> AutomationCore:
+    """Return the automation that pretrains on each new version; a user may switch it on.
+
+    Only refreshes trigger it: a run of geofm-pretrain that publishes a dataset trains on it itself.
+    """
+    deployment = client.read_deployment_by_name(f"{pretrain_flow.name}/{pretrain_flow.name}")
+    ref = {"__prefect_kind": "jinja", "template": "{{ event.payload.ref }}"}
+    return AutomationCore(
+        name=PRETRAIN_ON_NEW,
+        description="When geofm-refresh publishes a dataset version, geofm-pretrain trains on it. "
+        "Add the recipe to the parameters of the action if it is not the form's default.",
+        tags=[TAG],
+        enabled=False,
+        trigger=EventTrigger(
+            expect={"geofm.dataset.published"},
+            match=ResourceSpecification({"prefect.resource.id": "geofm.dataset.*"}),
+            match_related=ResourceSpecification(
+                {"prefect.resource.role": "flow", "prefect.resource.name": refresh_flow.name}
+            ),
+            posture=Posture.Reactive,
+            threshold=1,
+        ),
+        actions=[RunDeployment(deployment_id=deployment.id, parameters={"dataset": ref})],
     )
 
 

@@ -51,6 +51,7 @@ from flows.form import (
 )
 from flows.gpu import job_of, warn_without_worker
 from flows.nights import deployed_run, is_scheduled, is_superseded
+from flows.open_lineage import report_flow
 from flows.preflight import check_once, check_runner
 from flows.run_name import name_of, rename_run
 from flows.settings import Place, may_wait, open_place
@@ -69,7 +70,14 @@ from flows.summary import (
     summary_markdown,
 )
 from flows.tasks import JobOfParts, log_information
-from flows.versions import Published, publish, published_dataset, version_markdown, waiting_items
+from flows.versions import (
+    Published,
+    announce,
+    publish,
+    published_dataset,
+    version_markdown,
+    waiting_items,
+)
 from geofm.config.recipe import ComputeSettings, Recipe
 from geofm.planet.catalog.serving import serving_source
 from geofm.stages import ALL_STAGES, DATA_STAGES, get_stage
@@ -112,7 +120,8 @@ def _logged() -> Iterator[None]:
     log_information()
     new_run()
     try:
-        yield
+        with report_flow():
+            yield
     except GeofmError as error:
         log.error("%s", error)
         raise
@@ -156,6 +165,7 @@ def _run_stages(recipe: Recipe, name: str, data_only: bool, dataset: str = "") -
             tasks.submit(MODEL_STAGES)
             run.artifacts |= tasks.results(["pretrain"])
             run.model = publish(place.catalogue, recipe.model_name, run.artifacts["pretrain"])
+            announce(run.model, run.artifacts["pretrain"])
             create_markdown_artifact(version_markdown(run.model), key=f"geofm-model-{recipe.name}")
             run.artifacts |= tasks.results(MODEL_STAGES)
     if "report" in run.artifacts:
@@ -178,6 +188,7 @@ def _make_dataset(run: PipelineRun, place: Place, tasks: StageTasks, wait: bool)
         # If the newest version holds the same samples under another digest, training goes on
         # with that version, so that the same samples are not trained on twice.
         run.artifacts[DATA_STAGES[-1]] = place.catalogue.get(version.row.digest)
+        announce(version, run.artifacts[DATA_STAGES[-1]])
         tasks.replace(DATA_STAGES[-1], run.artifacts[DATA_STAGES[-1]])
         return replace(version, waiting=waiting_items(place.catalogue, dataset))
 

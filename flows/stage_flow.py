@@ -39,6 +39,7 @@ from data_catalog.stopping import Stopped, ask_to_stop
 from data_catalog.store import Store
 from flows.gpu import GPU_POOL, belongs_to_gpu, run_in_gpu_pool, trains
 from flows.nights import JITTER, PAUSES_S, is_tried_again, turn_to_train
+from flows.open_lineage import report_stage
 from flows.summary import curves_markdown
 from flows.tasks import UNCACHED, JobOfParts, work
 from geofm.config.recipe import Recipe
@@ -297,13 +298,27 @@ def run_in_flow(name: str, inputs: Mapping[str, Artifact]) -> JobResult:
         context.catalogue.url,
         recipe.compute.model_dump(),
     )
-    if belongs_to_gpu(stage, job) and find(stage, job, context.catalogue) is None:
-        run_in_gpu_pool(job, recipe.name)
-        artifact = find(stage, job, context.catalogue)
-        if artifact is None:
-            raise RunError(f"{name} has ended in the pool {GPU_POOL}, but its result is gone")
-        return JobResult(artifact, {})
-    return _run_here(stage, job, context)
+    names = {"dataset": recipe.pack.name, "model": recipe.model_name}
+    with report_stage(stage, job, context.catalogue, names) as note:
+        if belongs_to_gpu(stage, job) and find(stage, job, context.catalogue) is None:
+            return note(_run_in_gpu_pool(stage, job, context))
+        return note(_run_here(stage, job, context))
+
+
+def _run_in_gpu_pool(stage: Stage, job: Job, context: StageContext) -> JobResult:
+    """Run a job in the pool of GPU workers.
+
+    Raises:
+        RunError: The child run failed, or the result is not in this catalogue.
+    """
+    run_in_gpu_pool(job, context.recipe.name)
+    artifact = find(stage, job, context.catalogue)
+    if artifact is None:
+        raise RunError(
+            f"{stage.name} has ended in the pool {GPU_POOL}, but its result is not in the store "
+            f"{context.store.url}"
+        )
+    return JobResult(artifact, {})
 
 
 def _run_here(stage: Stage, job: Job, context: StageContext) -> JobResult:

@@ -133,6 +133,36 @@ def publish(catalogue: Catalogue, name: str, artifact: Artifact) -> Published:
         return Published(row, new=True, difference=difference)
 
 
+def announce(version: Published, artifact: Artifact) -> None:
+    """Announce a version that the flow run of the caller has published.
+
+    A new version is a Prefect event, to which automations can react, and an output of the run in
+    OpenLineage. Prefect sends its events in the background and fails no run if it cannot.
+
+    Args:
+        version: The version; one that is not new is not announced.
+        artifact: Its dataset or model.
+    """
+    if not version.new:
+        return
+    from prefect.events import emit_event
+
+    from flows.open_lineage import report_published
+
+    row, kind = version.row, artifact.kind
+    # a model's rows are the chips that it was trained on
+    chips = artifact.manifest.counts["rows_out"]
+    emit_event(
+        event=f"geofm.{kind}.published",
+        resource={
+            "prefect.resource.id": f"geofm.{kind}.{row.name}",
+            "prefect.resource.name": row.name,
+        },
+        payload={"ref": version.ref, "digest": row.digest, "chips": chips},
+    )
+    report_published(artifact, row.name, row.version)
+
+
 def _has_same_content(catalogue: Catalogue, newest: NameRow, artifact: Artifact) -> bool:
     """Return whether the newest version has the same content as an artifact."""
     if newest.digest == artifact.digest or artifact.kind != "dataset":

@@ -44,7 +44,43 @@ class Machines:
     def cache(self, pool: str) -> Path:
         return self.folder / f"{pool} cache"
 
-    def test_training_runs_where_the_gpu_is(
+    def logged(self, pool: str) -> str:
+        """The log of the worker of a pool."""
+        return "".join(path.read_text() for path in self.cache(pool).rglob("worker.log"))
+
+
+@pytest.fixture(scope="module")
+def machines(
+    environment: dict[str, str],
+    tmp_path_factory: pytest.TempPathFactory,
+    s3: str,
+    postgres_url: str,
+) -> Iterator[Machines]:
+    """Start a worker for each pool, as two machines do."""
+    folder = tmp_path_factory.mktemp("machines")
+    made = Machines(folder, f"{s3}/{folder.name}", postgres_url)
+    keys = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+    homes = {pool: folder / f"{pool} home" for pool in ("cpu", "gpu")}
+    for pool, home in homes.items():
+        mine = {
+            "GEOFM_HOME": str(home), "GEOFM_CACHE": str(made.cache(pool)),
+            "GEOFM_STORE": made.store, "GEOFM_CATALOG": made.catalogue,
+        }  # fmt: skip
+        (work := folder / f"{pool} work").mkdir()
+        done = subprocess.run(
+            [sys.executable, "-m", "flows.cli", "up", "--only", pool, "--detach"], cwd=work,
+            env={**environment, **keys, **mine}, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert f"of geofm-{pool}, log" in done.stdout
+    yield made
+    for home in homes.values():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("GEOFM_HOME", str(home))
+            assert workers.stop_workers()
+
+
+def test_training_runs_where_the_gpu_is(
     machines: Machines, api: httpx.Client, geofm: Callable[..., Outcome], tmp_path: Path
 ) -> None:
     ui = Ui(api)
