@@ -3,14 +3,15 @@
     pipeline      the flows: refresh, pretrain, evaluate, audit
     form          the fields of their forms in the Prefect UI; ``run_name`` names their runs
     stage_flow    the stages as one graph of Prefect tasks; ``tasks`` has the task of their parts
+    gpu           a stage as a child run in the pool of GPU workers
     nights        scheduled and clicked runs: what is left out, takes turns, or is tried again
     preflight     checks before the first stage
     versions      published versions of datasets and models, and their differences
     summary       the result of a run, as a table and as JSON
     launch        a run from the terminal: server, flow, progress bars, summary
     deployments   the forms and the nightly schedule in the Prefect UI
-    server        find, start and stop the Prefect server; ``serve`` is its process
-    home          the folder of that server: secret, address, database, log
+    open_lineage  what a run reports to a lineage service; ``open_lineage_events`` has the events
+    service       the Prefect server and the workers of a home
     settings      open the store and the catalogue
     cli           the command ``geofm``
 

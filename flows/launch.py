@@ -15,7 +15,7 @@ import typer
 from data_catalog.progress import say
 from flows.cli.console import err, out, print_json, print_table, progress_bars
 from flows.preflight import check_once
-from flows.server import find_or_launch, wait_for
+from flows.service.server import find_or_launch, wait_for
 from geofm.config.recipe_book import load_recipe
 
 

@@ -51,15 +51,15 @@ def up(
     Example: `geofm up --store /data/store --detach`, or with a machine for training, there:
     `geofm up --only gpu --store s3://bucket/geofm`
     """
-    from flows.server import HOST, find_or_launch, wait_for
-    from flows.settings import open_place
-    from flows.workers import (
+    from flows.service.server import HOST, find_or_launch, wait_for
+    from flows.service.workers import (
         keep_running,
         note_workers,
         place_of_workers,
         running_workers,
         start_detached,
     )
+    from flows.settings import open_place
 
     if host:
         os.environ[HOST] = host
@@ -105,8 +105,8 @@ def up(
 
 def down() -> None:
     """Stop the Prefect server that geofm started, and the workers."""
-    from flows.server import stop_server
-    from flows.workers import stop_workers
+    from flows.service.server import stop_server
+    from flows.service.workers import stop_workers
 
     workers, server = stop_workers(), stop_server()
     out.print("stopped" if workers or server else "no server that geofm started is running")
@@ -117,7 +117,7 @@ def env(json_: Json = False) -> None:
 
     Example: `eval "$(geofm env)"`, then `prefect flow-run ls`
     """
-    from flows.server import client_variables
+    from flows.service.server import client_variables
 
     variables = client_variables()
     if json_:

@@ -18,7 +18,7 @@ import httpx
 import pytest
 
 from data_catalog.errors import UsageError
-from flows import home, serve, server
+from flows.service import home, serve, server
 from tests.flows.homes import Enter
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 
-from flows import serve, server
+from flows.service import serve, server
 
 #: Makes a home the current one.
 Enter = Callable[[str], Path]

@@ -8,7 +8,7 @@ import sys
 
 import uvicorn
 
-from flows.serve import guard
+from flows.service.serve import guard
 
 
 async def app(scope, receive, send) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from data_catalog.catalogue import open_catalogue
 from data_catalog.store import open_store
-from flows import workers
+from flows.service import workers
 from geofm.stages import DATA_STAGES
 from tests.flows.conftest import Outcome
 from tests.flows.ui import Ui, wait_for

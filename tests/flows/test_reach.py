@@ -20,8 +20,8 @@ import pytest
 from typer.testing import CliRunner
 
 from data_catalog.errors import UsageError
-from flows import home, serve, server
 from flows.cli.main import app
+from flows.service import home, serve, server
 from tests.flows.homes import Enter, start, stranger
 
 

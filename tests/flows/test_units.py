@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from data_catalog.redaction import printable
-from flows import deployments, serve
+from flows import deployments
 from flows.cli.main import app
+from flows.service import serve
 from flows.stage_flow import MOST_TASKS, count_tasks
 
 

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from data_catalog.catalogue import open_catalogue
-from flows import workers
+from flows.service import workers
 from geofm.config.recipe_book import recipe_names
 from geofm.stages import DATA_STAGES, get_stage
 from tests.data_catalog.helpers import NO_STORE

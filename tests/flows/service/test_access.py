@@ -315,7 +315,7 @@ def test_the_prefect_command_works_with_geofm_env(
 def test_two_homes_that_start_at_once_have_each_their_own_prefect(
     environment: dict[str, str], tmp_path: Path
 ) -> None:
-    code = "from flows import server; server.wait_for(server.find_or_launch())"
+    code = "from flows.service import server; server.wait_for(server.find_or_launch())"
     plain = {name: value for name, value in environment.items() if name not in SET_BY_SERVER}
     homes = [{**plain, "GEOFM_HOME": str(tmp_path / name)} for name in "ab"]
     command = [sys.executable, "-m", "flows.cli"]
@@ -347,7 +347,7 @@ def test_two_homes_that_start_at_once_have_each_their_own_prefect(
 
 
 def test_compose_asks_for_its_secrets() -> None:
-    folder = Path(__file__).resolve().parents[2] / "docker"
+    folder = Path(__file__).resolve().parents[3] / "docker"
     text = (folder / "compose.yaml").read_text()
     services = yaml.safe_load(text)["services"]
     server, worker = services["server"]["environment"], services["worker"]["environment"]
@@ -357,7 +357,7 @@ def test_compose_asks_for_its_secrets() -> None:
     origins = server["PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS"].split(",")
     assert origins == ["http://127.0.0.1:4200", "http://localhost:4200"]
     assert services["server"]["ports"] == ["127.0.0.1:4200:4200"]
-    assert "flows.serve" in services["server"]["command"]
+    assert "flows.service.serve" in services["server"]["command"]
     assert "/api/health" in str(services["server"]["healthcheck"])
     assert not [name for name in server if name.startswith("AWS_")]
     assert ":-geofm" not in text and text.count("${GEOFM_DB_PASSWORD:?") == 3

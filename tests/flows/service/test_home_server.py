@@ -23,8 +23,8 @@ from typer.testing import CliRunner
 
 from data_catalog.errors import UsageError
 from data_catalog.storage.process import process_mark
-from flows import home, serve, server, workers
 from flows.cli.main import app
+from flows.service import home, serve, server, workers
 from tests.flows.conftest import files_with_secret
 from tests.flows.homes import Enter, start, status, stranger
 
@@ -209,7 +209,7 @@ def test_a_relayed_answer_is_no_proof(enter: Enter) -> None:
 
 def test_two_homes_at_once_have_each_their_own_server(enter: Enter, tmp_path: Path) -> None:
     code = (
-        "import json; from flows import serve, server; "
+        "import json; from flows.service import serve, server; "
         f"serve.__file__ = {serve.__file__!r}; server.wait_for(server.find_or_launch()); "
         "print(json.dumps(server.client_variables()))"
     )

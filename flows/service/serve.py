@@ -1,7 +1,7 @@
 """The process of the Prefect server, in which each request needs the home's secret.
 
-The module runs as a script, or as ``python -m flows.serve``. Prefect's own variables configure the
-server, and Prefect checks the secret in requests to its API. This module adds:
+The module runs as a script, or as ``python -m flows.service.serve``. Prefect's own variables
+configure the server, and Prefect checks the secret in requests to its API. This module adds:
 
 - The server refuses to start without a secret, without CSRF protection, or with every origin
   allowed.

@@ -4,9 +4,9 @@ If the user has configured a server (PREFECT_API_URL), geofm uses it. Otherwise 
 which keeps its files in ``GEOFM_HOME``, runs on for the next command, and ends with ``geofm down``.
 Prefect's own temporary server is never used, because it loses some of its rows.
 
-A server of the home requires the home's secret in each request (``flows.serve``). Before a command
-sends the secret, the server must prove that it knows it, and its process must be the one that the
-home started. So no other program that listens on the port receives the secret.
+A server of the home requires the home's secret in each request (``flows.service.serve``). Before
+a command sends the secret, the server must prove that it knows it, and its process must be the one
+that the home started. So no other program that listens on the port receives the secret.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ import urllib3
 
 from data_catalog.errors import RunError, UsageError
 from data_catalog.storage.process import is_gone, process_mark
-from flows import serve
-from flows.home import (
+from flows.service import serve
+from flows.service.home import (
     auth_string,
     home,
     home_mark,

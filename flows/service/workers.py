@@ -1,8 +1,9 @@
 """The workers of the home: one for each pool, kept running until `geofm down`, Ctrl-C or SIGTERM.
 
 ``keep_running`` starts the workers and starts one again that has ended, whatever ended it. It runs
-in the process of `geofm up`, or as ``python -m flows.workers`` behind `geofm up --detach`. Workers
-end with it. A note in the home says which process it is, so a home has one worker for each pool.
+in the process of `geofm up`, or as ``python -m flows.service.workers`` behind `geofm up --detach`.
+Workers end with it. A note in the home says which process it is, so a home has one worker for each
+pool.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from typing import Any
 
 from data_catalog.hashing import digest_of
 from data_catalog.storage.process import child_command, process_mark
-from flows.home import home, home_mark, read_note, write_note
-from flows.server import Server, inspect_process, stop_process
+from flows.service.home import home, home_mark, read_note, write_note
+from flows.service.server import Server, inspect_process, stop_process
 
 NOTE = "worker.pid"
 #: Seconds that a worker has to end: a training writes its checkpoint.
@@ -115,7 +116,7 @@ def start_detached(pools: Sequence[str], log: Path) -> int:
     with log.open("ab") as output:
         process = subprocess.Popen(  # noqa: S603
             # -P: a folder "flows" in the current folder is not run instead
-            [sys.executable, "-P", "-m", "flows.workers", *pools],
+            [sys.executable, "-P", "-m", "flows.service.workers", *pools],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

@@ -16,7 +16,7 @@ import pytest
 #: Keeps two stand-ins for workers, which write their process ids and sleep.
 SCRIPT = """
 import sys
-from flows import workers
+from flows.service import workers
 code = "import os, sys, time; print(os.getpid(), file=open(sys.argv[1], 'a')); time.sleep(600)"
 workers.worker_command = lambda pool: [sys.executable, "-c", code, pool]
 workers.keep_running(["a", "b"], lambda line: print(line, flush=True))
