@@ -11,6 +11,8 @@ from data_catalog.store import Store, open_store
 
 #: Variable that, if set, makes a run stop at once where it would wait for another one.
 NO_WAIT = "GEOFM_NO_WAIT"
+#: Variable with the address at which `geofm up` serves reports (flows/service/pages.py).
+PAGES = "GEOFM_PAGES"
 #: Seconds between two heartbeats of a run, for the environment of its process.
 HEARTBEAT_S = "30"
 
@@ -53,3 +55,9 @@ def open_place(store: str = "", catalog: str = "", write: bool = True) -> Place:
 def may_wait() -> bool:
     """Tell whether a run waits while another one refreshes the same dataset or trains the model."""
     return not os.environ.get(NO_WAIT)
+
+
+def report_address(digest: str) -> str:
+    """Return the address of a report for a browser; empty if the process knows of no server."""
+    base = os.environ.get(PAGES, "")
+    return f"{base}/reports/{digest}/report.html" if base else ""

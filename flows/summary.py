@@ -11,6 +11,7 @@ from typing import Any
 from data_catalog.artifact import Artifact
 from data_catalog.catalogue import Catalogue
 from data_catalog.provenance.costs import lineage_costs, totals
+from flows.settings import report_address
 from flows.versions import Published
 from geofm.config.recipe import Recipe
 from geofm.stages import get_stage
@@ -106,7 +107,10 @@ def summary_markdown(run: PipelineRun) -> str:
         rows = f"{manifest.counts.get('rows_out', 0):,}"
         lines.append(f"| {stage} | `{manifest.kind} {artifact.digest[:12]}` | {rows} |")
     if "report" in run.artifacts:
-        lines += ["", f"Report: `{run.artifacts['report'].path('report.html')}`"]
+        report = run.artifacts["report"]
+        address = report_address(report.digest)
+        link = f"[report]({address})" if address else f"`{report.path('report.html')}`"
+        lines = [f"Report: {link}", "", *lines]
     return "\n".join(lines)
 
 

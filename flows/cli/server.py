@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from contextlib import ExitStack
 from typing import Annotated, Literal
 
 import typer
@@ -53,13 +54,14 @@ def up(
     """
     from flows.service.server import HOST, find_or_launch, wait_for
     from flows.service.workers import (
+        PAGES_SERVER,
         keep_running,
         note_workers,
         place_of_workers,
         running_workers,
         start_detached,
     )
-    from flows.settings import open_place
+    from flows.settings import PAGES, open_place
 
     if host:
         os.environ[HOST] = host
@@ -74,6 +76,7 @@ def up(
     wait_for(server)
     from flows.deployments import deploy_all
     from flows.gpu import CPU_POOL, GPU_POOL
+    from flows.service.pages import listen_for_pages
 
     # No deployment has an address: the worker gets them from the environment. That of the catalogue
     # may hold a password, and Prefect stores parameters.
@@ -87,20 +90,29 @@ def up(
         )
     pools = [pool for pool in (CPU_POOL, GPU_POOL) if pool.endswith(only or "")]
     where = place_of_workers(server, place.store.url, place.catalogue.url, pools)
-    if pid := running_workers(where, tell):
-        tell(f"workers     pid {pid}, already running")
+    if note := running_workers(where, tell):
+        if note.get("pages"):
+            tell(f"reports     {note['pages']}")
+        tell(f"workers     pid {note['pid']}, already running")
         return
-    names = " and ".join(pools)
-    if detach:
-        log = place.store.local_root / "worker.log"
-        pid = start_detached(pools, log)
-        note_workers(pid, where)
-        tell(f"workers     pid {pid}, of {names}, log {log}")
-        return
-    tell(f"workers     of {names}")
-    err.print("Workers run until Ctrl-C; the server stays until `geofm down`.", highlight=False)
-    note_workers(os.getpid(), where)
-    keep_running(pools, tell)
+    kept = list(pools)
+    with ExitStack() as stack:
+        if CPU_POOL in pools:  # where reports are written
+            stack.enter_context(listen_for_pages())
+            where["pages"] = os.environ[PAGES]
+            kept.append(PAGES_SERVER)
+            tell(f"reports     {where['pages']}, with the same password")
+        names = " and ".join(pools)
+        if detach:
+            log = place.store.local_root / "worker.log"
+            pid = start_detached(kept, log)
+            note_workers(pid, where)
+            tell(f"workers     pid {pid}, of {names}, log {log}")
+            return
+        tell(f"workers     of {names}")
+        err.print("They run until Ctrl-C; the Prefect server stays until `geofm down`.")
+        note_workers(os.getpid(), where)
+        keep_running(kept, tell)
 
 
 def down() -> None:

@@ -225,7 +225,7 @@ def running_server() -> Server | None:
 def launch_server() -> Server:
     """Start a server in the background, and return at once. The caller holds the home's lock."""
     secret, host = auth_string(), os.environ.get(HOST) or LOOPBACK
-    listener = _listen(host)
+    listener = listen(host)
     port = listener.getsockname()[1]
     name = {"0.0.0.0": LOOPBACK, "::": "::1"}.get(host, host)  # noqa: S104
     ui = f"http://{f'[{name}]' if ':' in name else name}:{port}"
@@ -259,7 +259,6 @@ def launch_server() -> Server:
         )
     server = Server(ui, process.pid, process_mark(process.pid), host, home_mark())
     write_note("server.json", asdict(server))
-    write_note("server.port", {"port": port})
     return server
 
 
@@ -421,34 +420,47 @@ def _lock() -> Iterator[None]:
         yield
 
 
-def _listen(host: str) -> socket.socket:
-    """Return a listening socket: on the last port, or else on 4200, or else on any free port.
+def listen(
+    host: str, note: str = "server.port", first: int = 4200, variable: str = HOST
+) -> socket.socket:
+    """Return a listening socket: on the last port, or else on the first, or else on any free port.
 
     The server inherits the socket, so that no other program can take the port between the choice
     and the start. The port stays the same if possible, because browsers keep the password per
     address and port.
+
+    Args:
+        host: Host name or address to listen on.
+        note: Name of the note with the last port; it is written.
+        first: Port if there is none.
+        variable: Environment variable that has the host, for messages.
+
+    Raises:
+        UsageError: The host is none of this machine's.
     """
-    last = read_note("server.port").get("port")
+    last = read_note(note).get("port")
     failure = OSError()
     try:
         family = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0][0]
     except OSError as error:
         raise UsageError(
-            f"{HOST}={host} is not a host name or address ({error}); unset it for {LOOPBACK}"
+            f"{variable}={host} is not a host name or address ({error}); unset it for {LOOPBACK}"
         ) from error
-    for port in (last if type(last) is int and 0 < last < 65536 else 4200, 4200, 0):
+    for port in (last if type(last) is int and 0 < last < 65536 else first, first, 0):
         listener = socket.socket(family)
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind((host, port))
             listener.listen(128)
-            return listener
         except OSError as error:
             listener.close()
             failure = error
+            continue
+        write_note(note, {"port": listener.getsockname()[1]})
+        return listener
     raise UsageError(
-        f"The Prefect server cannot listen on {host}: {failure}. Set {HOST} to an address of this "
-        "machine, or unset it."
+        f"No server can listen on {host}: {failure}. Set {variable} to an address of this machine, "
+        "or unset it."
     ) from failure
 
 

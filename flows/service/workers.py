@@ -1,9 +1,9 @@
 """The workers of the home: one for each pool, kept running until `geofm down`, Ctrl-C or SIGTERM.
 
-``keep_running`` starts the workers and starts one again that has ended, whatever ended it. It runs
-in the process of `geofm up`, or as ``python -m flows.service.workers`` behind `geofm up --detach`.
-Workers end with it. A note in the home says which process it is, so a home has one worker for each
-pool.
+``keep_running`` starts the workers and the server of reports, and starts one again that has ended,
+whatever ended it. It runs in the process of `geofm up`, or as ``python -m flows.service.workers``
+behind `geofm up --detach`. They end with it. A note in the home says which process it is, so a home
+has one worker for each pool.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any
 from data_catalog.hashing import digest_of
 from data_catalog.storage.process import child_command, process_mark
 from flows.service.home import home, home_mark, read_note, write_note
+from flows.service.pages import SOCKET
 from flows.service.server import Server, inspect_process, stop_process
 
 NOTE = "worker.pid"
@@ -33,19 +34,31 @@ PAUSE_S, LONGEST_PAUSE_S, STABLE_S = 1.0, 60.0, 60.0
 LOOK_S = 0.5
 
 
-def worker_command(pool: str) -> list[str]:
-    """Return the command of a worker that ends with the process that starts it."""
-    name = f"{pool} on {platform.node()}"
-    start = ("worker", "start", "--pool", pool, "--type", "process", "--name", name)
+#: Name of the server of reports among the processes that are kept running.
+PAGES_SERVER = "pages"
+
+
+def command_of(name: str) -> list[str]:
+    """Return the command of a worker, or of the server of reports.
+
+    It ends with the process that starts it.
+
+    Args:
+        name: Name of a work pool, or ``PAGES_SERVER``.
+    """
+    if name == PAGES_SERVER:
+        return child_command("flows.service.pages")
+    own = f"{name} on {platform.node()}"
+    start = ("worker", "start", "--pool", name, "--type", "process", "--name", own)
     return child_command("prefect", *start, grace_s=GRACE_S)
 
 
-def keep_running(pools: Sequence[str], tell: Callable[[str], None]) -> None:
-    """Keep a worker running for each pool, until SIGTERM or Ctrl-C reaches this process.
+def keep_running(names: Sequence[str], tell: Callable[[str], None]) -> None:
+    """Keep processes running, until SIGTERM or Ctrl-C reaches this process.
 
     Args:
-        pools: Names of work pools.
-        tell: Called with a line when a worker has ended.
+        names: Names of work pools, and ``PAGES_SERVER``.
+        tell: Called with a line when one has ended.
     """
     stopped = False
 
@@ -54,33 +67,33 @@ def keep_running(pools: Sequence[str], tell: Callable[[str], None]) -> None:
         stopped = True
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    workers = [_Kept(pool) for pool in pools]
+    processes = [_Kept(name) for name in names]
     try:
         while not stopped:
-            for worker in workers:
-                worker.look(tell)
+            for process in processes:
+                process.look(tell)
             time.sleep(LOOK_S)
     finally:
-        for worker in workers:
-            worker.ask_to_end()
+        for process in processes:
+            process.ask_to_end()
         deadline = time.monotonic() + GRACE_S
-        for worker in workers:
-            worker.end(max(0.0, deadline - time.monotonic()))
+        for process in processes:
+            process.end(max(0.0, deadline - time.monotonic()))
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
 class _Kept:
-    """A worker that is started again when it has ended."""
+    """A process that is started again when it has ended."""
 
-    def __init__(self, pool: str) -> None:
-        self.pool = pool
+    def __init__(self, name: str) -> None:
+        self.name = name
         self.process: subprocess.Popen[bytes] | None = None
         self.started = self.due = 0.0
         self.pause = PAUSE_S
 
     def look(self, tell: Callable[[str], None]) -> None:
-        """Start the worker if it does not run and its pause is over."""
+        """Start the process if it does not run and its pause is over."""
         now = time.monotonic()
         if self.process is not None and self.process.poll() is not None:
             code, self.process = self.process.returncode, None
@@ -88,20 +101,21 @@ class _Kept:
             self.pause = PAUSE_S if lived > STABLE_S else min(2 * self.pause, LONGEST_PAUSE_S)
             self.due = now + self.pause
             tell(
-                f"worker of {self.pool}: ended ({code}) after {lived:.0f} s, starts again in "
+                f"{self.name}: ended ({code}) after {lived:.0f} s, starts again in "
                 f"{self.pause:.0f} s"
             )
         if self.process is None and now >= self.due:
-            self.process = subprocess.Popen(worker_command(self.pool))  # noqa: S603
+            inherited = [int(os.environ[SOCKET])] if self.name == PAGES_SERVER else []
+            self.process = subprocess.Popen(command_of(self.name), pass_fds=inherited)  # noqa: S603
             self.started = now
 
     def ask_to_end(self) -> None:
-        """Send SIGTERM to the worker."""
+        """Send SIGTERM to the process."""
         if self.process is not None:
             self.process.terminate()
 
     def end(self, seconds: float) -> None:
-        """Wait for the worker to end, and kill it after some seconds."""
+        """Wait for the process to end, and kill it after some seconds."""
         if self.process is None:
             return
         try:
@@ -111,17 +125,19 @@ class _Kept:
             self.process.wait()
 
 
-def start_detached(pools: Sequence[str], log: Path) -> int:
-    """Keep the workers running in a process of their own; returns its id."""
+def start_detached(names: Sequence[str], log: Path) -> int:
+    """Call ``keep_running`` in a process of its own; returns its id."""
+    inherited = [int(os.environ[SOCKET])] if PAGES_SERVER in names else []
     with log.open("ab") as output:
         process = subprocess.Popen(  # noqa: S603
             # -P: a folder "flows" in the current folder is not run instead
-            [sys.executable, "-P", "-m", "flows.service.workers", *pools],
+            [sys.executable, "-P", "-m", "flows.service.workers", *names],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
             env=os.environ,
             start_new_session=True,
+            pass_fds=inherited,
         )
     return process.pid
 
@@ -148,25 +164,25 @@ def place_of_workers(
     }
 
 
-def running_workers(place: dict[str, Any], tell: Callable[[str], None]) -> int:
-    """Return the id of the process that keeps the home's workers running, if it can stay.
+def running_workers(place: dict[str, Any], tell: Callable[[str], None]) -> dict[str, Any]:
+    """Return the note on the process that keeps the home's workers running, if it can stay.
 
     Workers of another store, catalogue, server or pool are stopped.
 
     Returns:
-        The process id; 0 if none runs there.
+        The note; empty if none runs there.
     """
     note = read_note(NOTE)
     pid = note.get("pid")
     if note.get("home") != home_mark() or type(pid) is not int:
-        return 0
+        return {}
     if process_mark(pid) != note.get("mark"):
-        return 0
+        return {}
     if all(note.get(name) == value for name, value in place.items()):
-        return pid
+        return note
     tell(f"workers     pid {pid} of store {note.get('store')} stop, with their runs")
     stop_workers()
-    return 0
+    return {}
 
 
 def stop_workers() -> bool:

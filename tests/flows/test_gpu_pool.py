@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -81,7 +82,11 @@ def machines(
 
 
 def test_training_runs_where_the_gpu_is(
-    machines: Machines, api: httpx.Client, geofm: Callable[..., Outcome], tmp_path: Path
+    machines: Machines,
+    environment: dict[str, str],
+    api: httpx.Client,
+    geofm: Callable[..., Outcome],
+    tmp_path: Path,
 ) -> None:
     ui = Ui(api)
     run = ui.run("geofm-pretrain", epochs=1, changes=CORNER)
@@ -90,6 +95,21 @@ def test_training_runs_where_the_gpu_is(
     assert (child["name"], child["state_name"]) == ("pretrain · demo", "Completed")
     assert ui.stages(child["id"]) == {"pretrain": "Completed"}
     assert set(DATA_STAGES) | {"pretrain", "evaluate", "report"} <= set(ui.stages(run["id"]))
+
+    # the summary links to the report, which asks for the password
+    artifacts = ui.post("/artifacts/filter", sort="CREATED_DESC")
+    (summary,) = [
+        artifact["data"]
+        for artifact in artifacts
+        if (artifact["flow_run_id"], artifact["key"]) == (run["id"], "geofm-summary-demo")
+    ]
+    (link,) = re.findall(
+        r"\[report\]\((http://127\.0\.0\.1:\d+/reports/\w{64}/report\.html)\)", summary
+    )
+    assert httpx.get(link, trust_env=False).status_code == 401
+    user, _, password = environment["PREFECT_API_AUTH_STRING"].partition(":")
+    page = httpx.get(link, auth=(user, password), trust_env=False)
+    assert page.status_code == 200 and "<html" in page.text
 
     # each run was on its own machine, and no address is in the parameters
     for pool, here, there in (("cpu", run, child), ("gpu", child, run)):

@@ -63,13 +63,20 @@ def test_deploy_schedule_and_run(
     names = forms["geofm-refresh"]["parameter_openapi_schema"]["properties"]["recipe"]["enum"]
     assert names == recipe_names()
 
+    # reports are served behind the same password
+    (pages,) = re.findall(r"reports +(http://127\.0\.0\.1:\d+),", up.stdout)
+    assert httpx.get(pages, trust_env=False).status_code == 401
+    user, _, password = environment["PREFECT_API_AUTH_STRING"].partition(":")
+    opened = wait_for(lambda: httpx.get(pages, auth=(user, password), trust_env=False), 30)
+    assert opened.status_code == 200 and "No report is in this catalogue" in opened.text
+
     # the nightly schedule waits to be switched on, and then there are runs to come
     refresh = forms["geofm-refresh"]
     (schedule,) = refresh["schedules"]
     assert not schedule["active"]
     place = f"/deployments/{refresh['id']}/schedules/{schedule['id']}"
     mine = {"cron": "30 4 * * *", "timezone": "Europe/Paris"}
-    api.patch(place, json={"active": True, "schedule": mine}).raise_for_status()
+    ui.send("PATCH", place, {"active": True, "schedule": mine})
     scheduled = {
         "deployments": {"id": {"any_": [refresh["id"]]}},
         "flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}},
@@ -84,7 +91,7 @@ def test_deploy_schedule_and_run(
     (kept,) = ui.deployments()["geofm-refresh"]["schedules"]
     assert kept["active"]
     assert {name: kept["schedule"][name] for name in mine} == mine
-    api.patch(place, json={"active": False}).raise_for_status()
+    ui.send("PATCH", place, {"active": False})
 
     # one click: a smaller area
     run = ui.run("geofm-refresh", recipe="demo", changes=SMALL)

@@ -30,13 +30,18 @@ class Ui:
     def __init__(self, api: httpx.Client) -> None:
         self.api = api
 
-    def post(self, path: str, **json: Any) -> Any:
-        for _ in range(5):  # a busy server asks to come again, as the UI and the client do
-            answer = self.api.post(path, json=json)
+    def send(self, method: str, path: str, json: Any) -> httpx.Response:
+        """Send a change; a busy server asks to come again, as the UI and the client do."""
+        for _ in range(5):
+            answer = self.api.request(method, path, json=json)
             if answer.status_code != 503:
                 break
             time.sleep(2)
-        return answer.raise_for_status().json()
+        return answer.raise_for_status()
+
+    def post(self, path: str, **json: Any) -> Any:
+        """Send a change or a query, and read the answer."""
+        return self.send("POST", path, json).json()
 
     def deployments(self) -> dict[str, Any]:
         query = {"tags": {"all_": ["geofm"]}}

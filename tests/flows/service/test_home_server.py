@@ -366,4 +366,4 @@ def test_no_damage_to_the_notes_is_a_traceback(enter: Enter, data: st.DataObject
     assert server.running_server() is None
     assert not workers.stop_workers()
     assert not server.stop_server()
-    server._listen("127.0.0.1").close()
+    server.listen("127.0.0.1").close()

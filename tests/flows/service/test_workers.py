@@ -18,7 +18,7 @@ SCRIPT = """
 import sys
 from flows.service import workers
 code = "import os, sys, time; print(os.getpid(), file=open(sys.argv[1], 'a')); time.sleep(600)"
-workers.worker_command = lambda pool: [sys.executable, "-c", code, pool]
+workers.command_of = lambda name: [sys.executable, "-c", code, name]
 workers.keep_running(["a", "b"], lambda line: print(line, flush=True))
 """
 
@@ -58,7 +58,7 @@ def test_a_worker_that_dies_is_started_again(keeper: subprocess.Popen[str], tmp_
     second = wait_for_pid(tmp_path, "a", 2)
     assert second != first
     assert keeper.stdout is not None
-    assert "worker of a: ended (-9)" in keeper.stdout.readline()
+    assert "a: ended (-9)" in keeper.stdout.readline()
     assert pids(tmp_path, "b") == [other] and is_running(other)
 
     keeper.send_signal(signal.SIGTERM)
