@@ -22,7 +22,15 @@ from data_catalog.hashing import digest_of
 from data_catalog.storage.process import child_command, process_mark
 from flows.service.home import home, home_mark, read_note, write_note
 from flows.service.pages import SOCKET
-from flows.service.server import Server, inspect_process, stop_process
+from flows.service.server import (
+    Server,
+    configured_server,
+    find_or_launch,
+    inspect_process,
+    running_server,
+    stop_process,
+    wait_for,
+)
 
 NOTE = "worker.pid"
 #: Seconds that a worker has to end: a training writes its checkpoint.
@@ -54,7 +62,7 @@ def command_of(name: str) -> list[str]:
 
 
 def keep_running(names: Sequence[str], tell: Callable[[str], None]) -> None:
-    """Keep processes running, until SIGTERM or Ctrl-C reaches this process.
+    """Keep processes and the home's server running, until SIGTERM or Ctrl-C reaches this process.
 
     Args:
         names: Names of work pools, and ``PAGES_SERVER``.
@@ -68,8 +76,17 @@ def keep_running(names: Sequence[str], tell: Callable[[str], None]) -> None:
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     processes = [_Kept(name) for name in names]
+    server = None if configured_server() else running_server()
     try:
         while not stopped:
+            if server is not None and not server.alive:
+                tell("the Prefect server has ended and is started again")
+                earlier, server = server, find_or_launch()
+                wait_for(server)
+                if server.api != earlier.api:  # another program has taken the port
+                    tell(f"the Prefect server is at {server.ui} now, so workers start again")
+                    for process in processes:
+                        process.ask_to_end()
             for process in processes:
                 process.look(tell)
             time.sleep(LOOK_S)

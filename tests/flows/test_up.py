@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from data_catalog.catalogue import open_catalogue
-from flows.service import workers
+from flows.service import server, workers
 from geofm.config.recipe_book import recipe_names
 from geofm.stages import DATA_STAGES, get_stage
 from tests.data_catalog.helpers import NO_STORE
@@ -161,6 +161,29 @@ def test_a_power_cut_is_seen_and_the_next_click_goes_on(
     assert "already running" not in again.stdout
     done = ui.run("geofm-refresh", recipe="demo", changes=SMALL)
     assert done["state"]["type"] == "COMPLETED", done["state"]
+
+
+@pytest.mark.long
+def test_a_server_that_dies_is_started_again_and_the_run_goes_on(
+    up: Outcome, api: httpx.Client
+) -> None:
+    assert up.code == 0
+    ui = Ui(api)
+    run = ui.start("geofm-refresh", recipe="demo", changes=SMALL)
+    wait_for(lambda: ui.read(run)["state_type"] == "RUNNING", 180)
+    before = server.running_server()
+    assert before is not None
+    os.kill(before.pid, signal.SIGKILL)
+
+    def answers() -> bool:
+        with suppress(httpx.TransportError):
+            return api.get("/health").is_success
+        return False
+
+    assert wait_for(answers, 120)
+    after = server.running_server()
+    assert after is not None and (after.ui, after.pid != before.pid) == (before.ui, True)
+    assert ui.end(run)["state_type"] == "COMPLETED"
 
 
 def ui_has_automation(api: httpx.Client) -> bool:

@@ -46,8 +46,9 @@ def is_running(pid: int) -> bool:
 @pytest.fixture
 def keeper(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     with subprocess.Popen(
-        [sys.executable, "-c", SCRIPT], cwd=tmp_path, stdout=subprocess.PIPE, text=True
-    ) as process:
+        [sys.executable, "-c", SCRIPT], cwd=tmp_path, stdout=subprocess.PIPE, text=True,
+        env={**os.environ, "GEOFM_HOME": str(tmp_path / "home")},
+    ) as process:  # fmt: skip
         yield process
         process.kill()
 
