@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +13,7 @@ from data_catalog.catalogue import Catalogue
 from data_catalog.provenance.costs import lineage_costs, totals
 from flows.versions import Published
 from geofm.config.recipe import Recipe
+from geofm.forecasting.figures import COMPARED, StageComparison
 from geofm.stages import get_stage
 
 
@@ -20,6 +22,7 @@ class PipelineRun:
     """The result of a flow run, as far as it has come.
 
     Attributes:
+        comparison: ``comparison()`` compares the forecast of each stage with what came.
         artifacts: Artifact of each stage, by the stage's name.
         version: Version of the dataset.
         model: Version of the model.
@@ -27,6 +30,7 @@ class PipelineRun:
 
     recipe: Recipe
     catalogue: Catalogue
+    comparison: Callable[[], list[StageComparison]] = list
     artifacts: dict[str, Artifact] = field(default_factory=dict)
     version: Published | None = None
     model: Published | None = None
@@ -104,6 +108,10 @@ def summary_markdown(run: PipelineRun) -> str:
         manifest = artifact.manifest
         rows = f"{manifest.counts.get('rows_out', 0):,}"
         lines.append(f"| {stage} | `{manifest.kind} {artifact.digest[:12]}` | {rows} |")
+    compared = run.comparison()
+    if compared:
+        lines += ["", f"| {' | '.join(COMPARED)} |", "|---|---:|---:|---:|---:|---|"]
+        lines += [f"| {' | '.join(entry.cells())} |" for entry in compared]
     if "report" in run.artifacts:
         lines += ["", f"Report: `{run.artifacts['report'].path('report.html')}`"]
     return "\n".join(lines)
