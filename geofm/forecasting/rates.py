@@ -162,7 +162,9 @@ def rate_of(
     def distance(timing: Timing) -> int:
         other = timing.manifest["settings"] != settings and stage != "pretrain"
         elsewhere = timing.host != machine.host
-        return 4 * other + 2 * elsewhere + (timing.workers != machine.workers)
+        # A dry run searches too. It measures no energy, and starts less than a run does.
+        dry = timing.kwh is None
+        return 8 * other + 4 * elsewhere + 2 * (timing.workers != machine.workers) + dry
 
     best = min(distance(timing) for timing in usable)
     nearest = [timing for timing in usable if distance(timing) == best][:NEAREST]
@@ -171,7 +173,7 @@ def rate_of(
         t.seconds / built_in_seconds(stage, rows_of(stage, t), t.manifest["settings"])
         for t in nearest
     ]
-    remark = ", other settings" if best >= 4 else ", other machine" if best >= 2 else ""
+    remark = ", other settings" if best >= 8 else ", other machine" if best >= 4 else ""
     return Rate(
         scale=median(scales),
         bytes_per_row=median(_bytes_per_row(stage, t, settings) for t in nearest),

@@ -64,6 +64,16 @@ def test_records_with_the_same_settings_on_this_machine_come_first() -> None:
     assert rate_of("cut", runs[:1], CUT, HERE).source == "records (1 run, other settings)"
 
 
+def test_searches_of_dry_runs_count_only_if_there_are_no_others() -> None:
+    dry, whole = (
+        timing(1.0, settings={"stac": "planet"}, kwh=None),
+        timing(3.0, settings={"stac": "planet"}),
+    )
+    rate = rate_of("search", [dry, whole], {"stac": "planet"}, HERE)
+    assert rate.scale * built_in_seconds("search", 100, {}) == pytest.approx(3.0)
+    assert rate_of("search", [dry], {"stac": "planet"}, HERE).source == "records (1 run)"
+
+
 def test_larger_chips_take_more_time_and_bytes_than_the_records_of_small_ones() -> None:
     small = {**CUT, "size_px": 64}
     rate = rate_of("cut", [timing(built_in_seconds("cut", 1000, small), 1000, small)], CUT, HERE)
