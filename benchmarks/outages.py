@@ -25,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import closing
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -78,7 +79,8 @@ def try_fault(fault: str, minutes: float, folder: Path) -> dict[str, Any]:
         printed = subprocess.run(
             [*geofm, "env", "--json"], env=environment, capture_output=True, check=True
         )
-        with connect(json.loads(printed.stdout)) as api:
+        api = connect(json.loads(printed.stdout))
+        with closing(api):
             return watch(fault, minutes, folder, api)
     finally:
         subprocess.run([*geofm, "down"], env=environment, check=False)

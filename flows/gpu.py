@@ -119,36 +119,38 @@ def job_of(description: Mapping[str, Any], store: Store, catalogue: Catalogue) -
     return job
 
 
-def run_in_gpu_pool(job: Job, recipe: str) -> None:
+def run_in_gpu_pool(description: Mapping[str, Any], recipe: str) -> None:
     """Run a job in the GPU pool, and wait for its end.
 
     The child run is cancelled when the caller is stopped; a training writes its checkpoint first.
 
     Args:
-        job: The job; its artifact is in the catalogue afterwards.
+        description: The job, from ``describe_job``; its artifact is in the catalogue afterwards.
         recipe: Name of the recipe, for the name of the child run.
 
     Raises:
         ChildFailed: The child run failed, crashed or was cancelled; the message says why.
         Stopped: The caller is to stop.
     """
-    parent = deployed_run()
+    parent, stage = deployed_run(), description["stage"]
     with get_client(sync_client=True) as client:
         child = cast(
             FlowRun,
             run_deployment(
                 STAGE_DEPLOYMENT,
-                parameters={"description": describe_job(job)},
-                flow_run_name=f"{job.stage} · {recipe}",
+                parameters={"description": dict(description)},
+                flow_run_name=f"{stage} · {recipe}",
                 timeout=0,
                 # Prefect returns a run with the same key, whatever its state
-                idempotency_key=f"{parent.id} {parent.run_count} {job.key}" if parent else None,
+                idempotency_key=(
+                    f"{parent.id} {parent.run_count} {description['key']}" if parent else None
+                ),
             ),
         )
-        log.info("%s: runs in the pool %s as %r", job.stage, GPU_POOL, child.name)
+        log.info("%s: runs in the pool %s as %r", stage, GPU_POOL, child.name)
         ended = None
         try:
-            ended = _wait(client, child, job.stage)
+            ended = _wait(client, child, stage)
         finally:
             if ended is None:
                 stopped: State[Any] = Cancelling(message="the parent run was stopped")
@@ -157,9 +159,9 @@ def run_in_gpu_pool(job: Job, recipe: str) -> None:
     if state is not None and state.type is StateType.COMPLETED:
         return
     if state is not None and state.type is StateType.CANCELLED:
-        raise Stopped(f"{job.stage}: the run {child.name!r} was cancelled; what is done is kept")
+        raise Stopped(f"{stage}: the run {child.name!r} was cancelled; what is done is kept")
     text = state.message if state is not None and state.message else "no reason is recorded"
-    raise ChildFailed(f"{job.stage} failed in the run {child.name!r}: {text}")
+    raise ChildFailed(f"{stage} failed in the run {child.name!r}: {text}")
 
 
 def _wait(client: SyncPrefectClient, child: FlowRun, stage: str) -> FlowRun:

@@ -17,6 +17,7 @@ from flows.cli.console import err, out, print_json, print_table, progress_bars
 from flows.preflight import check_once
 from flows.service.server import find_or_launch, wait_for
 from geofm.config.recipe_book import load_recipe
+from geofm.forecasting.figures import COMPARED
 
 
 def launch(
@@ -84,6 +85,7 @@ def launch(
                 "counts": run_counts(run),
                 **(run.version.to_json() if run.version else {}),
                 **({"model": run.model.to_json()["version"]} if run.model else {}),
+                "forecast": [entry.to_json() for entry in run.comparison()],
                 "seconds": round(seconds, 2),
                 "ui": server.ui,
                 "report": str(page) if page else None,
@@ -93,6 +95,9 @@ def launch(
     print_table(
         f"{recipe.name}: {seconds:.0f} s", ["what", ""], [list(r) for r in summary_rows(run)]
     )
+    if compared := run.comparison():
+        rows = [list(entry.cells()) for entry in compared]
+        print_table("Forecast and what came", list(COMPARED), rows)
     scores = score_rows(run.artifacts.get("evaluate"))
     if scores:
         rows = [

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from multiprocessing import get_context
@@ -34,6 +34,7 @@ from data_catalog.provenance.lineage import ancestor
 from data_catalog.stopping import SharedEvent, new_run, share
 from data_catalog.storage.process import end_with_parent
 from flows.cli.verify import verify
+from flows.forecast import ForecastMeter, log_forecast
 from flows.form import (
     AS_IN_RECIPE,
     NO_SEED,
@@ -79,6 +80,7 @@ from flows.versions import (
     waiting_items,
 )
 from geofm.config.recipe import ComputeSettings, Recipe
+from geofm.forecasting.figures import StageForecast
 from geofm.planet.catalog.serving import serving_source
 from geofm.stages import ALL_STAGES, DATA_STAGES, get_stage
 
@@ -143,7 +145,8 @@ def _run_stages(recipe: Recipe, name: str, data_only: bool, dataset: str = "") -
     rename_run(first_name)
     place = open_place()
     place.clean_up()
-    run = PipelineRun(recipe, place.catalogue)
+    meter = ForecastMeter()
+    run = PipelineRun(recipe, place.catalogue, meter.comparison)
     version = run.version = _take_dataset(run, place, dataset) if dataset else None
     check_once(recipe, place, data_only=data_only, is_local=deployed_run() is None)
     if not data_only:
@@ -153,11 +156,14 @@ def _run_stages(recipe: Recipe, name: str, data_only: bool, dataset: str = "") -
         stack.enter_context(progress.shown())
         stack.enter_context(serving_source(recipe.search.stac))
         runner = stack.enter_context(task_runner(recipe.compute))
-        context = StageContext(recipe, place.store, place.catalogue, runner, wait=may_wait())
+        context = StageContext(recipe, place.store, place.catalogue, runner, meter, may_wait())
         tasks = stack.enter_context(StageTasks(context, run.inputs()))
         if version is None:
             wait = may_wait() and not (data_only and is_scheduled())
-            version = run.version = _make_dataset(run, place, tasks, wait)
+            later = DATA_STAGES[1:] if data_only else ALL_STAGES[1:]
+            version = run.version = _make_dataset(run, place, tasks, wait, meter, later)
+        else:
+            log_forecast(meter, recipe, place, MODEL_STAGES, run.inputs())
         create_markdown_artifact(version_markdown(version), key=f"geofm-version-{recipe.name}")
         samples = f"{run.artifacts['pack'].manifest.counts['rows_out']:,} chips"
         rename_run(name_of(recipe, samples, training=not data_only), first_name)
@@ -175,12 +181,23 @@ def _run_stages(recipe: Recipe, name: str, data_only: bool, dataset: str = "") -
     return run
 
 
-def _make_dataset(run: PipelineRun, place: Place, tasks: StageTasks, wait: bool) -> Published:
-    """Run the data half, and publish its dataset."""
-    name = run.recipe.pack.name
+def _make_dataset(
+    run: PipelineRun,
+    place: Place,
+    tasks: StageTasks,
+    wait: bool,
+    meter: ForecastMeter,
+    forecast_stages: Sequence[str],
+) -> Published:
+    """Run the data half, and publish its dataset; all stages after the search are forecast."""
+    name, search = run.recipe.pack.name, DATA_STAGES[:1]
     # Two refreshes of one dataset at once would publish versions from the same predecessor.
     with place.catalogue.lease(name, wait) as lease:
-        tasks.submit(DATA_STAGES)
+        log_forecast(meter, run.recipe, place, search, {})
+        tasks.submit(search)
+        run.artifacts |= tasks.results(search)
+        log_forecast(meter, run.recipe, place, forecast_stages, run.inputs())
+        tasks.submit(DATA_STAGES[1:])
         run.artifacts |= tasks.results(DATA_STAGES)
         lease.confirm()
         dataset = run.artifacts[DATA_STAGES[-1]]
@@ -407,7 +424,10 @@ def gpu_stage_flow(description: dict[str, Any]) -> State[Any]:
         with ExitStack() as stack:
             stack.enter_context(RunProgress(job.stage, 1).shown())
             runner = stack.enter_context(task_runner(recipe.compute))
-            share_context(StageContext(recipe, place.store, place.catalogue, runner))
+            meter = ForecastMeter()
+            if forecast := description.get("forecast"):
+                meter.stages[job.stage] = StageForecast.from_json(job.stage, forecast)
+            share_context(StageContext(recipe, place.store, place.catalogue, runner, meter))
             named = run_job_task.with_options(task_run_name=job.stage)
             return named(JobOfParts(job), return_state=True)
 

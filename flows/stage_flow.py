@@ -37,13 +37,13 @@ from data_catalog.run import JobResult, PartProgress, find, make_job, run_job
 from data_catalog.stage import Job, Part, Stage
 from data_catalog.stopping import Stopped, ask_to_stop
 from data_catalog.store import Store
-from flows.gpu import GPU_POOL, belongs_to_gpu, run_in_gpu_pool, trains
+from flows.forecast import ForecastMeter
+from flows.gpu import GPU_POOL, belongs_to_gpu, describe_job, run_in_gpu_pool, trains
 from flows.nights import JITTER, PAUSES_S, is_tried_again, turn_to_train
 from flows.open_lineage import report_stage
 from flows.summary import curves_markdown
 from flows.tasks import UNCACHED, JobOfParts, work
 from geofm.config.recipe import Recipe
-from geofm.runtime.energy import Meter
 from geofm.stages import get_stage, section_of
 
 #: Most task runs of one stage: the server's database grows with tasks, not with parts.
@@ -68,7 +68,7 @@ class StageContext:
     store: Store
     catalogue: Catalogue
     runner: TaskRunner[Any]
-    meter: Meter = field(default_factory=Meter)
+    meter: ForecastMeter = field(default_factory=ForecastMeter)
     wait: bool = True
 
 
@@ -311,7 +311,10 @@ def _run_in_gpu_pool(stage: Stage, job: Job, context: StageContext) -> JobResult
     Raises:
         RunError: The child run failed, or the result is not in this catalogue.
     """
-    run_in_gpu_pool(job, context.recipe.name)
+    started, forecast = time.monotonic(), context.meter.stages.get(stage.name)
+    note = {} if forecast is None else {"forecast": forecast.to_json()}
+    run_in_gpu_pool({**describe_job(job), **note}, context.recipe.name)
+    context.meter.note(stage.name, time.monotonic() - started)
     artifact = find(stage, job, context.catalogue)
     if artifact is None:
         raise RunError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ from data_catalog.provenance.costs import lineage_costs, totals
 from flows.settings import report_address
 from flows.versions import Published
 from geofm.config.recipe import Recipe
+from geofm.forecasting.figures import COMPARED, StageComparison
 from geofm.stages import get_stage
 
 
@@ -22,6 +23,7 @@ class PipelineRun:
     """The result of a flow run, as far as it has come.
 
     Attributes:
+        comparison: ``comparison()`` compares the forecast of each stage with what came.
         artifacts: Artifact of each stage, by the stage's name.
         version: Version of the dataset.
         model: Version of the model.
@@ -29,6 +31,7 @@ class PipelineRun:
 
     recipe: Recipe
     catalogue: Catalogue
+    comparison: Callable[[], list[StageComparison]] = list
     artifacts: dict[str, Artifact] = field(default_factory=dict)
     version: Published | None = None
     model: Published | None = None
@@ -106,6 +109,10 @@ def summary_markdown(run: PipelineRun) -> str:
         manifest = artifact.manifest
         rows = f"{manifest.counts.get('rows_out', 0):,}"
         lines.append(f"| {stage} | `{manifest.kind} {artifact.digest[:12]}` | {rows} |")
+    compared = run.comparison()
+    if compared:
+        lines += ["", f"| {' | '.join(COMPARED)} |", "|---|---:|---:|---:|---:|---|"]
+        lines += [f"| {' | '.join(entry.cells())} |" for entry in compared]
     if "report" in run.artifacts:
         report = run.artifacts["report"]
         address = report_address(report.digest)

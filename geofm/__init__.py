@@ -17,6 +17,7 @@ belongs to one package ("room") of geofm. A room imports only rooms above it in 
     shards          stage `pack`: WebDataset shards and their reader
     pretraining     stage `pretrain`: distillation and masked image modelling
     evaluation      stage `evaluate`: downstream tasks with frozen features
+    forecasting     the forecast of a run: rows, time, energy, bytes of each stage
     reporting       stage `report`: one HTML page per run
     planet          a procedural Earth behind a STAC API, for demo and tests
 

@@ -13,7 +13,8 @@ FLOORS = ("data_catalog", "geofm", "flows")
 #: The rooms of geofm, in order: a room may import only rooms that stand before it in this list.
 ROOMS = (
     "config", "formats", "runtime", "remote", "stac", "raster", "chips", "embeddings", "dedup",
-    "pool", "selection", "shards", "pretraining", "evaluation", "reporting", "planet",
+    "pool", "selection", "shards", "pretraining", "evaluation", "forecasting", "reporting",
+    "planet",
 )  # fmt: skip
 #: Modules of geofm that stand in no room, and may be imported by all of them.
 COMMON = ("stages", "types")

@@ -37,6 +37,7 @@ class ArtifactCost:
         parts_reused: Parts that runs of other jobs had computed; their cost is counted.
         parts_unknown: Parts that existed before and whose cost is not recorded.
         metrics: Metrics of the last session (rates, memory, device, shares).
+        session_seconds: Wall-clock time of the last session, without parts that were there.
     """
 
     stage: str
@@ -49,6 +50,7 @@ class ArtifactCost:
     parts_reused: int = 0
     parts_unknown: int = 0
     metrics: dict[str, Any] = field(default_factory=dict)
+    session_seconds: float | None = None
 
 
 def lineage_costs(catalogue: Catalogue, digests: Iterable[str]) -> list[ArtifactCost]:
@@ -104,6 +106,7 @@ def _cost(stage: str, run: RunRow, sessions: list[RunRow]) -> ArtifactCost:
         gpu_seconds=seconds * gpus + reused.get("gpu_seconds", 0.0),
         kwh=_sum(sessions, "kwh", reused),
         kg_co2e=_sum(sessions, "kg_co2e", reused),
+        session_seconds=_seconds(run),
         sessions=len(sessions),
         parts_reused=int(reused.get("parts", 0)),
         parts_unknown=_unknown_parts(sessions),

@@ -166,7 +166,8 @@ def _run(name: str, stac: str, options: RunOptions, data_only: bool, dataset: st
         from flows.cli.dry_run import print_plan
         from geofm.config.recipe_book import load_recipe
 
-        print_plan(load_recipe(name, changes), options.store, options.catalog, options.json_)
+        made = load_recipe(name, changes)
+        print_plan(made, options.store, options.catalog, options.json_, data_only, dataset)
         return
     from flows.launch import launch
 

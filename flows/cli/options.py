@@ -91,8 +91,8 @@ class RunOptions:
         bool,
         typer.Option(
             "--dry-run",
-            help="Search and plan only. Print scenes and chips, and estimate the requests and the "
-            "GiB that the run would fetch.",
+            help="Search and plan only. Print scenes and chips, and for each stage a forecast of "
+            "bytes to fetch, disk, time, GPU time and energy.",
         ),
     ] = False
     no_wait: Annotated[

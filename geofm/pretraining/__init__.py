@@ -1,7 +1,8 @@
 """Stage `pretrain`: a student that reconstructs masked patches and follows a frozen teacher (GFM).
 
 Files, from the outside in:
-    pretrain     the stage: from a dataset to a model; check: the same on a blank image, beforehand
+    pretrain     the stage: from a dataset to a model; check: the same on a blank image,
+                 beforehand; probe: its speed on synthetic batches
     launch       several processes by torchrun
     loop         the training program: setup, steps, checkpoints, divergence guard
     step         one optimisation step; data, augment, masking: its batch

@@ -7,7 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from data_catalog.provenance.costs import totals
+from data_catalog.provenance.costs import ArtifactCost, totals
+from geofm.forecasting.figures import COMPARED, JUDGED_S, StageForecast, compare
 from geofm.reporting import plots
 from geofm.reporting.blocks import Block, FactList, Note, PageSection, Plot, Table
 from geofm.reporting.report_data import ReportData
@@ -192,6 +193,7 @@ def cost_section(data: ReportData) -> PageSection:
             "catalogue has the cost of the run that made it.",
         ),
         Table(table.head, table.rows, table.numeric, strong=last_row),
+        *_forecast_blocks(data.costs),
         *(Note(text) for text in remarks(costs)),
     ]
     total = totals(costs)
@@ -203,3 +205,23 @@ def cost_section(data: ReportData) -> PageSection:
     if "kg_co2e" in total:
         lead += f", {amount(total['kg_co2e'], 'kg')} CO2e"
     return PageSection("cost", "Cost", lead + ".", blocks)
+
+
+def _forecast_blocks(costs: Iterable[ArtifactCost]) -> list[Block]:
+    """Table of the forecasts that the runs noted, beside the time that came."""
+    noted = {
+        cost.stage: (StageForecast.from_json(cost.stage, cost.metrics["forecast"]), cost)
+        for cost in sort_by_stage(costs)
+        if cost.metrics.get("forecast")
+    }
+    took = {name: cost.session_seconds for name, (_, cost) in noted.items()}
+    known_times = {name: seconds for name, seconds in took.items() if seconds is not None}
+    rows = [entry.cells() for entry in compare([made for made, _ in noted.values()], known_times)]
+    if not rows:
+        return []
+    text = (
+        "Each run writes a forecast before its stages begin. Below are the forecast of each stage, "
+        "by the run that made its artifact, and the time that this run took, without parts that "
+        f"were there. Stages under {JUDGED_S:g} s have no quotient: their time is mostly chance."
+    )
+    return [Note(text), Table(COMPARED, rows, numeric=frozenset({1, 2, 3, 4}))]

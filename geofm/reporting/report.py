@@ -36,7 +36,7 @@ def seal(job: Job, folders: list[Path], folder: Path) -> Sealed:
 
 STAGE = Stage(
     name="report",
-    version="5",
+    version="6",
     kind="report",
     inputs=ROLES,
     software=("matplotlib", "jinja2", "scikit-learn", "pillow"),

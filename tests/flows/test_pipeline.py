@@ -44,7 +44,8 @@ def store(finished: tuple) -> str:
 def test_a_run_seals_every_stage_and_reports(finished: tuple) -> None:
     result = finished[1].json
     assert list(result) == [
-        "artifacts", "counts", "version", "diff", "waiting", "model", "seconds", "ui", "report",
+        "artifacts", "counts", "version", "diff", "waiting", "model", "forecast", "seconds", "ui",
+        "report",
     ]  # fmt: skip
     assert list(result["artifacts"]) == [
         "search", "cut", "embed", "describe", "calibrate", "pool", "buckets", "pairs", "alike",

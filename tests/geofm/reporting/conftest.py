@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,6 +11,7 @@ from data_catalog.artifact import Artifact
 from data_catalog.provenance.costs import ArtifactCost
 from data_catalog.store import open_store
 from geofm.config.recipe import ReportSettings
+from geofm.forecasting.figures import StageForecast
 from geofm.reporting.page import ReportPage, build_page
 from tests.geofm.reporting.synthetic import make_run
 
@@ -48,12 +50,15 @@ def make_costs(made: dict[str, Artifact]) -> list[ArtifactCost]:
     found = [ArtifactCost("buckets", "ab" * 32, 0.4, 0.0, 1e-5, 5e-6, 1)]
     for role, spent in seconds.items():
         if role in made:
-            more = training if role == "model" else {}
+            more: dict[str, Any] = training if role == "model" else {}
+            if role == "chips":
+                noted = StageForecast("cut", 648, 10.0, source="records (3 runs)")
+                more = {"forecast": noted.to_json()}
             found.append(
                 ArtifactCost(
                     made[role].manifest.stage, made[role].digest, spent, 0.0, spent * 3e-5,
                     spent * 1.4e-5, sessions=2 if role == "model" else 1,
-                    metrics={"peak_mib": 812.0, **more},
+                    metrics={"peak_mib": 812.0, **more}, session_seconds=spent,
                 )
             )  # fmt: skip
     return found

@@ -199,6 +199,12 @@ def test_cost_stands_beside_the_papers_constant(page: ReportPage) -> None:
         assert said in text
 
 
+def test_the_forecast_stands_beside_what_came(page: ReportPage) -> None:
+    text = body_of(page, "cost")
+    for said in ("Took / forecast", "records (3 runs)", "10 s", "14 s", "1.42"):
+        assert said in text, said
+
+
 def test_lineage_names_every_digest_and_licence(page: ReportPage, run: dict[str, Artifact]) -> None:
     text = body_of(page, "lineage")
     for artifact in run.values():
