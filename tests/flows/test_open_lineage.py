@@ -501,6 +501,7 @@ def test_a_client_that_cannot_be_used_is_named_with_its_remedy(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_refresh_is_reported_as_it_was(
     geofm: Callable[..., Outcome], api: httpx.Client, tmp_path: Path
 ) -> None:

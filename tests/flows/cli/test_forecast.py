@@ -10,7 +10,7 @@ import pytest
 from geofm.stages import ALL_STAGES, DATA_STAGES
 from tests.flows.conftest import SMALL, Outcome
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 
 def test_a_run_is_forecast_compared_and_remembered(
