@@ -98,6 +98,7 @@ def test_the_automation_pretrains_on_what_a_refresh_publishes(
     assert sum(PRETRAIN_ON_NEW in line for line in deployed) <= 1
 
 
+@pytest.mark.long
 def test_a_new_version_is_an_event_and_an_unchanged_one_is_none(
     geofm: Callable[..., Outcome], api: httpx.Client, tmp_path: Any
 ) -> None:
