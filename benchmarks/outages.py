@@ -99,9 +99,9 @@ def connect(variables: dict[str, str]) -> httpx.Client:
 
 def watch(fault: str, minutes: float, folder: Path, api: httpx.Client) -> dict[str, Any]:
     """Click, wait for the training, take the server away, and look at the run afterwards."""
-    deployment = api.get("/deployments/name/geofm-pretrain/geofm-pretrain").json()
+    deployment = send(api, "GET", "/deployments/name/geofm-pretrain/geofm-pretrain")["id"]
     click = {"parameters": {"epochs": EPOCHS, "changes": CORNER}}
-    run = api.post(f"/deployments/{deployment['id']}/create_flow_run", json=click).json()["id"]
+    run = send(api, "POST", f"/deployments/{deployment}/create_flow_run", click)["id"]
     deadline = time.monotonic() + 600
     while not (before := steps(api, run)):
         assert time.monotonic() < deadline, "no training begins"
@@ -109,21 +109,22 @@ def watch(fault: str, minutes: float, folder: Path, api: httpx.Client) -> dict[s
     server = json.loads((folder / "home" / "server.json").read_text())["pid"]
     away = time.monotonic()
     os.kill(server, signal.SIGKILL if fault == "killed" else signal.SIGSTOP)
-    time.sleep(60 * minutes)
     if fault == "silent":
+        time.sleep(60 * minutes)
         os.kill(server, signal.SIGCONT)
     back = time.monotonic()
     while not answers(api):
         assert time.monotonic() - back < 120, "the server does not answer"
         time.sleep(1)
     answered = time.monotonic()
-    time.sleep(30)  # what the outage has broken ends by now
-    state = api.get(f"/flow_runs/{run}").json()["state"]["name"]
+    # what the outage has broken ends by now
+    time.sleep(max(30.0, away + 60 * minutes - answered))
+    state = send(api, "GET", f"/flow_runs/{run}")["state"]["name"]
     after = steps(api, run)
     started = time.monotonic()
     cancel = {"state": {"type": "CANCELLING"}}
-    api.post(f"/flow_runs/{run}/set_state", json=cancel).raise_for_status()
-    while api.get(f"/flow_runs/{run}").json()["state"]["name"] != "Cancelled":
+    send(api, "POST", f"/flow_runs/{run}/set_state", cancel)
+    while send(api, "GET", f"/flow_runs/{run}")["state"]["name"] != "Cancelled":
         assert time.monotonic() - started < 300, "the run is not cancelled"
         time.sleep(0.5)
     cancelled = time.monotonic()
@@ -134,7 +135,7 @@ def watch(fault: str, minutes: float, folder: Path, api: httpx.Client) -> dict[s
         "state_after": state,
         "steps_before": before,
         "steps_after": after,
-        "answers_after_s": round(answered - (back if fault == "silent" else away), 1),
+        "answers_after_s": round(answered - back, 1),
         "cancelled_after_s": round(cancelled - started, 1),
         "checkpoint": bool(list(folder.rglob("checkpoint*"))),
         "processes_left": engines(folder),
@@ -143,6 +144,16 @@ def watch(fault: str, minutes: float, folder: Path, api: httpx.Client) -> dict[s
         "versions": " ".join(f"{name} {version(name)}" for name in ("prefect", "torch")),
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
     }
+
+
+def send(api: httpx.Client, method: str, path: str, content: Any = None) -> Any:
+    """Send a request, again while the server says that it is busy, and read the answer."""
+    for _ in range(10):
+        answer = api.request(method, path, json=content)
+        if answer.status_code != 503:
+            break
+        time.sleep(2)
+    return answer.raise_for_status().json()
 
 
 def answers(api: httpx.Client) -> bool:
@@ -156,7 +167,7 @@ def answers(api: httpx.Client) -> bool:
 def steps(api: httpx.Client, run: str) -> int:
     """Read how many steps the training of a run has reported."""
     query = {"artifacts": {"type": {"any_": ["progress"]}}}
-    for artifact in api.post("/artifacts/filter", json=query).json():
+    for artifact in send(api, "POST", "/artifacts/filter", query):
         found = re.search(r"([\d,]+) of [\d,]+ steps", artifact["description"] or "")
         if found and artifact["flow_run_id"] == run:
             return int(found[1].replace(",", ""))
