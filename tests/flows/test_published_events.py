@@ -10,7 +10,8 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from flows.deployments import PRETRAIN_ON_NEW, deploy_all
+from flows.automations import PRETRAIN_ON_NEW
+from flows.deployments import deploy_all
 from tests.flows.conftest import SMALL, Outcome
 from tests.flows.ui import Ui, wait_for
 
