@@ -10,6 +10,7 @@
     summary       the result of a run, as a table and as JSON
     launch        a run from the terminal: server, flow, progress bars, summary
     deployments   the forms and the nightly schedule in the Prefect UI
+    automations   what the server does by itself: lost runs, time limit, failure notice
     open_lineage  what a run reports to a lineage service; ``open_lineage_events`` has the events
     service       the Prefect server and the workers of a home
     settings      open the store and the catalogue

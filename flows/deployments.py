@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import timedelta
 from typing import Any
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -21,15 +20,12 @@ from prefect.client.schemas.actions import (
     DeploymentUpdate,
     WorkPoolCreate,
 )
-from prefect.client.schemas.objects import StateType
 from prefect.client.schemas.schedules import CronSchedule
-from prefect.events.actions import ChangeFlowRunState, RunDeployment
-from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
-from prefect.events.schemas.events import ResourceSpecification
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.flows import Flow
 from prefect.utilities.callables import parameter_schema
 
+from flows.automations import TAG, create_automations, notify_failures
 from flows.gpu import CPU_POOL, GPU_POOL
 from flows.pipeline import (
     audit_flow,
@@ -41,17 +37,8 @@ from flows.pipeline import (
 from flows.settings import HEARTBEAT_S
 from geofm.config.recipe_book import recipe_names
 
-#: Tag of geofm's deployments.
-TAG = "geofm"
 #: Cron expression and time zone of the nightly refresh.
 NIGHTLY, TIME_ZONE = "0 3 * * *", "UTC"
-#: Automation that ends runs whose process is gone, and seconds without a heartbeat after which it
-#: does.
-LOST_RUNS, LOST_AFTER_S = "geofm: lost runs", 120
-#: Automation that pretrains on each dataset version that a refresh publishes.
-PRETRAIN_ON_NEW = "geofm: pretrain on a new dataset"
-#: States in which a run needs no heartbeat.
-_ENDED = ("Completed", "Skipped", "Failed", "Crashed", "Cancelled", "Cancelling", "Paused")
 #: The pool of each flow.
 POOLS: dict[Flow[..., Any], str] = {
     refresh_flow: CPU_POOL,
@@ -62,14 +49,15 @@ POOLS: dict[Flow[..., Any], str] = {
 }
 
 
-def deploy_all(tell: Callable[[str], None]) -> None:
-    """Create or update the work pools and the deployment of each flow.
+def deploy_all(tell: Callable[[str], None], webhook: str = "") -> None:
+    """Create or update the work pools, the deployment of each flow, and the automations.
 
     The deployment of a flow has the flow's name. The refresh gets a nightly schedule, which is
     paused until a user switches it on; schedules that are there are left as they are.
 
     Args:
         tell: Called with a line about each step.
+        webhook: Address that is sent a message when a run fails; empty leaves the notice as it is.
     """
     with get_client(sync_client=True) as client:
         for pool in (CPU_POOL, GPU_POOL):
@@ -78,11 +66,9 @@ def deploy_all(tell: Callable[[str], None]) -> None:
         for flow in POOLS:
             name = f"{flow.name}/{flow.name}"
             tell(f"deployment  {name}: {_deploy(client, flow)}")
-        for automation in (lost_runs(), pretrain_on_new(client)):
-            if not client.read_automations_by_name(automation.name):
-                client.create_automation(automation)
-                switch = "" if automation.enabled else ", switched off"
-                tell(f"automation  {automation.name}: created{switch}")
+        create_automations(client, tell)
+        if webhook:
+            notify_failures(client, webhook, tell)
         for name in _remove_earlier(client):
             tell(f"deployment  {name}: removed, with its schedule; use geofm-refresh instead")
 
@@ -118,67 +104,6 @@ def _deploy(client: SyncPrefectClient, flow: Flow[..., Any]) -> str:
         return "created"
     client.update_deployment(there.id, DeploymentUpdate(**from_code, pull_steps=None))
     return "up to date"
-
-
-def lost_runs() -> AutomationCore:
-    """Return the automation that ends runs whose process is gone, e.g. after a power cut.
-
-    Without it such a run is shown as running for ever.
-    """
-    heartbeat = "prefect.flow-run.heartbeat"
-    return AutomationCore(
-        name=LOST_RUNS,
-        description="A run whose process is gone, such as after a power cut, ends as Crashed.",
-        tags=[TAG],
-        trigger=EventTrigger(
-            match=ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"}),
-            # other projects on this server may send heartbeats more rarely
-            match_related=ResourceSpecification(
-                {"prefect.resource.role": "flow", "prefect.resource.name": "geofm-*"}
-            ),
-            after={heartbeat},
-            expect={heartbeat, *(f"prefect.flow-run.{name}" for name in _ENDED)},
-            for_each={"prefect.resource.id"},
-            posture=Posture.Proactive,
-            threshold=1,
-            within=timedelta(seconds=LOST_AFTER_S),
-        ),
-        actions=[
-            ChangeFlowRunState(
-                name="Crashed",
-                state=StateType.CRASHED,
-                message=f"no sign of life for {LOST_AFTER_S} s: its process was killed, or the "
-                "machine stopped; start it again to go on",
-                force=True,
-            )
-        ],
-    )
-
-
-def pretrain_on_new(client: SyncPrefectClient) -> AutomationCore:
-    """Return the automation that pretrains on each new version; a user may switch it on.
-
-    Only refreshes trigger it: a run of geofm-pretrain that publishes a dataset trains on it itself.
-    """
-    deployment = client.read_deployment_by_name(f"{pretrain_flow.name}/{pretrain_flow.name}")
-    ref = {"__prefect_kind": "jinja", "template": "{{ event.payload.ref }}"}
-    return AutomationCore(
-        name=PRETRAIN_ON_NEW,
-        description="When geofm-refresh publishes a dataset version, geofm-pretrain trains on it. "
-        "Add the recipe to the parameters of the action if it is not the form's default.",
-        tags=[TAG],
-        enabled=False,
-        trigger=EventTrigger(
-            expect={"geofm.dataset.published"},
-            match=ResourceSpecification({"prefect.resource.id": "geofm.dataset.*"}),
-            match_related=ResourceSpecification(
-                {"prefect.resource.role": "flow", "prefect.resource.name": refresh_flow.name}
-            ),
-            posture=Posture.Reactive,
-            threshold=1,
-        ),
-        actions=[RunDeployment(deployment_id=deployment.id, parameters={"dataset": ref})],
-    )
 
 
 def _remove_earlier(client: SyncPrefectClient) -> list[str]:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from data_catalog.catalogue import Catalogue, open_catalogue
 from data_catalog.database.address import sqlite_address
+from data_catalog.errors import UsageError
 from data_catalog.store import Store, open_store
 
 #: Variable that, if set, makes a run stop at once where it would wait for another one.
 NO_WAIT = "GEOFM_NO_WAIT"
 #: Variable with the address at which `geofm up` serves reports (flows/service/pages.py).
 PAGES = "GEOFM_PAGES"
+#: Variable with the webhook that is told about failed runs.
+NOTIFY_URL = "GEOFM_NOTIFY_URL"
 #: Seconds between two heartbeats of a run, for the environment of its process.
 HEARTBEAT_S = "30"
 
@@ -61,3 +65,22 @@ def report_address(digest: str) -> str:
     """Return the address of a report for a browser; empty if the process knows of no server."""
     base = os.environ.get(PAGES, "")
     return f"{base}/reports/{digest}/report.html" if base else ""
+
+
+def take_notify_url() -> str:
+    """Take the webhook of the failure notice out of the environment; empty if none is given.
+
+    The address may be a secret, so the server and the workers do not inherit it.
+
+    Raises:
+        UsageError: It is no http or https address.
+    """
+    url = os.environ.pop(NOTIFY_URL, "").strip()
+    try:
+        parts = urlsplit(url)
+        is_address = parts.scheme in ("http", "https") and bool(parts.hostname)
+    except ValueError:
+        is_address = False
+    if url and not is_address:
+        raise UsageError(f"{NOTIFY_URL} is not the http or https address of a webhook; correct it")
+    return url

@@ -47,7 +47,7 @@ def up(
     recipe. Schedules and whatever else was changed in the UI stay as they are. The UI asks for
     a password once per browser: the value of PREFECT_API_AUTH_STRING that `geofm env` prints. If
     PREFECT_API_URL is set, that server is used and none is started. A worker that ends is started
-    again.
+    again. If GEOFM_NOTIFY_URL names a webhook, it is told about runs that fail, from then on.
 
     Example: `geofm up --store /data/store --detach`, or with a machine for training, there:
     `geofm up --only gpu --store s3://bucket/geofm`
@@ -61,8 +61,9 @@ def up(
         running_workers,
         start_detached,
     )
-    from flows.settings import PAGES, open_place
+    from flows.settings import PAGES, open_place, take_notify_url
 
+    webhook = take_notify_url()
     if host:
         os.environ[HOST] = host
 
@@ -82,7 +83,7 @@ def up(
     # may hold a password, and Prefect stores parameters.
     os.environ["GEOFM_STORE"], os.environ["GEOFM_CATALOG"] = place.store.url, place.catalogue.url
     os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "geofm")
-    deploy_all(tell)
+    deploy_all(tell, webhook)
     tell(f"Prefect     {server.ui}")
     if server.pid:
         out.print(

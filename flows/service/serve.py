@@ -91,13 +91,14 @@ async def _respond(send: Any, status: int, body: bytes, *headers: tuple[bytes, b
 
 
 def hide_headers() -> None:
-    """Drop log lines of uvicorn below INFO: they hold headers, and so the secret.
+    """Drop log lines with secrets: headers (uvicorn, below INFO) and webhooks (httpx, INFO).
 
     Prefect configures logging again when its application starts. That changes levels, but it keeps
     the filters of loggers.
     """
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi"):
         logging.getLogger(name).addFilter(lambda record: record.levelno >= logging.INFO)
+    logging.getLogger("httpx").addFilter(lambda record: record.levelno > logging.INFO)
 
 
 def main(arguments: list[str]) -> None:

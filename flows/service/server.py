@@ -233,6 +233,9 @@ def launch_server() -> Server:
     if name != host:  # other machines use this machine's own name
         origins |= {f"http://{n}:{port}" for n in (socket.gethostname(), socket.getfqdn())}
     environment = {
+        # Prefect removes runs that ended 90 days ago, each hour. Without it the database grows for
+        # ever.
+        "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "true",
         **os.environ,
         "PREFECT_HOME": str(home() / "prefect"),
         "PREFECT_API_URL": f"{ui}/api",

@@ -20,6 +20,7 @@ import pytest
 from data_catalog.errors import UsageError
 from flows.service import home, serve, server
 from tests.flows.homes import Enter
+from tests.flows.ui import Ui
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
         "GEOFM_CACHE": str(home / "cache"),
         # the same services, looking more often than once a minute
         "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "3",
+        "PREFECT_SERVER_SERVICES_DB_VACUUM_LOOP_SECONDS": "5",
         "PREFECT_WORKER_QUERY_SECONDS": "2",
         # logs say all they can, so that a test can look for the secret in them
         "PREFECT_SERVER_LOGGING_LEVEL": "DEBUG",
@@ -78,6 +80,33 @@ def api(environment: dict[str, str]) -> Iterator[httpx.Client]:
         client.headers["Prefect-Csrf-Client"] = "test"
         client.headers["Prefect-Csrf-Token"] = token["token"]
         yield client
+
+
+@pytest.fixture
+def deployed(environment: dict[str, str], api: httpx.Client) -> Iterator[list[str]]:
+    """Deploy the flows; remove what was not there before, because other tests deploy too."""
+    from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
+
+    from flows.deployments import deploy_all
+
+    ui = Ui(api)
+
+    def there() -> dict[str, str]:
+        paths = {f"/deployments/{one['id']}": name for name, one in ui.deployments().items()}
+        automations = ui.post("/automations/filter")
+        return paths | {f"/automations/{one['id']}": one["name"] for one in automations}
+
+    before, lines = there(), []
+    settings = {
+        PREFECT_API_URL: environment["PREFECT_API_URL"],
+        PREFECT_API_AUTH_STRING: environment["PREFECT_API_AUTH_STRING"],
+    }
+    with temporary_settings(settings):
+        deploy_all(lines.append)
+        yield lines
+        deploy_all(lines.append)  # an update
+    for path in there().keys() - before.keys():
+        ui.delete(path)
 
 
 def files_with_secret(*folders: Path) -> list[str]:

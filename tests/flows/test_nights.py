@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any, ClassVar
 from uuid import uuid4
+from zoneinfo import ZoneInfo
 
 import httpx
 import pytest
@@ -16,7 +17,9 @@ from data_catalog.database.lease import CatalogueAway
 from data_catalog.errors import CheckError, RunError, UsageError
 from data_catalog.storage.reach import OutOfReach
 from flows import nights
+from flows.deployments import deploy_all
 from flows.nights import is_superseded, is_tried_again, passes
+from tests.flows.ui import Ui, wait_for
 
 
 def caused_by(cause: BaseException, error: type[Exception] = RunError) -> Exception:
@@ -104,3 +107,53 @@ def test_only_a_schedule_leaves_out_a_refresh(monkeypatch: pytest.MonkeyPatch) -
     ):
         monkeypatch.setattr(nights, "deployed_run", lambda run=run: run)
         assert nights.is_scheduled() is expected
+
+
+@pytest.mark.slow
+def test_each_schedule_of_a_deployment_has_its_own_recipe(
+    deployed: list[str], api: httpx.Client
+) -> None:
+    ui = Ui(api)
+    refresh = ui.deployments()["geofm-refresh"]
+    place = f"/deployments/{refresh['id']}/schedules"
+    there = {schedule["id"] for schedule in refresh["schedules"]}
+    recipes = {"0 1 * * *": "demo", "0 2 * * 6": "naip-geopile"}
+    mine = [
+        {
+            "schedule": {"cron": cron, "timezone": "Europe/Paris"},
+            "parameters": {"recipe": recipe, "changes": ["compute.workers=1"]},
+            "slug": recipe,
+        }
+        for cron, recipe in recipes.items()
+    ]
+    ui.request("POST", place, json=mine)
+
+    def schedules() -> list[dict[str, Any]]:
+        now = ui.deployments()["geofm-refresh"]["schedules"]
+        return sorted((each for each in now if each["id"] not in there), key=lambda s: s["slug"])
+
+    made = schedules()
+    assert [schedule["parameters"]["recipe"] for schedule in made] == ["demo", "naip-geopile"]
+    deploy_all(deployed.append)  # as `geofm up` does
+    assert schedules() == made
+
+    # the runs to come are at the time of their schedule, with its parameters
+    query = {
+        "deployments": {"id": {"any_": [refresh["id"]]}},
+        "flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}},
+    }
+
+    def coming() -> dict[str, set[int]]:
+        hours: dict[str, set[int]] = {}
+        for run in ui.post("/flow_runs/filter", **query):
+            if run["parameters"].get("changes") == ["compute.workers=1"]:
+                assert run["auto_scheduled"]
+                when = datetime.fromisoformat(run["expected_start_time"])
+                hour = when.astimezone(ZoneInfo("Europe/Paris")).hour
+                hours.setdefault(run["parameters"]["recipe"], set()).add(hour)
+        return hours
+
+    wait_for(lambda: len(coming()) == 2, 60)
+    assert coming() == {"demo": {1}, "naip-geopile": {2}}
+    for schedule in made:
+        ui.delete(f"{place}/{schedule['id']}")

@@ -3,42 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 from uuid import uuid4
 
 import httpx
 import pytest
-from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
-from flows.deployments import PRETRAIN_ON_NEW, deploy_all
+from flows.automations import PRETRAIN_ON_NEW
+from flows.deployments import deploy_all
 from tests.flows.conftest import SMALL, Outcome
-from tests.flows.test_up import Ui, wait_for
+from tests.flows.ui import Ui, wait_for
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture
-def deployed(environment: dict[str, str], api: httpx.Client) -> Iterator[list[str]]:
-    """Deploy the flows; remove what was not there before, because other tests deploy too."""
-    ui = Ui(api)
-
-    def there() -> dict[str, str]:
-        paths = {f"/deployments/{one['id']}": name for name, one in ui.deployments().items()}
-        automations = ui.post("/automations/filter")
-        return paths | {f"/automations/{one['id']}": one["name"] for one in automations}
-
-    before, lines = there(), []
-    settings = {
-        PREFECT_API_URL: environment["PREFECT_API_URL"],
-        PREFECT_API_AUTH_STRING: environment["PREFECT_API_AUTH_STRING"],
-    }
-    with temporary_settings(settings):
-        deploy_all(lines.append)
-        yield lines
-        deploy_all(lines.append)  # an update
-    for path in there().keys() - before.keys():
-        api.delete(path).raise_for_status()
 
 
 def automation(ui: Ui) -> dict[str, Any]:

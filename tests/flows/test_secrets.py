@@ -11,7 +11,7 @@ from prefect.utilities.schema_tools.validation import validate
 
 from data_catalog.errors import UsageError
 from flows.cli import main as cli
-from flows.deployments import FLOWS
+from flows.deployments import POOLS
 from flows.pipeline import pretrain_flow, refresh_flow
 from flows.settings import open_place
 from geofm.config.recipe_book import BadRecipe, load_recipe
@@ -87,7 +87,7 @@ def test_prefect_refuses_a_secret_in_the_form_before_it_keeps_it(flow: Any) -> N
 
 
 def test_no_field_of_a_form_is_an_address() -> None:
-    for flow in FLOWS:
+    for flow in POOLS:
         names = set(parameter_schema(flow.fn).model_dump()["properties"])
         assert not names & {"store", "catalog", "catalogue", "password", "token"}
 

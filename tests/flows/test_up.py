@@ -76,7 +76,7 @@ def test_deploy_schedule_and_run(
     assert not schedule["active"]
     place = f"/deployments/{refresh['id']}/schedules/{schedule['id']}"
     mine = {"cron": "30 4 * * *", "timezone": "Europe/Paris"}
-    ui.send("PATCH", place, {"active": True, "schedule": mine})
+    ui.request("PATCH", place, json={"active": True, "schedule": mine})
     scheduled = {
         "deployments": {"id": {"any_": [refresh["id"]]}},
         "flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}},
@@ -91,7 +91,7 @@ def test_deploy_schedule_and_run(
     (kept,) = ui.deployments()["geofm-refresh"]["schedules"]
     assert kept["active"]
     assert {name: kept["schedule"][name] for name in mine} == mine
-    ui.send("PATCH", place, {"active": False})
+    ui.request("PATCH", place, json={"active": False})
 
     # one click: a smaller area
     run = ui.run("geofm-refresh", recipe="demo", changes=SMALL)

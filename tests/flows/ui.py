@@ -30,18 +30,21 @@ class Ui:
     def __init__(self, api: httpx.Client) -> None:
         self.api = api
 
-    def send(self, method: str, path: str, json: Any) -> httpx.Response:
-        """Send a change; a busy server asks to come again, as the UI and the client do."""
+    def request(self, method: str, path: str, **arguments: Any) -> httpx.Response:
+        """Send a request again if the server is busy, as the UI and the client do."""
         for _ in range(5):
-            answer = self.api.request(method, path, json=json)
+            answer = self.api.request(method, path, **arguments)
             if answer.status_code != 503:
                 break
             time.sleep(2)
         return answer.raise_for_status()
 
     def post(self, path: str, **json: Any) -> Any:
-        """Send a change or a query, and read the answer."""
-        return self.send("POST", path, json).json()
+        return self.request("POST", path, json=json).json()
+
+    def delete(self, path: str) -> None:
+        """Delete an object, such as /flow_runs/ID."""
+        self.request("DELETE", path)
 
     def deployments(self) -> dict[str, Any]:
         query = {"tags": {"all_": ["geofm"]}}
