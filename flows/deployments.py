@@ -49,7 +49,7 @@ POOLS: dict[Flow[..., Any], str] = {
 }
 
 
-def deploy_all(tell: Callable[[str], None], webhook: str = "") -> None:
+def deploy_all(tell: Callable[[str], None], webhook: str = "", update: bool = True) -> None:
     """Create or update the work pools, the deployment of each flow, and the automations.
 
     The deployment of a flow has the flow's name. The refresh gets a nightly schedule, which is
@@ -57,6 +57,7 @@ def deploy_all(tell: Callable[[str], None], webhook: str = "") -> None:
 
     Args:
         tell: Called with a line about each step.
+        update: Bring what is there up to date; else only what is missing is created.
         webhook: Address that is sent a message when a run fails; empty leaves the notice as it is.
     """
     with get_client(sync_client=True) as client:
@@ -65,15 +66,17 @@ def deploy_all(tell: Callable[[str], None], webhook: str = "") -> None:
                 client.create_work_pool(WorkPoolCreate(name=pool, type="process"))
         for flow in POOLS:
             name = f"{flow.name}/{flow.name}"
-            tell(f"deployment  {name}: {_deploy(client, flow)}")
-        create_automations(client, tell)
+            tell(f"deployment  {name}: {_deploy(client, flow, update)}")
         if webhook:
             notify_failures(client, webhook, tell)
+        if not update:
+            return
+        create_automations(client, tell)
         for name in _remove_earlier(client):
             tell(f"deployment  {name}: removed, with its schedule; use geofm-refresh instead")
 
 
-def _deploy(client: SyncPrefectClient, flow: Flow[..., Any]) -> str:
+def _deploy(client: SyncPrefectClient, flow: Flow[..., Any], update: bool) -> str:
     """Create or update the deployment of a flow; returns what was done."""
     from_code: dict[str, Any] = {
         "description": flow.description,
@@ -102,6 +105,8 @@ def _deploy(client: SyncPrefectClient, flow: Flow[..., Any]) -> str:
             **from_code,
         )
         return "created"
+    if not update:
+        return "as it is"
     client.update_deployment(there.id, DeploymentUpdate(**from_code, pull_steps=None))
     return "up to date"
 

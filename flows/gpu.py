@@ -18,7 +18,7 @@ from uuid import UUID
 
 import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas import FlowRun, State
+from prefect.client.schemas import FlowRun
 from prefect.client.schemas.filters import (
     ArtifactFilter,
     ArtifactFilterFlowRunId,
@@ -26,7 +26,10 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import StateType
 from prefect.deployments import run_deployment
+from prefect.exceptions import PrefectException
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import Cancelling
+from pydantic import ValidationError
 
 from data_catalog.catalogue import Catalogue, UnknownReference
 from data_catalog.errors import CheckError, RunError, UsageError
@@ -60,10 +63,9 @@ def trains(stage: Stage) -> bool:
 def belongs_to_gpu(stage: Stage, job: Job) -> bool:
     """Tell whether a job runs in the GPU pool: one that trains, or that asks for CUDA or finds it.
 
-    A command in a terminal, and a child run itself, work where they are.
+    A command in a terminal works where it is.
     """
-    run = deployed_run()
-    if stage.device is None or run is None or run.parent_task_run_id is not None:
+    if stage.device is None or deployed_run() is None:
         return False
     return trains(stage) or stage.device(job.device) == "cuda"
 
@@ -97,6 +99,14 @@ def job_of(description: Mapping[str, Any], store: Store, catalogue: Catalogue) -
             f"{error}. The worker of the pool {GPU_POOL} needs the store and the catalogue of the "
             "other workers: start it with their GEOFM_STORE and GEOFM_CATALOG"
         ) from error
+    other_version = CheckError(
+        f"the worker of the pool {GPU_POOL} has another version of geofm than the run that asks "
+        "for this stage: install the same version on both machines"
+    )
+    try:
+        settings = section.model_validate(description["settings"])
+    except ValidationError as error:
+        raise other_version from error
     # the run that made the description has looked up the weights, and copied them to the store
     resolved = replace(
         stage, inputs=tuple(inputs), reads=lambda _: description["reads"], resolve=None
@@ -105,17 +115,14 @@ def job_of(description: Mapping[str, Any], store: Store, catalogue: Catalogue) -
         resolved,
         store,
         inputs,
-        section.model_validate(description["settings"]),
+        settings,
         compute["seed"],
         compute["device"],
         catalogue.url,
         compute,
     )
     if job.key != description["key"]:
-        raise CheckError(
-            f"the worker of the pool {GPU_POOL} has another version of geofm than the run that "
-            "asks for this stage: install the same version on both machines"
-        )
+        raise other_version
     return job
 
 
@@ -133,7 +140,9 @@ def run_in_gpu_pool(description: Mapping[str, Any], recipe: str) -> None:
         Stopped: The caller is to stop.
     """
     parent, stage = deployed_run(), description["stage"]
-    with get_client(sync_client=True) as client:
+    # a server that is away is asked again here, where a request to stop is heard
+    asked_once = temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0})
+    with asked_once, get_client(sync_client=True) as client:
         child = cast(
             FlowRun,
             run_deployment(
@@ -148,13 +157,11 @@ def run_in_gpu_pool(description: Mapping[str, Any], recipe: str) -> None:
             ),
         )
         log.info("%s: runs in the pool %s as %r", stage, GPU_POOL, child.name)
-        ended = None
         try:
             ended = _wait(client, child, stage)
-        finally:
-            if ended is None:
-                stopped: State[Any] = Cancelling(message="the parent run was stopped")
-                client.set_flow_run_state(child.id, stopped)
+        except Stopped:
+            _cancel(client, child)
+            raise
     state = ended.state
     if state is not None and state.type is StateType.COMPLETED:
         return
@@ -162,6 +169,14 @@ def run_in_gpu_pool(description: Mapping[str, Any], recipe: str) -> None:
         raise Stopped(f"{stage}: the run {child.name!r} was cancelled; what is done is kept")
     text = state.message if state is not None and state.message else "no reason is recorded"
     raise ChildFailed(f"{stage} failed in the run {child.name!r}: {text}")
+
+
+def _cancel(client: SyncPrefectClient, child: FlowRun) -> None:
+    """Cancel a child run; a server that is away now must not hide why the parent ends."""
+    try:
+        client.set_flow_run_state(child.id, Cancelling(message="the parent run was stopped"))
+    except httpx.HTTPError as error:
+        log.warning("the run %r could not be cancelled (%s); cancel it yourself", child.name, error)
 
 
 def _wait(client: SyncPrefectClient, child: FlowRun, stage: str) -> FlowRun:
@@ -176,6 +191,7 @@ def _wait(client: SyncPrefectClient, child: FlowRun, stage: str) -> FlowRun:
         try:
             run = client.read_flow_run(child.id)
             if run.state is not None and run.state.is_final():
+                say(stage, 100, 100, f"% in the run {child.name!r}: {run.state.name}")
                 return run
             share, note = _progress(client, child.id)
             state = run.state.name if run.state is not None else "Scheduled"
@@ -210,8 +226,12 @@ def warn_without_worker() -> None:
     """
     if deployed_run() is None:
         return
-    with get_client(sync_client=True) as client:
-        workers = client.read_workers_for_work_pool(GPU_POOL)
+    try:
+        with get_client(sync_client=True) as client:
+            workers = client.read_workers_for_work_pool(GPU_POOL)
+    except (httpx.HTTPError, PrefectException) as error:
+        log.warning("the workers of the pool %s are not known (%s)", GPU_POOL, error)
+        return
     if not any(worker.status == "ONLINE" for worker in workers):
         log.warning(
             "no worker of the pool %s is online, so the training will wait for one; start it on "

@@ -31,7 +31,7 @@ from data_catalog.artifact import Artifact
 from data_catalog.database.lease import LeaseHeld
 from data_catalog.errors import GeofmError, UsageError
 from data_catalog.provenance.lineage import ancestor
-from data_catalog.stopping import SharedEvent, new_run, share
+from data_catalog.stopping import SharedEvent, ask_to_stop, new_run, share
 from data_catalog.storage.process import end_with_parent
 from flows.cli.verify import verify
 from flows.forecast import ForecastMeter, log_forecast
@@ -428,8 +428,18 @@ def gpu_stage_flow(description: dict[str, Any]) -> State[Any]:
             if forecast := description.get("forecast"):
                 meter.stages[job.stage] = StageForecast.from_json(job.stage, forecast)
             share_context(StageContext(recipe, place.store, place.catalogue, runner, meter))
+            stack.push(_stop_others)
             named = run_job_task.with_options(task_run_name=job.stage)
-            return named(JobOfParts(job), return_state=True)
+            state: State[Any] = named(JobOfParts(job), return_state=True)
+            if not state.is_cancelled():
+                state.result()  # raises why it failed
+            return state
+
+
+def _stop_others(kind: type[BaseException] | None, *_: object) -> None:
+    """Ask the threads of a run to stop if its main thread ends by an exception."""
+    if kind is not None:
+        ask_to_stop()
 
 
 def report_page(run: PipelineRun) -> Path | None:

@@ -92,7 +92,7 @@ def check_run(recipe: Recipe, place: Place, data_only: bool, is_local: bool = Tr
     if not data_only:
         heavy += [
             ("pretrain.name", partial(_check_title, recipe)),
-            ("pretrain", partial(_check_training, recipe, place)),
+            ("pretrain", partial(_check_training, recipe, place, is_local)),
         ]
     _report(heavy)
 
@@ -215,7 +215,7 @@ def _has_embedded(recipe: Recipe, weights: Weights, place: Place) -> bool:
     )
 
 
-def _check_training(recipe: Recipe, place: Place) -> None:
+def _check_training(recipe: Recipe, place: Place, is_local: bool) -> None:
     from geofm.pretraining.check import check_training
 
     settings, teacher, student = recipe.pretrain, None, None
@@ -229,7 +229,8 @@ def _check_training(recipe: Recipe, place: Place) -> None:
     for weights in (teacher, student):
         if weights is not None and not _small(weights):
             return
-    check_training(settings, recipe.cut.bands, recipe.compute.model_dump(), teacher, student)
+    compute = recipe.compute if is_local else recipe.compute.model_copy(update={"device": "cpu"})
+    check_training(settings, recipe.cut.bands, compute.model_dump(), teacher, student)
 
 
 def _small(weights: Weights) -> bool:

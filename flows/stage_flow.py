@@ -315,7 +315,8 @@ def _run_in_gpu_pool(stage: Stage, job: Job, context: StageContext) -> JobResult
     note = {} if forecast is None else {"forecast": forecast.to_json()}
     run_in_gpu_pool({**describe_job(job), **note}, context.recipe.name)
     context.meter.note(stage.name, time.monotonic() - started)
-    artifact = find(stage, job, context.catalogue)
+    catalogue = context.catalogue.at(job.store)
+    artifact = catalogue.last_made(job.key) or catalogue.find(job.key)
     if artifact is None:
         raise RunError(
             f"{stage.name} has ended in the pool {GPU_POOL}, but its result is not in the store "

@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -170,6 +170,37 @@ def _watch(parent: int, grace_s: float) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def child_processes(pid: int) -> list[int]:
+    """List the process ids of the children of a process (Linux; elsewhere none)."""
+    found: list[int] = []
+    for thread in (_PROC / str(pid) / "task").glob("[0-9]*"):
+        with suppress(OSError):  # the thread or the process has ended
+            found += map(int, (thread / "children").read_text().split())
+    return found
+
+
+def end_processes(processes: Sequence[tuple[int, str]], seconds: float) -> None:
+    """Send SIGTERM to processes, wait for their end, and kill those that remain.
+
+    Args:
+        processes: Process ids and marks; a process with another mark is a later one.
+        seconds: Seconds to wait.
+    """
+    alive = [(pid, mark) for pid, mark in processes if mark and process_mark(pid) == mark]
+    _signal_all(alive, signal.SIGTERM)
+    deadline = time.monotonic() + seconds
+    while alive and time.monotonic() < deadline:
+        time.sleep(0.1)
+        alive = [(pid, mark) for pid, mark in alive if process_mark(pid) == mark]
+    _signal_all(alive, signal.SIGKILL)
+
+
+def _signal_all(processes: Sequence[tuple[int, str]], number: int) -> None:
+    for pid, _ in processes:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
 def child_command(module: str, *arguments: str, grace_s: float = 0.0) -> list[str]:
     """Return a command that runs a Python module in a child process that ends with this process.
 
@@ -178,7 +209,9 @@ def child_command(module: str, *arguments: str, grace_s: float = 0.0) -> list[st
         arguments: Its command-line arguments.
         grace_s: See ``end_with_parent``.
     """
-    return [sys.executable, "-m", __name__, str(os.getpid()), str(grace_s), module, *arguments]
+    # -P: a folder in the current folder that has the name of a package is not run instead
+    own = [sys.executable, "-P", "-m", __name__]
+    return [*own, str(os.getpid()), str(grace_s), module, *arguments]
 
 
 @cache

@@ -52,7 +52,7 @@ def up(
     Example: `geofm up --store /data/store --detach`, or with a machine for training, there:
     `geofm up --only gpu --store s3://bucket/geofm`
     """
-    from flows.service.server import HOST, find_or_launch, wait_for
+    from flows.service.server import HOST, find_or_launch, hold_lock, wait_for
     from flows.service.workers import (
         PAGES_SERVER,
         keep_running,
@@ -77,42 +77,41 @@ def up(
     wait_for(server)
     from flows.deployments import deploy_all
     from flows.gpu import CPU_POOL, GPU_POOL
-    from flows.service.pages import listen_for_pages
+    from flows.service.pages import listen_for_pages, pages_password
 
     # No deployment has an address: the worker gets them from the environment. That of the catalogue
     # may hold a password, and Prefect stores parameters.
     os.environ["GEOFM_STORE"], os.environ["GEOFM_CATALOG"] = place.store.url, place.catalogue.url
     os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "geofm")
-    deploy_all(tell, webhook)
+    # the forms are those of the machine that starts their runs
+    deploy_all(tell, webhook, update=only != "gpu")
     tell(f"Prefect     {server.ui}")
     if server.pid:
-        out.print(
-            "password    `geofm env` prints it; the UI asks once per browser", highlight=False
-        )
+        tell("password    `geofm env` prints it; the UI asks once per browser")
     pools = [pool for pool in (CPU_POOL, GPU_POOL) if pool.endswith(only or "")]
     where = place_of_workers(server, place.store.url, place.catalogue.url, pools)
-    if note := running_workers(where, tell):
-        if note.get("pages"):
-            tell(f"reports     {note['pages']}")
-        tell(f"workers     pid {note['pid']}, already running")
-        return
     kept = list(pools)
     with ExitStack() as stack:
-        if CPU_POOL in pools:  # where reports are written
-            stack.enter_context(listen_for_pages())
-            where["pages"] = os.environ[PAGES]
-            kept.append(PAGES_SERVER)
-            tell(f"reports     {where['pages']}, with the same password")
-        names = " and ".join(pools)
-        if detach:
-            log = place.store.local_root / "worker.log"
-            pid = start_detached(kept, log)
-            note_workers(pid, where)
-            tell(f"workers     pid {pid}, of {names}, log {log}")
-            return
-        tell(f"workers     of {names}")
+        with hold_lock("worker.lock"):
+            if note := running_workers(where, tell):
+                tell(f"reports     {note.get('pages') or 'where the pool geofm-cpu works'}")
+                tell(f"workers     pid {note['pid']}, already running")
+                raise typer.Exit(0 if detach else 2)
+            if CPU_POOL in pools:  # where reports are written
+                stack.enter_context(listen_for_pages())
+                where["pages"] = os.environ[PAGES]
+                kept.append(PAGES_SERVER)
+                tell(f"reports     {where['pages']}, with {pages_password()}")
+            names = " and ".join(pools)
+            if detach:
+                log = place.store.local_root / "worker.log"
+                pid = start_detached(kept, log)
+                note_workers(pid, where)
+                tell(f"workers     pid {pid}, of {names}, log {log}")
+                return
+            tell(f"workers     of {names}")
+            note_workers(os.getpid(), where)
         err.print("They run until Ctrl-C; the Prefect server stays until `geofm down`.")
-        note_workers(os.getpid(), where)
         keep_running(kept, tell)
 
 

@@ -22,7 +22,7 @@ from data_catalog.storage.atomic import write_atomic
 AUTH_FILE = "server.auth"
 #: Files of geofm in the home; the last pattern is a temporary file of a killed process.
 FILES = re.compile(
-    r"server\.(auth|json|port|lock|log)|worker\.pid|pages\.port|prefect"
+    r"server\.(auth|json|port|lock|log)|worker\.(pid|lock)|pages\.port|prefect"
     r"|\.(server|worker|pages)\.\w+(\.[0-9]+)?\.[0-9a-f]{8}"
 )
 

@@ -25,8 +25,8 @@ from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse
 from data_catalog.catalogue import Catalogue
 from data_catalog.database.schema import ArtifactRow
 from data_catalog.errors import GeofmError
-from flows.service.home import auth_string
-from flows.service.server import LOOPBACK, listen
+from flows.service.home import AUTH_FILE, auth_string, home
+from flows.service.server import LOOPBACK, configured_server, listen
 from flows.settings import PAGES, open_place
 
 #: Variables with the listening socket that the process inherits, and with the address to listen on,
@@ -154,16 +154,31 @@ def listen_for_pages() -> socket.socket:
         UsageError: ``GEOFM_PAGES_HOST`` is no address of this machine.
     """
     listener = listen(os.environ.get(HOST) or LOOPBACK, "pages.port", PORT, HOST)
-    # browsers reach every address of this machine, and a container's port, at loopback
-    os.environ[PAGES] = f"http://{LOOPBACK}:{listener.getsockname()[1]}"
+    # browsers of this machine reach a server on all interfaces, also a container's, at loopback
+    host = os.environ.get(HOST) or LOOPBACK
+    name = {"0.0.0.0": LOOPBACK, "::": LOOPBACK}.get(host, host)  # noqa: S104
+    port = listener.getsockname()[1]
+    os.environ[PAGES] = f"http://{f'[{name}]' if ':' in name else name}:{port}"
     os.environ[SOCKET] = str(listener.fileno())
     return listener
+
+
+def pages_password() -> str:
+    """Say which password the pages ask for."""
+    if configured_server() and not _secret_of_server():
+        return f"the password in {home() / AUTH_FILE}"
+    return "the same password"
+
+
+def _secret_of_server() -> str:
+    """Return ``user:password`` of a configured server; empty if there is none."""
+    return configured_server().get("PREFECT_API_AUTH_STRING", "")
 
 
 def main() -> None:
     """Serve pages on the inherited socket."""
     place = open_place(write=False)
-    secret = os.environ.get("PREFECT_API_AUTH_STRING") or auth_string()
+    secret = _secret_of_server() or auth_string()
     config = uvicorn.Config(
         make_app(place.catalogue, secret), log_level="warning", server_header=False
     )

@@ -103,7 +103,7 @@ def find_or_launch() -> Server:
         api = configured["PREFECT_API_URL"]
         _check_configured(api)
         return Server(api.removesuffix("/api"), 0)
-    with _lock():  # two commands at the same time must start one server, not two
+    with hold_lock("server.lock"):  # two commands at the same time must start one server, not two
         server = running_server()
         if server is None:
             return launch_server()
@@ -317,7 +317,7 @@ def stop_server() -> bool:
     Raises:
         UsageError: the server runs on another machine or in another container.
     """
-    with _lock():
+    with hold_lock("server.lock"):
         note = read_note("server.json")
         server = _read_server(note)
         pid, mark = (server.pid, server.mark) if server else (0, "")
@@ -416,9 +416,13 @@ def stop_process(pid: int, mark: str, seconds: float = STOP_SECONDS) -> bool:
 
 
 @contextmanager
-def _lock() -> Iterator[None]:
-    """Hold the home's lock, so that one command at a time starts or stops the server."""
-    with (home() / "server.lock").open("w") as lock:
+def hold_lock(name: str) -> Iterator[None]:
+    """Hold a lock of the home, so that one command at a time starts or stops what it is for.
+
+    Args:
+        name: ``server.lock`` or ``worker.lock``.
+    """
+    with (home() / name).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

@@ -18,8 +18,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from data_catalog.errors import GeofmError, UsageError
 from data_catalog.hashing import digest_of
-from data_catalog.storage.process import child_command, process_mark
+from data_catalog.storage.process import (
+    child_command,
+    child_processes,
+    end_processes,
+    is_gone,
+    process_mark,
+)
 from flows.service.home import home, home_mark, read_note, write_note
 from flows.service.pages import SOCKET
 from flows.service.server import (
@@ -29,12 +36,12 @@ from flows.service.server import (
     inspect_process,
     running_server,
     stop_process,
-    wait_for,
 )
 
 NOTE = "worker.pid"
-#: Seconds that a worker has to end: a training writes its checkpoint.
-GRACE_S = 30.0
+#: Seconds that runs have to end, in which a training writes its checkpoint; then seconds that a
+#: worker has; and seconds that `geofm down` waits for all of it.
+RUNS_GRACE_S, WORKER_GRACE_S, GRACE_S = 30.0, 10.0, 60.0
 #: Seconds before a worker that ended is started again, at first and at most. The pause doubles
 #: while workers end within ``STABLE_S``.
 PAUSE_S, LONGEST_PAUSE_S, STABLE_S = 1.0, 60.0, 60.0
@@ -58,11 +65,14 @@ def command_of(name: str) -> list[str]:
         return child_command("flows.service.pages")
     own = f"{name} on {platform.node()}"
     start = ("worker", "start", "--pool", name, "--type", "process", "--name", own)
-    return child_command("prefect", *start, grace_s=GRACE_S)
+    return child_command("prefect", *start, grace_s=WORKER_GRACE_S)
 
 
 def keep_running(names: Sequence[str], tell: Callable[[str], None]) -> None:
     """Keep processes and the home's server running, until SIGTERM or Ctrl-C reaches this process.
+
+    Then the runs of the workers end first: Prefect's worker would kill them when it ends, and a
+    training would not write its checkpoint.
 
     Args:
         names: Names of work pools, and ``PAGES_SERVER``.
@@ -76,36 +86,40 @@ def keep_running(names: Sequence[str], tell: Callable[[str], None]) -> None:
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     processes = [_Kept(name) for name in names]
-    server = None if configured_server() else running_server()
+    server = _KeptServer()
     try:
         while not stopped:
-            if server is not None and not server.alive:
-                tell("the Prefect server has ended and is started again")
-                earlier, server = server, find_or_launch()
-                wait_for(server)
-                if server.api != earlier.api:  # another program has taken the port
-                    tell(f"the Prefect server is at {server.ui} now, so workers start again")
-                    for process in processes:
-                        process.ask_to_end()
+            if server.look(tell):
+                tell("the Prefect server has another address now, so workers start again")
+                _end(processes)
             for process in processes:
                 process.look(tell)
             time.sleep(LOOK_S)
     finally:
-        for process in processes:
-            process.ask_to_end()
-        deadline = time.monotonic() + GRACE_S
-        for process in processes:
-            process.end(max(0.0, deadline - time.monotonic()))
+        _end(processes)
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
+def _end(processes: Sequence[_Kept]) -> None:
+    """End the runs of workers, and then the processes."""
+    runs = [run for process in processes for run in process.find_runs()]
+    end_processes(runs, RUNS_GRACE_S)
+    for process in processes:
+        process.end()
+
+
 class _Kept:
-    """A process that is started again when it has ended."""
+    """A process that is started again when it has ended.
+
+    Attributes:
+        runs: Its child processes, the runs of a worker: their process ids and marks.
+    """
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.process: subprocess.Popen[bytes] | None = None
+        self.runs: list[tuple[int, str]] = []
         self.started = self.due = 0.0
         self.pause = PAUSE_S
 
@@ -113,6 +127,8 @@ class _Kept:
         """Start the process if it does not run and its pause is over."""
         now = time.monotonic()
         if self.process is not None and self.process.poll() is not None:
+            # no worker could cancel the runs of a worker that was killed
+            end_processes(self.runs, RUNS_GRACE_S)
             code, self.process = self.process.returncode, None
             lived = now - self.started
             self.pause = PAUSE_S if lived > STABLE_S else min(2 * self.pause, LONGEST_PAUSE_S)
@@ -123,23 +139,60 @@ class _Kept:
             )
         if self.process is None and now >= self.due:
             inherited = [int(os.environ[SOCKET])] if self.name == PAGES_SERVER else []
-            self.process = subprocess.Popen(command_of(self.name), pass_fds=inherited)  # noqa: S603
+            # in a group of its own: a signal to this process's group would reach it twice, and
+            # Prefect's worker kills itself at the second one
+            self.process = subprocess.Popen(  # noqa: S603
+                command_of(self.name), pass_fds=inherited, start_new_session=True
+            )
             self.started = now
+        self.find_runs()
 
-    def ask_to_end(self) -> None:
-        """Send SIGTERM to the process."""
-        if self.process is not None:
-            self.process.terminate()
+    def find_runs(self) -> list[tuple[int, str]]:
+        """Note the child processes of the process, while it lives."""
+        if self.process is not None and self.process.poll() is None:
+            children = child_processes(self.process.pid)
+            self.runs = [(child, process_mark(child)) for child in children]
+        return self.runs
 
-    def end(self, seconds: float) -> None:
-        """Wait for the process to end, and kill it after some seconds."""
+    def end(self) -> None:
+        """Ask the process to end, and kill it after ``WORKER_GRACE_S``."""
         if self.process is None:
             return
+        self.process.terminate()
         try:
-            self.process.wait(seconds)
+            self.process.wait(WORKER_GRACE_S)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+
+
+class _KeptServer:
+    """The server of the home, which is started again when it has ended; not a configured one."""
+
+    def __init__(self) -> None:
+        self.server = None if configured_server() else running_server()
+        self.due, self.pause = 0.0, PAUSE_S
+
+    def look(self, tell: Callable[[str], None]) -> bool:
+        """Start the server again if it has ended; returns whether its address has changed."""
+        if self.server is None or not is_gone(self.server.mark) or time.monotonic() < self.due:
+            return False
+        earlier = self.server
+        tell("the Prefect server has ended and is started again")
+        self.pause = min(2 * self.pause, LONGEST_PAUSE_S)
+        self.due = time.monotonic() + self.pause
+        try:
+            self.server = find_or_launch()
+        except GeofmError as error:
+            tell(f"it cannot be started: {error}")
+            return False
+        os.environ["PREFECT_API_URL"] = self.server.api
+        if self.server.api == earlier.api:
+            return False
+        note = read_note(NOTE)
+        if note.get("pid") == os.getpid():
+            write_note(NOTE, {**note, "api": self.server.api})
+        return True
 
 
 def start_detached(names: Sequence[str], log: Path) -> int:
@@ -184,10 +237,13 @@ def place_of_workers(
 def running_workers(place: dict[str, Any], tell: Callable[[str], None]) -> dict[str, Any]:
     """Return the note on the process that keeps the home's workers running, if it can stay.
 
-    Workers of another store, catalogue, server or pool are stopped.
+    Workers of another store, catalogue or server are stopped.
 
     Returns:
         The note; empty if none runs there.
+
+    Raises:
+        UsageError: The home keeps workers of other pools running, at the same place.
     """
     note = read_note(NOTE)
     pid = note.get("pid")
@@ -197,6 +253,12 @@ def running_workers(place: dict[str, Any], tell: Callable[[str], None]) -> dict[
         return {}
     if all(note.get(name) == value for name, value in place.items()):
         return note
+    if all(note.get(name) == place[name] for name in ("api", "store", "catalogue")):
+        pools = " and ".join(note.get("pools", []))
+        raise UsageError(
+            f"this home keeps workers of {pools} running (pid {pid}): "
+            "stop them with `geofm down` first, or start the others with another GEOFM_HOME"
+        )
     tell(f"workers     pid {pid} of store {note.get('store')} stop, with their runs")
     stop_workers()
     return {}

@@ -134,6 +134,8 @@ def forecast_run(
     walk.probes = trains_here
     if trains_here:
         _check_gpu(walk)
+    else:
+        _forecast_on_cpu(walk)
     for name in stages:
         _add_stage(name, walk, cut_plan)
     computed = {entry.stage for entry in walk.stages if entry.source != UNCHANGED}
@@ -156,8 +158,13 @@ def _check_gpu(walk: _Walk) -> None:
         check_device("cuda")
     except GeofmError as error:
         walk.problems.append(str(error))
-        compute = walk.recipe.compute.model_copy(update={"device": "cpu"})
-        walk.recipe = walk.recipe.model_copy(update={"compute": compute})
+        _forecast_on_cpu(walk)
+
+
+def _forecast_on_cpu(walk: _Walk) -> None:
+    """Forecast the run as if this machine had no GPU."""
+    compute = walk.recipe.compute.model_copy(update={"device": "cpu"})
+    walk.recipe = walk.recipe.model_copy(update={"compute": compute})
 
 
 def _add_stage(name: str, walk: _Walk, cut_plan: CutPlan | None) -> None:
@@ -335,7 +342,7 @@ def _count_rows(name: str, settings: Mapping[str, Any], walk: _Walk) -> int:
     if name == "pretrain":
         return _count_images(walk)
     if name == "evaluate":
-        same = [t for t in timings if t.manifest["settings"]["tasks"] == settings["tasks"]]
+        same = [t for t in timings if t.manifest["settings"].get("tasks") == settings["tasks"]]
         used = int(same[0].manifest["counts"]["rows_in"]) if same else 0
         typical = TYPICAL_IMAGES * len(recipe.evaluate.tasks)
         return min(used or typical, recipe.evaluate.max_images * len(recipe.evaluate.tasks))
