@@ -174,5 +174,6 @@ def test_a_writer_killed_again_and_again_ends_with_the_same_dataset(tmp_path: Pa
         assert verify_artifact(dataset) == []
         keys = open_index(dataset).keys.to_pylist()
         assert len(keys) == len(set(keys)) == CHIPS
-        assert not list((store.local_root / "staging").iterdir())
+        # one that was killed before it took its lock leaves an empty folder for a while
+        assert not list((store.local_root / "staging").glob("*/files/*"))
     assert killed == kills
