@@ -45,6 +45,12 @@ class Machines:
     def cache(self, pool: str) -> Path:
         return self.folder / f"{pool} cache"
 
+    def stop(self, pool: str) -> bool:
+        """Stop the workers of a pool, as `geofm down` does."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("GEOFM_HOME", str(self.folder / f"{pool} home"))
+            return workers.stop_workers()
+
     def logged(self, pool: str) -> str:
         """The log of the worker of a pool."""
         return "".join(path.read_text() for path in self.cache(pool).rglob("worker.log"))
@@ -75,10 +81,8 @@ def machines(
         assert done.returncode == 0, done.stderr
         assert f"of geofm-{pool}, log" in done.stdout
     yield made
-    for home in homes.values():
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("GEOFM_HOME", str(home))
-            assert workers.stop_workers()
+    for pool in homes:
+        made.stop(pool)
 
 
 def test_training_runs_where_the_gpu_is(
@@ -146,6 +150,10 @@ def test_a_cancelled_training_leaves_a_checkpoint(machines: Machines, api: httpx
     again = ui.start("geofm-pretrain", **training)
     (child,) = wait_for(lambda: ui.children(again), 400)
     assert ui.logged(child["id"], "resuming after step", seconds=200)
-    ui.cancel(again)
-    assert ui.end(again, 45)["state_name"] == "Cancelled"
-    assert ui.end(child["id"], 30)["state_name"] == "Cancelled"
+
+    # geofm down on the machine with the GPU: the training says where it stopped
+    assert machines.stop("gpu")
+    ended = ui.end(child["id"], 45)
+    assert ended["state_name"] == "Cancelled"
+    assert "stopped after step" in ui.task_messages(child["id"])
+    assert "was cancelled; what is done is kept" in ui.end(again, 45)["state"]["message"]

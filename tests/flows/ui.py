@@ -88,6 +88,11 @@ class Ui:
         tasks = self.post("/task_runs/filter", flow_runs={"id": {"any_": [run]}})
         return {task["name"]: task["state_name"] for task in tasks}
 
+    def task_messages(self, run: str) -> str:
+        """Read the messages of the states of a run's tasks."""
+        tasks = self.post("/task_runs/filter", flow_runs={"id": {"any_": [run]}})
+        return "\n".join(str(task["state"]["message"]) for task in tasks)
+
     def graph(self, run: str) -> tuple[dict[str, str], set[tuple[str, str]]]:
         """The state of each stage's task, and the edges between them, in the UI's graph."""
         found = self.api.get(f"/flow_runs/{run}/graph-v2").raise_for_status().json()
