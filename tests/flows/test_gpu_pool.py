@@ -137,8 +137,9 @@ def test_training_runs_where_the_gpu_is(
 def test_a_cancelled_training_leaves_a_checkpoint(machines: Machines, api: httpx.Client) -> None:
     ui = Ui(api)
     training: dict[str, Any] = {"epochs": 3000, "changes": CORNER}
+    earlier = set(machines.cache("gpu").rglob("checkpoint*"))
     run = ui.start("geofm-pretrain", **training)
-    wait_for(lambda: list(machines.cache("gpu").rglob("checkpoint*")), 400)
+    wait_for(lambda: set(machines.cache("gpu").rglob("checkpoint*")) - earlier, 400)
     (child,) = ui.children(run)
     assert not list(machines.cache("cpu").rglob("checkpoint*"))
     ui.cancel(run)
