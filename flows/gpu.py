@@ -140,9 +140,7 @@ def run_in_gpu_pool(description: Mapping[str, Any], recipe: str) -> None:
         Stopped: The caller is to stop.
     """
     parent, stage = deployed_run(), description["stage"]
-    # a server that is away is asked again here, where a request to stop is heard
-    asked_once = temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0})
-    with asked_once, get_client(sync_client=True) as client:
+    with get_client(sync_client=True) as client:
         child = cast(
             FlowRun,
             run_deployment(
@@ -158,7 +156,9 @@ def run_in_gpu_pool(description: Mapping[str, Any], recipe: str) -> None:
         )
         log.info("%s: runs in the pool %s as %r", stage, GPU_POOL, child.name)
         try:
-            ended = _wait(client, child, stage)
+            # a server that is away is asked again there, where a request to stop is heard
+            with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):
+                ended = _wait(client, child, stage)
         except Stopped:
             _cancel(client, child)
             raise

@@ -78,6 +78,8 @@ def passes(error: BaseException) -> bool:
     while cause is not None:
         if isinstance(cause, PASSING):
             return True
+        if isinstance(cause, httpx.HTTPStatusError) and cause.response.status_code >= 500:
+            return True  # a server that is busy, or starts
         cause = cause.__cause__ or cause.__context__
     return False
 

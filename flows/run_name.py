@@ -38,6 +38,14 @@ def rename_run(name: str, before: str = "") -> None:
             client.update_flow_run(context.flow_run.id, name=name)
 
 
+#: Names that nobody has typed: amber-otter by the server, Amber-Otter by the UI, and
+#: omega23-algedi-void by the earlier UI, which begins with a Greek letter.
+_GENERATED = re.compile(
+    r"[a-z]+-[a-z]+|[A-Z][a-z]+-[A-Z][a-z]+|(alpha|beta|gamma|delta|epsilon|zeta|eta|theta|iota"
+    r"|kappa|lambda|mu|nu|xi|omicron|pi|rho|sigma|tau|upsilon|phi|chi|psi|omega)\d+-[a-z]+-[a-z]+"
+)
+
+
 def is_generated(name: str) -> bool:
-    """Tell whether the server or the UI has made up a name, such as amber-otter or Amber-Otter."""
-    return re.fullmatch(r"[a-z]+-[a-z]+|[A-Z][a-z]+-[A-Z][a-z]+", name) is not None
+    """Tell whether the server or the UI has made up a name."""
+    return _GENERATED.fullmatch(name) is not None

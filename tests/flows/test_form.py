@@ -79,5 +79,6 @@ def test_a_run_is_named_for_what_it_does() -> None:
     assert name_of(recipe, training=False) == "demo"
     assert is_generated("amber-otter")
     assert is_generated("Fantastic-Zebu")
-    for typed in ("my night", "Demo-run", "night-2", "demo", "a-b-c"):
+    assert is_generated("omega23-algedi-instability")
+    for typed in ("my night", "Demo-run", "night-2", "demo", "a-b-c", "eta-2-b", "beta-my-run"):
         assert not is_generated(typed)

@@ -29,12 +29,17 @@ def caused_by(cause: BaseException, error: type[Exception] = RunError) -> Except
         return made
 
 
+def answered(status: int) -> httpx.HTTPStatusError:
+    response = httpx.Response(status, request=httpx.Request("POST", "http://127.0.0.1/api"))
+    return httpx.HTTPStatusError("refused", request=response.request, response=response)
+
+
 @pytest.mark.parametrize(
     "cause",
     [
         ConnectionRefusedError(), TimeoutError(), httpx.ConnectError("away"),
         urllib3.exceptions.ReadTimeoutError(None, "", ""), CatalogueAway("away"),
-        OutOfReach("away"), caused_by(ConnectionResetError()),
+        OutOfReach("away"), caused_by(ConnectionResetError()), answered(503), answered(502),
     ],
 )  # fmt: skip
 def test_faults_of_the_network_may_pass(cause: Exception) -> None:
@@ -45,7 +50,15 @@ def test_faults_of_the_network_may_pass(cause: Exception) -> None:
 
 
 @pytest.mark.parametrize(
-    "error", [RunError("no"), ValueError(), MemoryError(), FileNotFoundError()]
+    "error",
+    [
+        RunError("no"),
+        ValueError(),
+        MemoryError(),
+        FileNotFoundError(),
+        answered(404),
+        answered(409),
+    ],
 )
 def test_other_faults_do_not(error: Exception) -> None:
     assert not passes(error)
