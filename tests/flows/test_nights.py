@@ -59,7 +59,7 @@ def test_faults_of_the_network_may_pass(cause: Exception) -> None:
         answered(404),
         answered(409),
     ],
-)
+)  # fmt: skip
 def test_other_faults_do_not(error: Exception) -> None:
     assert not passes(error)
 
