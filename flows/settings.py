@@ -15,7 +15,7 @@ from data_catalog.store import Store, open_store
 NO_WAIT = "GEOFM_NO_WAIT"
 #: Variable with the address at which `geofm up` serves reports (flows/service/pages.py).
 PAGES = "GEOFM_PAGES"
-#: Variable with the webhook that is told about failed runs.
+#: Variable with the webhook that gets a message when a run fails.
 NOTIFY_URL = "GEOFM_NOTIFY_URL"
 #: Seconds between two heartbeats of a run, for the environment of its process.
 HEARTBEAT_S = "30"

@@ -47,7 +47,7 @@ def up(
     recipe. Schedules and whatever else was changed in the UI stay as they are. The UI asks for
     a password once per browser: the value of PREFECT_API_AUTH_STRING that `geofm env` prints. If
     PREFECT_API_URL is set, that server is used and none is started. A worker that ends is started
-    again. If GEOFM_NOTIFY_URL names a webhook, it is told about runs that fail, from then on.
+    again. If GEOFM_NOTIFY_URL names a webhook, it gets a message when a run fails, from then on.
 
     Example: `geofm up --store /data/store --detach`, or with a machine for training, there:
     `geofm up --only gpu --store s3://bucket/geofm`

@@ -93,7 +93,7 @@ def test_a_run_that_fails_is_one_message_to_the_webhook(
     deploy_all(deployed.append, f"{webhook.url}/first/{TOKEN}")
     (made,) = automations(ui, FAILURE_NOTICE)
     assert made["enabled"] is True
-    time.sleep(2)  # the server's triggers are told of the automation
+    time.sleep(2)  # the server loads the automation
 
     # a run in the GPU pool is the child of another one, and a terminal shows its run's end itself
     stage = begin(ui, "geofm-stage", "pretrain · demo")
@@ -165,7 +165,7 @@ def test_a_run_that_takes_too_long_is_cancelled(deployed: list[str], api: httpx.
     deploy_all(deployed.append)
     (kept,) = automations(ui, TIME_LIMIT)
     assert (kept["enabled"], kept["trigger"]["within"]) == (True, 10)
-    time.sleep(2)  # the server's triggers are told of the change
+    time.sleep(2)  # the server loads the change
 
     hangs = begin(ui, "geofm-refresh", "hangs")
     ends = begin(ui, "geofm-refresh", "ends")

@@ -52,7 +52,7 @@ def test_the_automation_pretrains_on_what_a_refresh_publishes(
     assert made["enabled"] is False
     address = f"/automations/{made['id']}"
     api.patch(address, json={"enabled": True}).raise_for_status()
-    time.sleep(2)  # the server's triggers are told of the change
+    time.sleep(2)  # the server loads the change
     events = [
         publication("corpus@2026-11-29", "geofm-pretrain"),
         publication("corpus@2026-11-30", "geofm-refresh"),
